@@ -1,0 +1,47 @@
+"""periflow-ray: run pf-template.yml training jobs on your own Ray cluster.
+
+``import periflow_ray as pf`` in a training script gives PeriFlow's SDK: ``pf.init``, ``pf.train_step``,
+``pf.metric``, ``pf.upload_checkpoint``, ``pf.is_emergency_save``. ``periflow_ray.TorchTrainer`` runs a Python
+function as a job and imports Ray only when it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from periflow_ray.errors import PeriFlowError, PeriflowRayError
+from periflow_ray.sdk import (
+    end_step,
+    init,
+    is_emergency_save,
+    metric,
+    start_step,
+    train_step,
+    upload_checkpoint,
+)
+
+if TYPE_CHECKING:
+    from periflow_ray.runtime.torch_trainer import TorchTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PeriFlowError",
+    "PeriflowRayError",
+    "TorchTrainer",
+    "end_step",
+    "init",
+    "is_emergency_save",
+    "metric",
+    "start_step",
+    "train_step",
+    "upload_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TorchTrainer":
+        from periflow_ray.runtime.torch_trainer import TorchTrainer
+
+        return TorchTrainer
+    raise AttributeError(f"module 'periflow_ray' has no attribute {name!r}")

@@ -1,0 +1,71 @@
+"""Every error that periflow-ray raises on purpose, with the exit code the command line gives it.
+
+Exit codes: 1 something failed, 2 the user's input is wrong (the command was not started).
+A message says where, what was given, what is allowed and what to do; see ``STYLE`` in the README's design notes.
+All classes pickle, because they cross Ray process boundaries.
+"""
+
+from __future__ import annotations
+
+
+class PeriflowRayError(Exception):
+    """Base of all errors that a user can act on; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(PeriflowRayError):
+    """The command line or an argument is wrong."""
+
+    exit_code = 2
+
+
+class TemplateError(PeriflowRayError):
+    """pf-template.yml has problems; the message lists all of them, one ``file:line:col`` line each."""
+
+    exit_code = 2
+
+
+class PlanError(PeriflowRayError):
+    """A valid template that cannot be turned into a plan.
+
+    Args:
+        message: what is wrong, what is allowed, what to do.
+        key_path: the template key at fault, for example ``("num_devices",)``; empty when no single key is.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, key_path: tuple[str, ...] = ()) -> None:
+        super().__init__(message, key_path)
+        self.message = message
+        self.key_path = key_path
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class WorkspaceError(PeriflowRayError):
+    """The workspace directory cannot be packaged."""
+
+    exit_code = 2
+
+
+class StorageError(PeriflowRayError):
+    """The storage root cannot be read or written."""
+
+
+class NotFoundError(PeriflowRayError):
+    """A job, experiment, dataset or checkpoint that does not exist."""
+
+
+class ClusterError(PeriflowRayError):
+    """A Ray cluster cannot be reached, started or used."""
+
+
+class JobFailedError(PeriflowRayError):
+    """A job ended in a state other than success; the message is its diagnosis."""
+
+
+class PeriFlowError(PeriflowRayError):
+    """Wrong use of the SDK, for example ``metric`` before ``init``. The name is PeriFlow's own."""

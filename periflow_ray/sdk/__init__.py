@@ -1,0 +1,24 @@
+"""What user code calls: ``init``, ``start_step``, ``end_step``, ``train_step``, ``metric`` and the rest.
+
+Imports neither Ray nor torch nor click, so that a training script pays nothing for it.
+"""
+
+from periflow_ray.sdk.session import (
+    end_step,
+    init,
+    is_emergency_save,
+    metric,
+    start_step,
+    train_step,
+    upload_checkpoint,
+)
+
+__all__ = [
+    "end_step",
+    "init",
+    "is_emergency_save",
+    "metric",
+    "start_step",
+    "train_step",
+    "upload_checkpoint",
+]

@@ -1,0 +1,105 @@
+"""Inside a command job: the session talks to the node agent over its Unix-domain socket.
+
+When the agent dies the training goes on untracked: nothing here raises or waits for a dead peer, and the user
+is told once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import socket
+import threading
+from collections.abc import Callable
+
+from periflow_ray.errors import PeriFlowError
+from periflow_ray.sdk import wire
+from periflow_ray.sdk.channel import Hello, MetricRecord
+
+logger = logging.getLogger("periflow_ray")
+
+
+class AgentChannel:
+    """A connection to the node agent.
+
+    Args:
+        socket_path: the agent's Unix-domain socket, from ``PERIFLOW_SESSION``.
+    """
+
+    def __init__(self, socket_path: str) -> None:
+        self._socket_path = socket_path
+        self._socket: socket.socket | None = None
+        self._send_lock = threading.Lock()
+        self._reply = threading.Condition()
+        self._num_replies = 0
+        self._num_requests = 0
+        self._reply_error: str | None = None
+        self._is_lost = False
+        self._is_closing = False
+        self._on_announced_step: Callable[[int], None] = lambda step: None
+
+    def open(self, hello: Hello, on_announced_step: Callable[[int], None]) -> None:
+        self._on_announced_step = on_announced_step
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.connect(self._socket_path)
+        except OSError as err:
+            self._lose(f"cannot reach the node agent at {self._socket_path} ({err.strerror or err})")
+            return
+        threading.Thread(target=self._receive, name="periflow-receiver", daemon=True).start()
+        self._send(wire.encode("hello", version=wire.PROTOCOL_VERSION, **dataclasses.asdict(hello)))
+
+    def send(self, step: int, records: list[MetricRecord]) -> None:
+        metrics = [(record.step, record.time_unix_s, record.values) for record in records]
+        self._send(wire.encode("records", step=step, metrics=metrics))
+
+    def save_checkpoint(self, step: int) -> None:
+        with self._reply:
+            self._num_requests += 1
+            request = self._num_requests
+        self._send(wire.encode("checkpoint", step=step))
+        with self._reply:
+            self._reply.wait_for(lambda: self._is_lost or self._num_replies >= request)
+            error, self._reply_error = self._reply_error, None
+        if error is not None:
+            raise PeriFlowError(f"the checkpoint of step {step} could not be saved: {error}")
+
+    def close(self) -> None:
+        self._is_closing = True
+        self._send(wire.encode("bye"))
+        if self._socket is not None:
+            self._socket.close()
+
+    def _send(self, message: bytes) -> None:
+        if self._is_lost or self._socket is None:
+            return
+        with self._send_lock:
+            try:
+                self._socket.sendall(message)
+            except OSError as err:
+                self._lose(f"lost the node agent ({err.strerror or err})")
+
+    def _receive(self) -> None:
+        assert self._socket is not None
+        for message in wire.read_messages(self._socket):
+            if message["kind"] == "announced":
+                self._on_announced_step(int(message["step"]))
+            elif message["kind"] == "checkpointed":
+                with self._reply:
+                    self._num_replies += 1
+                    self._reply_error = message["error"]
+                    self._reply.notify_all()
+        self._lose("the node agent is gone")
+
+    def _lose(self, reason: str) -> None:
+        with self._reply:
+            if self._is_lost or self._is_closing:
+                self._is_lost = True
+                self._reply.notify_all()
+                return
+            self._is_lost = True
+            self._reply.notify_all()
+        logger.warning(
+            "periflow-ray: %s. Training goes on, but its progress, metrics and checkpoints are no longer recorded.",
+            reason,
+        )

@@ -1,0 +1,47 @@
+"""The seam between the SDK and whoever listens: a file, the node agent, or the Ray Train worker itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a rank says of itself when it opens its session; ranks and sizes as torchrun counts them."""
+
+    rank: int
+    local_rank: int
+    local_world_size: int | None
+    total_train_steps: int | None
+    pid: int
+
+
+@dataclass(frozen=True)
+class MetricRecord:
+    """One ``metric`` call: the step it was made in, Unix time in seconds, and the user's mapping."""
+
+    step: int
+    time_unix_s: float
+    values: Mapping[str, Any]
+
+
+class Channel(Protocol):
+    """Carries a session's records away. Everything but ``save_checkpoint`` is called off the step path."""
+
+    def open(self, hello: Hello, on_announced_step: Callable[[int], None]) -> None:
+        """Connect; later call ``on_announced_step`` when an emergency save is announced (-1 means now)."""
+
+    def send(self, step: int, records: list[MetricRecord]) -> None:
+        """Deliver the current step and the metrics since the last call. Never raises for a lost peer."""
+
+    def save_checkpoint(self, step: int) -> None:
+        """Return once a consistent snapshot of the output checkpoint directory exists.
+
+        Raises:
+            PeriFlowError: the snapshot could not be made.
+        """
+
+    def close(self) -> None:
+        """Say goodbye; what was sent before is delivered first."""

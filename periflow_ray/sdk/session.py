@@ -1,0 +1,277 @@
+"""The SDK's calls and the one session of this process.
+
+The step path (``start_step``, ``end_step``, ``metric``, ``is_emergency_save``) only touches plain attributes
+and a deque: no I/O, no lock, no wait. A background thread drains the deque into the session's channel.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from time import time
+from types import TracebackType
+from typing import Any, NoReturn
+
+from periflow_ray.errors import PeriFlowError
+from periflow_ray.sdk.channel import Channel, Hello, MetricRecord
+
+logger = logging.getLogger("periflow_ray")
+
+SEND_INTERVAL_S = 0.2
+# About a minute of metrics at 10,000 calls a second; beyond it the oldest are dropped rather than memory eaten.
+MAX_BUFFERED_METRICS = 600_000
+SAVE_NOW = -1
+_NO_STEP_ANNOUNCED = -2
+
+ChannelFactory = Callable[[str | None], Channel]
+"""Makes the channel of a new session from ``local_log_name``."""
+
+
+class _TrainStep:
+    """The context manager that ``train_step`` returns; one object serves every step."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __enter__(self) -> None:
+        self._session.start_step()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session.end_step()
+
+
+class Session:
+    """Counts steps, buffers metrics and knows the announced emergency step. One per process."""
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._is_in_step = False
+        self._announced_step = _NO_STEP_ANNOUNCED
+        self._metrics: deque[tuple[int, float, dict[str, Any]]] = deque(maxlen=MAX_BUFFERED_METRICS)
+        self._append_metric: Callable[[tuple[int, float, dict[str, Any]]], None] | None = None
+        self._train_step = _TrainStep(self)
+        self._channel: Channel | None = None
+        self._channel_factory: ChannelFactory | None = None
+        self._sender: threading.Thread | None = None
+        self._is_closing = threading.Event()
+
+    # The step path.
+
+    def start_step(self) -> None:
+        """Begin a training step; the current step becomes the resumed step + 1, + 2, ...
+
+        Raises:
+            PeriFlowError: ``init`` was not called, or the previous step has not ended.
+        """
+        if self._is_in_step or self._append_metric is None:
+            self._refuse("start_step")
+        self._is_in_step = True
+        self._step += 1
+
+    def end_step(self) -> None:
+        """End the current training step.
+
+        Raises:
+            PeriFlowError: ``init`` was not called, or no step was started.
+        """
+        if not self._is_in_step:
+            self._refuse("end_step")
+        self._is_in_step = False
+
+    def train_step(self) -> _TrainStep:
+        """``with train_step():`` is ``start_step()`` before the block and ``end_step()`` after it."""
+        return self._train_step
+
+    def metric(self, msg: Mapping[str, Any]) -> None:
+        """Record a mapping of names to numbers; step, rank and local rank are added.
+
+        Raises:
+            PeriFlowError: ``init`` was not called.
+        """
+        append = self._append_metric
+        if append is None:
+            self._refuse("metric")
+        append((self._step, time(), dict(msg)))
+
+    def is_emergency_save(self) -> bool:
+        """Whether to save a checkpoint at this step because a machine is about to be taken away.
+
+        Raises:
+            PeriFlowError: ``init`` was not called.
+        """
+        if self._append_metric is None:
+            self._refuse("is_emergency_save")
+        announced = self._announced_step
+        return announced == self._step or announced == SAVE_NOW
+
+    # Off the step path.
+
+    def init(self, total_train_steps: int | None = None, local_log_name: str | None = None) -> None:
+        """Open the session. Call it before every other SDK function, on all ranks.
+
+        Args:
+            total_train_steps: steps of the whole training, counted from 0, for progress and time left.
+            local_log_name: file for metrics outside a job; default ``periflow_trainer_<unix seconds>[_<rank>].log``.
+        Raises:
+            PeriFlowError: not a positive whole number, or not above the step this job resumes from.
+        """
+        resumed_step = int(os.environ.get("PROCESSED_ITERS") or 0)
+        _check_total(total_train_steps, resumed_step)
+        self._close()
+        channel = (self._channel_factory or _default_channel)(local_log_name)
+        rank, local_rank, local_world_size = _find_rank()
+        channel.open(
+            Hello(rank, local_rank, local_world_size, total_train_steps, os.getpid()), self._set_announced_step
+        )
+        self._step = resumed_step
+        self._is_in_step = False
+        self._channel = channel
+        self._is_closing = threading.Event()
+        self._sender = threading.Thread(
+            target=self._send_until_closed,
+            args=(channel, self._is_closing),
+            name="periflow-sender",
+            daemon=True,
+        )
+        self._sender.start()
+        self._append_metric = self._metrics.append
+
+    def upload_checkpoint(self) -> None:
+        """Save everything in ``output_checkpoint_dir`` as this step's checkpoint.
+
+        Collective: call on all ranks. Returns when the files may be changed again; the upload goes on beside
+        the training and is finished before the job ends.
+
+        Raises:
+            PeriFlowError: ``init`` was not called, or the files could not be copied (for example, disk full).
+        """
+        if self._append_metric is None or self._channel is None:
+            self._refuse("upload_checkpoint")
+        self._send_records(self._channel)
+        self._channel.save_checkpoint(self._step)
+
+    def use_channel_factory(self, factory: ChannelFactory | None) -> None:
+        """Let the runtime decide where sessions of this process send to; None restores the default."""
+        self._close()
+        self._channel_factory = factory
+
+    def _set_announced_step(self, step: int) -> None:
+        self._announced_step = step
+
+    def _send_until_closed(self, channel: Channel, is_closing: threading.Event) -> None:
+        while not is_closing.wait(SEND_INTERVAL_S):
+            self._send_records(channel)
+
+    def _send_records(self, channel: Channel) -> None:
+        records = []
+        # popleft and append are atomic, so draining needs no lock against the training thread.
+        while self._metrics:
+            try:
+                step, time_unix_s, values = self._metrics.popleft()
+            except IndexError:  # The other drainer (upload_checkpoint or the sender) took the last one.
+                break
+            records.append(MetricRecord(step, time_unix_s, {str(k): _plain_value(v) for k, v in values.items()}))
+        channel.send(self._step, records)
+
+    def _close(self) -> None:
+        channel, self._channel = self._channel, None
+        self._append_metric = None
+        if channel is None:
+            return
+        self._is_closing.set()
+        if self._sender is not None:
+            self._sender.join(timeout=5)
+        self._send_records(channel)
+        channel.close()
+
+    def _forget_after_fork(self) -> None:
+        # Threads do not survive a fork and the channel belongs to the parent: a data loader's worker process
+        # must not speak in its name.
+        self._channel = None
+        self._append_metric = None
+        self._is_in_step = False
+        self._metrics.clear()
+
+    def _refuse(self, call: str) -> NoReturn:
+        if self._append_metric is None:
+            raise PeriFlowError(
+                f"{call}() was called before init(). Call init(total_train_steps) once, before every other "
+                "SDK function, in every process that trains."
+            )
+        if call == "start_step":
+            raise PeriFlowError(
+                f"start_step() was called twice: step {self._step} has not ended. Call end_step() first, or use "
+                "'with train_step():'."
+            )
+        raise PeriFlowError("end_step() was called without start_step().")
+
+
+def _check_total(total_train_steps: int | None, resumed_step: int) -> None:
+    if total_train_steps is None:
+        return
+    if not isinstance(total_train_steps, int) or isinstance(total_train_steps, bool) or total_train_steps < 1:
+        raise PeriFlowError(f"total_train_steps must be a whole number of at least 1, not {total_train_steps!r}.")
+    if total_train_steps <= resumed_step:
+        raise PeriFlowError(
+            f"total_train_steps is {total_train_steps}, but this job resumes at step {resumed_step}: nothing is "
+            "left to train. Count total_train_steps from the start of the training, not from the resumed step."
+        )
+
+
+def _find_rank() -> tuple[int, int, int | None]:
+    """This process's rank, local rank and, where known, the number of ranks on this node."""
+    env = os.environ
+    local_world_size = int(env["LOCAL_WORLD_SIZE"]) if env.get("LOCAL_WORLD_SIZE") else None
+    local_rank = int(env.get("LOCAL_RANK") or 0)
+    rank = int(env.get("RANK") or int(env.get("NODE_RANK") or 0) * int(env.get("NPROC_PER_NODE") or 1) + local_rank)
+    if "torch" in sys.modules:  # Never import torch here: scripts without it must not pay for it.
+        distributed = sys.modules["torch"].distributed
+        if distributed.is_available() and distributed.is_initialized():
+            rank = distributed.get_rank()
+    return rank, local_rank, local_world_size
+
+
+def _default_channel(local_log_name: str | None) -> Channel:
+    socket_path = os.environ.get("PERIFLOW_SESSION")
+    if socket_path:
+        from periflow_ray.sdk.agent_channel import AgentChannel
+
+        return AgentChannel(socket_path)
+    from periflow_ray.sdk.local_channel import LocalChannel
+
+    return LocalChannel(local_log_name)
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, (int, float, str, type(None))):
+        return value
+    to_number = getattr(value, "item", None)  # A 0-dimensional tensor or NumPy scalar.
+    if to_number is not None:
+        try:
+            return to_number()
+        except (TypeError, ValueError, RuntimeError):
+            return str(value)
+    return str(value)
+
+
+_session = Session()
+atexit.register(_session._close)
+os.register_at_fork(after_in_child=_session._forget_after_fork)
+
+init = _session.init
+start_step = _session.start_step
+end_step = _session.end_step
+train_step = _session.train_step
+metric = _session.metric
+upload_checkpoint = _session.upload_checkpoint
+is_emergency_save = _session.is_emergency_save
+use_channel_factory = _session.use_channel_factory
