@@ -1,0 +1,1 @@
+"""Where bytes live: one storage root with jobs, checkpoints, metrics, logs, events, experiments and datasets."""

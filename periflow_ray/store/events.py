@@ -1,0 +1,43 @@
+"""What happened to a job and when, in plain words: submitted, node joined, checkpoint committed, failed."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+
+from periflow_ray.store.jobs import job_key
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.segments import SegmentWriter, read_lines
+
+
+@dataclass(frozen=True)
+class Event:
+    """``kind`` is one word for programs, ``text`` a sentence for people."""
+
+    time_unix_s: float
+    kind: str
+    text: str
+    attempt: int = 0
+
+
+class EventWriter:
+    """Adds a job's events; each is visible at once. One per process: ``writer_name`` keeps processes apart."""
+
+    def __init__(self, root: StorageRoot, job_id: int, writer_name: str) -> None:
+        self._segments = SegmentWriter(root, job_key(job_id, "events", writer_name))
+
+    def write(self, kind: str, text: str, attempt: int = 0) -> None:
+        """Record an event now."""
+        event = Event(time.time(), kind, text, attempt)
+        self._segments.append(json.dumps(asdict(event)).encode() + b"\n")
+        self._segments.flush()
+
+
+def read_events(root: StorageRoot, job_id: int) -> list[Event]:
+    """All events of a job in time order."""
+    prefix = job_key(job_id, "events")
+    events = [
+        Event(**json.loads(line)) for name in root.list_names(prefix) for line in read_lines(root, f"{prefix}/{name}")
+    ]
+    return sorted(events, key=lambda event: event.time_unix_s)

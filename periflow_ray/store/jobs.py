@@ -1,0 +1,203 @@
+"""Job records: what was submitted (``job.json``, ``plan.json``) and how it stands (``state.json``).
+
+``job.json`` is written once. ``state.json`` has one writer at a time: the submitter until the driver starts, then
+the driver. A driver that dies leaves a stale heartbeat, which readers report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from periflow_ray.errors import NotFoundError, UsageError
+from periflow_ray.store.root import StorageRoot
+
+JobStatus = Literal[
+    "waiting",
+    "allocating",
+    "preparing",
+    "running",
+    "success",
+    "failed",
+    "stopping",
+    "stopped",
+    "cancelled",
+]
+JOB_STATUSES: tuple[JobStatus, ...] = (
+    "waiting",
+    "allocating",
+    "preparing",
+    "running",
+    "success",
+    "failed",
+    "stopping",
+    "stopped",
+    "cancelled",
+)
+ENDED_STATUSES: frozenset[JobStatus] = frozenset({"success", "failed", "stopped", "cancelled"})
+# The driver writes a heartbeat every HEARTBEAT_INTERVAL_S; after this many seconds without one it is taken for dead.
+HEARTBEAT_INTERVAL_S = 5.0
+HEARTBEAT_LOST_S = 60.0
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """What was submitted. Times in Unix seconds; ``ray_submission_id`` is the Ray job's id at ``ray_address``."""
+
+    job_id: int
+    name: str | None
+    experiment: str | None
+    vm: str
+    accelerator: str
+    num_devices: int
+    num_nodes: int
+    dataset: str | None
+    created_by: str
+    created_unix_s: float
+    ray_address: str | None = None
+    ray_submission_id: str | None = None
+
+
+@dataclass(frozen=True)
+class JobState:
+    """How a job stands. ``message`` is the diagnosis of a failed job, or why it waits."""
+
+    status: JobStatus
+    started_unix_s: float | None = None
+    ended_unix_s: float | None = None
+    heartbeat_unix_s: float | None = None
+    attempt: int = 0
+    message: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the status is final."""
+        return self.status in ENDED_STATUSES
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """Rank 0's place in the training: steps done, steps in all, steps a second, and its newest metrics."""
+
+    step: int = 0
+    total_train_steps: int | None = None
+    steps_per_s: float | None = None
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as readers see it."""
+
+    record: JobRecord
+    state: JobState
+    progress: JobProgress
+
+
+def job_key(job_id: int, *parts: str) -> str:
+    """The key of something that belongs to a job."""
+    return "/".join(("jobs", str(job_id), *parts))
+
+
+def claim_job_id(root: StorageRoot) -> int:
+    """Reserve the next free job number, safe against others who submit at the same moment."""
+    taken = [int(name) for name in root.list_names("jobs") if name.isdigit()]
+    job_id = max(taken, default=0) + 1
+    while not root.create_exclusive(job_key(job_id, "claim"), b""):
+        job_id += 1
+    return job_id
+
+
+def write_record(root: StorageRoot, record: JobRecord) -> None:
+    """Store what was submitted."""
+    root.write_json(job_key(record.job_id, "job.json"), dataclasses.asdict(record))
+
+
+def write_state(root: StorageRoot, job_id: int, state: JobState) -> None:
+    """Store how the job stands."""
+    root.write_json(job_key(job_id, "state.json"), dataclasses.asdict(state))
+
+
+def write_progress(root: StorageRoot, job_id: int, progress: JobProgress) -> None:
+    """Store how far the job is."""
+    root.write_json(job_key(job_id, "progress.json"), dataclasses.asdict(progress))
+
+
+def read_record(root: StorageRoot, job_id: int) -> JobRecord:
+    """What was submitted.
+
+    Raises:
+        NotFoundError: there is no such job in this storage root.
+    """
+    try:
+        return JobRecord(**root.read_json(job_key(job_id, "job.json")))
+    except NotFoundError:
+        raise NotFoundError(
+            f"job {job_id} does not exist in storage root '{root.uri}'. List jobs: periflow-ray job list"
+        ) from None
+
+
+def read_state(root: StorageRoot, job_id: int) -> JobState:
+    """How the job stands, with a dead driver's job reported as failed.
+
+    Raises:
+        NotFoundError: there is no such job.
+    """
+    state = JobState(**root.read_json(job_key(job_id, "state.json")))
+    if state.has_ended or state.heartbeat_unix_s is None:
+        return state
+    silent_s = time.time() - state.heartbeat_unix_s
+    if silent_s <= HEARTBEAT_LOST_S:
+        return state
+    return dataclasses.replace(
+        state,
+        status="failed",
+        ended_unix_s=state.heartbeat_unix_s,
+        message=f"the job's driver died: no sign of life for {silent_s:.0f} s. Was its cluster shut down?",
+    )
+
+
+def read_progress(root: StorageRoot, job_id: int) -> JobProgress:
+    """How far the job is; step 0 before the first report."""
+    try:
+        return JobProgress(**root.read_json(job_key(job_id, "progress.json")))
+    except NotFoundError:
+        return JobProgress()
+
+
+def read_job(root: StorageRoot, job_id: int) -> Job:
+    """Record, state and progress of one job.
+
+    Raises:
+        NotFoundError: there is no such job.
+    """
+    return Job(read_record(root, job_id), read_state(root, job_id), read_progress(root, job_id))
+
+
+def list_jobs(root: StorageRoot) -> list[Job]:
+    """All jobs, newest first; a number that was claimed but never submitted is left out."""
+    jobs = []
+    for job_id in sorted((int(n) for n in root.list_names("jobs") if n.isdigit()), reverse=True):
+        try:
+            jobs.append(read_job(root, job_id))
+        except NotFoundError:
+            continue
+    return jobs
+
+
+def delete_job(root: StorageRoot, job_id: int) -> None:
+    """Delete everything of an ended job.
+
+    Raises:
+        NotFoundError: there is no such job.
+        UsageError: it has not ended.
+    """
+    job = read_job(root, job_id)
+    if not job.state.has_ended:
+        raise UsageError(
+            f"job {job_id} is {job.state.status}; only an ended job can be deleted. "
+            f"Stop it first: periflow-ray job stop {job_id}"
+        )
+    root.delete(job_key(job_id))

@@ -1,0 +1,70 @@
+"""Log lines of a job, one stream per node (``logs/node-<rank>``) and one of the job itself (``logs/job``).
+
+A stored line is ``<unix milliseconds> <text>``, so that plain ``grep`` works on a local storage root.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from periflow_ray.store.jobs import job_key
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.segments import SegmentFollower, SegmentWriter
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line; ``node_rank`` is None for the job's own lines."""
+
+    time_unix_ms: int
+    node_rank: int | None
+    text: str
+
+
+class LogWriter:
+    """Writes one node's lines, or the job's own with ``node_rank=None``."""
+
+    def __init__(self, root: StorageRoot, job_id: int, node_rank: int | None) -> None:
+        name = "job" if node_rank is None else f"node-{node_rank}"
+        self._segments = SegmentWriter(root, job_key(job_id, "logs", name))
+
+    def write(self, text: str, time_unix_ms: int | None = None) -> None:
+        """Add a line (several, if the text has newlines); visible after ``flush``."""
+        stamp = int(time.time() * 1000) if time_unix_ms is None else time_unix_ms
+        encoded = "".join(f"{stamp} {line}\n" for line in text.split("\n"))
+        self._segments.append(encoded.encode("utf-8", "replace"))
+
+    def flush(self) -> None:
+        """Make the lines visible to readers."""
+        self._segments.flush()
+
+
+class LogFollower:
+    """Reads a job's lines as they come, all streams merged in time order per call."""
+
+    def __init__(self, root: StorageRoot, job_id: int) -> None:
+        self._root = root
+        self._prefix = job_key(job_id, "logs")
+        self._streams: dict[str, SegmentFollower] = {}
+
+    def read_new(self) -> list[LogLine]:
+        """The lines since the last call."""
+        for name in self._root.list_names(self._prefix):
+            if name not in self._streams:
+                self._streams[name] = SegmentFollower(self._root, f"{self._prefix}/{name}")
+        lines = []
+        for name, stream in self._streams.items():
+            node_rank = None if name == "job" else int(name.removeprefix("node-"))
+            lines += [_parse_line(line, node_rank) for line in stream.read_new()]
+        return sorted(lines, key=lambda line: line.time_unix_ms)
+
+
+def read_logs(root: StorageRoot, job_id: int) -> list[LogLine]:
+    """All lines of a job in time order."""
+    return LogFollower(root, job_id).read_new()
+
+
+def _parse_line(line: bytes, node_rank: int | None) -> LogLine:
+    stamp, _, text = line.decode("utf-8", "replace").partition(" ")
+    return LogLine(int(stamp), node_rank, text)

@@ -1,0 +1,57 @@
+"""Metrics of all ranks: one JSON object a line with step, rank, local rank, Unix time and the user's values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from periflow_ray.store.jobs import job_key
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.segments import SegmentWriter, read_lines
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One ``pf.metric`` call."""
+
+    step: int
+    rank: int
+    local_rank: int
+    time_unix_s: float
+    values: Mapping[str, Any]
+
+
+class MetricsWriter:
+    """Appends metrics to a job; visible after ``flush``."""
+
+    def __init__(self, root: StorageRoot, job_id: int) -> None:
+        self._segments = SegmentWriter(root, job_key(job_id, "metrics"))
+
+    def append(self, metrics: Iterable[Metric]) -> None:
+        """Add metrics."""
+        for metric in metrics:
+            row = [metric.step, metric.rank, metric.local_rank, round(metric.time_unix_s, 3), dict(metric.values)]
+            self._segments.append(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+
+    def flush(self) -> None:
+        """Make the metrics visible to readers."""
+        self._segments.flush()
+
+
+def read_metrics(root: StorageRoot, job_id: int, *, rank: int | None = 0) -> list[Metric]:
+    """A job's metrics in the order they arrived; ``rank=None`` gives all ranks.
+
+    Steps that were repeated after a restart appear as often as they were run.
+    """
+    metrics = (Metric(*json.loads(line)) for line in read_lines(root, job_key(job_id, "metrics")))
+    return [metric for metric in metrics if rank is None or metric.rank == rank]
+
+
+def list_metric_names(metrics: Iterable[Metric]) -> list[str]:
+    """Names in the order they first appeared."""
+    names: dict[str, None] = {}
+    for metric in metrics:
+        names.update(dict.fromkeys(metric.values))
+    return list(names)

@@ -1,0 +1,88 @@
+"""Append-only text kept as numbered segment files, because object stores cannot append.
+
+A segment is rewritten while it is small and closed when it has grown; a local root appends in place.
+One writer per prefix at a time; readers may follow while it is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from periflow_ray.errors import NotFoundError
+from periflow_ray.store.root import StorageRoot
+
+SEGMENT_BYTES = 2 << 20
+
+
+class SegmentWriter:
+    """Appends whole lines below a prefix; a new writer starts a new segment and leaves old ones alone."""
+
+    def __init__(self, root: StorageRoot, prefix: str) -> None:
+        self._root = root
+        self._prefix = prefix
+        names = root.list_names(prefix)
+        self._index = int(names[-1]) + 1 if names else 0
+        self._segment = bytearray()
+        self._num_flushed = 0
+
+    def append(self, lines: bytes) -> None:
+        """Buffer lines, each ending in a newline; ``flush`` makes them visible."""
+        self._segment += lines
+
+    def flush(self) -> None:
+        """Make everything appended so far visible to readers."""
+        if self._num_flushed == len(self._segment):
+            return
+        key = segment_key(self._prefix, self._index)
+        if self._root.is_local:
+            path = self._root.local_path(key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                file.write(self._segment[self._num_flushed :])
+        else:
+            self._root.write_bytes(key, bytes(self._segment))
+        self._num_flushed = len(self._segment)
+        if self._num_flushed >= SEGMENT_BYTES:
+            self._index += 1
+            self._segment.clear()
+            self._num_flushed = 0
+
+
+@dataclass
+class SegmentFollower:
+    """Reads a prefix from its beginning; each ``read_new`` returns the complete lines since the last one."""
+
+    root: StorageRoot
+    prefix: str
+    _index: int = 0
+    _offset: int = 0
+    _rest: bytes = field(default=b"")
+
+    def read_new(self) -> list[bytes]:
+        """Lines without their newline; empty when there is nothing new."""
+        content = b""
+        names = self.root.list_names(self.prefix)
+        last_index = int(names[-1]) if names else -1
+        while self._index <= last_index:
+            try:
+                new = self.root.read_bytes(segment_key(self.prefix, self._index), start=self._offset)
+            except NotFoundError:
+                new = b""
+            content += new
+            if self._index == last_index:
+                self._offset += len(new)
+                break
+            self._index += 1
+            self._offset = 0
+        *lines, self._rest = (self._rest + content).split(b"\n")
+        return lines
+
+
+def read_lines(root: StorageRoot, prefix: str) -> list[bytes]:
+    """Every line below a prefix, oldest first; a last line that was cut short is left out."""
+    return SegmentFollower(root, prefix).read_new()
+
+
+def segment_key(prefix: str, index: int) -> str:
+    """The key of a segment; names sort in writing order."""
+    return f"{prefix}/{index:08d}"
