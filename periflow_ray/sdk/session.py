@@ -7,6 +7,7 @@ and a deque: no I/O, no lock, no wait. A background thread drains the deque into
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -145,6 +146,10 @@ class Session:
         self._sender.start()
         self._append_metric = self._metrics.append
 
+    def is_initialized(self) -> bool:
+        """Whether ``init`` was called in this process, so that the other functions may be."""
+        return self._append_metric is not None
+
     def upload_checkpoint(self) -> None:
         """Save everything in ``output_checkpoint_dir`` as this step's checkpoint.
 
@@ -263,7 +268,16 @@ def _plain_value(value: Any) -> Any:
     return str(value)
 
 
+def _leave_import_mark() -> None:
+    # Lets the node agent tell a script that forgot init() from a command that does not use the SDK.
+    socket_path = os.environ.get("PERIFLOW_SESSION")
+    if socket_path:
+        with contextlib.suppress(OSError):
+            open(os.path.join(os.path.dirname(socket_path), f"imported-{os.getpid()}"), "w").close()
+
+
 _session = Session()
+_leave_import_mark()
 atexit.register(_session._close)
 os.register_at_fork(after_in_child=_session._forget_after_fork)
 
@@ -274,4 +288,5 @@ train_step = _session.train_step
 metric = _session.metric
 upload_checkpoint = _session.upload_checkpoint
 is_emergency_save = _session.is_emergency_save
+is_initialized = _session.is_initialized
 use_channel_factory = _session.use_channel_factory

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,13 @@ def checkpoint_key(job_id: int, checkpoint: str, *parts: str) -> str:
     return job_key(job_id, "checkpoints", checkpoint, *parts)
 
 
-def choose_name(root: StorageRoot, job_id: int, step: int) -> str:
-    """A directory name for a new checkpoint of this step; a second one of the same step gets ``.2``."""
-    taken = set(root.list_names(job_key(job_id, "checkpoints")))
+def choose_name(root: StorageRoot, job_id: int, step: int, pending: Iterable[str] = ()) -> str:
+    """A directory name for a new checkpoint of this step; a second one of the same step gets ``.2``.
+
+    Args:
+        pending: names that are chosen but not in the storage root yet.
+    """
+    taken = {*root.list_names(job_key(job_id, "checkpoints")), *pending}
     name = f"step-{step:08d}"
     ordinal = 2
     while name in taken:

@@ -37,7 +37,10 @@ class EventWriter:
 def read_events(root: StorageRoot, job_id: int) -> list[Event]:
     """All events of a job in time order."""
     prefix = job_key(job_id, "events")
-    events = [
-        Event(**json.loads(line)) for name in root.list_names(prefix) for line in read_lines(root, f"{prefix}/{name}")
-    ]
+    events = [parse_event(line) for name in root.list_names(prefix) for line in read_lines(root, f"{prefix}/{name}")]
     return sorted(events, key=lambda event: event.time_unix_s)
+
+
+def parse_event(line: bytes) -> Event:
+    """An event from its stored line."""
+    return Event(**json.loads(line))

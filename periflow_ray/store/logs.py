@@ -1,4 +1,4 @@
-"""Log lines of a job, one stream per node (``logs/node-<rank>``) and one of the job itself (``logs/job``).
+"""Log lines of a job: one stream per node (``logs/node-<rank>``); the job's own lines are its events.
 
 A stored line is ``<unix milliseconds> <text>``, so that plain ``grep`` works on a local storage root.
 """
@@ -6,8 +6,10 @@ A stored line is ``<unix milliseconds> <text>``, so that plain ``grep`` works on
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from periflow_ray.store.events import parse_event
 from periflow_ray.store.jobs import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.segments import SegmentFollower, SegmentWriter
@@ -23,11 +25,10 @@ class LogLine:
 
 
 class LogWriter:
-    """Writes one node's lines, or the job's own with ``node_rank=None``."""
+    """Writes one node's lines."""
 
-    def __init__(self, root: StorageRoot, job_id: int, node_rank: int | None) -> None:
-        name = "job" if node_rank is None else f"node-{node_rank}"
-        self._segments = SegmentWriter(root, job_key(job_id, "logs", name))
+    def __init__(self, root: StorageRoot, job_id: int, node_rank: int) -> None:
+        self._segments = SegmentWriter(root, job_key(job_id, "logs", f"node-{node_rank}"))
 
     def write(self, text: str, time_unix_ms: int | None = None) -> None:
         """Add a line (several, if the text has newlines); visible after ``flush``."""
@@ -45,19 +46,27 @@ class LogFollower:
 
     def __init__(self, root: StorageRoot, job_id: int) -> None:
         self._root = root
-        self._prefix = job_key(job_id, "logs")
-        self._streams: dict[str, SegmentFollower] = {}
+        self._job_id = job_id
+        self._nodes: dict[str, SegmentFollower] = {}
+        self._own: dict[str, SegmentFollower] = {}
 
     def read_new(self) -> list[LogLine]:
         """The lines since the last call."""
-        for name in self._root.list_names(self._prefix):
-            if name not in self._streams:
-                self._streams[name] = SegmentFollower(self._root, f"{self._prefix}/{name}")
         lines = []
-        for name, stream in self._streams.items():
-            node_rank = None if name == "job" else int(name.removeprefix("node-"))
+        for name, stream in self._find_streams("logs", self._nodes):
+            node_rank = int(name.removeprefix("node-"))
             lines += [_parse_line(line, node_rank) for line in stream.read_new()]
+        for _, stream in self._find_streams("events", self._own):
+            events = [parse_event(line) for line in stream.read_new()]
+            lines += [LogLine(int(event.time_unix_s * 1000), None, event.text) for event in events]
         return sorted(lines, key=lambda line: line.time_unix_ms)
+
+    def _find_streams(self, kind: str, known: dict[str, SegmentFollower]) -> Iterable[tuple[str, SegmentFollower]]:
+        prefix = job_key(self._job_id, kind)
+        for name in self._root.list_names(prefix):
+            if name not in known:
+                known[name] = SegmentFollower(self._root, f"{prefix}/{name}")
+        return known.items()
 
 
 def read_logs(root: StorageRoot, job_id: int) -> list[LogLine]:
@@ -65,6 +74,6 @@ def read_logs(root: StorageRoot, job_id: int) -> list[LogLine]:
     return LogFollower(root, job_id).read_new()
 
 
-def _parse_line(line: bytes, node_rank: int | None) -> LogLine:
+def _parse_line(line: bytes, node_rank: int) -> LogLine:
     stamp, _, text = line.decode("utf-8", "replace").partition(" ")
     return LogLine(int(stamp), node_rank, text)

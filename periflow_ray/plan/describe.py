@@ -1,0 +1,119 @@
+"""A plan as ``submit --dry-run`` shows it: rows for people, a document for programs, secrets masked in both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from periflow_ray.plan.environment import device_environment, node_environment
+from periflow_ray.plan.job_plan import JobPlan
+from periflow_ray.plan.masking import MASK, mask_environment, mask_text
+from periflow_ray.plan.mounts import Mount, rewrite_paths
+
+SANDBOX_PLACEHOLDER = "<sandbox>"
+UNUSED_IMAGE_NOTE = "not used on bare nodes: the command runs in the cluster's Python environment"
+
+
+def describe_plan(plan: JobPlan) -> list[tuple[str, str]]:
+    """List (label, value) rows; a value may have several lines.
+
+    On this machine mount paths appear below ``<sandbox>``, as the job will see them.
+    """
+    return list(_rows(plan))
+
+
+def plan_document(plan: JobPlan) -> dict[str, Any]:
+    """The plan's JSON with secrets masked, for ``-o json`` and ``-o yaml``; not to be submitted."""
+    document = plan.model_dump(mode="json")
+    document["env"] = _masked_environment(plan, plan.env)
+    document["command"] = mask_text(plan.command)
+    document["storage_uri"] = mask_text(plan.storage_uri)
+    return document
+
+
+def _rows(plan: JobPlan) -> Iterator[tuple[str, str]]:
+    yield "Name", plan.name or "-"
+    yield "Experiment", plan.experiment or "-"
+    yield "VM", _describe_vm(plan)
+    yield "Nodes", f"{plan.num_nodes} x {_count(plan.devices_per_node, 'device')}"
+    yield "Devices", str(plan.num_devices)
+    yield "Per device", _describe_resources(plan)
+    yield "Image", f"{plan.image} ({UNUSED_IMAGE_NOTE})" if plan.image else "-"
+    yield f"Command (once per {plan.launch_mode})", mask_text(_as_seen(plan, plan.command))
+    yield "Mounts", "\n".join(f"{_as_seen(plan, mount.path)}  {_describe_source(plan, mount)}" for mount in plan.mounts)
+    yield "Environment", "\n".join(f"{name}={value}" for name, value in _shown_environment(plan).items())
+    yield "Storage", mask_text(plan.storage_uri)
+    yield "Max failures", str(plan.max_failures)
+    if plan.plugin:
+        yield "Plugins", ", ".join(plan.plugin.model_dump(exclude_none=True)) or "-"
+    yield "Price per hour", _describe_price(plan)
+
+
+def _describe_vm(plan: JobPlan) -> str:
+    vm = plan.vm
+    if vm.is_local:
+        kind = "CPU slots" if vm.accelerator == "CPU" else "GPUs"
+        return f"{vm.name} (each node is a stand-in on this machine; devices are {kind})"
+    spot = ", spot" if vm.is_spot else ""
+    retired = f"; withdrawn by the provider on {vm.retired_on}" if vm.retired_on else ""
+    gpus = f"{vm.num_devices} x {vm.accelerator} {vm.device_memory_gib:g} GiB"
+    return f"{vm.name} ({vm.instance_type} in {vm.region}, {gpus}{spot}{retired})"
+
+
+def _describe_resources(plan: JobPlan) -> str:
+    parts = [_count(plan.gpus_per_device, "GPU")] if plan.gpus_per_device else []
+    parts.append(f"{plan.cpus_per_device:g} CPU{'' if plan.cpus_per_device == 1 else 's'}")
+    if plan.memory_bytes_per_device is not None:
+        parts.append(f"{plan.memory_bytes_per_device / 2**30:.4g} GiB memory")
+    return ", ".join(parts)
+
+
+def _describe_source(plan: JobPlan, mount: Mount) -> str:
+    if mount.kind == "workspace":
+        return f"workspace, as {_as_seen(plan, mount.path)}/{mount.source}" if mount.source else "workspace"
+    if mount.kind == "checkpoint":
+        return "output checkpoints"
+    return f"{'input checkpoint' if mount.kind == 'checkpoint_input' else 'dataset'} {mount.source}"
+
+
+def _shown_environment(plan: JobPlan) -> dict[str, str]:
+    facts: dict[str, Any] = {
+        "node_rank": 0,
+        "master_addr": "",
+        "master_port": 0,
+        "processed_iters": 0,
+        "output_checkpoint_dir": plan.output_checkpoint_dir,
+    }
+    decided_later = ["MASTER_ADDR", "NODE_RANK", "PROCESSED_ITERS", *({"MASTER_PORT"} - plan.env.keys())]
+    if plan.launch_mode == "device":
+        environment = device_environment(plan, local_rank=0, **facts)
+        decided_later += ["RANK", "LOCAL_RANK"]
+    else:
+        environment = node_environment(plan, **facts)
+    shown = {name: _as_seen(plan, value) for name, value in environment.items()}
+    return _masked_environment(plan, shown | dict.fromkeys(decided_later, "(set when the job starts)"))
+
+
+def _masked_environment(plan: JobPlan, env: dict[str, str]) -> dict[str, str]:
+    return {**mask_environment(env), **dict.fromkeys(plan.secret_names, MASK)}
+
+
+def _as_seen(plan: JobPlan, text: str) -> str:
+    return rewrite_paths(text, plan.mount_paths, SANDBOX_PLACEHOLDER) if plan.vm.is_local else text
+
+
+def _describe_price(plan: JobPlan) -> str:
+    vm = plan.vm
+    if vm.is_local:
+        return "-"
+    if vm.on_demand_price_per_hour_usd is None:
+        return f"unknown for {vm.name}"
+    source = f"{vm.price_source}, {vm.price_date}"
+    if plan.price_per_hour_usd is None:
+        ceiling_usd = plan.num_nodes * vm.on_demand_price_per_hour_usd
+        return f"at most ${ceiling_usd:,.2f}: spot prices move, this is the on-demand price ({source})"
+    return f"about ${plan.price_per_hour_usd:,.2f} ({source})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

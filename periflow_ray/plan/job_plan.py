@@ -1,0 +1,211 @@
+"""What will run: a template and a VM type become a ``JobPlan``, before anything is touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from periflow_ray.errors import PlanError
+from periflow_ray.plan.catalogue import VmType
+from periflow_ray.plan.grid import WorkerGrid, split_devices
+from periflow_ray.plan.mounts import Mount
+from periflow_ray.spec.models import CheckpointInput, DataSpec, JobSpec, PluginSpec, SetupAndRun
+
+# Ray's own processes, the node agent and the monitor share this vCPU of a VM; the rest is for the devices.
+NUM_RESERVED_VCPUS = 1
+
+
+class JobPlan(BaseModel):
+    """Everything that running a job needs, as plain data; ``submit`` and ``runtime`` meet only through its JSON.
+
+    ``command`` is bash, with the mount paths as the template has them. ``env`` is the template's ``env_var`` and what
+    the command line added; the values of ``secret_names`` are never part of a plan. ``cpus_per_device``,
+    ``memory_bytes_per_device`` and ``gpus_per_device`` are what to ask Ray for. ``price_per_hour_usd`` is for all
+    nodes; None where it is unknown or moves (spot).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan_version: Literal[1] = 1
+    name: str | None
+    experiment: str | None
+    vm: VmType
+    num_devices: int
+    num_nodes: int
+    devices_per_node: int
+    launch_mode: Literal["node", "device"]
+    command: str
+    env: dict[str, str]
+    secret_names: tuple[str, ...]
+    image: str | None
+    image_credential_id: str | None
+    workspace_mount_path: str
+    workspace_dir_name: str | None
+    mounts: tuple[Mount, ...]
+    output_checkpoint_dir: str | None
+    checkpoint_input: CheckpointInput | None
+    data: DataSpec | None
+    cpus_per_device: float
+    memory_bytes_per_device: int | None
+    gpus_per_device: int
+    max_failures: int
+    storage_uri: str
+    price_per_hour_usd: float | None
+    plugin: PluginSpec | None
+
+    @property
+    def mount_paths(self) -> tuple[str, ...]:
+        return tuple(mount.path for mount in self.mounts)
+
+
+def build_plan(
+    spec: JobSpec,
+    vm: VmType,
+    *,
+    storage_uri: str,
+    workspace_dir_name: str | None = None,
+    extra_env: Mapping[str, str] | None = None,
+    secret_names: Sequence[str] = (),
+    num_local_cpus: int | None = None,
+    num_local_gpus: int | None = None,
+) -> JobPlan:
+    """Decide what a job runs on, with what, and where its files are.
+
+    On this machine every device asks for at most one CPU, and for less where there are more devices than CPUs, so that
+    any template fits; ``job_setting.resources`` can only lower that, and its memory is not asked for. On a cloud VM a
+    device gets its share of the vCPUs less one for Ray's own processes, unless ``job_setting.resources`` says more.
+
+    Args:
+        spec: the template, command line options applied.
+        vm: the VM type to run on; need not be the one that the template names (``--local``).
+        storage_uri: the storage root.
+        workspace_dir_name: name that the workspace directory has below its mount path; None if there is none yet.
+        extra_env: environment variables that win over the template's.
+        secret_names: variables whose values reach the job by another way; they are removed from the plan's ``env``.
+        num_local_cpus: CPUs of this machine; None if unknown.
+        num_local_gpus: GPUs of this machine; None if unknown.
+    Raises:
+        PlanError: the devices do not divide over VMs, two mounts share a path, or a VM has too little for a device.
+    """
+    docker = spec.job_setting.docker
+    grid = split_devices(spec.num_devices, vm)
+    if vm.is_local and vm.accelerator != "CPU" and num_local_gpus is not None and spec.num_devices > num_local_gpus:
+        raise PlanError(
+            f"num_devices {spec.num_devices} is more than the {num_local_gpus} GPUs of this machine. "
+            f"Use at most {num_local_gpus}, or run on a cluster.",
+            ("num_devices",),
+        )
+    env = {**docker.env_var, **(extra_env or {})}
+    price = None if vm.price_per_hour_usd is None else round(grid.num_nodes * vm.price_per_hour_usd, 4)
+    return JobPlan(
+        name=spec.name,
+        experiment=spec.experiment,
+        vm=vm,
+        num_devices=spec.num_devices,
+        num_nodes=grid.num_nodes,
+        devices_per_node=grid.devices_per_node,
+        launch_mode=spec.job_setting.launch_mode,
+        command=_one_bash_text(docker.command),
+        env={name: value for name, value in env.items() if name not in secret_names},
+        secret_names=tuple(dict.fromkeys(secret_names)),
+        image=docker.image,
+        image_credential_id=docker.credential_id,
+        workspace_mount_path=spec.job_setting.workspace.mount_path,
+        workspace_dir_name=workspace_dir_name,
+        mounts=_mounts(spec, workspace_dir_name),
+        output_checkpoint_dir=spec.checkpoint.output_checkpoint_dir if spec.checkpoint else None,
+        checkpoint_input=spec.checkpoint.input if spec.checkpoint else None,
+        data=spec.data,
+        cpus_per_device=_cpus_per_device(spec, vm, grid, num_local_cpus),
+        memory_bytes_per_device=_memory_bytes_per_device(spec, vm, grid),
+        gpus_per_device=0 if vm.accelerator == "CPU" else 1,
+        max_failures=spec.max_failures,
+        storage_uri=storage_uri,
+        price_per_hour_usd=price,
+        plugin=spec.plugin,
+    )
+
+
+def _one_bash_text(command: str | SetupAndRun) -> str:
+    if isinstance(command, str):
+        return command
+    if command.setup is None:
+        return command.run
+    # Groups, so that either part may have several lines, end in a comment or hold a here-document, and what the setup
+    # exports, activates or changes directory to holds for the run. Nobody's script is put under `set -e`.
+    return f"{{\n{command.setup}\n}} && {{\n{command.run}\n}}"
+
+
+def _mounts(spec: JobSpec, workspace_dir_name: str | None) -> tuple[Mount, ...]:
+    mounts: list[Mount] = []
+    keys_by_path: dict[str, str] = {}
+    for key_path, mount in _declared_mounts(spec, workspace_dir_name):
+        key = ".".join(key_path)
+        if mount.path in keys_by_path:
+            raise PlanError(
+                f"{keys_by_path[mount.path]} and {key} are both {mount.path!r}. Give each its own directory.", key_path
+            )
+        keys_by_path[mount.path] = key
+        mounts.append(mount)
+    return tuple(mounts)
+
+
+def _declared_mounts(spec: JobSpec, workspace_dir_name: str | None) -> Iterator[tuple[tuple[str, ...], Mount]]:
+    workspace = spec.job_setting.workspace
+    yield (
+        ("job_setting", "workspace", "mount_path"),
+        Mount(kind="workspace", path=workspace.mount_path, source=workspace_dir_name),
+    )
+    if spec.checkpoint and spec.checkpoint.output_checkpoint_dir:
+        yield (
+            ("checkpoint", "output_checkpoint_dir"),
+            Mount(kind="checkpoint", path=spec.checkpoint.output_checkpoint_dir),
+        )
+    if spec.checkpoint and spec.checkpoint.input:
+        given = spec.checkpoint.input
+        yield (
+            ("checkpoint", "input", "mount_path"),
+            Mount(kind="checkpoint_input", path=given.mount_path, source=given.id),
+        )
+    if spec.data:
+        yield ("data", "mount_path"), Mount(kind="data", path=spec.data.mount_path, source=spec.data.name)
+
+
+def _cpus_per_device(spec: JobSpec, vm: VmType, grid: WorkerGrid, num_local_cpus: int | None) -> float:
+    resources = spec.job_setting.resources
+    asked = resources.cpus if resources else None
+    if vm.num_vcpus is None:
+        share = math.inf if num_local_cpus is None else num_local_cpus / spec.num_devices
+        return _round_down(min(1.0 if asked is None else asked, share))
+    if asked is None:
+        return _round_down((vm.num_vcpus - NUM_RESERVED_VCPUS) / vm.num_devices)
+    if asked * grid.devices_per_node > vm.num_vcpus:
+        raise PlanError(
+            f"job_setting.resources.cpus is {asked:g} for each of {grid.devices_per_node} devices, but vm {vm.name!r} "
+            f"has {vm.num_vcpus} vCPUs. Use at most {_round_down(vm.num_vcpus / grid.devices_per_node):g}.",
+            ("job_setting", "resources", "cpus"),
+        )
+    return asked
+
+
+def _memory_bytes_per_device(spec: JobSpec, vm: VmType, grid: WorkerGrid) -> int | None:
+    resources = spec.job_setting.resources
+    asked_bytes = resources.memory_bytes if resources else None
+    if asked_bytes is None or vm.memory_gib is None:
+        return None
+    if asked_bytes * grid.devices_per_node > vm.memory_gib * 2**30:
+        raise PlanError(
+            f"job_setting.resources.memory is {asked_bytes / 2**30:g} GiB for each of {grid.devices_per_node} devices, "
+            f"but vm {vm.name!r} has {vm.memory_gib:g} GiB. "
+            f"Use at most {_round_down(vm.memory_gib / grid.devices_per_node):g}GiB.",
+            ("job_setting", "resources", "memory"),
+        )
+    return asked_bytes
+
+
+def _round_down(amount: float) -> float:
+    # Ray counts resources in steps of 1/10,000; rounding up could ask for more than there is.
+    return math.floor(amount * 10_000) / 10_000

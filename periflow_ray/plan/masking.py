@@ -1,0 +1,35 @@
+"""Hiding secrets in what is shown of a plan; the plan itself is not changed."""
+
+from __future__ import annotations
+
+import re
+
+MASK = "***"
+
+# TOKENIZERS_PARALLELISM and its like are settings that people need to see.
+_SECRET_WORD = r"(?:KEY|TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|CREDENTIAL)"
+_SECRET_NAME = re.compile(_SECRET_WORD, re.IGNORECASE)
+# A value that is itself a variable ($WANDB_API_KEY) tells nothing and is left alone.
+_VALUE = r"""(?P<value>(?!["']?\$)(?:"[^"]*"|'[^']*'|[^\s&;"']+))"""
+_ASSIGNMENT = re.compile(rf"(?P<name>(?<![\w-])[A-Za-z_]*{_SECRET_WORD}\w*=){_VALUE}", re.IGNORECASE)
+_FLAG = re.compile(
+    rf"(?P<name>(?<![\w-])--?[\w-]*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)(?:=|\s+)){_VALUE}", re.IGNORECASE
+)
+_URL_LOGIN = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)[^/\s@:\"']*:[^/\s@\"']+@")
+
+
+def looks_secret(name: str) -> bool:
+    """Whether an environment variable's name says that its value is a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def mask_text(text: str) -> str:
+    """Hide what looks like a secret inside a command, a value or a URI: assignments, flags and logins in URLs."""
+    text = _ASSIGNMENT.sub(rf"\g<name>{MASK}", text)
+    text = _FLAG.sub(rf"\g<name>{MASK}", text)
+    return _URL_LOGIN.sub(rf"\g<scheme>{MASK}@", text)
+
+
+def mask_environment(env: dict[str, str]) -> dict[str, str]:
+    """Hide the values of secret-looking names, and what looks like a secret inside the others."""
+    return {name: MASK if looks_secret(name) else mask_text(value) for name, value in env.items()}

@@ -1,0 +1,131 @@
+"""Runs a command under a keeper and hands over its output line by line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from periflow_ray.runtime import keeper
+
+_MAX_LINE_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """How a command ended. ``exit_code`` is None when a signal ended it; both are None if the keeper was killed."""
+
+    exit_code: int | None
+    signal: int | None
+    peak_memory_bytes: int
+
+    @property
+    def is_success(self) -> bool:
+        """Exit code 0."""
+        return self.exit_code == 0
+
+
+class Command:
+    """A running command whose descendants all end with it, with ``stop``, or with this process.
+
+    Args:
+        argv: program and arguments.
+        env: the whole environment.
+        working_dir: where it starts.
+        grace_s: seconds between SIGTERM and SIGKILL when it has to end.
+        on_line: called from a reader thread with each line of its output (standard output and error together).
+    """
+
+    def __init__(
+        self,
+        argv: list[str],
+        *,
+        env: Mapping[str, str],
+        working_dir: Path,
+        grace_s: float,
+        on_line: Callable[[str], None],
+    ) -> None:
+        result_read, result_write = os.pipe()
+        self._result_pipe = os.fdopen(result_read, "rb")
+        self._keeper = subprocess.Popen(
+            [
+                "/bin/sh",
+                "-c",
+                # The keeper's result goes to descriptor 3, which the command itself must not inherit; Popen in the
+                # keeper closes everything above 2.
+                f'exec "$@" 3>&{result_write} {result_write}>&-',
+                "sh",
+                sys.executable,
+                "-I",
+                keeper.__file__,
+                str(grace_s),
+                *argv,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=dict(env),
+            cwd=working_dir,
+            pass_fds=(result_write,),
+            start_new_session=True,
+        )
+        os.close(result_write)
+        self._reader = threading.Thread(target=self._read_output, args=(on_line,), name="command-output", daemon=True)
+        self._reader.start()
+
+    @property
+    def keeper_pid(self) -> int:
+        """Process id of the keeper."""
+        return self._keeper.pid
+
+    def wait(self) -> CommandResult:
+        """Wait until the command and all of its descendants have ended and their output was read."""
+        document = self._result_pipe.readline()
+        self._keeper.wait()
+        self._reader.join()
+        if not document:
+            return CommandResult(exit_code=None, signal=None, peak_memory_bytes=0)
+        return CommandResult(**json.loads(document))
+
+    def stop(self) -> None:
+        """Ask for the end: SIGTERM to all descendants, SIGKILL after the grace time. ``wait`` returns then."""
+        assert self._keeper.stdin is not None
+        try:
+            self._keeper.stdin.write(b"terminate\n")
+            self._keeper.stdin.flush()
+        except (BrokenPipeError, ValueError):  # The keeper is gone: there is nothing to stop.
+            return
+
+    def _read_output(self, on_line: Callable[[str], None]) -> None:
+        assert self._keeper.stdout is not None
+        # readline's bound keeps a program that never prints a newline from filling the memory.
+        while line := self._keeper.stdout.readline(_MAX_LINE_BYTES):
+            # A progress bar rewrites its line with carriage returns: keep what was visible last.
+            text = line.rstrip(b"\r\n").rpartition(b"\r")[2]
+            on_line(text.decode("utf-8", "replace"))
+
+
+def end_leftovers(marker: tuple[str, str], grace_s: float = 0.0) -> list[int]:
+    """End every process of this machine whose environment has ``marker`` (name, value); their ids.
+
+    For what a killed keeper and a killed agent left behind together.
+    """
+    wanted = f"{marker[0]}={marker[1]}".encode()
+    ended: list[int] = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        try:
+            environment = Path(f"/proc/{entry}/environ").read_bytes()
+        except OSError:
+            continue
+        if wanted in environment.split(b"\0"):
+            keeper.end_descendants(int(entry), grace_s)
+            keeper.end_process(int(entry))
+            ended.append(int(entry))
+    return ended

@@ -1,0 +1,180 @@
+"""Why a command failed, in plain words: from its exit, its last lines and a few facts. Pure text, no I/O."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+NUM_SHOWN_LINES = 20
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a node agent reports when its command failed.
+
+    ``time_unix_s`` orders failures of several nodes: the first is the cause, later ones are usually casualties.
+    ``summary`` is for failures other than a command's exit.
+    """
+
+    node_rank: int
+    time_unix_s: float
+    rank: int | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    last_lines: tuple[str, ...] = ()
+    hint: str | None = None
+    summary: str | None = None
+
+    def describe(self) -> str:
+        """The diagnosis as the user reads it: where, how it ended, the hint, the last lines."""
+        where = f"node {self.node_rank}" + ("" if self.rank is None else f", rank {self.rank}")
+        text = f"{where}: {self.summary or describe_exit(self.exit_code, self.signal)}."
+        if self.hint:
+            text += f"\nHint: {self.hint}"
+        if self.last_lines:
+            text += "\nLast lines:\n" + "\n".join(f"  {line}" for line in self.last_lines)
+        return text
+
+
+def describe_exit(exit_code: int | None, signal_number: int | None) -> str:
+    """How a process ended. A shell reports a signal as exit code 128 + its number."""
+    if signal_number is None and exit_code is not None and 128 < exit_code < 160:
+        return f"it ended with exit code {exit_code} ({_signal_name(exit_code - 128)})"
+    if signal_number is not None:
+        return f"it was killed by {_signal_name(signal_number)}"
+    if exit_code is not None:
+        return f"it ended with exit code {exit_code}"
+    return "the command was lost, because its keeper process was killed"
+
+
+def diagnose(
+    *,
+    node_rank: int,
+    exit_code: int | None,
+    signal_number: int | None,
+    lines: Sequence[str],
+    time_unix_s: float,
+    peak_memory_bytes: int = 0,
+    node_memory_bytes: int = 0,
+    rank: int | None = None,
+) -> Failure:
+    """Find the failing rank, the lines worth showing and, where the cause is known, what to do."""
+    cause_rank, cause_code, lines = _read_torchrun_summary(lines)
+    if cause_code is not None:
+        exit_code = cause_code if cause_code >= 0 else None
+        signal_number = -cause_code if cause_code < 0 else None
+    return Failure(
+        node_rank=node_rank,
+        rank=rank if rank is not None else cause_rank,
+        exit_code=exit_code,
+        signal=signal_number,
+        time_unix_s=time_unix_s,
+        last_lines=tuple(lines[-NUM_SHOWN_LINES:]),
+        hint=_find_hint(lines, exit_code, signal_number, peak_memory_bytes, node_memory_bytes),
+    )
+
+
+_TORCHRUN_LOG = re.compile(r"[IWEF]\d{4} \S+ \d+ torch/distributed/")
+_TORCHRUN_STACK = re.compile(
+    r"^Traceback \(most recent call last\):\n  File \"[^\n]*torch(?:run|/distributed/run\.py)\"", re.M
+)
+_TORCHRUN_CAUSE = re.compile(
+    r"Root Cause \(first observed failure\):.*?^\s*rank\s*: (\d+) \(local_rank.*?^\s*exitcode\s*: (-?\d+)", re.M | re.S
+)
+
+# First match wins, so the specific ones come first. A hint may use the match's groups.
+_HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), hint)
+    for pattern, hint in (
+        (
+            r"(?:torch\.)?(?:cuda\.)?OutOfMemoryError|CUDA out of memory",
+            "the GPU's memory is full. Lower the batch size, accumulate gradients, or use a VM with more GPU memory "
+            "(periflow-ray vm list).",
+        ),
+        (
+            r"DefaultCPUAllocator: (?:can't|not enough) |\bMemoryError\b|std::bad_alloc|Cannot allocate memory",
+            "the machine's memory is full. Lower the batch size or the number of data loader workers, or use a VM "
+            "with more memory.",
+        ),
+        (
+            r"No module named '?([\w.]+)",
+            "the Python module '{0}' is missing on the node. Install it in the command (pip install ...), or on the "
+            "cluster.",
+        ),
+        (
+            r"(?:EADDRINUSE|[Aa]ddress already in use)",
+            "a port is in use on the node. Use $MASTER_PORT, which is free, instead of a fixed --master_port.",
+        ),
+        (
+            r"CUDA error: invalid device ordinal|invalid device ordinal",
+            "the script asks for more GPUs than the node has. Use --nproc_per_node $NPROC_PER_NODE and LOCAL_RANK.",
+        ),
+        (
+            r"You requested gpu: .* But your machine only has|Duplicate GPU detected|local_world_size.*device|"
+            r"World size.*does not match|world_size.*!=",
+            "the number of processes does not fit the number of devices. Use --nnodes $NUM_NODES "
+            "--nproc_per_node $NPROC_PER_NODE.",
+        ),
+        (
+            r"was called before init\(\)",
+            "the script uses the SDK without opening it. Call pf.init(total_train_steps=...) once in every process, "
+            "before pf.train_step, pf.metric and pf.upload_checkpoint.",
+        ),
+        (r"total_train_steps is \d+, but this job resumes", "the training is complete: there is no step left to run."),
+        (r"No space left on device", "the node's disk is full."),
+        (
+            r"Found no NVIDIA driver|Torch not compiled with CUDA enabled|No CUDA GPUs are available",
+            "the script needs a GPU, but there is none here. On a laptop choose the device with "
+            "torch.cuda.is_available().",
+        ),
+        (
+            r"(?:can't open file|No such file or directory)[^\n]*?'?(/?[\w./-]+\.py)'?",
+            "'{0}' is not there. A workspace given with -d DIR appears as <mount_path>/<name of DIR>.",
+        ),
+        (r"(\S+): command not found", "the program '{0}' is not installed on the node."),
+        (
+            r"Connection closed by peer|Connection reset by peer|recvValue failed|NCCL.*(?:unhandled|remote)",
+            "another rank was lost first; look at the other nodes' lines: periflow-ray job log N --show-machine-id.",
+        ),
+    )
+)
+
+
+def _find_hint(
+    lines: Sequence[str], exit_code: int | None, signal_number: int | None, peak_bytes: int, node_bytes: int
+) -> str | None:
+    text = "\n".join(lines)
+    for pattern, hint in _HINTS:
+        if match := pattern.search(text):
+            return hint.format(*match.groups())
+    if signal_number == signal.SIGKILL or exit_code == 128 + signal.SIGKILL:
+        used = f"its processes used up to {_gib(peak_bytes)}" + (f" of {_gib(node_bytes)}" if node_bytes else "")
+        if node_bytes and peak_bytes > node_bytes / 2:
+            return f"the kernel probably ended it because the memory was full ({used}). Use less, or a larger VM."
+        return f"somebody or something sent SIGKILL, often because the memory was full ({used})."
+    return None
+
+
+def _read_torchrun_summary(lines: Sequence[str]) -> tuple[int | None, int | None, list[str]]:
+    """Rank and exit code (negative: signal) of torchrun's root cause, and the lines without torchrun's own report."""
+    own = [line for line in lines if line.strip() and not _TORCHRUN_LOG.match(line)]
+    report = "\n".join(own)
+    cause = _TORCHRUN_CAUSE.search(report)
+    if cause is None:
+        return None, None, own
+    stack = _TORCHRUN_STACK.search(report)
+    kept = report[: stack.start()].splitlines() if stack else own
+    return int(cause[1]), int(cause[2]), kept
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"

@@ -1,0 +1,123 @@
+"""The process between a node agent and the user's command; it sees to it that nothing of the command survives.
+
+Run as a script with a bare interpreter (standard library only, so that it starts in milliseconds):
+
+    python -I keeper.py GRACE_S COMMAND [ARG ...]
+
+It makes itself the "child subreaper": every orphaned descendant of the command becomes its child, so none can hide
+by starting a session of its own, as torchrun's workers do. Its standard input is a pipe from the agent: a line
+``terminate`` asks it to end the command, end-of-file means that the agent is dead and does the same. When the
+command has ended and nothing of it is left, the keeper writes one JSON line to file descriptor 3:
+``{"exit_code": int | null, "signal": int | null, "peak_memory_bytes": int}``.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+RESULT_FD = 3
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_POLL_S = 0.02
+
+
+def main(grace_s: float, command: list[str]) -> None:
+    """Run the command to its end, or end it when asked to or when the agent dies."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    # Signals meant for the agent's process group (Ctrl-C in a terminal) must not end the keeper before its charge.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_reset_signals(libc))
+    ending = threading.Event()
+    for wait in (child.wait, _wait_for_agent):
+        # The command ended, the agent sent a line, or its end of the pipe closed: whichever comes first.
+        threading.Thread(target=_set_after, args=(ending, wait), daemon=True).start()
+    ending.wait()
+    end_descendants(os.getpid(), grace_s)
+    code = child.wait()
+    result = {
+        "exit_code": code if code >= 0 else None,
+        "signal": -code if code < 0 else None,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+    }
+    os.write(RESULT_FD, json.dumps(result).encode() + b"\n")
+    os._exit(0)
+
+
+def end_descendants(pid: int, grace_s: float) -> None:
+    """SIGTERM every descendant of a process, SIGKILL after the grace time what is left."""
+    deadline = time.monotonic() + grace_s
+    for descendant in find_descendants(pid):
+        _send(descendant, signal.SIGTERM)
+    while remaining := find_descendants(pid):
+        # A killed process may have forked meanwhile, so look again until there is none.
+        if time.monotonic() >= deadline:
+            for descendant in remaining:
+                _send(descendant, signal.SIGKILL)
+        time.sleep(_POLL_S)
+
+
+def end_process(pid: int) -> None:
+    """SIGKILL one process, if it is still there."""
+    _send(pid, signal.SIGKILL)
+
+
+def find_descendants(pid: int) -> list[int]:
+    """Every living process below this one, nearest first."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/stat", "rb") as file:
+                # The command name may contain spaces and parentheses; the fields follow the last ')'.
+                state, parent = file.read().rpartition(b")")[2].split()[:2]
+        except (OSError, ValueError):
+            continue
+        if state not in (b"Z", b"X"):
+            children.setdefault(int(parent), []).append(int(entry))
+    found = []
+    waiting = [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def _wait_for_agent() -> None:
+    # Unbuffered, because a thread that holds the buffered reader's lock breaks the interpreter's exit.
+    os.read(0, 1)
+
+
+def _set_after(event: threading.Event, wait: Callable[[], object]) -> None:
+    wait()
+    event.set()
+
+
+def _reset_signals(libc: ctypes.CDLL) -> Callable[[], None]:
+    def in_child() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+    return in_child
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), sys.argv[2:])

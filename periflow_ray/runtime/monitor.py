@@ -1,0 +1,259 @@
+"""The job's one actor: node agents meet here, report progress and metrics, and agree on checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from periflow_ray.runtime.diagnosis import Failure
+from periflow_ray.store import checkpoints, jobs
+from periflow_ray.store.checkpoints import LocalFile, Manifest, StoredFile
+from periflow_ray.store.events import EventWriter
+from periflow_ray.store.jobs import JobProgress
+from periflow_ray.store.metrics import Metric, MetricsWriter
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.tensorboard import TensorBoardWriter
+
+FLUSH_INTERVAL_S = 0.5
+# Object stores take a request per flush; metrics a few seconds late are worth fewer of them.
+REMOTE_FLUSH_INTERVAL_S = 3.0
+RATE_WINDOW_S = 20.0
+
+CheckpointId = tuple[int, int]
+"""(step, how many-th upload of that step): the same on every node that takes part."""
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What an agent learns when all have joined. ``checkpoint`` is where to resume, None at the beginning."""
+
+    attempt: int
+    master_addr: str
+    master_port: int
+    checkpoint: Manifest | None
+
+
+@dataclass
+class _PendingCheckpoint:
+    name: str
+    files_by_node: dict[int, list[LocalFile]] = field(default_factory=dict)
+    plan: list[StoredFile] | None = None
+    finished_nodes: set[int] = field(default_factory=set)
+    error: str | None = None
+    is_settled: bool = False
+
+
+class Monitor:
+    """Runs as an asynchronous Ray actor; every method is one short critical section or a wait on a condition.
+
+    Args:
+        storage_uri: the storage root.
+        job_id: the job.
+        num_nodes: agents to expect.
+        world_size: devices of the job.
+    """
+
+    def __init__(self, storage_uri: str, job_id: int, num_nodes: int, world_size: int) -> None:
+        self._root = StorageRoot(storage_uri)
+        self._job_id = job_id
+        self._num_nodes = num_nodes
+        self._world_size = world_size
+        self._events = EventWriter(self._root, job_id, "monitor")
+        self._metrics = MetricsWriter(self._root, job_id)
+        self._tensorboard = TensorBoardWriter(self._root, job_id) if self._root.is_local else None
+        self._unflushed: list[Metric] = []
+        self._changed = asyncio.Condition()
+        self._worker_group = ""
+        self._attempt = 0
+        self._flusher: asyncio.Task[None] | None = None
+        self._progress = JobProgress()
+        self._written_progress = JobProgress()
+        self._rate_points: deque[tuple[float, int]] = deque()
+        self._reset_attempt()
+
+    # Node agents call these.
+
+    async def join(self, worker_group: str, node_rank: int, address: str, port: int) -> Meeting:
+        """Wait until every node of the attempt has joined; each worker group of Ray Train is one attempt."""
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush_forever())
+        async with self._changed:
+            if worker_group != self._worker_group:
+                self._worker_group = worker_group
+                self._reset_attempt()
+                self._attempt += 1
+                self._checkpoint = await asyncio.to_thread(checkpoints.latest_committed, self._root, self._job_id)
+            self._addresses[node_rank] = (address, port)
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: len(self._addresses) == self._num_nodes)
+            return Meeting(self._attempt, *self._addresses[0], self._checkpoint)
+
+    async def record(
+        self, steps: dict[int, int], total_train_steps: int | None, metrics: list[Metric], node_rank: int
+    ) -> None:
+        """Take in what the ranks of a node did since the last call."""
+        self._steps.update(steps)
+        self._ranks_by_node.setdefault(node_rank, set()).update(steps)
+        self._unflushed += metrics
+        self._update_progress(total_train_steps, metrics)
+        if self._pending:
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def begin_checkpoint(
+        self, node_rank: int, checkpoint: CheckpointId, files: list[LocalFile]
+    ) -> tuple[str, list[StoredFile]]:
+        """Announce a node's snapshot; returns the checkpoint's name and the files that this node has to upload."""
+        async with self._changed:
+            if checkpoint not in self._pending:
+                taken = [pending.name for pending in self._pending.values()]
+                name = await asyncio.to_thread(checkpoints.choose_name, self._root, self._job_id, checkpoint[0], taken)
+                self._pending.setdefault(checkpoint, _PendingCheckpoint(name))
+            pending = self._pending[checkpoint]
+            pending.files_by_node[node_rank] = files
+            self._changed.notify_all()
+            await self._changed.wait_for(
+                lambda: pending.plan is not None or self._has_all_snapshots(checkpoint, pending)
+            )
+            if pending.plan is None:
+                pending.plan = checkpoints.merge_files(pending.files_by_node)
+            return pending.name, [file for file in pending.plan if file.node_rank == node_rank]
+
+    async def end_checkpoint(self, node_rank: int, checkpoint: CheckpointId, error: str | None) -> str | None:
+        """Report a node's upload as done (or failed); None once the checkpoint is committed, else why it is not."""
+        pending = self._pending[checkpoint]
+        async with self._changed:
+            pending.finished_nodes.add(node_rank)
+            pending.error = pending.error or error
+            if not pending.is_settled and pending.finished_nodes >= set(pending.files_by_node):
+                await self._settle(checkpoint, pending)
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: pending.is_settled)
+        return pending.error
+
+    async def next_commit(self, index: int) -> Manifest | None:
+        """The attempt's checkpoint number ``index`` once it is committed; None when the attempt has no more."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: index < len(self._commits) or len(self._left) >= self._num_nodes)
+            return self._commits[index] if index < len(self._commits) else None
+
+    async def leave(self, node_rank: int, failure: Failure | None) -> None:
+        """A node's command has ended and its checkpoints are settled."""
+        async with self._changed:
+            self._left.add(node_rank)
+            if failure is not None:
+                self._failures.append(failure)
+                for pending in self._pending.values():
+                    if node_rank not in pending.files_by_node:
+                        # Without this node's files it would be half a checkpoint.
+                        pending.error = f"node {node_rank} failed before its files were copied"
+                        pending.plan = []
+            self._changed.notify_all()
+
+    # The driver calls these.
+
+    async def attempt_failures(self) -> list[Failure]:
+        """Failures of the newest attempt in time order; the first is the cause."""
+        return sorted(self._failures, key=lambda failure: failure.time_unix_s)
+
+    async def close(self) -> None:
+        """Write out everything that was received."""
+        if self._flusher is not None:
+            self._flusher.cancel()
+        await asyncio.to_thread(self._flush)
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _reset_attempt(self) -> None:
+        self._addresses: dict[int, tuple[str, int]] = {}
+        self._left: set[int] = set()
+        self._steps: dict[int, int] = {}
+        self._ranks_by_node: dict[int, set[int]] = {}
+        self._pending: dict[CheckpointId, _PendingCheckpoint] = {}
+        self._commits: list[Manifest] = []
+        self._checkpoint: Manifest | None = None
+        self._failures: list[Failure] = []
+        self._rate_points.clear()
+
+    def _has_all_snapshots(self, checkpoint: CheckpointId, pending: _PendingCheckpoint) -> bool:
+        for node_rank in range(self._num_nodes):
+            if node_rank in pending.files_by_node or node_rank in self._left:
+                continue
+            # A node whose ranks are all beyond the step will not come.
+            ranks = self._ranks_by_node.get(node_rank, set())
+            if not ranks or any(self._steps[rank] <= checkpoint[0] for rank in ranks):
+                return False
+        return True
+
+    async def _settle(self, checkpoint: CheckpointId, pending: _PendingCheckpoint) -> None:
+        step = checkpoint[0]
+        manifest = Manifest(
+            checkpoint=pending.name,
+            job_id=self._job_id,
+            step=step,
+            attempt=self._attempt,
+            world_size=self._world_size,
+            num_nodes=self._num_nodes,
+            created_unix_s=time.time(),
+            files=tuple(pending.plan or ()),
+            metrics=dict(self._progress.metrics),
+        )
+        if pending.error is None:
+            try:
+                await asyncio.to_thread(checkpoints.commit, self._root, manifest)
+            except OSError as err:
+                pending.error = str(err)
+        if pending.error is None:
+            self._commits.append(manifest)
+            self._write_event("checkpoint", f"checkpoint {pending.name} committed at step {step} ({_size(manifest)})")
+        else:
+            self._write_event("checkpoint_failed", f"checkpoint at step {step} was not saved: {pending.error}")
+        pending.is_settled = True
+        del self._pending[checkpoint]
+
+    def _update_progress(self, total_train_steps: int | None, metrics: list[Metric]) -> None:
+        values = dict(self._progress.metrics)
+        for metric in metrics:
+            if metric.rank == 0:
+                values.update(metric.values)
+        step = self._steps.get(0, self._progress.step)
+        now = time.monotonic()
+        self._rate_points.append((now, step))
+        while now - self._rate_points[0][0] > RATE_WINDOW_S:
+            self._rate_points.popleft()
+        first_s, first_step = self._rate_points[0]
+        rate = (step - first_step) / (now - first_s) if now > first_s and step > first_step else None
+        total = total_train_steps or self._progress.total_train_steps
+        self._progress = JobProgress(step, total, rate or self._progress.steps_per_s, values)
+
+    async def _flush_forever(self) -> None:
+        interval_s = FLUSH_INTERVAL_S if self._root.is_local else REMOTE_FLUSH_INTERVAL_S
+        while True:
+            await asyncio.sleep(interval_s)
+            await asyncio.to_thread(self._flush)
+
+    def _flush(self) -> None:
+        metrics, self._unflushed = self._unflushed, []
+        self._metrics.append(metrics)
+        self._metrics.flush()
+        if self._tensorboard is not None:
+            self._tensorboard.append(metrics)
+            self._tensorboard.flush()
+        progress = self._progress
+        if progress != self._written_progress:
+            jobs.write_progress(self._root, self._job_id, progress)
+            self._written_progress = progress
+
+    def _write_event(self, kind: str, text: str) -> None:
+        self._events.write(kind, text, self._attempt)
+
+
+def _size(manifest: Manifest) -> str:
+    size = float(manifest.size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.1f} {unit}" if unit != "B" else f"{int(size)} B"
+        size /= 1000
+    return f"{size:.1f} TB"

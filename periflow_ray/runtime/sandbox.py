@@ -1,0 +1,80 @@
+"""A node's directory for one job: the template's mount paths live below it, ``<sandbox>/workspace`` for ``/workspace``.
+
+<temp>/periflow-<uid>/<job key>/node-<rank>/          the sandbox
+    root/<mount paths...>                             what the command sees
+    snapshots/                                        checkpoints on their way to the storage root
+    session                                           the node agent's socket
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+from periflow_ray.store.jobs import job_key
+from periflow_ray.store.root import StorageRoot
+
+_READY_MARK = ".workspace-ready"
+
+
+class Sandbox:
+    """Creates and removes one node's directories of a job."""
+
+    def __init__(self, storage_uri: str, job_id: int, node_rank: int) -> None:
+        # Several storage roots may use the same machine, each with a job 1.
+        root_key = hashlib.sha256(storage_uri.encode()).hexdigest()[:8]
+        self.job_dir = _base_dir() / f"{root_key}-{job_id}"
+        self.directory = self.job_dir / f"node-{node_rank}"
+        self.root_dir = self.directory / "root"
+        self.snapshots_dir = self.directory / "snapshots"
+        # A Unix-domain socket's path may have 107 bytes at most, so it must not lie below a long TMPDIR.
+        self.socket_path = self.directory / "session"
+        self.marker = ("PERIFLOW_SANDBOX", str(self.directory))
+
+    def create(self) -> None:
+        """Make the directories; an earlier attempt's workspace stays, its unfinished snapshots go."""
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.root_dir.mkdir(exist_ok=True)
+        shutil.rmtree(self.snapshots_dir, ignore_errors=True)
+        self.snapshots_dir.mkdir()
+        self.socket_path.unlink(missing_ok=True)
+
+    def path_of(self, mount_path: str) -> Path:
+        """Where an absolute mount path of the template is on this machine."""
+        return self.root_dir / mount_path.lstrip("/")
+
+    def unpack_workspace(self, root: StorageRoot, job_id: int, mount_path: str) -> None:
+        """Fetch and unpack the job's workspace, once per node."""
+        target = self.path_of(mount_path)
+        ready = self.directory / _READY_MARK
+        if ready.exists():
+            return
+        target.mkdir(parents=True, exist_ok=True)
+        key = job_key(job_id, "workspace.tar.gz")
+        if root.exists(key):
+            archive = self.directory / "workspace.tar.gz"
+            root.download_file(key, archive)
+            with tarfile.open(archive) as packed:
+                packed.extractall(target, filter="data")
+            archive.unlink()
+        ready.touch()
+
+    def remove(self) -> None:
+        """Delete the node's directories, and the job's when no other node of it is left here."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        try:
+            self.job_dir.rmdir()
+            self.job_dir.parent.rmdir()
+        except OSError:  # Another node or job still has its sandbox here.
+            return
+
+
+def _base_dir() -> Path:
+    directory = Path(tempfile.gettempdir())
+    if len(str(directory)) > 50:
+        directory = Path("/tmp")
+    return directory / f"periflow-{os.getuid()}"

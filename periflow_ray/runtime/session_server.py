@@ -1,0 +1,235 @@
+"""The node agent's end of the SDK: listens on a Unix-domain socket for the ranks of this node.
+
+Keeps each rank's step and hands on metrics; makes ``upload_checkpoint`` a meeting of the node's ranks, so that the
+snapshot is taken when none of them is writing.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from periflow_ray.sdk import wire
+from periflow_ray.store.metrics import Metric
+
+logger = logging.getLogger("periflow_ray")
+
+# Ranks of a node start together; one that has not called init this long after another never will.
+CONNECT_WINDOW_S = 10.0
+SLOW_MEETING_S = 30.0
+
+
+@dataclass
+class RankState:
+    """What the agent knows of one connected rank; ``waiting_step`` is the checkpoint step it waits in, if any."""
+
+    rank: int
+    local_rank: int
+    local_world_size: int | None
+    total_train_steps: int | None
+    pid: int
+    step: int = 0
+    waiting_step: int | None = None
+    connection: socket.socket | None = field(default=None, repr=False)
+    connected_s: float = field(default_factory=time.monotonic)
+    waiting_since_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Records:
+    """What the ranks of a node sent since it was last taken."""
+
+    steps: dict[int, int]
+    total_train_steps: int | None
+    metrics: list[Metric]
+
+
+class SessionServer:
+    """Serves the ranks of one node.
+
+    Args:
+        socket_path: where to listen.
+        save_snapshot: called with the step when all ranks of the node wait; an exception's text goes to the ranks.
+        on_notice: called with sentences the user should read.
+    """
+
+    def __init__(
+        self, socket_path: Path, save_snapshot: Callable[[int], None], on_notice: Callable[[str], None]
+    ) -> None:
+        self._save_snapshot = save_snapshot
+        self._on_notice = on_notice
+        self._lock = threading.Lock()
+        self._ranks: dict[int, RankState] = {}
+        self._metrics: list[Metric] = []
+        self._last_steps: dict[int, int] = {}
+        self._total_train_steps: int | None = None
+        self._num_greeted = 0
+        self._has_warned_missing = False
+        self._has_warned_slow = False
+        self._announced_step: int | None = None
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(socket_path))
+        self._listener.listen(256)
+        threading.Thread(target=self._accept, name="session-accept", daemon=True).start()
+
+    @property
+    def has_had_session(self) -> bool:
+        """Whether any process has called ``init``."""
+        return self._num_greeted > 0
+
+    def take_records(self) -> Records:
+        """Everything since the last call."""
+        with self._lock:
+            metrics, self._metrics = self._metrics, []
+            return Records(dict(self._last_steps), self._total_train_steps, metrics)
+
+    def announce(self, step: int) -> None:
+        """Tell every rank, also later ones, the step of an emergency save (-1 means now)."""
+        with self._lock:
+            self._announced_step = step
+            connections = [rank.connection for rank in self._ranks.values()]
+        for connection in connections:
+            _send(connection, wire.encode("announced", step=step))
+
+    def close(self) -> None:
+        """Stop listening and hang up."""
+        self._listener.close()
+        with self._lock:
+            connections = [rank.connection for rank in self._ranks.values()]
+        for connection in connections:
+            if connection is not None:
+                connection.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), name="session", daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        key = connection.fileno()
+        try:
+            for message in wire.read_messages(connection):
+                self._handle(key, connection, message)
+        except (ValueError, KeyError, TypeError) as err:
+            # Only the SDK speaks here; anything else is a stray program that found the socket.
+            self._on_notice(f"a process sent something that is not a session message ({err}); it was cut off")
+        finally:
+            with self._lock:
+                self._ranks.pop(key, None)
+            connection.close()
+            self._save_if_all_wait()
+
+    def _handle(self, key: int, connection: socket.socket, message: dict[str, Any]) -> None:
+        kind = message["kind"]
+        if kind == "hello":
+            self._greet(key, connection, message)
+        elif kind == "records":
+            self._record(key, message)
+            self._save_if_all_wait()
+        elif kind == "checkpoint":
+            with self._lock:
+                self._ranks[key].waiting_step = message["step"]
+                self._ranks[key].waiting_since_s = time.monotonic()
+            self._save_if_all_wait()
+
+    def _greet(self, key: int, connection: socket.socket, message: dict[str, Any]) -> None:
+        rank = RankState(
+            rank=message["rank"],
+            local_rank=message["local_rank"],
+            local_world_size=message["local_world_size"],
+            total_train_steps=message["total_train_steps"],
+            pid=message["pid"],
+            connection=connection,
+        )
+        with self._lock:
+            self._ranks[key] = rank
+            self._num_greeted += 1
+            if rank.total_train_steps is not None:
+                self._total_train_steps = rank.total_train_steps
+            announced_step = self._announced_step
+        if announced_step is not None:
+            _send(connection, wire.encode("announced", step=announced_step))
+
+    def _record(self, key: int, message: dict[str, Any]) -> None:
+        with self._lock:
+            rank = self._ranks[key]
+            rank.step = message["step"]
+            self._last_steps[rank.rank] = rank.step
+            self._metrics += [
+                Metric(step, rank.rank, rank.local_rank, time_unix_s, values)
+                for step, time_unix_s, values in message["metrics"]
+            ]
+
+    def _save_if_all_wait(self) -> None:
+        with self._lock:
+            waiting = [rank for rank in self._ranks.values() if rank.waiting_step is not None]
+            if not waiting:
+                return
+            step = max(rank.waiting_step for rank in waiting if rank.waiting_step is not None)
+            others = [rank for rank in self._ranks.values() if rank.waiting_step is None]
+            # A rank that is already beyond the step will not come; waiting for it would stop the training.
+            passed_by = [rank for rank in others if rank.step > step]
+            if self._is_connecting(waiting) or len(others) > len(passed_by):
+                notice = self._describe_slow_meeting(waiting, others, step)
+            else:
+                for rank in waiting:
+                    rank.waiting_step = None
+                notice = self._describe_missing_calls(passed_by, step)
+        if notice is not None:
+            self._on_notice(notice)
+        if any(rank.waiting_step is not None for rank in waiting):
+            return
+        error: str | None = None
+        try:
+            self._save_snapshot(step)
+        except OSError as err:
+            error = str(err)
+        for rank in waiting:
+            _send(rank.connection, wire.encode("checkpointed", error=error))
+
+    def _is_connecting(self, waiting: list[RankState]) -> bool:
+        num_expected = max((rank.local_world_size or 0 for rank in waiting), default=0)
+        if num_expected <= self._num_greeted:
+            return False
+        return time.monotonic() - min(rank.connected_s for rank in waiting) < CONNECT_WINDOW_S
+
+    def _describe_missing_calls(self, passed_by: list[RankState], step: int) -> str | None:
+        if not passed_by or self._has_warned_missing:
+            return None
+        self._has_warned_missing = True
+        return (
+            f"upload_checkpoint() at step {step} was not called on rank {_join_ranks(passed_by)}; call it on all "
+            "ranks. The checkpoint holds the files as they were."
+        )
+
+    def _describe_slow_meeting(self, waiting: list[RankState], others: list[RankState], step: int) -> str | None:
+        if self._has_warned_slow or time.monotonic() - min(r.waiting_since_s for r in waiting) < SLOW_MEETING_S:
+            return None
+        self._has_warned_slow = True
+        behind = [rank for rank in others if rank.step <= step]
+        return (
+            f"rank {_join_ranks(waiting)} has waited {SLOW_MEETING_S:.0f} s in upload_checkpoint() at step {step} "
+            f"for rank {_join_ranks(behind)}. Every rank must call it."
+        )
+
+
+def _join_ranks(ranks: list[RankState]) -> str:
+    return ", ".join(str(number) for number in sorted(rank.rank for rank in ranks))
+
+
+def _send(connection: socket.socket | None, message: bytes) -> None:
+    if connection is None:
+        return
+    try:
+        connection.sendall(message)
+    except OSError:  # The rank is gone; its end is noticed where its connection is read.
+        return
