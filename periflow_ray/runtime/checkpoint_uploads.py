@@ -83,7 +83,8 @@ class CheckpointUploads:
                 self._root.upload_file(snapshot_dir / file.path, key)
         except OSError as err:
             error = f"node {self._node_rank}: {err}"
-        return ray.get(self._monitor.end_checkpoint.remote(self._node_rank, checkpoint, error))
+        outcome: str | None = ray.get(self._monitor.end_checkpoint.remote(self._node_rank, checkpoint, error))
+        return outcome
 
 
 def report_commits(root: StorageRoot, monitor: Any, node_rank: int) -> None:

@@ -67,6 +67,7 @@ class Monitor:
         self._changed = asyncio.Condition()
         self._worker_group = ""
         self._attempt = 0
+        self._checkpoint: Manifest | None = None
         self._flusher: asyncio.Task[None] | None = None
         self._progress = JobProgress()
         self._written_progress = JobProgress()
@@ -89,6 +90,12 @@ class Monitor:
             self._changed.notify_all()
             await self._changed.wait_for(lambda: len(self._addresses) == self._num_nodes)
             return Meeting(self._attempt, *self._addresses[0], self._checkpoint)
+
+    async def started_command(self, node_rank: int) -> None:
+        """A node is prepared and its command starts."""
+        async with self._changed:
+            self._started.add(node_rank)
+            self._changed.notify_all()
 
     async def record(
         self, steps: dict[int, int], total_train_steps: int | None, metrics: list[Metric], node_rank: int
@@ -154,6 +161,17 @@ class Monitor:
 
     # The driver calls these.
 
+    async def wait_for_attempt(self, attempt: int) -> int:
+        """Wait until all nodes of this attempt, or of a later one, have joined; returns its number."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._attempt >= attempt and len(self._addresses) == self._num_nodes)
+            return self._attempt
+
+    async def wait_for_commands(self, attempt: int) -> None:
+        """Wait until all nodes of this attempt run their command, or the attempt is over."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._attempt != attempt or len(self._started) == self._num_nodes)
+
     async def attempt_failures(self) -> list[Failure]:
         """Failures of the newest attempt in time order; the first is the cause."""
         return sorted(self._failures, key=lambda failure: failure.time_unix_s)
@@ -168,12 +186,12 @@ class Monitor:
 
     def _reset_attempt(self) -> None:
         self._addresses: dict[int, tuple[str, int]] = {}
+        self._started: set[int] = set()
         self._left: set[int] = set()
         self._steps: dict[int, int] = {}
         self._ranks_by_node: dict[int, set[int]] = {}
         self._pending: dict[CheckpointId, _PendingCheckpoint] = {}
         self._commits: list[Manifest] = []
-        self._checkpoint: Manifest | None = None
         self._failures: list[Failure] = []
         self._rate_points.clear()
 

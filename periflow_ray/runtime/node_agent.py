@@ -21,7 +21,7 @@ import periflow_ray.sdk
 from periflow_ray.errors import JobFailedError, NotFoundError, StorageError
 from periflow_ray.plan import JobPlan, device_environment, node_environment, rewrite_paths, rewritten_mounts
 from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads, report_commits
-from periflow_ray.runtime.command import Command, CommandResult, end_leftovers
+from periflow_ray.processes import Command, CommandResult, end_leftovers
 from periflow_ray.runtime.diagnosis import Failure, diagnose
 from periflow_ray.runtime.monitor import Meeting
 from periflow_ray.runtime.reporter import Reporter
@@ -47,6 +47,7 @@ class AgentTask:
 
     plan_json: str
     job_id: int
+    storage_uri: str
     monitor: Any
     secrets: Mapping[str, str]
 
@@ -69,8 +70,8 @@ class NodeAgent:
         self._monitor = task.monitor
         self._secrets = dict(task.secrets)
         self._node_rank = node_rank
-        self._root = StorageRoot(self._plan.storage_uri)
-        self._sandbox = Sandbox(self._plan.storage_uri, task.job_id, node_rank)
+        self._root = StorageRoot(task.storage_uri)
+        self._sandbox = Sandbox(task.storage_uri, task.job_id, node_rank)
         self._events = EventWriter(self._root, task.job_id, f"node-{node_rank}")
         self._log = LogWriter(self._root, task.job_id, node_rank)
         self._log_lock = threading.Lock()
@@ -136,6 +137,7 @@ class NodeAgent:
         if self._node_rank == 0:
             self._report_start(meeting)
         uploads = CheckpointUploads(self._root, self._job_id, self._node_rank, self._monitor, self._sandbox)
+        self._monitor.started_command.remote(self._node_rank)
         server = SessionServer(
             self._sandbox.socket_path,
             lambda step: uploads.save_snapshot(self._output_dir(), step),

@@ -1,0 +1,40 @@
+"""What the user asked for: pf-template.yml as text, as a ``JobSpec``, and as a JSON Schema."""
+
+from __future__ import annotations
+
+from periflow_ray.spec.loader import Template, load_template
+from periflow_ray.spec.models import (
+    CheckpointInput,
+    CheckpointSpec,
+    DataSpec,
+    DistSpec,
+    DockerSpec,
+    JobSetting,
+    JobSpec,
+    PluginSpec,
+    ResourcesSpec,
+    SetupAndRun,
+    SlackPlugin,
+    WandbPlugin,
+    WorkspaceSpec,
+)
+from periflow_ray.spec.schema import build_json_schema
+
+__all__ = [
+    "CheckpointInput",
+    "CheckpointSpec",
+    "DataSpec",
+    "DistSpec",
+    "DockerSpec",
+    "JobSetting",
+    "JobSpec",
+    "PluginSpec",
+    "ResourcesSpec",
+    "SetupAndRun",
+    "SlackPlugin",
+    "Template",
+    "WandbPlugin",
+    "WorkspaceSpec",
+    "build_json_schema",
+    "load_template",
+]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from periflow_ray.runtime import keeper
+from periflow_ray.processes import keeper
 
 _MAX_LINE_BYTES = 64 << 10
 
@@ -53,19 +53,7 @@ class Command:
         result_read, result_write = os.pipe()
         self._result_pipe = os.fdopen(result_read, "rb")
         self._keeper = subprocess.Popen(
-            [
-                "/bin/sh",
-                "-c",
-                # The keeper's result goes to descriptor 3, which the command itself must not inherit; Popen in the
-                # keeper closes everything above 2.
-                f'exec "$@" 3>&{result_write} {result_write}>&-',
-                "sh",
-                sys.executable,
-                "-I",
-                keeper.__file__,
-                str(grace_s),
-                *argv,
-            ],
+            [sys.executable, "-I", keeper.__file__, str(result_write), str(grace_s), *argv],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -2,12 +2,12 @@
 
 Run as a script with a bare interpreter (standard library only, so that it starts in milliseconds):
 
-    python -I keeper.py GRACE_S COMMAND [ARG ...]
+    python -I keeper.py RESULT_FD GRACE_S COMMAND [ARG ...]
 
 It makes itself the "child subreaper": every orphaned descendant of the command becomes its child, so none can hide
 by starting a session of its own, as torchrun's workers do. Its standard input is a pipe from the agent: a line
 ``terminate`` asks it to end the command, end-of-file means that the agent is dead and does the same. When the
-command has ended and nothing of it is left, the keeper writes one JSON line to file descriptor 3:
+command has ended and nothing of it is left, the keeper writes one JSON line to the file descriptor RESULT_FD:
 ``{"exit_code": int | null, "signal": int | null, "peak_memory_bytes": int}``.
 """
 
@@ -23,13 +23,12 @@ import threading
 import time
 from collections.abc import Callable
 
-RESULT_FD = 3
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.02
 
 
-def main(grace_s: float, command: list[str]) -> None:
+def main(result_fd: int, grace_s: float, command: list[str]) -> None:
     """Run the command to its end, or end it when asked to or when the agent dies."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
@@ -50,7 +49,7 @@ def main(grace_s: float, command: list[str]) -> None:
         "signal": -code if code < 0 else None,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
     }
-    os.write(RESULT_FD, json.dumps(result).encode() + b"\n")
+    os.write(result_fd, json.dumps(result).encode() + b"\n")
     os._exit(0)
 
 
@@ -120,4 +119,4 @@ def _send(pid: int, number: int) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), sys.argv[2:])
+    main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])

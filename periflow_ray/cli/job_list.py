@@ -1,0 +1,72 @@
+"""``job list``."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import click
+from rich.console import Console
+
+from periflow_ray.cli.job_table import build_job_table, job_document
+from periflow_ray.cli.options import PointInTime, storage_option
+from periflow_ray.cli.output import output_option, write_output
+from periflow_ray.store.jobs import JOB_STATUSES, list_jobs
+from periflow_ray.store.root import StorageRoot
+
+
+@click.command("list")
+@click.option("-l", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many jobs.")
+@click.option("-a", "--all", "shows_all", is_flag=True, help="All jobs: no limit.")
+@click.option(
+    "--since", type=PointInTime(), help="Submitted at or after this time: 2026-01-31, 2026-01-31T18:00, 2h, 3d."
+)
+@click.option("--until", type=PointInTime(is_end=True), help="Submitted at or before this time; a date means its end.")
+@click.option("--job-name", metavar="NAME", help="Jobs of this name; * and ? stand for any characters.")
+@click.option("--vm", metavar="NAME", help="Jobs on this VM type; * and ? stand for any characters.")
+@click.option(
+    "--status", "statuses", multiple=True, type=click.Choice(JOB_STATUSES), help="Jobs in this state; repeatable."
+)
+@storage_option
+@output_option
+def list_command(
+    limit: int,
+    shows_all: bool,
+    since: float | None,
+    until: float | None,
+    job_name: str | None,
+    vm: str | None,
+    statuses: tuple[str, ...],
+    root: StorageRoot,
+    output: str,
+) -> None:
+    """List jobs, newest first.
+
+    \b
+    Example:
+      periflow-ray job list --since 2d --status failed --status stopped
+      periflow-ray job list --all -o json
+    """
+    jobs = [
+        job
+        for job in list_jobs(root)
+        if (since is None or job.record.created_unix_s >= since)
+        and (until is None or job.record.created_unix_s <= until)
+        and _matches(job.record.name or "", job_name)
+        and _matches(job.record.vm, vm)
+        and (not statuses or job.state.status in statuses)
+    ]
+    shown = jobs if shows_all else jobs[:limit]
+
+    def draw(console: Console) -> None:
+        console.print(build_job_table(shown))
+
+    write_output(output, [job_document(job) for job in shown], draw)
+    if len(shown) < len(jobs):
+        click.echo(
+            f"{len(jobs) - len(shown)} older jobs are not shown. All of them: periflow-ray job list --all", err=True
+        )
+
+
+def _matches(value: str, pattern: str | None) -> bool:
+    # A name that holds brackets must still match itself.
+    return pattern is None or value == pattern or fnmatchcase(value, pattern)

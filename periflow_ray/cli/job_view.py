@@ -1,0 +1,135 @@
+"""``job view`` and ``job events``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+
+from periflow_ray.cli.format import NOTHING, format_duration, format_size, format_time, format_value, iso_time
+from periflow_ray.cli.job_table import format_progress, job_document, measure_duration_s
+from periflow_ray.cli.options import job_argument, storage_option
+from periflow_ray.cli.output import build_fields, build_table, draw_panels, output_option, write_output
+from periflow_ray.store.checkpoints import Manifest, list_committed
+from periflow_ray.store.events import Event, read_events
+from periflow_ray.store.jobs import Job, read_progress, read_record
+from periflow_ray.store.root import StorageRoot
+
+_NUM_LAST_EVENTS = 10
+
+
+@click.command()
+@job_argument
+@storage_option
+@output_option
+def view(job_id: int, root: StorageRoot, output: str) -> None:
+    """Show one job: overview with its error if it failed, checkpoints, last events.
+
+    \b
+    Example:
+      periflow-ray job view 3
+      periflow-ray job view 3 -o json
+    """
+    from periflow_ray.submit.jobs import check_state
+
+    record = read_record(root, job_id)
+    job = Job(record, check_state(root, job_id), read_progress(root, job_id))
+    checkpoints = list_committed(root, job_id)
+    last_events = read_events(root, job_id)[-_NUM_LAST_EVENTS:]
+    document = {
+        **job_document(job),
+        "checkpoints": [_checkpoint_document(checkpoint) for checkpoint in checkpoints],
+        "events": [_event_document(event) for event in last_events],
+    }
+
+    def draw(console: Console) -> None:
+        draw_panels(
+            console,
+            {
+                "Overview": build_fields(_overview(job)),
+                "Checkpoints": _checkpoint_table(checkpoints) if checkpoints else "No checkpoints.",
+                "Last events": build_fields({format_time(e.time_unix_s): e.text for e in last_events})
+                if last_events
+                else "No events.",
+            },
+        )
+
+    write_output(output, document, draw)
+
+
+@click.command()
+@job_argument
+@storage_option
+@output_option
+def events(job_id: int, root: StorageRoot, output: str) -> None:
+    """Show everything that happened to a job and when.
+
+    \b
+    Example:
+      periflow-ray job events 3
+    """
+    read_record(root, job_id)
+    found = read_events(root, job_id)
+    rows = [(format_time(e.time_unix_s), str(e.attempt or NOTHING), e.kind, e.text) for e in found]
+
+    def draw(console: Console) -> None:
+        console.print(build_table(("Time", "Attempt", "Kind", "Event"), rows))
+
+    write_output(output, [_event_document(event) for event in found], draw)
+
+
+def _overview(job: Job) -> dict[str, str]:
+    record, state, progress = job.record, job.state, job.progress
+    fields = {
+        "Number": str(record.job_id),
+        "Name": record.name or NOTHING,
+        "Status": state.status,
+        "VM": record.vm,
+        "Nodes": f"{record.num_nodes} x {record.num_devices // max(1, record.num_nodes)} {record.accelerator}",
+        "Experiment": record.experiment or NOTHING,
+        "Data": record.dataset or NOTHING,
+        "Created by": record.created_by,
+        "Created": format_time(record.created_unix_s),
+        "Started": format_time(state.started_unix_s),
+        "Ended": format_time(state.ended_unix_s),
+        "Duration": format_duration(measure_duration_s(state)),
+        "Attempt": str(state.attempt or NOTHING),
+        "Progress": format_progress(progress),
+    }
+    if progress.metrics:
+        fields["Metrics"] = ", ".join(f"{name} {format_value(value)}" for name, value in progress.metrics.items())
+    if state.message:
+        fields["Error" if state.status == "failed" else "Message"] = state.message
+    return fields
+
+
+def _checkpoint_table(checkpoints: Sequence[Manifest]) -> Any:
+    rows = [
+        (
+            checkpoint.checkpoint,
+            str(checkpoint.step),
+            format_size(checkpoint.size),
+            format_time(checkpoint.created_unix_s),
+        )
+        for checkpoint in checkpoints
+    ]
+    table = build_table(("ID", "Step", "Size", "Created"), rows)
+    table.box = None
+    return table
+
+
+def _checkpoint_document(checkpoint: Manifest) -> dict[str, Any]:
+    return {
+        "id": checkpoint.checkpoint,
+        "step": checkpoint.step,
+        "size_bytes": checkpoint.size,
+        "created": iso_time(checkpoint.created_unix_s),
+        "attempt": checkpoint.attempt,
+        "num_files": len(checkpoint.files),
+    }
+
+
+def _event_document(event: Event) -> dict[str, Any]:
+    return {"time": iso_time(event.time_unix_s), "attempt": event.attempt, "kind": event.kind, "text": event.text}

@@ -1,0 +1,75 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime, time, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from periflow_ray.store.root import StorageRoot
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_RELATIVE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])", re.IGNORECASE)
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def storage_option(function: Function) -> Function:
+    """Adds ``--storage`` and gives the command a ``root: StorageRoot``."""
+    return click.option(
+        "--storage",
+        "root",
+        metavar="URI",
+        callback=_open_root,
+        help="Storage root: a path, s3://..., abfs://... or gs://...  [default: $PERIFLOW_STORAGE, the config file, "
+        "else a directory of this user]",
+    )(function)
+
+
+def job_argument(function: Function) -> Function:
+    """Adds the job's number as ``job_id``."""
+    return click.argument("job_id", metavar="JOB", type=click.IntRange(min=1))(function)
+
+
+def yes_option(function: Function) -> Function:
+    """Adds ``-y`` as ``is_confirmed``: do not ask."""
+    return click.option("-y", "--yes", "is_confirmed", is_flag=True, help="Do not ask.")(function)
+
+
+class PointInTime(click.ParamType[float]):
+    """A moment in Unix seconds: an ISO 8601 date or time (local unless it names a zone), or an age like 2h or 3d.
+
+    Args:
+        is_end: a date alone means the end of that day, not its beginning.
+    """
+
+    name = "time"
+
+    def __init__(self, *, is_end: bool = False) -> None:
+        self._is_end = is_end
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip()
+        try:
+            if relative := _RELATIVE.fullmatch(text):
+                age = timedelta(**{_UNITS[relative[2].lower()]: float(relative[1])})
+                return (datetime.now() - age).timestamp()
+            moment = datetime.fromisoformat(text.removesuffix("Z") + "+00:00" if text.endswith("Z") else text)
+            if self._is_end and re.fullmatch(r"\d{4}-?\d{2}-?\d{2}", text):
+                moment = datetime.combine(moment, time.max)
+            return moment.timestamp()
+        except (ValueError, OverflowError):
+            self.fail(f"{text!r} is not a time. Give 2026-01-31, 2026-01-31T18:00 or an age: 30m, 2h, 3d, 1w.")
+
+
+def _open_root(ctx: click.Context, param: click.Parameter, value: str | None) -> StorageRoot | None:
+    if ctx.resilient_parsing:
+        return None
+    # Imported late: fsspec takes as long as all of --help.
+    from periflow_ray.store.root import StorageRoot, resolve_storage_uri
+
+    return StorageRoot(resolve_storage_uri(value))

@@ -1,0 +1,99 @@
+"""Data on standard output: rich tables and panels for people, JSON or YAML for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Wide enough that nothing is folded when the output is a file or a pipe.
+_PIPED_WIDTH = 10_000
+
+
+def output_option(function: Function) -> Function:
+    """Adds ``-o table|json|yaml`` as ``output``."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json", "yaml"]),
+        default="table",
+        show_default=True,
+        help="A table for people, JSON or YAML for programs.",
+    )(function)
+
+
+def write_output(output: str, document: Any, draw: Callable[[Console], None]) -> None:
+    """Write ``document`` as JSON or YAML, or let ``draw`` show it to a person.
+
+    Numbers that JSON does not have (NaN and the infinities) become null.
+    """
+    if output == "json":
+        click.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False))
+    elif output == "yaml":
+        import yaml
+
+        click.echo(yaml.safe_dump(_plain(document), sort_keys=False, allow_unicode=True), nl=False)
+    else:
+        draw(data_console())
+
+
+def data_console() -> Console:
+    """A console on standard output; it shows text as it is and never cuts it off when piped."""
+    console = Console(markup=False, highlight=False, emoji=False, soft_wrap=False)
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    return console
+
+
+def talk_console() -> Console:
+    """A console on standard error, for what is not the command's result."""
+    return Console(stderr=True, markup=False, highlight=False, emoji=False)
+
+
+def build_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> Table:
+    """A table with bold headings; long cells fold, none is cut off."""
+    table = Table(title=title, title_style="bold", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def build_fields(fields: Mapping[str, str]) -> Table:
+    """Names and values below each other, the content of an overview panel."""
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in fields.items():
+        table.add_row(name, value)
+    return table
+
+
+def draw_panels(console: Console, panels: Mapping[str, RenderableType]) -> None:
+    """Panels below each other, all of one width."""
+    built = [Panel(content, title=title, expand=console.is_terminal) for title, content in panels.items()]
+    if not console.is_terminal:
+        width = max(console.measure(panel).maximum for panel in built)
+        for panel in built:
+            panel.width = width
+    for panel in built:
+        console.print(panel)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,257 @@
+"""``periflow-ray submit`` (also ``job run``): a template becomes a job."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from periflow_ray.cli.options import storage_option, yes_option
+from periflow_ray.cli.output import build_fields, data_console, output_option, talk_console, write_output
+from periflow_ray.cli.tree import build_file_tree
+from periflow_ray.errors import ClusterError, JobFailedError, PlanError, TemplateError, UsageError
+
+if TYPE_CHECKING:
+    from periflow_ray.plan import JobPlan, VmType
+    from periflow_ray.spec import Template
+    from periflow_ray.store.root import StorageRoot
+    from periflow_ray.submit.ray_jobs import RayJobs
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where to run: the embedded cluster, or the one at ``address``; neither is only good for a dry run."""
+
+    is_local: bool
+    devices_per_node: int | None
+    address: str | None
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "-f",
+    "--config-file",
+    required=True,
+    metavar="FILE",
+    help="The template, usually pf-template.yml; - is standard input.",
+)
+@click.option("-d", "-w", "--workspace-dir", type=click.Path(path_type=Path), help="Directory with your script.")
+@click.option("-n", "--name", help="Name of the job.")
+@click.option("-v", "--vm", help="VM type. List them: periflow-ray vm list")
+@click.option("-e", "--experiment", help="Experiment to put the job in.")
+@click.option("--num-devices", type=int, help="Devices of the whole job.")
+@click.option("--local", "is_local", is_flag=True, help="Run on this machine, on an embedded Ray cluster (VM 'local').")
+@click.option(
+    "--devices-per-node",
+    type=click.IntRange(min=1),
+    help="With --local: devices of each stand-in node.  [default: 1 on CPU, all GPUs where there are some]",
+)
+@click.option("--address", help="Running Ray cluster: http://HOST:8265.  [default: $RAY_ADDRESS]")
+@click.option(
+    "--env", "env_assignments", multiple=True, metavar="K=V|K", help="Variable for the command; K: as set here."
+)
+@click.option("--env-file", "env_files", multiple=True, type=click.Path(path_type=Path), help="File with K=V lines.")
+@click.option(
+    "--secret", "secret_names", multiple=True, metavar="K", help="As --env K, but never shown or stored in the clear."
+)
+@click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
+@click.option("--follow/--no-follow", default=True, show_default=True, help="Show the job's log until it ends.")
+@yes_option
+@output_option
+@storage_option
+def submit(
+    root: StorageRoot,
+    config_file: str,
+    workspace_dir: Path | None,
+    name: str | None,
+    vm: str | None,
+    experiment: str | None,
+    num_devices: int | None,
+    is_local: bool,
+    devices_per_node: int | None,
+    address: str | None,
+    env_assignments: tuple[str, ...],
+    env_files: tuple[Path, ...],
+    secret_names: tuple[str, ...],
+    dry_run: bool,
+    follow: bool,
+    is_confirmed: bool,
+    output: str,
+) -> None:
+    """Run a pf-template.yml as a job, and follow it to its end.
+
+    The exit code is 0 only if the job succeeded. The directory given with -d appears in the job as
+    <mount_path>/<name of the directory>.
+
+    \b
+    Examples:
+      periflow-ray submit --local -f pf-template.yml -d ./cifar
+      periflow-ray submit --local --num-devices 2 -f pf-template.yml -d ./cifar
+      periflow-ray submit --address http://127.0.0.1:8265 -f pf-template.yml -d ./cifar --secret WANDB_API_KEY
+      periflow-ray submit --dry-run -f pf-template.yml
+    """
+    from periflow_ray.submit.environment import collect_env, collect_secrets
+
+    overrides = {"name": name, "vm": vm, "experiment": experiment, "num_devices": num_devices}
+    template = _read_template(config_file, overrides)
+    target = _choose_target(template, is_local, devices_per_node, address)
+    env = collect_env(env_assignments, env_files, os.environ)
+    secrets = collect_secrets(secret_names, os.environ)
+    plan = _build_plan(template, target, root, workspace_dir, env, tuple(secrets))
+    if dry_run:
+        _show_plan(plan, output)
+        return
+    cluster_address = _require_cluster(target, plan)
+
+    from periflow_ray.submit.jobs import submit_job
+    from periflow_ray.submit.workspace import scan_workspace
+
+    workspace = scan_workspace(workspace_dir) if workspace_dir is not None else None
+    talk = talk_console()
+    if workspace is not None:
+        label = f"{plan.workspace_mount_path}/{workspace.name}"
+        talk.print(build_file_tree(label, workspace.files))
+        from periflow_ray.cli.format import format_size
+
+        talk.print(f"{len(workspace.files)} files, {format_size(workspace.size)}")
+    root.check_writable()
+    _check_dataset(root, plan)
+    _ensure_experiment(root, plan, is_confirmed)
+    cluster = _connect(target, cluster_address)
+    record = submit_job(root, plan, cluster, workspace=workspace, secrets=secrets, created_by=_user_name())
+    click.echo(f"Job ({record.job_id}) started successfully.")
+    talk.print(f"Log: periflow-ray job log {record.job_id} -f    State: periflow-ray job view {record.job_id}")
+    if follow:
+        from periflow_ray.cli.follow import follow_job
+
+        state = follow_job(root, record.job_id, console=data_console())
+        if state.status != "success":
+            raise JobFailedError(
+                f"job {record.job_id} {state.status}" + (f": {state.message}" if state.message else "")
+            )
+        talk.print(f"Job ({record.job_id}) succeeded.")
+
+
+def _read_template(config_file: str, overrides: dict[str, Any]) -> Template:
+    from periflow_ray.plan import load_catalogue
+    from periflow_ray.spec import load_template
+
+    source = "<stdin>" if config_file == "-" else config_file
+    try:
+        text = sys.stdin.buffer.read() if config_file == "-" else Path(config_file).read_bytes()
+    except OSError as err:
+        raise UsageError(f"cannot read the template '{config_file}': {err.strerror or err}") from err
+    return load_template(text, source=source, overrides=overrides, known_vms=load_catalogue())
+
+
+def _choose_target(template: Template, is_local: bool, devices_per_node: int | None, address: str | None) -> _Target:
+    from periflow_ray.plan import LOCAL_VM_NAME
+
+    if is_local and address:
+        raise UsageError("--local and --address exclude each other: one names this machine, the other a cluster.")
+    is_local = is_local or (template.spec.vm == LOCAL_VM_NAME and not address)
+    if devices_per_node is not None and not is_local:
+        raise UsageError("--devices-per-node is for --local; elsewhere the VM type decides.")
+    return _Target(is_local, devices_per_node, None if is_local else address or os.environ.get("RAY_ADDRESS"))
+
+
+def _build_plan(
+    template: Template,
+    target: _Target,
+    root: StorageRoot,
+    workspace_dir: Path | None,
+    env: dict[str, str],
+    secret_names: tuple[str, ...],
+) -> JobPlan:
+    from periflow_ray.plan import build_plan
+
+    num_gpus = _count_gpus()
+    try:
+        return build_plan(
+            template.spec,
+            _find_vm(template, target, num_gpus),
+            storage_uri=root.uri,
+            workspace_dir_name=workspace_dir.resolve().name if workspace_dir is not None else None,
+            extra_env=env,
+            secret_names=secret_names,
+            num_local_cpus=os.cpu_count(),
+            num_local_gpus=num_gpus,
+        )
+    except PlanError as err:
+        raise TemplateError(f"{template.locate(err.key_path)}: {err}") from err
+
+
+def _find_vm(template: Template, target: _Target, num_gpus: int) -> VmType:
+    from periflow_ray.plan import find_vm, local_vm
+
+    if target.is_local:
+        return local_vm(num_gpus=num_gpus, devices_per_node=target.devices_per_node)
+    return find_vm(template.spec.vm)
+
+
+def _count_gpus() -> int:
+    try:
+        return len(os.listdir("/proc/driver/nvidia/gpus"))
+    except OSError:
+        return 0
+
+
+def _require_cluster(target: _Target, plan: JobPlan) -> str | None:
+    if target.is_local or target.address:
+        return target.address
+    raise ClusterError(
+        f"VM '{plan.vm.name}' needs a Ray cluster, and none is named. Create one with 'ray up' from a YAML in "
+        "cluster_configs/, then submit with --address http://127.0.0.1:8265 (or RAY_ADDRESS). "
+        "To run on this machine instead: --local --num-devices 2"
+    )
+
+
+def _connect(target: _Target, address: str | None) -> RayJobs:
+    if target.is_local:
+        from periflow_ray.submit.local_cluster import ensure_local_cluster, find_local_cluster
+
+        if find_local_cluster() is None:
+            talk_console().print("Starting the embedded Ray cluster on this machine ...")
+        return ensure_local_cluster()
+    from periflow_ray.submit.ray_jobs import connect
+
+    assert address is not None
+    cluster = connect(address)
+    cluster.check()
+    return cluster
+
+
+def _check_dataset(root: StorageRoot, plan: JobPlan) -> None:
+    if plan.data is not None and not plan.data.is_huggingface:
+        from periflow_ray.store.datasets import read_dataset
+
+        read_dataset(root, plan.data.name)
+
+
+def _ensure_experiment(root: StorageRoot, plan: JobPlan, is_confirmed: bool) -> None:
+    from periflow_ray.store.experiments import create_experiment, has_experiment
+
+    if plan.experiment is None or has_experiment(root, plan.experiment):
+        return
+    if not is_confirmed and sys.stdin.isatty():
+        click.confirm(f"Experiment '{plan.experiment}' does not exist. Create it?", abort=True, err=True, default=True)
+    create_experiment(root, plan.experiment)
+    talk_console().print(f"Experiment '{plan.experiment}' was created.")
+
+
+def _show_plan(plan: JobPlan, output: str) -> None:
+    from periflow_ray.plan import describe_plan, plan_document
+
+    write_output(output, plan_document(plan), lambda console: console.print(build_fields(dict(describe_plan(plan)))))
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # A user id without an entry in the user database, as in containers.
+        return str(os.getuid())

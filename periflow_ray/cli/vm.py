@@ -1,0 +1,96 @@
+"""``vm list``: the machines that a template's ``vm`` may name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.console import Console
+
+from periflow_ray.cli.format import NOTHING
+from periflow_ray.cli.lazy import LazyGroup
+from periflow_ray.cli.output import build_table, output_option, write_output
+from periflow_ray.plan.catalogue import VmType, load_catalogue
+
+_COLUMNS = ("VM", "Cloud", "Region", "Device", "Device Cnt", "GPU Memory", "vCPU", "Memory", "Spot", "USD/hour")
+
+
+@click.group(cls=LazyGroup, lazy_commands={"list": ("periflow_ray.cli.vm:list_vms", "List the VM types.")})
+def vm() -> None:
+    """VM types that a template may name.
+
+    \b
+    Example:
+      periflow-ray vm list --cloud aws --device H100
+    """
+
+
+@click.command("list")
+@click.option("--cloud", help="Only this cloud: aws, azure or local.")
+@click.option("--region", help="Only this region.")
+@click.option("--device", help="Only this accelerator, for example V100.")
+@click.option("--num-devices", type=click.IntRange(min=1), help="Only VMs with this many devices.")
+@click.option("--spot/--on-demand", "is_spot", default=None, help="Only spot VMs, or only on-demand ones.")
+@output_option
+def list_vms(
+    cloud: str | None,
+    region: str | None,
+    device: str | None,
+    num_devices: int | None,
+    is_spot: bool | None,
+    output: str,
+) -> None:
+    """List the VM types of the catalogue, with list prices per hour.
+
+    A spot VM has no fixed price; what the same VM costs on demand follows "<".
+
+    \b
+    Example:
+      periflow-ray vm list --cloud azure --device V100 --spot
+    """
+    found = [
+        vm_type
+        for vm_type in load_catalogue().values()
+        if (cloud is None or vm_type.cloud == cloud.lower())
+        and (region is None or vm_type.region == region.lower())
+        and (device is None or vm_type.accelerator.lower() == device.lower())
+        and (num_devices is None or vm_type.num_devices == num_devices)
+        and (is_spot is None or vm_type.is_spot == is_spot)
+    ]
+
+    def draw(console: Console) -> None:
+        console.print(build_table(_COLUMNS, [_row(vm_type) for vm_type in found]))
+
+    write_output(output, [_document(vm_type) for vm_type in found], draw)
+
+
+def _row(vm_type: VmType) -> tuple[str, ...]:
+    return (
+        vm_type.name,
+        vm_type.cloud,
+        vm_type.region,
+        vm_type.accelerator,
+        str(vm_type.num_devices),
+        _gib(vm_type.device_memory_gib),
+        NOTHING if vm_type.num_vcpus is None else str(vm_type.num_vcpus),
+        _gib(vm_type.memory_gib),
+        "Y" if vm_type.is_spot else "N",
+        _price(vm_type),
+    )
+
+
+def _gib(memory_gib: float | None) -> str:
+    return NOTHING if memory_gib is None else f"{memory_gib:g} GiB"
+
+
+def _price(vm_type: VmType) -> str:
+    if vm_type.retired_on is not None:
+        return f"retired {vm_type.retired_on}"
+    if vm_type.price_per_hour_usd is not None:
+        return f"{vm_type.price_per_hour_usd:.2f}"
+    ceiling = vm_type.on_demand_price_per_hour_usd
+    return NOTHING if ceiling is None else f"< {ceiling:.2f}"
+
+
+def _document(vm_type: VmType) -> dict[str, Any]:
+    return {name: getattr(vm_type, name) for name in VmType.__dataclass_fields__}

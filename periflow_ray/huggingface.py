@@ -1,0 +1,107 @@
+"""Hugging Face ``transformers.Trainer`` in a job.
+
+from periflow_ray.huggingface import PeriFlowCallback, latest_checkpoint
+
+trainer = Trainer(model, TrainingArguments(output_dir=os.environ["CKPT_DIR"]), callbacks=[PeriFlowCallback()])
+trainer.train(resume_from_checkpoint=latest_checkpoint())
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import periflow_ray as pf
+
+try:
+    from transformers import TrainerCallback
+except ModuleNotFoundError as err:
+    raise ModuleNotFoundError(
+        f"periflow_ray.huggingface needs {err.name}: pip install 'periflow-ray[huggingface]'", name=err.name
+    ) from err
+
+logger = logging.getLogger("periflow_ray")
+
+
+class PeriFlowCallback(TrainerCallback):  # type: ignore[misc]
+    """Connects a ``transformers.Trainer`` with the job; one optimizer step is one step.
+
+    Calls ``pf.init`` unless the script has. Sends every number that the trainer logs, with ``iteration`` (its
+    ``global_step``), so ``logging_steps`` sets how often. Uploads each checkpoint that the trainer saves, which must
+    be in ``CKPT_DIR``: set ``output_dir`` to it. Makes the trainer save when a machine is about to be taken away.
+    """
+
+    def __init__(self) -> None:
+        self._is_in_step = False
+        self._is_save_announced = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._is_in_step = False
+        if not pf.is_initialized():
+            # A restarted job whose training was already complete has nothing to count.
+            is_complete = state.max_steps <= int(os.environ.get("PROCESSED_ITERS") or 0)
+            pf.init(None if is_complete else state.max_steps)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._end_open_step()
+        pf.start_step()
+        self._is_in_step = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._end_open_step()
+        was_announced, self._is_save_announced = self._is_save_announced, pf.is_emergency_save()
+        if self._is_save_announced and not was_announced:
+            control.should_save = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        numbers = {
+            name: value
+            for name, value in (logs or {}).items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
+        if numbers and pf.is_initialized():
+            pf.metric({"iteration": state.global_step, **numbers})
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if pf.is_initialized():
+            pf.upload_checkpoint()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._end_open_step()
+
+    def _end_open_step(self) -> None:
+        if self._is_in_step:
+            self._is_in_step = False
+            pf.end_step()
+
+
+def latest_checkpoint(directory: str | os.PathLike[str] | None = None) -> str | None:
+    """Find the newest complete ``checkpoint-<step>``, for ``trainer.train(resume_from_checkpoint=...)``.
+
+    Args:
+        directory: where to look; default the job's output checkpoint directory, ``CKPT_DIR``.
+    Returns:
+        Its path, or None if there is none. An incomplete one is passed over with a warning.
+    """
+    directory = directory or os.environ.get("CKPT_DIR")
+    if not directory:
+        return None
+    steps_of_paths = {}
+    for path in Path(directory).glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+        if match and path.is_dir():
+            steps_of_paths[path] = int(match[1])
+    for path in sorted(steps_of_paths, key=steps_of_paths.__getitem__, reverse=True):
+        try:
+            # transformers writes this file last.
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError) as err:
+            logger.warning("periflow-ray: cannot resume from %s (%s); looking for an older one.", path, err)
+            continue
+        return str(path)
+    return None

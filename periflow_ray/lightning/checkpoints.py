@@ -1,0 +1,118 @@
+"""Lightning checkpoints in a job: where they are written, that they are uploaded, and which one to resume from."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import periflow_ray as pf
+from periflow_ray.lightning.flavour import has_class_named, pl
+
+logger = logging.getLogger("periflow_ray")
+
+EMERGENCY_FILE_NAME = "emergency.ckpt"
+
+
+def latest_checkpoint(directory: str | os.PathLike[str] | None = None) -> Path | None:
+    """Find the checkpoint that is furthest in the training, for ``trainer.fit(model, ckpt_path=...)``.
+
+    Reads every ``*.ckpt`` below the directory (the tensors stay on disk) and passes over those that training cannot
+    resume from, with a warning: cut short, or saved with weights only.
+
+    Args:
+        directory: where to look; default the job's output checkpoint directory, ``CKPT_DIR``.
+    Returns:
+        Its path, or None if there is none.
+    """
+    directory = directory or os.environ.get("CKPT_DIR")
+    if not directory:
+        return None
+    found = []
+    for path in sorted(Path(directory).rglob("*.ckpt")):
+        try:
+            found.append((_read_progress(path), path))
+        except Exception as err:  # A damaged file can raise anything from zipfile, pickle or torch.
+            logger.warning("periflow-ray: cannot resume from %s (%s); looking for another.", path, err)
+    return max(found)[1] if found else None
+
+
+def make_resume_options(ckpt_path: Any, weights_only: bool | None) -> dict[str, Any]:
+    """Build ``fit``'s keyword arguments: as the user gave them, else the newest checkpoint of a job that resumes."""
+    if ckpt_path is None and find_resumed_step() > 0:
+        ckpt_path = latest_checkpoint()
+        if ckpt_path is None:
+            logger.warning(
+                "periflow-ray: the job resumes at step %d, but there is no usable Lightning checkpoint in %s; "
+                "training starts anew.",
+                find_resumed_step(),
+                os.environ.get("CKPT_DIR") or "CKPT_DIR, which is not set",
+            )
+        elif weights_only is None:
+            weights_only = False  # The job's own file: hyperparameters of any class may be in it.
+    options = {"ckpt_path": ckpt_path, "weights_only": weights_only}
+    # Lightning before 2.6 has no weights_only.
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def find_resumed_step() -> int:
+    """The step that this job resumes from; 0 at its first start and outside a job."""
+    return int(os.environ.get("PROCESSED_ITERS") or 0)
+
+
+def use_job_checkpoint_dir(trainer: Any) -> None:
+    """Let every ``ModelCheckpoint`` without a ``dirpath`` write into ``CKPT_DIR``, if that is set."""
+    directory = os.environ.get("CKPT_DIR")
+    if not directory:
+        return
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, pl.callbacks.ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = os.path.realpath(directory)
+
+
+def make_emergency_path(trainer: Any) -> str:
+    """Path of the emergency checkpoint: in ``CKPT_DIR``, else beside the trainer's other checkpoints."""
+    dirpaths = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    directories = [os.environ.get("CKPT_DIR"), *dirpaths, trainer.default_root_dir]
+    return os.path.join(next(directory for directory in directories if directory), EMERGENCY_FILE_NAME)
+
+
+def upload_after_saving(trainer: Any) -> None:
+    """Make this trainer's ``save_checkpoint`` upload afterwards, unless its class or an earlier call does so."""
+    if has_class_named(trainer, "PeriFlowTrainer") or "save_checkpoint" in vars(trainer):
+        return
+    save_checkpoint = trainer.save_checkpoint
+
+    @functools.wraps(save_checkpoint)
+    def save_and_upload(*args: Any, **kwargs: Any) -> None:
+        save_checkpoint(*args, **kwargs)
+        upload_if_initialized()
+
+    trainer.save_checkpoint = save_and_upload
+
+
+def upload_if_initialized() -> None:
+    """Upload ``CKPT_DIR``. Collective: call on all ranks. Nothing outside ``fit``, where there is no session yet."""
+    if pf.is_initialized():
+        pf.upload_checkpoint()
+
+
+def _read_progress(path: Path) -> tuple[int, int, int, int]:
+    """How far a checkpoint is: optimizer steps, batches, finished epochs, and when it was written.
+
+    Raises:
+        ValueError: training cannot resume from it.
+    """
+    # A sharded checkpoint is a directory, whose meta.pt is what a plain one holds beside the tensors.
+    file = path / "meta.pt" if path.is_dir() else path
+    checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
+    if "optimizer_states" not in checkpoint or "loops" not in checkpoint:
+        raise ValueError("it holds weights only, or is not Lightning's")
+    fit_loop = checkpoint["loops"]["fit_loop"]
+    num_batches = fit_loop["epoch_loop.batch_progress"]["total"]["ready"]
+    num_epochs = fit_loop["epoch_progress"]["total"]["processed"]
+    return checkpoint["global_step"], num_batches, num_epochs, path.stat().st_mtime_ns

@@ -1,0 +1,236 @@
+"""What a user asked for: the contents of pf-template.yml as frozen models.
+
+Unknown keys are errors at every level, and a key with nothing behind it counts as absent. The descriptions are what
+editors show (see ``schema``) and what the error for a missing key says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic_core.core_schema import ValidationInfo
+
+from periflow_ray.spec.fields import (
+    ENV_VAR_NAME_PATTERN,
+    AbsolutePath,
+    Command,
+    CountFromOne,
+    CountFromZero,
+    EnvVarName,
+    EnvVarValue,
+    Memory,
+    PositiveNumber,
+    Text,
+    choice_reader,
+    parse_memory_bytes,
+    refuse,
+)
+
+HUGGINGFACE_PREFIX = "huggingface:"
+DEFAULT_WORKSPACE_MOUNT_PATH = "/workspace"
+# How the two forms of a command appear in the locations of validation errors.
+COMMAND_TEXT_TAG = "<text>"
+COMMAND_STEPS_TAG = "<steps>"
+
+
+class Section(BaseModel):
+    """A mapping in the template."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty_keys(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        return {key: value for key, value in given.items() if value is not None or key not in cls.model_fields}
+
+
+class SetupAndRun(Section):
+    """A command in two parts."""
+
+    setup: Command | None = Field(default=None, description="Bash command that prepares the node, before 'run'.")
+    run: Command = Field(description="Bash command that trains.")
+
+
+def _command_form(given: Any) -> str:
+    return COMMAND_STEPS_TAG if isinstance(given, (Mapping, SetupAndRun)) else COMMAND_TEXT_TAG
+
+
+class DockerSpec(Section):
+    """What runs: a container image and the command in it."""
+
+    image: Text | None = Field(
+        default=None, description="Container image of the job. On a bare node the command runs without a container."
+    )
+    command: Annotated[
+        Annotated[Command, Tag(COMMAND_TEXT_TAG)] | Annotated[SetupAndRun, Tag(COMMAND_STEPS_TAG)],
+        Discriminator(_command_form),
+    ] = Field(
+        description="Bash command, run once per node (or device, see launch_mode): text, or {setup, run}. "
+        "Set for it: MASTER_ADDR, MASTER_PORT, WORLD_SIZE, NODE_RANK, NUM_NODES, NPROC_PER_NODE."
+    )
+    credential_id: Text | None = Field(default=None, description="Credential for a private image registry.")
+    env_var: dict[EnvVarName, EnvVarValue] = Field(
+        default_factory=dict,
+        description="Environment variables of the command, name: value. Values are taken as they are written.",
+        json_schema_extra={"propertyNames": {"pattern": f"^{ENV_VAR_NAME_PATTERN}$"}},
+    )
+
+
+class WorkspaceSpec(Section):
+    """Where the user's directory appears."""
+
+    mount_path: AbsolutePath = Field(
+        default=DEFAULT_WORKSPACE_MOUNT_PATH,
+        description="Absolute path below which the workspace directory appears, as <mount_path>/<directory name>.",
+    )
+
+
+class ResourcesSpec(Section):
+    """What one device needs beside its GPU."""
+
+    cpus: PositiveNumber | None = Field(default=None, description="CPU cores per device, for example 4.")
+    memory: Memory | None = Field(default=None, description="Main memory per device, for example 16GiB or 500MB.")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Main memory per device in bytes; None when the template does not say."""
+        return None if self.memory is None else parse_memory_bytes(self.memory)
+
+
+class JobSetting(Section):
+    """How the job runs on a node."""
+
+    type: Annotated[Literal["custom"], BeforeValidator(choice_reader("custom"))] = Field(
+        description="Kind of job; 'custom' is the only one."
+    )
+    docker: DockerSpec = Field(description="Container image, command and environment of the job.")
+    workspace: WorkspaceSpec = Field(
+        default=WorkspaceSpec(), description="Where the workspace directory appears on every node."
+    )
+    launch_mode: Annotated[Literal["node", "device"], BeforeValidator(choice_reader("node", "device"))] = Field(
+        default="node",
+        description="'node' (default) runs the command once per node, for torchrun; 'device' runs it once per device "
+        "with RANK and LOCAL_RANK set, so that 'python main.py' is enough.",
+    )
+    resources: ResourcesSpec | None = Field(default=None, description="CPU cores and main memory per device.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_predefined(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("type") == "predefined":
+            raise refuse(
+                "is 'predefined': the hosted catalogue of predefined jobs (template_id, model_config) no longer "
+                "exists. Use 'type: custom' with docker.command",
+                key="type",
+            )
+        return given
+
+
+class CheckpointInput(Section):
+    """A registered checkpoint to start from."""
+
+    id: Text = Field(description="Id of the checkpoint to start from; list them: periflow-ray checkpoint list.")
+    mount_path: AbsolutePath = Field(description="Absolute path where the checkpoint's files appear.")
+
+
+class CheckpointSpec(Section):
+    """Where checkpoints come from and go to."""
+
+    output_checkpoint_dir: AbsolutePath | None = Field(
+        default=None, description="Absolute path of the directory that upload_checkpoint saves and a restart refills."
+    )
+    input: CheckpointInput | None = Field(default=None, description="Checkpoint to start from.")
+
+
+class DataSpec(Section):
+    """The dataset of the job."""
+
+    name: Text = Field(description="Name of a dataset, or huggingface:<dataset> for a public Hugging Face dataset.")
+    mount_path: AbsolutePath = Field(description="Absolute path where the dataset's files appear.")
+
+    @field_validator("name", mode="after")
+    @classmethod
+    def _require_huggingface_name(cls, name: str) -> str:
+        if name == HUGGINGFACE_PREFIX:
+            raise refuse("is 'huggingface:' without a dataset; it must be huggingface:<dataset>")
+        return name
+
+    @property
+    def is_huggingface(self) -> bool:
+        """Whether the dataset is a public Hugging Face one."""
+        return self.name.startswith(HUGGINGFACE_PREFIX)
+
+    @property
+    def huggingface_name(self) -> str | None:
+        """The dataset's name at Hugging Face; None for any other dataset."""
+        return self.name.removeprefix(HUGGINGFACE_PREFIX) if self.is_huggingface else None
+
+
+class DistSpec(Section):
+    """Degrees of parallelism; their product is num_devices. All three are given, or none."""
+
+    dp_degree: CountFromOne = Field(description="Data parallel degree; dist needs all three degrees.")
+    pp_degree: CountFromOne = Field(description="Pipeline parallel degree; dist needs all three degrees.")
+    mp_degree: CountFromOne = Field(description="Model (tensor) parallel degree; dist needs all three degrees.")
+
+
+class SlackPlugin(Section):
+    """Messages about the job in a Slack channel."""
+
+    channel: Text = Field(description="Slack channel for messages about the job.")
+    credential_id: Text = Field(description="Credential of type slack.")
+
+
+class WandbPlugin(Section):
+    """Metrics at Weights & Biases."""
+
+    credential_id: Text = Field(description="Credential of type wandb.")
+
+
+class PluginSpec(Section):
+    """Services that hear of the job."""
+
+    slack: SlackPlugin | None = Field(default=None, description="Messages about the job in a Slack channel.")
+    wandb: WandbPlugin | None = Field(default=None, description="Metrics at Weights & Biases.")
+
+
+class JobSpec(Section):
+    """A training job, as its pf-template.yml describes it."""
+
+    experiment: Text | None = Field(
+        default=None, description="Experiment (named group of jobs) that the job belongs to."
+    )
+    name: Text | None = Field(default=None, description="Name of the job; need not be unique.")
+    vm: Text = Field(description="VM type to run on, or 'local' for this machine; list all: periflow-ray vm list.")
+    num_devices: CountFromOne = Field(description="Devices (GPUs) of the whole job, not VMs: 16 on 4-GPU VMs is 4 VMs.")
+    job_setting: JobSetting = Field(description="How the job runs: command, image, environment, workspace.")
+    checkpoint: CheckpointSpec | None = Field(default=None, description="Where checkpoints come from and go to.")
+    data: DataSpec | None = Field(default=None, description="Dataset of the job.")
+    dist: DistSpec | None = Field(default=None, description="Degrees of parallelism; their product is num_devices.")
+    plugin: PluginSpec | None = Field(default=None, description="Services that hear of the job.")
+    max_failures: CountFromZero = Field(
+        default=0, description="Restarts after failures of the job's own; lost machines do not count."
+    )
+
+    @field_validator("dist", mode="before")
+    @classmethod
+    def _take_empty_dist_as_absent(cls, given: Any) -> Any:
+        return None if given == {} else given
+
+    @field_validator("dist", mode="after")
+    @classmethod
+    def _require_matching_product(cls, dist: DistSpec | None, info: ValidationInfo) -> DistSpec | None:
+        num_devices = info.data.get("num_devices")
+        if dist is None or num_devices is None:
+            return dist
+        num_placed = dist.dp_degree * dist.pp_degree * dist.mp_degree
+        if num_placed != num_devices:
+            raise refuse(
+                f"places {num_placed} devices (dp_degree {dist.dp_degree} x pp_degree {dist.pp_degree} x mp_degree "
+                f"{dist.mp_degree}), but num_devices is {num_devices}; the product must equal num_devices"
+            )
+        return dist

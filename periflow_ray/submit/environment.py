@@ -1,0 +1,71 @@
+"""``--env``, ``--env-file`` and ``--secret``: variables that the command line adds to a job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from periflow_ray.errors import UsageError
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def collect_env(assignments: Sequence[str], files: Sequence[Path], environ: Mapping[str, str]) -> dict[str, str]:
+    """Merge environment files and ``K=V`` or ``K`` options; later ones win, options win over files.
+
+    Args:
+        assignments: ``K=V``, or ``K`` for its value in ``environ``.
+        files: lines of ``K=V`` or ``K``; blank lines and lines that start with ``#`` are skipped.
+    Raises:
+        UsageError: a name cannot be used, a variable is not set, or a file cannot be read.
+    """
+    env: dict[str, str] = {}
+    for path in files:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as err:
+            raise UsageError(f"--env-file '{path}' cannot be read: {err}") from err
+        for number, line in enumerate(lines, start=1):
+            text = line.strip().removeprefix("export ")
+            if text and not text.startswith("#"):
+                name, value = _read_assignment(text, environ, f"{path}:{number}")
+                env[name] = _unquote(value)
+    for assignment in assignments:
+        name, value = _read_assignment(assignment, environ, "--env")
+        env[name] = value
+    return env
+
+
+def collect_secrets(names: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Take secrets from this process's environment.
+
+    Raises:
+        UsageError: a value was given on the command line, where ``ps`` shows it, or a variable is not set.
+    """
+    secrets = {}
+    for name in names:
+        if "=" in name:
+            raise UsageError(
+                f"--secret takes a name, not a value: export {name.split('=')[0]}=... first, then --secret "
+                f"{name.split('=')[0]}. Everybody on this machine can read a value on the command line."
+            )
+        secrets[name] = _read_assignment(name, environ, "--secret")[1]
+    return secrets
+
+
+def _read_assignment(text: str, environ: Mapping[str, str], where: str) -> tuple[str, str]:
+    name, has_value, value = text.partition("=")
+    name = name.strip()
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{where}: '{name}' is not a variable name (letters, digits and '_', not first a digit).")
+    if has_value:
+        return name, value
+    if name not in environ:
+        raise UsageError(f"{where}: the variable '{name}' is not set here. Set it, or give a value: {name}=VALUE")
+    return name, environ[name]
+
+
+def _unquote(value: str) -> str:
+    is_quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if is_quoted else value

@@ -1,0 +1,178 @@
+"""Submits, checks and stops jobs through the Jobs API of the cluster that runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from periflow_ray.errors import ClusterError, PeriflowRayError
+from periflow_ray.plan import JobPlan
+from periflow_ray.store import jobs, sealed_secrets
+from periflow_ray.store.events import EventWriter
+from periflow_ray.store.jobs import HEARTBEAT_INTERVAL_S, JobRecord, JobState
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.submit.local_cluster import LocalClusterDir
+from periflow_ray.submit.ray_jobs import ENDED_RAY_STATUSES, RayJobs, connect
+from periflow_ray.submit.workspace import Workspace, pack_workspace
+
+STOP_TIMEOUT_S = 60.0
+# A driver that is this late with its heartbeat may be dead: ask Ray.
+SUSPECT_AFTER_S = 3 * HEARTBEAT_INTERVAL_S
+# A new job's driver needs a few seconds to its first heartbeat.
+DRIVER_START_S = 10.0
+NUM_OUTPUT_LINES = 15
+_POLL_S = 0.2
+
+
+def submit_job(
+    root: StorageRoot,
+    plan: JobPlan,
+    cluster: RayJobs,
+    *,
+    workspace: Workspace | None,
+    secrets: Mapping[str, str],
+    created_by: str,
+) -> JobRecord:
+    """Store the job and start its driver on the cluster.
+
+    Raises:
+        ClusterError: the cluster refused; the job is recorded as failed.
+        StorageError, WorkspaceError: the job could not be stored.
+    """
+    job_id = jobs.claim_job_id(root)
+    submission_id = _submission_id(root, job_id)
+    record = JobRecord(
+        job_id=job_id,
+        name=plan.name,
+        experiment=plan.experiment,
+        vm=plan.vm.name,
+        accelerator=plan.vm.accelerator,
+        num_devices=plan.num_devices,
+        num_nodes=plan.num_nodes,
+        dataset=plan.data.name if plan.data else None,
+        created_by=created_by,
+        created_unix_s=time.time(),
+        ray_address=cluster.address,
+        ray_submission_id=submission_id,
+    )
+    root.write_bytes(jobs.job_key(job_id, "plan.json"), plan.model_dump_json(indent=1).encode())
+    if workspace is not None:
+        _store_workspace(root, job_id, workspace)
+    driver_env = {sealed_secrets.KEY_VARIABLE: sealed_secrets.seal(root, job_id, secrets)} if secrets else {}
+    jobs.write_state(root, job_id, JobState("waiting"))
+    jobs.write_record(root, record)
+    try:
+        cluster.submit(_entrypoint(root, job_id, plan), submission_id, driver_env)
+    except PeriflowRayError as err:
+        jobs.write_state(root, job_id, JobState("failed", ended_unix_s=time.time(), message=str(err)))
+        raise
+    return record
+
+
+def check_state(root: StorageRoot, job_id: int) -> JobState:
+    """How a job stands; asks its cluster when the driver seems to be dead, and records the answer.
+
+    Raises:
+        NotFoundError: there is no such job.
+    """
+    record = jobs.read_record(root, job_id)
+    state = jobs.read_state(root, job_id)
+    last_sign_unix_s = state.heartbeat_unix_s or record.created_unix_s + DRIVER_START_S
+    if state.has_ended or time.time() - last_sign_unix_s < SUSPECT_AFTER_S or record.ray_submission_id is None:
+        return state
+    cluster = connect_to_job(record)
+    try:
+        ray_job = cluster.read(record.ray_submission_id)
+        if ray_job is not None and ray_job.status not in ENDED_RAY_STATUSES:
+            return state
+        output = "" if ray_job is None else cluster.read_driver_output(record.ray_submission_id)
+    except ClusterError:
+        return state
+    state = jobs.read_state(root, job_id)
+    if state.has_ended:  # The driver's last word came in meanwhile.
+        return state
+    how = (
+        "its cluster does not know it any more" if ray_job is None else f"Ray says: {ray_job.message or ray_job.status}"
+    )
+    return _end(root, job_id, state, _describe_dead_driver(how, output))
+
+
+def stop_job(root: StorageRoot, job_id: int) -> JobState:
+    """End a job and wait until it has ended; an ended job is left as it is.
+
+    Raises:
+        NotFoundError: there is no such job.
+        ClusterError: its cluster cannot be reached, or the job did not end in time.
+    """
+    record = jobs.read_record(root, job_id)
+    state = check_state(root, job_id)
+    if state.has_ended or record.ray_submission_id is None:
+        return state
+    cluster = connect_to_job(record)
+    cluster.stop(record.ray_submission_id)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while time.monotonic() < deadline:
+        state = jobs.read_state(root, job_id)
+        ray_job = cluster.read(record.ray_submission_id)
+        if ray_job is None or ray_job.status in ENDED_RAY_STATUSES:
+            state = jobs.read_state(root, job_id)
+            if not state.has_ended:
+                # The driver was ended before it could say so.
+                state = dataclasses.replace(
+                    state, status="stopped", ended_unix_s=time.time(), message="stopped on request"
+                )
+                jobs.write_state(root, job_id, state)
+            return state
+        time.sleep(_POLL_S)
+    raise ClusterError(
+        f"job {job_id} did not end within {STOP_TIMEOUT_S:.0f} s; ask again: periflow-ray job stop {job_id}"
+    )
+
+
+def connect_to_job(record: JobRecord) -> RayJobs:
+    """The Jobs API of the cluster that a job was submitted to."""
+    assert record.ray_address is not None
+    directory = LocalClusterDir()
+    local = directory.read()
+    is_local = local is not None and local.address == record.ray_address
+    return connect(record.ray_address, directory.token_path if is_local else None)
+
+
+def _submission_id(root: StorageRoot, job_id: int) -> str:
+    # Jobs of several storage roots may run on one cluster.
+    return f"periflow-{hashlib.sha256(root.uri.encode()).hexdigest()[:8]}-{job_id}-{os.urandom(3).hex()}"
+
+
+def _entrypoint(root: StorageRoot, job_id: int, plan: JobPlan) -> str:
+    # The embedded cluster runs this very Python; a remote one has its own.
+    python = sys.executable if plan.vm.is_local else "python"
+    return shlex.join([python, "-m", "periflow_ray.runtime.driver", "--storage", root.uri, "--job-id", str(job_id)])
+
+
+def _store_workspace(root: StorageRoot, job_id: int, workspace: Workspace) -> None:
+    with tempfile.TemporaryDirectory(prefix="periflow-workspace-") as directory:
+        archive = Path(directory) / "workspace.tar.gz"
+        pack_workspace(workspace, archive)
+        root.upload_file(archive, jobs.job_key(job_id, "workspace.tar.gz"))
+
+
+def _describe_dead_driver(how: str, output: str) -> str:
+    lines = [line for line in output.splitlines() if line.strip()][-NUM_OUTPUT_LINES:]
+    text = f"the job's driver ended without a word; {how}"
+    if any("No module named 'periflow_ray'" in line or "No module named periflow_ray" in line for line in lines):
+        text += "\nHint: periflow-ray is not installed on the cluster; put 'pip install periflow-ray' into its setup."
+    return text + "".join(f"\n  {line}" for line in lines)
+
+
+def _end(root: StorageRoot, job_id: int, state: JobState, message: str) -> JobState:
+    ended = dataclasses.replace(state, status="failed", ended_unix_s=time.time(), message=message)
+    EventWriter(root, job_id, "submitter").write("failed", message, state.attempt)
+    jobs.write_state(root, job_id, ended)
+    return ended

@@ -1,0 +1,153 @@
+"""The embedded cluster: one Ray head on this machine's loopback, shared by the jobs of ``--local``.
+
+It starts with the first job, is reused while it lives, and ends itself some minutes after its last job; see
+``local_supervisor`` for the process that owns it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import platformdirs
+
+from periflow_ray.errors import ClusterError
+from periflow_ray.submit.ray_jobs import RayJobs, connect
+
+DIR_VARIABLE = "PERIFLOW_LOCAL_CLUSTER_DIR"
+START_TIMEOUT_S = 120.0
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """A running embedded cluster; ``supervisor_pid`` is the process that ends it."""
+
+    address: str
+    supervisor_pid: int
+
+
+class LocalClusterDir:
+    """The directory through which submitters and the supervisor find each other.
+
+    Args:
+        directory: default is ``PERIFLOW_LOCAL_CLUSTER_DIR``, else the user's state directory.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        default = Path(platformdirs.user_state_dir("periflow-ray", appauthor=False)) / "local-cluster"
+        self.path = directory or Path(os.environ.get(DIR_VARIABLE) or default)
+        self.token_path = self.path / "token"
+        self.log_path = self.path / "supervisor.log"
+        self._record_path = self.path / "cluster.json"
+        self._used_path = self.path / "last-used"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other submitters and the supervisor's decision to end out."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.path / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def read(self) -> LocalCluster | None:
+        """The cluster that was started last, whether or not it still lives."""
+        try:
+            return LocalCluster(**json.loads(self._record_path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, cluster: LocalCluster) -> None:
+        """Publish a cluster that is ready for jobs."""
+        partial = self._record_path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(cluster)), encoding="utf-8")
+        partial.replace(self._record_path)
+
+    def forget(self) -> None:
+        """Take the cluster's address back before it ends."""
+        self._record_path.unlink(missing_ok=True)
+
+    def touch(self) -> None:
+        """Note that somebody is about to use the cluster."""
+        self._used_path.touch()
+
+    def idle_s(self) -> float:
+        """Seconds since somebody last said that they use the cluster."""
+        try:
+            return max(0.0, time.time() - self._used_path.stat().st_mtime)
+        except OSError:
+            return 0.0
+
+    def create_token(self) -> None:
+        """Make a new token, readable by this user only."""
+        self.token_path.unlink(missing_ok=True)
+        descriptor = os.open(self.token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+
+
+def ensure_local_cluster() -> RayJobs:
+    """The Jobs API of the embedded cluster, which is started if it is not running.
+
+    Raises:
+        ClusterError: it did not start; the message has the end of its log.
+    """
+    directory = LocalClusterDir()
+    with directory.lock():
+        cluster = directory.read()
+        if cluster is None or not _answers(cluster, directory):
+            cluster = _start(directory)
+        directory.touch()
+        return connect(cluster.address, directory.token_path)
+
+
+def find_local_cluster() -> RayJobs | None:
+    """The Jobs API of the embedded cluster if it is running."""
+    directory = LocalClusterDir()
+    cluster = directory.read()
+    if cluster is None or not _answers(cluster, directory):
+        return None
+    return connect(cluster.address, directory.token_path)
+
+
+def _answers(cluster: LocalCluster, directory: LocalClusterDir) -> bool:
+    try:
+        os.kill(cluster.supervisor_pid, 0)
+        connect(cluster.address, directory.token_path).check()
+    except (ProcessLookupError, PermissionError, ClusterError):
+        return False
+    return True
+
+
+def _start(directory: LocalClusterDir) -> LocalCluster:
+    directory.forget()
+    directory.create_token()
+    with directory.log_path.open("wb") as log:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-m", "periflow_ray.submit.local_supervisor", str(directory.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        cluster = directory.read()
+        if cluster is not None:
+            return cluster
+        if supervisor.poll() is not None:
+            break
+        time.sleep(_POLL_S)
+    supervisor.terminate()
+    tail = "\n".join(directory.log_path.read_text(errors="replace").splitlines()[-15:])
+    raise ClusterError(f"the embedded Ray cluster did not start. The end of {directory.log_path}:\n{tail}")

@@ -1,0 +1,155 @@
+"""The process that owns the embedded cluster: starts the Ray head under a keeper, ends it when it is idle.
+
+python -m periflow_ray.submit.local_supervisor DIRECTORY
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from periflow_ray.errors import ClusterError
+from periflow_ray.processes import Command
+from periflow_ray.submit.local_cluster import START_TIMEOUT_S, LocalCluster, LocalClusterDir
+from periflow_ray.submit.ray_jobs import RayJobs, connect
+
+IDLE_VARIABLE = "PERIFLOW_LOCAL_IDLE_S"
+DEFAULT_IDLE_S = 600.0
+IDLE_POLL_S = 5.0
+# Ray needs a few seconds to say goodbye; its own processes are ended one by one.
+GRACE_S = 10.0
+# Training data does not go through Ray's object store, so a small one leaves the laptop its memory.
+OBJECT_STORE_BYTES = 128 << 20
+
+
+def main() -> None:
+    """Run the cluster of the directory named on the command line until it is idle or this process is told to end."""
+    directory = LocalClusterDir(Path(sys.argv[1]))
+    # Sockets below it may have 107 bytes at most.
+    key = hashlib.sha256(str(directory.path).encode()).hexdigest()[:8]
+    temp_dir = Path(f"/tmp/periflow-{os.getuid()}-ray-{key}")
+    shutil.rmtree(temp_dir, ignore_errors=True)
+    temp_dir.mkdir(mode=0o700)
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
+    port = _free_ports(1)[0]
+    head = Command(
+        _head_argv(port, temp_dir),
+        env=_head_env(directory, temp_dir),
+        working_dir=Path("/"),
+        grace_s=GRACE_S,
+        on_line=lambda line: print(line, flush=True),
+    )
+    threading.Thread(target=_set_when_ended, args=(head, ending), daemon=True).start()
+    jobs = connect(f"http://127.0.0.1:{port}", directory.token_path)
+    try:
+        if _wait_until_ready(jobs, ending):
+            directory.touch()
+            directory.write(LocalCluster(jobs.address, os.getpid()))
+            _wait_until_idle(jobs, directory, ending)
+    finally:
+        directory.forget()
+        head.stop()
+        head.wait()
+        shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _set_when_ended(head: Command, ending: threading.Event) -> None:
+    head.wait()
+    ending.set()
+
+
+def _head_argv(dashboard_port: int, temp_dir: Path) -> list[str]:
+    gcs, client, agent_listen, agent_grpc, metrics = _free_ports(5)
+    options = {
+        "node-ip-address": "127.0.0.1",
+        "port": gcs,
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": dashboard_port,
+        "include-dashboard": "true",
+        "dashboard-agent-listen-port": agent_listen,
+        "dashboard-agent-grpc-port": agent_grpc,
+        "ray-client-server-port": client,
+        "metrics-export-port": metrics,
+        "object-store-memory": OBJECT_STORE_BYTES,
+        "include-log-monitor": "false",
+        "temp-dir": temp_dir,
+    }
+    ray_program = str(Path(sys.executable).with_name("ray"))
+    return [
+        ray_program,
+        "start",
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+        *(f"--{k}={v}" for k, v in options.items()),
+    ]
+
+
+def _head_env(directory: LocalClusterDir, temp_dir: Path) -> dict[str, str]:
+    autoscaler_metrics, dashboard_metrics = _free_ports(2)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {
+        **inherited,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(directory.token_path),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Without it Ray replaces 127.0.0.1 by the machine's own address on Linux and listens there.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Their defaults are fixed ports, which two clusters on one machine cannot share.
+        "AUTOSCALER_METRIC_PORT": str(autoscaler_metrics),
+        "DASHBOARD_METRIC_PORT": str(dashboard_metrics),
+        # Keeps the address file that plain ray.init() reads out of /tmp/ray.
+        "RAY_TMPDIR": str(temp_dir),
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
+    }
+
+
+def _free_ports(num_ports: int) -> list[int]:
+    # All are held at once, so that they differ; Ray's worker ports (10002-19999) lie below the ephemeral range.
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(num_ports)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def _wait_until_ready(jobs: RayJobs, ending: threading.Event) -> bool:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not ending.wait(0.1) and time.monotonic() < deadline:
+        try:
+            jobs.has_running_jobs()
+        except ClusterError:
+            continue
+        return True
+    return False
+
+
+def _wait_until_idle(jobs: RayJobs, directory: LocalClusterDir, ending: threading.Event) -> None:
+    idle_limit_s = float(os.environ.get(IDLE_VARIABLE) or DEFAULT_IDLE_S)
+    while not ending.wait(min(IDLE_POLL_S, idle_limit_s)):
+        try:
+            if jobs.has_running_jobs():
+                directory.touch()
+        except ClusterError:
+            continue
+        if directory.idle_s() < idle_limit_s:
+            continue
+        with directory.lock():
+            # A submitter may have come in meanwhile.
+            if directory.idle_s() >= idle_limit_s:
+                directory.forget()
+                return
+
+
+if __name__ == "__main__":
+    main()

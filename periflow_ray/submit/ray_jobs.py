@@ -1,0 +1,130 @@
+"""Ray's Jobs API over HTTP; without importing Ray, which takes longer than the requests themselves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import requests
+
+from periflow_ray.errors import ClusterError, UsageError
+
+RayJobStatus = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
+ENDED_RAY_STATUSES: frozenset[RayJobStatus] = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
+REQUEST_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class RayJob:
+    """What Ray knows of a job; ``message`` is Ray's own sentence on how it ended."""
+
+    status: RayJobStatus
+    message: str | None
+
+
+class RayJobs:
+    """The Jobs API of one cluster.
+
+    Args:
+        address: ``http://host:8265``, as ``ray job submit --address`` takes it.
+        token: the cluster's authentication token; None if it has none.
+    Raises:
+        UsageError: the address is not an HTTP URL.
+    """
+
+    def __init__(self, address: str, token: str | None = None) -> None:
+        if not address.startswith(("http://", "https://")):
+            raise UsageError(
+                f"cluster address '{address}' is not the address of Ray's job server. Use http://HOST:8265, the "
+                "address of the cluster's dashboard (for a remote cluster: ray dashboard CLUSTER.yaml, then "
+                "http://127.0.0.1:8265)."
+            )
+        self.address = address.rstrip("/")
+        self._session = requests.Session()
+        # Proxy settings and netrc of the user must not reach a cluster's address.
+        self._session.trust_env = False
+        if token:
+            self._session.headers["Authorization"] = f"Bearer {token}"
+
+    def check(self) -> None:
+        """Ask for the version.
+
+        Raises:
+            ClusterError: nothing answers, or the token is refused.
+        """
+        self._request("GET", "/api/version")
+
+    def submit(self, entrypoint: str, submission_id: str, env: Mapping[str, str]) -> None:
+        """Start a driver on the cluster.
+
+        Args:
+            entrypoint: a shell command.
+            submission_id: the Ray job's id, chosen by us.
+            env: environment variables of the driver only.
+        Raises:
+            ClusterError: the cluster refused.
+        """
+        body: dict[str, Any] = {"entrypoint": entrypoint, "submission_id": submission_id}
+        if env:
+            body["runtime_env"] = {"env_vars": dict(env)}
+        self._request("POST", "/api/jobs/", body)
+
+    def read(self, submission_id: str) -> RayJob | None:
+        """A job as Ray knows it; None if the cluster does not know it."""
+        response = self._request("GET", f"/api/jobs/{submission_id}", allow_missing=True)
+        return None if response is None else RayJob(response["status"], response.get("message"))
+
+    def read_driver_output(self, submission_id: str) -> str:
+        """What the driver printed; empty if the cluster does not know the job."""
+        response = self._request("GET", f"/api/jobs/{submission_id}/logs", allow_missing=True)
+        return "" if response is None else str(response.get("logs") or "")
+
+    def stop(self, submission_id: str) -> None:
+        """Ask Ray to end the driver; nothing happens if it has ended."""
+        self._request("POST", f"/api/jobs/{submission_id}/stop", allow_missing=True)
+
+    def has_running_jobs(self) -> bool:
+        """Whether any job of the cluster has not ended."""
+        jobs = self._request("GET", "/api/jobs/")
+        return any(job["status"] not in ENDED_RAY_STATUSES for job in jobs)
+
+    def _request(self, method: str, path: str, body: Any = None, *, allow_missing: bool = False) -> Any:
+        try:
+            response = self._session.request(method, self.address + path, json=body, timeout=REQUEST_TIMEOUT_S)
+        except requests.RequestException as err:
+            raise ClusterError(
+                f"no Ray cluster answers at {self.address} ({type(err).__name__}). Is it up, and is its dashboard "
+                "port reachable? Start one with 'ray up', or run on this machine with --local."
+            ) from err
+        if response.status_code in (401, 403):
+            raise ClusterError(
+                f"the Ray cluster at {self.address} refused the token ({response.status_code}). Set RAY_AUTH_TOKEN, "
+                "or RAY_AUTH_TOKEN_PATH to the file with the cluster's token."
+            )
+        if response.status_code == 404 and allow_missing:
+            return None
+        if not response.ok:
+            raise ClusterError(
+                f"the Ray cluster at {self.address} refused {method} {path}: {response.status_code} "
+                f"{response.text.strip()[:500]}"
+            )
+        return response.json()
+
+
+def connect(address: str, token_path: Path | None = None) -> RayJobs:
+    """The Jobs API at an address, with the token from ``token_path`` or from where Ray looks for it."""
+    return RayJobs(address, _read_token(token_path))
+
+
+def _read_token(token_path: Path | None) -> str | None:
+    if token_path is None:
+        if token := os.environ.get("RAY_AUTH_TOKEN"):
+            return token.strip()
+        token_path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return token_path.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None

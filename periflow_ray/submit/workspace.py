@@ -1,0 +1,167 @@
+"""Packages the workspace directory, following ``.gitignore`` and ``.pfignore``."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pathspec import GitIgnoreSpec
+
+from periflow_ray.errors import WorkspaceError
+
+IGNORE_FILES = (".gitignore", ".pfignore")
+ALWAYS_IGNORED = frozenset({".git", "__pycache__", ".venv", ".ipynb_checkpoints", ".DS_Store"})
+MAX_WORKSPACE_BYTES = 512 << 20
+NUM_LISTED_OFFENDERS = 10
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What will be packaged: paths relative to ``directory`` -> size in bytes."""
+
+    directory: Path
+    files: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """The name below the mount path: ``-d ./cifar`` appears as ``<mount_path>/cifar``."""
+        return self.directory.name
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(self.files.values())
+
+
+def scan_workspace(directory: Path, max_bytes: int = MAX_WORKSPACE_BYTES) -> Workspace:
+    """Find the files to package.
+
+    Args:
+        directory: the workspace; its last path component becomes its name in the job.
+        max_bytes: size above which it is refused.
+    Raises:
+        WorkspaceError: not a directory, unreadable, or too large (the largest files are listed).
+    """
+    resolved = directory.resolve()
+    if not resolved.is_dir():
+        what = "is not a directory" if resolved.exists() else "does not exist"
+        raise WorkspaceError(f"workspace '{directory}' {what}. Give the directory with your script: -d DIR")
+    if not resolved.name:
+        raise WorkspaceError(f"workspace '{directory}' is the root of the file system. Give a directory below it.")
+    files: dict[str, int] = {}
+    _collect(resolved, resolved, [], files)
+    workspace = Workspace(resolved, dict(sorted(files.items())))
+    if workspace.size > max_bytes:
+        raise WorkspaceError(_describe_offenders(directory, workspace, max_bytes))
+    return workspace
+
+
+def pack_workspace(workspace: Workspace, target: Path) -> None:
+    """Write the workspace as a gzip-compressed tar archive, everything below ``<workspace name>/``.
+
+    Raises:
+        WorkspaceError: a file cannot be read.
+    """
+    with tarfile.open(target, "w:gz", compresslevel=1) as archive:
+        root = archive.gettarinfo(workspace.directory, workspace.name)
+        archive.addfile(_anonymous(root))
+        for relative in workspace.files:
+            try:
+                _add_file(archive, workspace, relative)
+            except OSError as err:
+                raise WorkspaceError(f"cannot read '{workspace.directory / relative}': {err.strerror or err}") from err
+
+
+def _collect(root: Path, directory: Path, rules: list[tuple[Path, GitIgnoreSpec]], files: dict[str, int]) -> None:
+    rules = [*rules, *_read_rules(directory)]
+    try:
+        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+    except OSError as err:
+        raise WorkspaceError(f"cannot read '{directory}': {err.strerror or err}") from err
+    for entry in entries:
+        path = Path(entry.path)
+        is_dir = entry.is_dir(follow_symlinks=False)
+        if entry.name in ALWAYS_IGNORED or _is_ignored(path, is_dir, rules):
+            continue
+        if is_dir:
+            _collect(root, path, rules, files)
+        elif entry.is_file() or entry.is_symlink():
+            files[path.relative_to(root).as_posix()] = _size_of(path, root)
+
+
+def _read_rules(directory: Path) -> list[tuple[Path, GitIgnoreSpec]]:
+    rules = []
+    for name in IGNORE_FILES:
+        path = directory / name
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            try:
+                rules.append((directory, GitIgnoreSpec.from_lines(lines)))
+            except ValueError as err:
+                raise WorkspaceError(f"{path}: {err}") from err
+    return rules
+
+
+def _is_ignored(path: Path, is_dir: bool, rules: list[tuple[Path, GitIgnoreSpec]]) -> bool:
+    # As in git: the rule nearest to the file decides, and "!" takes a file back in.
+    ignored = False
+    for base, spec in rules:
+        relative = path.relative_to(base).as_posix() + ("/" if is_dir else "")
+        decision = spec.check_file(relative).include
+        if decision is not None:
+            ignored = decision
+    return ignored
+
+
+def _size_of(path: Path, root: Path) -> int:
+    if not path.is_symlink():
+        return path.stat().st_size
+    target = path.resolve()
+    if target.is_relative_to(root):
+        return 0
+    if target.is_file():
+        return target.stat().st_size
+    raise WorkspaceError(
+        f"'{path}' is a link to '{os.readlink(path)}', which is not a file. The job's machines do not have it: "
+        "add it to .pfignore, copy it into the workspace, or make it a dataset (periflow-ray datastore upload)."
+    )
+
+
+def _add_file(archive: tarfile.TarFile, workspace: Workspace, relative: str) -> None:
+    path = workspace.directory / relative
+    name = f"{workspace.name}/{relative}"
+    if path.is_symlink() and not path.resolve().is_relative_to(workspace.directory):
+        # The link's target exists on this machine only, so its content goes along.
+        path = path.resolve()
+    if path.is_symlink():
+        info = archive.gettarinfo(path, name)
+        info.linkname = os.path.relpath(path.resolve(), path.parent)
+        archive.addfile(_anonymous(info))
+        return
+    with path.open("rb") as file:
+        archive.addfile(_anonymous(archive.gettarinfo(arcname=name, fileobj=file)), file)
+
+
+def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    if info.islnk():
+        # A second name of a file that is packed already: packed again, so that each path stands on its own.
+        info.type = tarfile.REGTYPE
+    return info
+
+
+def _describe_offenders(directory: Path, workspace: Workspace, max_bytes: int) -> str:
+    largest = sorted(workspace.files.items(), key=lambda item: -item[1])[:NUM_LISTED_OFFENDERS]
+    listed = "\n".join(f"  {_mebibytes(size):>10}  {path}" for path, size in largest)
+    return (
+        f"workspace '{directory}' has {_mebibytes(workspace.size)} in {len(workspace.files)} files; at most "
+        f"{_mebibytes(max_bytes)} are allowed. Add what the job does not need to '{directory / '.pfignore'}' (as in "
+        f".gitignore), or make data a dataset (periflow-ray datastore upload). The largest files:\n{listed}"
+    )
+
+
+def _mebibytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.1f} MiB"
