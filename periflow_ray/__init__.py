@@ -22,7 +22,7 @@ from periflow_ray.sdk import (
 )
 
 if TYPE_CHECKING:
-    from periflow_ray.runtime.torch_trainer import TorchTrainer
+    from periflow_ray.torch_trainer import TorchTrainer
 
 __version__ = "0.1.0"
 
@@ -43,7 +43,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "TorchTrainer":
-        from periflow_ray.runtime.torch_trainer import TorchTrainer
+        from periflow_ray.torch_trainer import TorchTrainer
 
         return TorchTrainer
     raise AttributeError(f"module 'periflow_ray' has no attribute {name!r}")

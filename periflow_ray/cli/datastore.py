@@ -12,7 +12,7 @@ from rich.console import Console
 from periflow_ray.cli.format import NOTHING, format_size, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import storage_option, yes_option
-from periflow_ray.cli.output import build_fields, build_table, draw_panels, output_option, talk_console, write_output
+from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, talk_console, write_output
 from periflow_ray.cli.tree import build_file_tree
 from periflow_ray.errors import UsageError
 from periflow_ray.store.datasets import (
@@ -73,7 +73,7 @@ def list_command(root: StorageRoot, output: str) -> None:
 
     def draw(console: Console) -> None:
         columns = ("Name", "Cloud", "Region", "Storage Name", "Active")
-        console.print(build_table(columns, [tuple(_overview(place).values()) for place in places]))
+        draw_table(console, columns, [tuple(_overview(place).values()) for place in places])
 
     write_output(output, places, draw)
 

@@ -8,10 +8,10 @@ import click
 from rich.console import Console
 
 from periflow_ray.cli.format import format_time, iso_time
-from periflow_ray.cli.job_table import build_job_table, job_document
+from periflow_ray.cli.job_table import draw_jobs, job_document
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import storage_option, yes_option
-from periflow_ray.cli.output import build_fields, build_table, draw_panels, output_option, write_output
+from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
 from periflow_ray.store.experiments import (
     create_experiment,
     delete_experiment,
@@ -75,7 +75,7 @@ def list_command(root: StorageRoot, output: str) -> None:
 
     def draw(console: Console) -> None:
         rows = [(entry.name, str(num_jobs), format_time(entry.created_unix_s)) for entry, num_jobs in found]
-        console.print(build_table(("Name", "Jobs", "Created"), rows))
+        draw_table(console, ("Name", "Jobs", "Created"), rows)
 
     write_output(output, documents, draw)
 
@@ -103,7 +103,7 @@ def view(name: str, root: StorageRoot, output: str) -> None:
         fields = {"Name": found.name, "Created": format_time(found.created_unix_s), "Jobs": str(len(jobs))}
         draw_panels(console, {"Overview": build_fields(fields)})
         if jobs:
-            console.print(build_job_table(jobs))
+            draw_jobs(console, jobs)
 
     write_output(output, document, draw)
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import click
 from rich.console import Console
 
-from periflow_ray.cli.job_table import build_job_table, job_document
+from periflow_ray.cli.job_table import draw_jobs, job_document
 from periflow_ray.cli.options import PointInTime, storage_option
 from periflow_ray.cli.output import output_option, write_output
 from periflow_ray.store.jobs import JOB_STATUSES, list_jobs
@@ -58,7 +58,7 @@ def list_command(
     shown = jobs if shows_all else jobs[:limit]
 
     def draw(console: Console) -> None:
-        console.print(build_job_table(shown))
+        draw_jobs(console, shown)
 
     write_output(output, [job_document(job) for job in shown], draw)
     if len(shown) < len(jobs):

@@ -13,7 +13,7 @@ from rich.console import Console
 from periflow_ray.cli.format import format_time, format_value, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import job_argument, storage_option
-from periflow_ray.cli.output import build_table, output_option, write_output
+from periflow_ray.cli.output import draw_table, output_option, write_output
 from periflow_ray.cli.picture import check_picture_path, write_picture
 from periflow_ray.cli.plot import draw_plot
 from periflow_ray.cli.series import Point, Series, build_series, thin_numbers
@@ -68,7 +68,7 @@ def list_command(job_id: int, rank: int, root: StorageRoot, output: str) -> None
 
     def draw(console: Console) -> None:
         rows = [(d["name"], str(d["count"]), format_value(d["last_value"]), str(d["last_step"])) for d in documents]
-        console.print(build_table(("Name", "Count", "Last value", "Last step"), rows))
+        draw_table(console, ("Name", "Count", "Last value", "Last step"), rows)
 
     write_output(output, documents, draw)
 
@@ -115,7 +115,7 @@ def show(
     last = [Series(entry.name, entry.rank, entry.points[-limit:]) for entry in series]
 
     def draw(console: Console) -> None:
-        console.print(_build_value_table(last, all_ranks))
+        _draw_values(console, last, all_ranks)
         if console.is_terminal if draws_plot is None else draws_plot:
             for name in dict.fromkeys(entry.name for entry in series):
                 _draw_in_terminal(console, name, [entry for entry in series if entry.name == name])
@@ -148,7 +148,7 @@ def _check_names(names: Sequence[str], known: Sequence[str], job_id: int) -> lis
     return list(dict.fromkeys(names)) or list(known)
 
 
-def _build_value_table(series: Sequence[Series], all_ranks: bool) -> Any:
+def _draw_values(console: Console, series: Sequence[Series], all_ranks: bool) -> None:
     # A row per step and rank; a second one where a metric was recorded twice in a step.
     rows_by_place: dict[tuple[int, int], list[dict[str, Point]]] = {}
     for entry in series:
@@ -166,7 +166,7 @@ def _build_value_table(series: Sequence[Series], all_ranks: bool) -> Any:
             values = [format_value(row[name].value) if name in row else "" for name in names]
             moment = format_time(min(point.time_unix_s for point in row.values()))
             cells.append([str(step), *([str(rank)] if all_ranks else []), moment, *values])
-    return build_table(["Step", *(["Rank"] if all_ranks else []), "Time", *names], cells)
+    draw_table(console, ["Step", *(["Rank"] if all_ranks else []), "Time", *names], cells)
 
 
 def _draw_in_terminal(console: Console, name: str, series: Sequence[Series]) -> None:

@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rich.table import Table
+from rich.console import Console
 
 from periflow_ray.cli.format import NOTHING, format_duration, format_time, iso_time
-from periflow_ray.cli.output import build_table
+from periflow_ray.cli.output import draw_table
 from periflow_ray.store.jobs import Job, JobProgress, JobState
 
 JOB_COLUMNS = (
@@ -27,9 +27,9 @@ JOB_COLUMNS = (
 )
 
 
-def build_job_table(jobs: Sequence[Job]) -> Table:
-    """One row a job."""
-    return build_table(JOB_COLUMNS, [_row(job) for job in jobs])
+def draw_jobs(console: Console, jobs: Sequence[Job]) -> None:
+    """A table with one row a job."""
+    draw_table(console, JOB_COLUMNS, [_row(job) for job in jobs])
 
 
 def job_document(job: Job) -> dict[str, Any]:

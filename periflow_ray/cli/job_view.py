@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.table import Table
 
 from periflow_ray.cli.format import NOTHING, format_duration, format_size, format_time, format_value, iso_time
 from periflow_ray.cli.job_table import format_progress, job_document, measure_duration_s
 from periflow_ray.cli.options import job_argument, storage_option
-from periflow_ray.cli.output import build_fields, build_table, draw_panels, output_option, write_output
+from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
 from periflow_ray.store.checkpoints import Manifest, list_committed
 from periflow_ray.store.events import Event, read_events
 from periflow_ray.store.jobs import Job, read_progress, read_record
@@ -49,10 +50,8 @@ def view(job_id: int, root: StorageRoot, output: str) -> None:
             console,
             {
                 "Overview": build_fields(_overview(job)),
-                "Checkpoints": _checkpoint_table(checkpoints) if checkpoints else "No checkpoints.",
-                "Last events": build_fields({format_time(e.time_unix_s): e.text for e in last_events})
-                if last_events
-                else "No events.",
+                "Checkpoints": _build_checkpoint_table(checkpoints) if checkpoints else "No checkpoints.",
+                "Last events": _build_event_table(last_events) if last_events else "No events.",
             },
         )
 
@@ -75,7 +74,7 @@ def events(job_id: int, root: StorageRoot, output: str) -> None:
     rows = [(format_time(e.time_unix_s), str(e.attempt or NOTHING), e.kind, e.text) for e in found]
 
     def draw(console: Console) -> None:
-        console.print(build_table(("Time", "Attempt", "Kind", "Event"), rows))
+        draw_table(console, ("Time", "Attempt", "Kind", "Event"), rows)
 
     write_output(output, [_event_document(event) for event in found], draw)
 
@@ -105,18 +104,18 @@ def _overview(job: Job) -> dict[str, str]:
     return fields
 
 
-def _checkpoint_table(checkpoints: Sequence[Manifest]) -> Any:
-    rows = [
-        (
-            checkpoint.checkpoint,
-            str(checkpoint.step),
-            format_size(checkpoint.size),
-            format_time(checkpoint.created_unix_s),
-        )
-        for checkpoint in checkpoints
-    ]
-    table = build_table(("ID", "Step", "Size", "Created"), rows)
-    table.box = None
+def _build_checkpoint_table(checkpoints: Sequence[Manifest]) -> Table:
+    table = Table("ID", "Step", "Size", "Created", box=None, header_style="bold")
+    for checkpoint in checkpoints:
+        created = format_time(checkpoint.created_unix_s)
+        table.add_row(checkpoint.checkpoint, str(checkpoint.step), format_size(checkpoint.size), created)
+    return table
+
+
+def _build_event_table(last_events: Sequence[Event]) -> Table:
+    table = Table(box=None, show_header=False)
+    for event in last_events:
+        table.add_row(format_time(event.time_unix_s), event.text)
     return table
 
 

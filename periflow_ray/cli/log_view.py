@@ -31,11 +31,14 @@ class LogView:
         return self.content is None or self.content in line.text
 
     def describe(self, line: LogLine) -> str:
-        """The line as it is shown, without a newline."""
+        """The line as it is shown, without its last newline."""
         stamp = ""
         if self.shows_time:
             moment = datetime.fromtimestamp(line.time_unix_ms / 1000).astimezone()
             stamp = moment.isoformat(timespec="milliseconds") + " "
         if line.node_rank is None:
-            return f"{stamp}[job] {line.text}"
-        return f"{stamp}[node {line.node_rank}] {line.text}" if self.shows_node else f"{stamp}{line.text}"
+            mark = f"{stamp}[job] "
+        else:
+            mark = f"{stamp}[node {line.node_rank}] " if self.shows_node else stamp
+        # The job's own line may be a diagnosis of several lines.
+        return mark + line.text.replace("\n", f"\n{mark}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -58,14 +59,21 @@ def talk_console() -> Console:
     return Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
-def build_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> Table:
-    """A table with bold headings; long cells fold, none is cut off."""
-    table = Table(title=title, title_style="bold", header_style="bold")
+def draw_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Draw a table with bold headings; long cells fold, none is cut off."""
+    table = Table(header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    cells_by_column = list(zip(*rows, strict=True))
+    width = 1 + sum(3 + max(map(cell_len, column)) for column in zip(columns, *rows, strict=True))
+    if rows and width <= console.width and not any("\n" in cell for row in rows for cell in row):
+        # Nothing folds, so one row of columns joined by newlines looks the same and is drawn four times as fast,
+        # which `vm list` with its 400 rows needs.
+        table.add_row(*("\n".join(cells) for cells in cells_by_column))
+    else:
+        for row in rows:
+            table.add_row(*row)
+    console.print(table)
 
 
 def build_fields(fields: Mapping[str, str]) -> Table:

@@ -59,6 +59,7 @@ def _write_png(path: Path, title: str, diagrams: Sequence[tuple[str, Sequence[Se
             )
         axes.set_ylabel(name, parse_math=False)
         axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         if len(entries) > 1:
             axes.legend()
@@ -96,7 +97,7 @@ def _build_svg(entries: Sequence[Series]) -> str:
 
     def place(step: int, value: float) -> tuple[float, float]:
         x = (step - first) / (last - first) if last > first else 0.5
-        y = (high / 2 - value / 2) / (high / 2 - low / 2) if high > low else 0.5
+        y = (high / 2 - value / 2) / (high / 2 - low / 2) if high / 2 > low / 2 else 0.5
         return _LEFT + x * (_WIDTH - _LEFT - 10), _TOP + y * plot_height
 
     svg = [

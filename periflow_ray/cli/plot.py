@@ -35,10 +35,8 @@ def draw_plot(
         ]
         for start, end in zip(places, places[1:] or places, strict=False):
             dots.connect(start, end)
-    labels = {0: f"{high:.4g}", num_rows - 1: f"{low:.4g}"}
-    if num_rows > 2:
-        # Not (low + high) / 2, which overflows for huge values.
-        labels[(num_rows - 1) // 2] = f"{high - (high / 2 - low / 2) * 2 * ((num_rows - 1) // 2) / (num_rows - 1):.4g}"
+    # All points on one level stand in the middle.
+    labels = {0: f"{high:.4g}", num_rows - 1: f"{low:.4g}"} if high > low else {(num_rows - 1) // 2: f"{high:.4g}"}
     label_width = max(len(label) for label in labels.values())
     rows = [f"{labels.get(index, ''):>{label_width}} ┤{row}" for index, row in enumerate(dots.rows())]
     steps = str(last_step).rjust(num_columns - len(str(first_step)))
@@ -67,7 +65,6 @@ class _Dots:
 
 
 def _scale(value: float, first: float, last: float, num_places: int) -> int:
-    if first == last:
-        return num_places // 2
     # Halved, because the difference of two huge numbers is infinite.
-    return round((value / 2 - first / 2) / (last / 2 - first / 2) * num_places)
+    span = last / 2 - first / 2
+    return round((value / 2 - first / 2) / span * num_places) if span else num_places // 2

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from periflow_ray.cli.format import NOTHING
 from periflow_ray.cli.lazy import LazyGroup
-from periflow_ray.cli.output import build_table, output_option, write_output
+from periflow_ray.cli.output import draw_table, output_option, write_output
 from periflow_ray.plan.catalogue import VmType, load_catalogue
 
 _COLUMNS = ("VM", "Cloud", "Region", "Device", "Device Cnt", "GPU Memory", "vCPU", "Memory", "Spot", "USD/hour")
@@ -59,9 +59,11 @@ def list_vms(
     ]
 
     def draw(console: Console) -> None:
-        console.print(build_table(_COLUMNS, [_row(vm_type) for vm_type in found]))
+        draw_table(console, _COLUMNS, [_row(vm_type) for vm_type in found])
 
     write_output(output, [_document(vm_type) for vm_type in found], draw)
+    for source in dict.fromkeys(f"{v.price_source}, {v.price_date}" for v in found if v.price_date is not None):
+        click.echo(f"Prices: {source}", err=True)
 
 
 def _row(vm_type: VmType) -> tuple[str, ...]:

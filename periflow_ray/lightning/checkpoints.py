@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import os
 from pathlib import Path
@@ -52,11 +53,10 @@ def make_resume_options(ckpt_path: Any, weights_only: bool | None) -> dict[str, 
                 find_resumed_step(),
                 os.environ.get("CKPT_DIR") or "CKPT_DIR, which is not set",
             )
-        elif weights_only is None:
+        elif weights_only is None and "weights_only" in inspect.signature(pl.Trainer.fit).parameters:
             weights_only = False  # The job's own file: hyperparameters of any class may be in it.
-    options = {"ckpt_path": ckpt_path, "weights_only": weights_only}
-    # Lightning before 2.6 has no weights_only.
-    return {name: value for name, value in options.items() if value is not None}
+    # Older Lightning 2 has no weights_only, and loads as if it were False.
+    return {"ckpt_path": ckpt_path} if weights_only is None else {"ckpt_path": ckpt_path, "weights_only": weights_only}
 
 
 def find_resumed_step() -> int:
@@ -107,10 +107,10 @@ def _read_progress(path: Path) -> tuple[int, int, int, int]:
     Raises:
         ValueError: training cannot resume from it.
     """
-    # A sharded checkpoint is a directory, whose meta.pt is what a plain one holds beside the tensors.
+    # A sharded checkpoint (FSDP) is a directory, whose meta.pt has all but the model's and the optimizers' state.
     file = path / "meta.pt" if path.is_dir() else path
     checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
-    if "optimizer_states" not in checkpoint or "loops" not in checkpoint:
+    if "lr_schedulers" not in checkpoint or "loops" not in checkpoint:
         raise ValueError("it holds weights only, or is not Lightning's")
     fit_loop = checkpoint["loops"]["fit_loop"]
     num_batches = fit_loop["epoch_loop.batch_progress"]["total"]["ready"]

@@ -15,7 +15,6 @@ import ray.train
 from periflow_ray.runtime.monitor import CheckpointId
 from periflow_ray.runtime.sandbox import Sandbox
 from periflow_ray.store import checkpoints
-from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.root import StorageRoot
 
 # Snapshots taken and not yet settled; a further upload_checkpoint() waits until one is through.
@@ -49,13 +48,7 @@ class CheckpointUploads:
         self._num_saves_by_step[step] += 1
         checkpoint = (step, self._num_saves_by_step[step])
         snapshot_dir = self._sandbox.snapshots_dir / f"{step}-{checkpoint[1]}"
-        try:
-            shutil.copytree(output_dir, snapshot_dir, symlinks=True)
-        except OSError as err:
-            shutil.rmtree(snapshot_dir, ignore_errors=True)
-            # shutil.Error carries one (source, target, reason) per file that failed.
-            reasons = [reason for _, _, reason in err.args[0]] if isinstance(err, shutil.Error) else [str(err)]
-            raise OSError("; ".join(reasons)) from err
+        copy_snapshot(output_dir, snapshot_dir)
         self._waiting.put((checkpoint, snapshot_dir))
 
     def finish(self) -> str | None:
@@ -68,23 +61,47 @@ class CheckpointUploads:
         while (item := self._waiting.get()) is not None:
             checkpoint, snapshot_dir = item
             try:
-                self._last_error = self._upload(checkpoint, snapshot_dir)
+                self._last_error, _ = upload_snapshot(
+                    self._root, self._job_id, self._node_rank, self._monitor, checkpoint, snapshot_dir
+                )
             except (OSError, ray.exceptions.RayError) as err:
                 self._last_error = str(err)
             shutil.rmtree(snapshot_dir, ignore_errors=True)
 
-    def _upload(self, checkpoint: CheckpointId, snapshot_dir: Path) -> str | None:
-        files = checkpoints.describe_files(snapshot_dir)
-        name, own_files = ray.get(self._monitor.begin_checkpoint.remote(self._node_rank, checkpoint, files))
-        error: str | None = None
-        try:
-            for file in own_files:
-                key = checkpoints.checkpoint_key(self._job_id, name, file.key)
-                self._root.upload_file(snapshot_dir / file.path, key)
-        except OSError as err:
-            error = f"node {self._node_rank}: {err}"
-        outcome: str | None = ray.get(self._monitor.end_checkpoint.remote(self._node_rank, checkpoint, error))
-        return outcome
+
+def copy_snapshot(output_dir: Path, snapshot_dir: Path) -> None:
+    """Copy a directory aside.
+
+    Raises:
+        OSError: the copy failed, for example because the disk is full; nothing is left of it.
+    """
+    try:
+        shutil.copytree(output_dir, snapshot_dir, symlinks=True)
+    except OSError as err:
+        shutil.rmtree(snapshot_dir, ignore_errors=True)
+        # shutil.Error carries one (source, target, reason) per file that failed.
+        reasons = [reason for _, _, reason in err.args[0]] if isinstance(err, shutil.Error) else [str(err)]
+        raise OSError("; ".join(reasons)) from err
+
+
+def upload_snapshot(
+    root: StorageRoot, job_id: int, node_rank: int, monitor: Any, checkpoint: CheckpointId, snapshot_dir: Path
+) -> tuple[str | None, str]:
+    """Upload this node's files of a checkpoint and wait for the others'.
+
+    Returns:
+        None, or why the checkpoint is not committed; and its name.
+    """
+    files = checkpoints.describe_files(snapshot_dir)
+    name, own_files = ray.get(monitor.begin_checkpoint.remote(node_rank, checkpoint, files))
+    error: str | None = None
+    try:
+        for file in own_files:
+            root.upload_file(snapshot_dir / file.path, checkpoints.checkpoint_key(job_id, name, file.key))
+    except OSError as err:
+        error = f"node {node_rank}: {err}"
+    outcome: str | None = ray.get(monitor.end_checkpoint.remote(node_rank, checkpoint, error))
+    return outcome, name
 
 
 def report_commits(root: StorageRoot, monitor: Any, node_rank: int) -> None:
@@ -98,12 +115,12 @@ def report_commits(root: StorageRoot, monitor: Any, node_rank: int) -> None:
         metrics = {name: value for name, value in manifest.metrics.items() if isinstance(value, (int, float, str))}
         ray.train.report(
             {**metrics, "step": manifest.step},
-            checkpoint=as_ray_checkpoint(root, manifest) if node_rank == 0 else None,
+            checkpoint=as_ray_checkpoint(root, manifest.job_id, manifest.checkpoint) if node_rank == 0 else None,
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
         )
 
 
-def as_ray_checkpoint(root: StorageRoot, manifest: Manifest) -> ray.train.Checkpoint:
+def as_ray_checkpoint(root: StorageRoot, job_id: int, name: str) -> ray.train.Checkpoint:
     """A committed checkpoint as Ray Train names it: the directory with its files."""
-    path = root.path_of(checkpoints.checkpoint_key(manifest.job_id, manifest.checkpoint, "files"))
+    path = root.path_of(checkpoints.checkpoint_key(job_id, name, "files"))
     return ray.train.Checkpoint(path, filesystem=root.arrow_filesystem())

@@ -1,4 +1,4 @@
-"""The process that Ray Jobs runs for one job: starts the monitor and Ray Train, keeps ``state.json`` true.
+"""The process that Ray Jobs runs for one command job: starts the monitor and Ray Train, keeps the job's state true.
 
     python -m periflow_ray.runtime.driver --storage URI --job-id N
 
@@ -20,22 +20,21 @@ import ray
 import ray.train
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from periflow_ray.errors import NotFoundError, PeriflowRayError
+from periflow_ray.errors import NotFoundError
 from periflow_ray.plan import JobPlan
-from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.job_state import StateKeeper
-from periflow_ray.runtime.monitor import Monitor
 from periflow_ray.runtime.node_agent import AgentTask, run_agent
-from periflow_ray.runtime.sandbox import Sandbox
+from periflow_ray.runtime.supervision import (
+    close_monitor,
+    describe_error,
+    follow_attempts,
+    remove_sandboxes,
+    start_monitor,
+)
+from periflow_ray.runtime.train_run import set_train_environment, train_run_config
 from periflow_ray.store import sealed_secrets
 from periflow_ray.store.jobs import job_key
 from periflow_ray.store.root import StorageRoot
-
-# The controller's polling interval; at Ray's default of 2 s every ray.train.report takes that long.
-POLL_INTERVAL_S = "0.1"
-# A cluster that scales up needs minutes for new VMs; until then Ray Train waits and tries again.
-GROUP_START_TIMEOUT_S = "900"
-WAIT_NOTICE_S = 10.0
 
 
 def main() -> None:
@@ -51,66 +50,39 @@ def main() -> None:
         sys.exit(f"{err}. Can this machine see the storage root? A path must be on a shared file system.")
     with StateKeeper(root, options.job_id) as state:
         signal.signal(signal.SIGTERM, _stop_with(state))
-        succeeded = _run(JobPlan.model_validate_json(plan_json), options.storage, options.job_id, state)
+        succeeded = _run(JobPlan.model_validate_json(plan_json), root, options.job_id, state)
     sys.exit(0 if succeeded else 1)
 
 
-def _run(plan: JobPlan, storage_uri: str, job_id: int, state: StateKeeper) -> bool:
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = POLL_INTERVAL_S
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = GROUP_START_TIMEOUT_S
+def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper) -> bool:
+    set_train_environment()
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
-    state.enter("allocating", f"asks for {_describe_resources(plan)}")
-    monitor = ray.remote(num_cpus=0, max_concurrency=1000)(Monitor).remote(
-        storage_uri, job_id, plan.num_nodes, plan.num_devices
-    )
-    threading.Thread(target=_follow_attempts, args=(monitor, plan, state), daemon=True).start()
-    task = AgentTask(plan.model_dump_json(), job_id, storage_uri, monitor, _open_secrets(storage_uri, job_id))
-    failures: list[Failure] = []
-    error: Exception | None = None
-    try:
-        _build_trainer(plan, storage_uri, job_id, task).fit()
-    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as err:
-        error = err
-    try:
-        failures = ray.get(monitor.attempt_failures.remote(), timeout=30)
-        ray.get(monitor.close.remote(), timeout=30)
-    except ray.exceptions.RayError as err:
-        error = error or err
-    if error is None:
-        state.enter("success", None)
-        return True
-    state.enter("failed", _describe_error(failures, error))
-    _remove_sandboxes(plan, storage_uri, job_id)
-    return False
-
-
-def _open_secrets(storage_uri: str, job_id: int) -> dict[str, str]:
-    # Removed from the environment, so that no process inherits the key.
-    key = os.environ.pop(sealed_secrets.KEY_VARIABLE, None)
-    return {} if key is None else sealed_secrets.unseal(StorageRoot(storage_uri), job_id, key)
-
-
-def _build_trainer(plan: JobPlan, storage_uri: str, job_id: int, task: AgentTask) -> DataParallelTrainer:
+    monitor = start_monitor(root.uri, job_id, num_members=plan.num_nodes, world_size=plan.num_devices)
+    resources = _resources_per_node(plan)
+    threading.Thread(target=follow_attempts, args=(monitor, state, plan.num_nodes, resources), daemon=True).start()
+    task = AgentTask(plan.model_dump_json(), job_id, root.uri, monitor, _open_secrets(root, job_id))
     # TorchTrainer's base class: the agents need neither torch nor a process group, and without them the user's
     # first line comes seconds earlier.
-    root = StorageRoot(storage_uri)
-    return DataParallelTrainer(
+    trainer = DataParallelTrainer(
         _run_agent_loop,
         train_loop_config={"task": task},
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.num_nodes,
             use_gpu=plan.gpus_per_device > 0,
-            resources_per_worker=_resources_per_node(plan),
+            resources_per_worker=resources,
             placement_strategy="PACK" if plan.vm.is_local else "STRICT_SPREAD",
         ),
-        run_config=ray.train.RunConfig(
-            # Checkpoints lie in jobs/<id>/checkpoints, so the run's directory has to be jobs/<id>.
-            name=str(job_id),
-            storage_path=root.path_of("jobs"),
-            storage_filesystem=root.arrow_filesystem(),
-            failure_config=ray.train.FailureConfig(max_failures=plan.max_failures),
-        ),
+        run_config=train_run_config(root, job_id, max_failures=plan.max_failures),
     )
+    try:
+        trainer.fit()
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as err:
+        state.enter("failed", describe_error(close_monitor(monitor), err))
+        remove_sandboxes(root.uri, job_id, plan.num_nodes)
+        return False
+    close_monitor(monitor)
+    state.enter("success", None)
+    return True
 
 
 def _run_agent_loop(config: dict[str, Any]) -> None:
@@ -119,6 +91,7 @@ def _run_agent_loop(config: dict[str, Any]) -> None:
 
 def _resources_per_node(plan: JobPlan) -> dict[str, float]:
     num_cpus = plan.cpus_per_device * plan.devices_per_node
+    # Ray takes fractions below 1 only.
     resources: dict[str, float] = {"CPU": float(int(num_cpus)) if num_cpus > 1 else num_cpus}
     if plan.gpus_per_device:
         resources["GPU"] = plan.gpus_per_device * plan.devices_per_node
@@ -127,66 +100,10 @@ def _resources_per_node(plan: JobPlan) -> dict[str, float]:
     return resources
 
 
-def _describe_resources(plan: JobPlan) -> str:
-    parts = []
-    for name, amount in _resources_per_node(plan).items():
-        parts.append(f"{amount / 2**30:.1f} GiB memory" if name == "memory" else f"{amount:g} {name}")
-    return f"{plan.num_nodes} x ({', '.join(parts)})"
-
-
-def _follow_attempts(monitor: Any, plan: JobPlan, state: StateKeeper) -> None:
-    """Turn the monitor's phases into the job's status, and say what a job waits for."""
-    attempt = 0
-    while True:
-        ready, _ = ray.wait([started := monitor.wait_for_attempt.remote(attempt + 1)], timeout=WAIT_NOTICE_S)
-        while not ready:
-            available = ray.available_resources()
-            free = ", ".join(f"{available.get(name, 0):g} {name}" for name in _resources_per_node(plan))
-            state.note_waiting(f"waits for {_describe_resources(plan)}; the cluster has {free} free")
-            ready, _ = ray.wait([started], timeout=WAIT_NOTICE_S)
-        try:
-            attempt = ray.get(started)
-            state.enter("preparing", f"attempt {attempt} starts on {plan.num_nodes} node(s)", attempt)
-            ray.get(monitor.wait_for_commands.remote(attempt))
-            state.enter("running", f"attempt {attempt} runs the command", attempt)
-        except ray.exceptions.RayError:  # The monitor is gone; the main thread deals with that.
-            return
-
-
-def _describe_error(failures: list[Failure], error: Exception) -> str:
-    if failures:
-        return failures[0].describe()
-    causes = getattr(error, "worker_failures", None) or {}
-    for rank in sorted(causes):
-        cause = causes[rank]
-        if isinstance(cause, ray.exceptions.OutOfMemoryError):
-            return f"node {rank}: Ray ended the node agent because the machine's memory was full.\n{cause}"
-        if isinstance(cause, PeriflowRayError):
-            return str(cause)
-        if isinstance(cause, ray.exceptions.RayActorError):
-            return f"node {rank}: the node agent died: {_first_lines(str(cause))}"
-        return f"node {rank}: {_first_lines(str(cause))}"
-    return _first_lines(str(error))
-
-
-def _first_lines(text: str, num_lines: int = 6) -> str:
-    return "\n".join([line for line in text.splitlines() if line.strip()][:num_lines])
-
-
-def _remove_sandboxes(plan: JobPlan, storage_uri: str, job_id: int) -> None:
-    """Delete what failed or killed agents left on the nodes; a successful agent has cleaned up itself."""
-
-    def remove() -> None:
-        for node_rank in range(plan.num_nodes):
-            Sandbox(storage_uri, job_id, node_rank).remove()
-
-    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    tasks = [
-        ray.remote(num_cpus=0)(remove).options(scheduling_strategy=strategy(node["NodeID"], soft=False)).remote()
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    ray.wait(tasks, num_returns=len(tasks), timeout=30)
+def _open_secrets(root: StorageRoot, job_id: int) -> dict[str, str]:
+    # Removed from the environment, so that no process inherits the key.
+    key = os.environ.pop(sealed_secrets.KEY_VARIABLE, None)
+    return {} if key is None else sealed_secrets.unseal(root, job_id, key)
 
 
 def _stop_with(state: StateKeeper) -> Any:

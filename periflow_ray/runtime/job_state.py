@@ -37,6 +37,11 @@ class StateKeeper:
         if error is not None and not isinstance(error, SystemExit):
             self.enter("failed", f"the driver failed: {type(error).__name__}: {error}")
 
+    @property
+    def status(self) -> JobStatus:
+        """The status as it was written last."""
+        return self._state.status
+
     def enter(self, status: JobStatus, text: str | None, attempt: int | None = None) -> None:
         """Change the status; ``text`` is the event's sentence, and an ended job's message."""
         now = time.time()

@@ -48,17 +48,19 @@ class _PendingCheckpoint:
 class Monitor:
     """Runs as an asynchronous Ray actor; every method is one short critical section or a wait on a condition.
 
+    A member is a Ray Train worker: a node's agent in a command job, a rank in a function job.
+
     Args:
         storage_uri: the storage root.
         job_id: the job.
-        num_nodes: agents to expect.
+        num_members: workers to expect.
         world_size: devices of the job.
     """
 
-    def __init__(self, storage_uri: str, job_id: int, num_nodes: int, world_size: int) -> None:
+    def __init__(self, storage_uri: str, job_id: int, num_members: int, world_size: int) -> None:
         self._root = StorageRoot(storage_uri)
         self._job_id = job_id
-        self._num_nodes = num_nodes
+        self._num_members = num_members
         self._world_size = world_size
         self._events = EventWriter(self._root, job_id, "monitor")
         self._metrics = MetricsWriter(self._root, job_id)
@@ -74,10 +76,10 @@ class Monitor:
         self._rate_points: deque[tuple[float, int]] = deque()
         self._reset_attempt()
 
-    # Node agents call these.
+    # Members call these.
 
-    async def join(self, worker_group: str, node_rank: int, address: str, port: int) -> Meeting:
-        """Wait until every node of the attempt has joined; each worker group of Ray Train is one attempt."""
+    async def join(self, worker_group: str, member: int, node_rank: int, address: str, port: int) -> Meeting:
+        """Wait until every member of the attempt has joined; each worker group of Ray Train is one attempt."""
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush_forever())
         async with self._changed:
@@ -86,15 +88,16 @@ class Monitor:
                 self._reset_attempt()
                 self._attempt += 1
                 self._checkpoint = await asyncio.to_thread(checkpoints.latest_committed, self._root, self._job_id)
-            self._addresses[node_rank] = (address, port)
+            self._node_of[member] = node_rank
+            self._addresses[member] = (address, port)
             self._changed.notify_all()
-            await self._changed.wait_for(lambda: len(self._addresses) == self._num_nodes)
+            await self._changed.wait_for(self._has_all_members)
             return Meeting(self._attempt, *self._addresses[0], self._checkpoint)
 
-    async def started_command(self, node_rank: int) -> None:
-        """A node is prepared and its command starts."""
+    async def start(self, member: int) -> None:
+        """A member is prepared and the user's code starts."""
         async with self._changed:
-            self._started.add(node_rank)
+            self._started.add(member)
             self._changed.notify_all()
 
     async def record(
@@ -140,16 +143,30 @@ class Monitor:
             await self._changed.wait_for(lambda: pending.is_settled)
         return pending.error
 
+    async def meet(self, member: int, checkpoint: CheckpointId, phase: str) -> None:
+        """Wait until every member came to this phase of a checkpoint, has left, or is beyond its step."""
+        async with self._changed:
+            present = self._meetings.setdefault((checkpoint, phase), set())
+            present.add(member)
+            self._changed.notify_all()
+            await self._changed.wait_for(
+                lambda: all(
+                    other in present or other in self._left or self._steps.get(other, 0) > checkpoint[0]
+                    for other in self._node_of
+                )
+            )
+
     async def next_commit(self, index: int) -> Manifest | None:
         """The attempt's checkpoint number ``index`` once it is committed; None when the attempt has no more."""
         async with self._changed:
-            await self._changed.wait_for(lambda: index < len(self._commits) or len(self._left) >= self._num_nodes)
+            await self._changed.wait_for(lambda: index < len(self._commits) or len(self._left) >= self._num_members)
             return self._commits[index] if index < len(self._commits) else None
 
-    async def leave(self, node_rank: int, failure: Failure | None) -> None:
-        """A node's command has ended and its checkpoints are settled."""
+    async def leave(self, member: int, failure: Failure | None) -> None:
+        """A member's part has ended and its checkpoints are settled."""
         async with self._changed:
-            self._left.add(node_rank)
+            self._left.add(member)
+            node_rank = self._node_of[member]
             if failure is not None:
                 self._failures.append(failure)
                 for pending in self._pending.values():
@@ -162,15 +179,15 @@ class Monitor:
     # The driver calls these.
 
     async def wait_for_attempt(self, attempt: int) -> int:
-        """Wait until all nodes of this attempt, or of a later one, have joined; returns its number."""
+        """Wait until all members of this attempt, or of a later one, have joined; returns its number."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._attempt >= attempt and len(self._addresses) == self._num_nodes)
+            await self._changed.wait_for(lambda: self._attempt >= attempt and self._has_all_members())
             return self._attempt
 
-    async def wait_for_commands(self, attempt: int) -> None:
-        """Wait until all nodes of this attempt run their command, or the attempt is over."""
+    async def wait_for_start(self, attempt: int) -> None:
+        """Wait until all members of this attempt run the user's code, or the attempt is over."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._attempt != attempt or len(self._started) == self._num_nodes)
+            await self._changed.wait_for(lambda: self._attempt != attempt or len(self._started) == self._num_members)
 
     async def attempt_failures(self) -> list[Failure]:
         """Failures of the newest attempt in time order; the first is the cause."""
@@ -185,7 +202,9 @@ class Monitor:
             self._tensorboard.close()
 
     def _reset_attempt(self) -> None:
+        self._node_of: dict[int, int] = {}
         self._addresses: dict[int, tuple[str, int]] = {}
+        self._meetings: dict[tuple[CheckpointId, str], set[int]] = {}
         self._started: set[int] = set()
         self._left: set[int] = set()
         self._steps: dict[int, int] = {}
@@ -195,10 +214,12 @@ class Monitor:
         self._failures: list[Failure] = []
         self._rate_points.clear()
 
+    def _has_all_members(self) -> bool:
+        return len(self._node_of) == self._num_members
+
     def _has_all_snapshots(self, checkpoint: CheckpointId, pending: _PendingCheckpoint) -> bool:
-        for node_rank in range(self._num_nodes):
-            if node_rank in pending.files_by_node or node_rank in self._left:
-                continue
+        present = {node_rank for member, node_rank in self._node_of.items() if member not in self._left}
+        for node_rank in present - set(pending.files_by_node):
             # A node whose ranks are all beyond the step will not come.
             ranks = self._ranks_by_node.get(node_rank, set())
             if not ranks or any(self._steps[rank] <= checkpoint[0] for rank in ranks):
@@ -213,7 +234,7 @@ class Monitor:
             step=step,
             attempt=self._attempt,
             world_size=self._world_size,
-            num_nodes=self._num_nodes,
+            num_nodes=len(set(self._node_of.values())),
             created_unix_s=time.time(),
             files=tuple(pending.plan or ()),
             metrics=dict(self._progress.metrics),

@@ -20,8 +20,8 @@ import ray.train
 import periflow_ray.sdk
 from periflow_ray.errors import JobFailedError, NotFoundError, StorageError
 from periflow_ray.plan import JobPlan, device_environment, node_environment, rewrite_paths, rewritten_mounts
-from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads, report_commits
 from periflow_ray.processes import Command, CommandResult, end_leftovers
+from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads, report_commits
 from periflow_ray.runtime.diagnosis import Failure, diagnose
 from periflow_ray.runtime.monitor import Meeting
 from periflow_ray.runtime.reporter import Reporter
@@ -102,7 +102,7 @@ class NodeAgent:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
         return self._monitor.join.remote(
-            context.get_placement_group_id(), self._node_rank, ray.util.get_node_ip_address(), port
+            context.get_placement_group_id(), self._node_rank, self._node_rank, ray.util.get_node_ip_address(), port
         )
 
     def _prepare(self, checkpoint: checkpoints.Manifest | None) -> None:
@@ -137,7 +137,7 @@ class NodeAgent:
         if self._node_rank == 0:
             self._report_start(meeting)
         uploads = CheckpointUploads(self._root, self._job_id, self._node_rank, self._monitor, self._sandbox)
-        self._monitor.started_command.remote(self._node_rank)
+        self._monitor.start.remote(self._node_rank)
         server = SessionServer(
             self._sandbox.socket_path,
             lambda step: uploads.save_snapshot(self._output_dir(), step),

@@ -128,6 +128,7 @@ class Session:
         resumed_step = int(os.environ.get("PROCESSED_ITERS") or 0)
         _check_total(total_train_steps, resumed_step)
         self._close()
+        self._announced_step = _NO_STEP_ANNOUNCED
         channel = (self._channel_factory or _default_channel)(local_log_name)
         rank, local_rank, local_world_size = _find_rank()
         channel.open(

@@ -1,0 +1,200 @@
+"""The Ray Train worker of a function job: the user's function runs here, with its SDK session in-process."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+
+from periflow_ray.errors import PeriFlowError
+from periflow_ray.runtime.checkpoint_uploads import as_ray_checkpoint, copy_snapshot, upload_snapshot
+from periflow_ray.runtime.diagnosis import NUM_SHOWN_LINES, Failure
+from periflow_ray.runtime.monitor import CheckpointId
+from periflow_ray.runtime.output_tee import copy_output
+from periflow_ray.runtime.sandbox import Sandbox
+from periflow_ray.sdk.channel import Hello, MetricRecord
+from periflow_ray.sdk.session import use_channel_factory
+from periflow_ray.store import checkpoints
+from periflow_ray.store.logs import LogWriter
+from periflow_ray.store.metrics import Metric
+from periflow_ray.store.root import StorageRoot
+
+OUTPUT_MOUNT_PATH = "/ckpt"
+
+
+@dataclass(frozen=True)
+class FunctionTask:
+    """What a worker of a function job needs; travels in the train loop's config."""
+
+    train_loop: Callable[..., Any]
+    config: dict[str, Any] | None
+    job_id: int
+    storage_uri: str
+    monitor: Any
+
+
+def run_function(task: FunctionTask) -> Any:
+    """Run the user's function as one rank, restored to the latest committed checkpoint; returns what it returns.
+
+    Its output goes to the job's log as that of node <rank>, because each rank is a machine's worth of its own here.
+    """
+    rank = ray.train.get_context().get_world_rank()
+    flow = FunctionRank(task, rank)
+    flow.prepare()
+    use_channel_factory(lambda local_log_name: flow.channel())
+    try:
+        with copy_output(LogWriter(StorageRoot(task.storage_uri), task.job_id, rank)):
+            result = _call_and_trace(task.train_loop, task.config)
+        use_channel_factory(None)
+        flow.finish_uploads()
+    except BaseException as err:
+        use_channel_factory(None)
+        ray.get(task.monitor.leave.remote(rank, _describe_exception(err, flow.node_rank, rank)))
+        raise
+    ray.get(task.monitor.leave.remote(rank, None))
+    return result
+
+
+class FunctionRank:
+    """One rank's part in the job: its directories, its checkpoints, its channel."""
+
+    def __init__(self, task: FunctionTask, rank: int) -> None:
+        context = ray.train.get_context()
+        self.rank = rank
+        self.local_rank = context.get_local_rank()
+        self.node_rank = context.get_node_rank()
+        self.monitor = task.monitor
+        self._job_id = task.job_id
+        self._root = StorageRoot(task.storage_uri)
+        # The same path on every node: rank 0 tells the others where to write, as Lightning does.
+        self._sandbox = Sandbox(task.storage_uri, task.job_id, 0)
+        self._output_dir = self._sandbox.path_of(OUTPUT_MOUNT_PATH)
+        self._num_saves_by_step: Counter[int] = Counter()
+        self._uploads_done = threading.Condition()
+        self._num_uploading = 0
+
+    def prepare(self) -> None:
+        """Join the attempt; the first rank of each node makes its directories and restores the checkpoint."""
+        group = ray.get_runtime_context().get_placement_group_id()
+        meeting = ray.get(self.monitor.join.remote(group, self.rank, self.node_rank, ray.util.get_node_ip_address(), 0))
+        if self.local_rank == 0:
+            self._sandbox.create()
+            shutil.rmtree(self._output_dir, ignore_errors=True)
+            if meeting.checkpoint is not None:
+                checkpoints.restore(self._root, meeting.checkpoint, self.node_rank, self._output_dir)
+            self._output_dir.mkdir(parents=True, exist_ok=True)
+        ray.get(self.monitor.start.remote(self.rank))
+        ray.get(self.monitor.wait_for_start.remote(meeting.attempt))
+        os.environ["PERIFLOW_ENABLED"] = "1"
+        os.environ["CKPT_DIR"] = str(self._output_dir)
+        os.environ["PROCESSED_ITERS"] = str(meeting.checkpoint.step if meeting.checkpoint else 0)
+
+    def channel(self) -> _FunctionChannel:
+        """A channel for a new session of this rank."""
+        return _FunctionChannel(self)
+
+    def save_checkpoint(self, step: int) -> None:
+        """Meet all ranks, copy the output directory aside on each node, and report it with an asynchronous upload."""
+        self._num_saves_by_step[step] += 1
+        checkpoint = (step, self._num_saves_by_step[step])
+        ray.get(self.monitor.meet.remote(self.rank, checkpoint, "written"))
+        snapshot: ray.train.Checkpoint | None = None
+        if self.local_rank == 0:
+            snapshot_dir = self._sandbox.snapshots_dir / f"{checkpoint[0]}-{checkpoint[1]}"
+            copy_snapshot(self._output_dir, snapshot_dir)
+            snapshot = ray.train.Checkpoint.from_directory(str(snapshot_dir))
+            with self._uploads_done:
+                self._num_uploading += 1
+        ray.get(self.monitor.meet.remote(self.rank, checkpoint, "copied"))
+        ray.train.report(
+            {"step": step},
+            checkpoint=snapshot,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+            checkpoint_upload_fn=lambda local, _: self._upload(checkpoint, Path(local.path)),
+        )
+
+    def finish_uploads(self) -> None:
+        """Wait until this rank's uploads are settled."""
+        with self._uploads_done:
+            self._uploads_done.wait_for(lambda: self._num_uploading == 0)
+
+    def _upload(self, checkpoint: CheckpointId, snapshot_dir: Path) -> ray.train.Checkpoint:
+        try:
+            error, name = upload_snapshot(
+                self._root, self._job_id, self.node_rank, self.monitor, checkpoint, snapshot_dir
+            )
+            if error is not None:
+                raise PeriFlowError(f"the checkpoint of step {checkpoint[0]} was not saved: {error}")
+            return as_ray_checkpoint(self._root, self._job_id, name)
+        finally:
+            with self._uploads_done:
+                self._num_uploading -= 1
+                self._uploads_done.notify_all()
+
+
+class _FunctionChannel:
+    """Sends a rank's records to the monitor; see ``sdk.channel.Channel``."""
+
+    def __init__(self, rank: FunctionRank) -> None:
+        self._rank = rank
+        self._total_train_steps: int | None = None
+        self._sent: Any = None
+        self._last_step = -1
+
+    def open(self, hello: Hello, on_announced_step: Callable[[int], None]) -> None:
+        self._total_train_steps = hello.total_train_steps
+
+    def send(self, step: int, records: list[MetricRecord]) -> None:
+        if step == self._last_step and not records:
+            return
+        if self._sent is not None:
+            # One batch on its way at a time, so that a slow monitor is not flooded.
+            ray.wait([self._sent])
+        self._last_step = step
+        rank = self._rank
+        metrics = [Metric(r.step, rank.rank, rank.local_rank, r.time_unix_s, r.values) for r in records]
+        self._sent = rank.monitor.record.remote({rank.rank: step}, self._total_train_steps, metrics, rank.node_rank)
+
+    def save_checkpoint(self, step: int) -> None:
+        try:
+            self._rank.save_checkpoint(step)
+        except OSError as err:
+            raise PeriFlowError(f"the checkpoint of step {step} could not be saved: {err}") from err
+
+    def close(self) -> None:
+        if self._sent is not None:
+            ray.wait([self._sent])
+
+
+def _call_and_trace(train_loop: Callable[..., Any], config: dict[str, Any] | None) -> Any:
+    takes_config = bool(inspect.signature(train_loop).parameters)
+    try:
+        return train_loop(config or {}) if takes_config else train_loop()
+    except Exception:
+        traceback.print_exc()
+        raise
+
+
+def _describe_exception(error: BaseException, node_rank: int, rank: int) -> Failure:
+    # Past this module's two frames begins the user's code.
+    own_frames = traceback.extract_tb(error.__traceback__)[2:]
+    own = "".join(traceback.format_list(own_frames)).rstrip().splitlines()
+    return Failure(
+        node_rank=node_rank,
+        rank=rank,
+        time_unix_s=time.time(),
+        last_lines=tuple(own[-NUM_SHOWN_LINES:]),
+        summary=f"the function raised {type(error).__name__}: {error}",
+    )

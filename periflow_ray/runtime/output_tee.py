@@ -1,0 +1,70 @@
+"""Copies what a function job's worker prints into the job's log, beside Ray's own handling of it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TextIO
+
+from periflow_ray.store.logs import LogWriter
+
+FLUSH_INTERVAL_S = 0.5
+
+
+@contextlib.contextmanager
+def copy_output(log: LogWriter) -> Iterator[None]:
+    """Copy standard output and error to ``log`` while the block runs; complete to the last line afterwards."""
+    lock = threading.Lock()
+    closing = threading.Event()
+
+    def flush_until_closed() -> None:
+        while not closing.wait(FLUSH_INTERVAL_S):
+            with lock, contextlib.suppress(OSError):  # What could not be written stays buffered.
+                log.flush()
+
+    flusher = threading.Thread(target=flush_until_closed, name="log-flush", daemon=True)
+    flusher.start()
+    tees = _Tee(sys.stdout, log, lock), _Tee(sys.stderr, log, lock)
+    try:
+        with contextlib.redirect_stdout(tees[0]), contextlib.redirect_stderr(tees[1]):
+            yield
+    finally:
+        closing.set()
+        flusher.join()
+        for tee in tees:
+            tee.finish_line()
+        log.flush()
+
+
+class _Tee(io.TextIOBase):
+    def __init__(self, original: TextIO, log: LogWriter, lock: threading.Lock) -> None:
+        self._original = original
+        self._log = log
+        self._lock = lock
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        self._original.write(text)
+        with self._lock:
+            *lines, self._rest = (self._rest + text).split("\n")
+            for line in lines:
+                self._log.write(line)
+        return len(text)
+
+    def flush(self) -> None:
+        self._original.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return self._original.fileno()
+
+    def finish_line(self) -> None:
+        with self._lock:
+            if self._rest:
+                self._log.write(self._rest)
+                self._rest = ""

@@ -1,0 +1,58 @@
+"""How this project sets Ray Train up, for command jobs and function jobs alike."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray._private.ray_constants as ray_constants
+import ray.train
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+from periflow_ray.store.root import StorageRoot
+
+# The controller's polling interval; at Ray's default of 2 s every ray.train.report takes that long.
+POLL_INTERVAL_S = 0.1
+# A cluster that scales up needs minutes for new VMs; until then Ray Train waits and tries again.
+GROUP_START_TIMEOUT_S = 900
+
+
+def set_train_environment() -> None:
+    """Set the variables that Ray Train reads in the driver and hands on to its controller and workers."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_INTERVAL_S))
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@contextmanager
+def running_ray() -> Iterator[None]:
+    """A Ray for this process: the one that is initialised, else ``$RAY_ADDRESS``, else one of its own on loopback."""
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        if not ray.is_initialized():
+            ray.init(logging_level=logging.WARNING)
+        yield
+        return
+    # Ray then takes 127.0.0.1 for this node, as on macOS, and listens nowhere else. The variable of the same meaning
+    # (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER) is read when Ray is imported, which user code has done by now.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    context = ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+    # Ray Train's helpers look for "the" Ray of the machine, and find two where the embedded cluster runs as well.
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
+    try:
+        yield
+    finally:
+        del os.environ["RAY_ADDRESS"]
+
+
+def train_run_config(root: StorageRoot, job_id: int, *, max_failures: int) -> ray.train.RunConfig:
+    """The run's directory is ``jobs/<id>``, because Ray Train takes checkpoints only from below it."""
+    return ray.train.RunConfig(
+        name=str(job_id),
+        storage_path=root.path_of("jobs"),
+        storage_filesystem=root.arrow_filesystem(),
+        failure_config=ray.train.FailureConfig(max_failures=max_failures),
+    )
