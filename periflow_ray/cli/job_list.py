@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from periflow_ray.cli.job_table import draw_jobs, job_document
-from periflow_ray.cli.options import PointInTime, storage_option
+from periflow_ray.cli.options import since_option, storage_option, until_option
 from periflow_ray.cli.output import output_option, write_output
 from periflow_ray.store.jobs import JOB_STATUSES, list_jobs
 from periflow_ray.store.root import StorageRoot
@@ -17,10 +17,8 @@ from periflow_ray.store.root import StorageRoot
 @click.command("list")
 @click.option("-l", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many jobs.")
 @click.option("-a", "--all", "shows_all", is_flag=True, help="All jobs: no limit.")
-@click.option(
-    "--since", type=PointInTime(), help="Submitted at or after this time: 2026-01-31, 2026-01-31T18:00, 2h, 3d."
-)
-@click.option("--until", type=PointInTime(is_end=True), help="Submitted at or before this time; a date means its end.")
+@since_option
+@until_option
 @click.option("--job-name", metavar="NAME", help="Jobs of this name; * and ? stand for any characters.")
 @click.option("--vm", metavar="NAME", help="Jobs on this VM type; * and ? stand for any characters.")
 @click.option(

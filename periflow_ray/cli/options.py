@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _RELATIVE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])", re.IGNORECASE)
+_DATE = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -40,30 +41,48 @@ def yes_option(function: Function) -> Function:
     return click.option("-y", "--yes", "is_confirmed", is_flag=True, help="Do not ask.")(function)
 
 
-class PointInTime(click.ParamType[float]):
+def since_option(function: Function) -> Function:
+    """Adds ``--since`` as Unix seconds."""
+    return click.option(
+        "--since",
+        metavar="TIME",
+        callback=lambda ctx, param, value: None if value is None else parse_time(value),
+        help="Submitted at or after this time: 2026-01-31, 2026-01-31T18:00, 2h, 3d.",
+    )(function)
+
+
+def until_option(function: Function) -> Function:
+    """Adds ``--until`` as Unix seconds."""
+    return click.option(
+        "--until",
+        metavar="TIME",
+        callback=lambda ctx, param, value: None if value is None else parse_time(value, is_end=True),
+        help="Submitted at or before this time; a date means its end.",
+    )(function)
+
+
+def parse_time(text: str, *, is_end: bool = False) -> float:
     """A moment in Unix seconds: an ISO 8601 date or time (local unless it names a zone), or an age like 2h or 3d.
 
     Args:
         is_end: a date alone means the end of that day, not its beginning.
+    Raises:
+        click.BadParameter: it is none of these.
     """
-
-    name = "time"
-
-    def __init__(self, *, is_end: bool = False) -> None:
-        self._is_end = is_end
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        text = str(value).strip()
-        try:
-            if relative := _RELATIVE.fullmatch(text):
-                age = timedelta(**{_UNITS[relative[2].lower()]: float(relative[1])})
-                return (datetime.now() - age).timestamp()
-            moment = datetime.fromisoformat(text.removesuffix("Z") + "+00:00" if text.endswith("Z") else text)
-            if self._is_end and re.fullmatch(r"\d{4}-?\d{2}-?\d{2}", text):
-                moment = datetime.combine(moment, time.max)
-            return moment.timestamp()
-        except (ValueError, OverflowError):
-            self.fail(f"{text!r} is not a time. Give 2026-01-31, 2026-01-31T18:00 or an age: 30m, 2h, 3d, 1w.")
+    given = text.strip()
+    try:
+        if relative := _RELATIVE.fullmatch(given):
+            age = timedelta(**{_UNITS[relative[2].lower()]: float(relative[1])})
+            return (datetime.now() - age).timestamp()
+        # Python 3.10 does not read the Z.
+        moment = datetime.fromisoformat(f"{given[:-1]}+00:00" if given.endswith("Z") else given)
+        if is_end and _DATE.fullmatch(given):
+            moment = datetime.combine(moment, time.max)
+        return moment.timestamp()
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"{text!r} is not a time. Give 2026-01-31, 2026-01-31T18:00 or an age: 30m, 2h, 3d, 1w."
+        ) from None
 
 
 def _open_root(ctx: click.Context, param: click.Parameter, value: str | None) -> StorageRoot | None:

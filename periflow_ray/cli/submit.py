@@ -127,13 +127,9 @@ def submit(
     click.echo(f"Job ({record.job_id}) started successfully.")
     talk.print(f"Log: periflow-ray job log {record.job_id} -f    State: periflow-ray job view {record.job_id}")
     if follow:
-        from periflow_ray.cli.follow import follow_job
+        from periflow_ray.cli.follow import follow_job, raise_unless_success
 
-        state = follow_job(root, record.job_id, console=data_console())
-        if state.status != "success":
-            raise JobFailedError(
-                f"job {record.job_id} {state.status}" + (f": {state.message}" if state.message else "")
-            )
+        raise_unless_success(record.job_id, follow_job(root, record.job_id, console=talk))
         talk.print(f"Job ({record.job_id}) succeeded.")
 
 

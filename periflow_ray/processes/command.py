@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 from periflow_ray.processes import keeper
 
 _MAX_LINE_BYTES = 64 << 10
+# A command's processes are known by it when the keeper, their common ancestor, is gone.
+_MARKER_VARIABLE = "PERIFLOW_COMMAND_ID"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Command:
         grace_s: float,
         on_line: Callable[[str], None],
     ) -> None:
+        self._marker = (_MARKER_VARIABLE, uuid.uuid4().hex)
         result_read, result_write = os.pipe()
         self._result_pipe = os.fdopen(result_read, "rb")
         self._keeper = subprocess.Popen(
@@ -57,7 +61,7 @@ class Command:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=dict(env),
+            env={**env, self._marker[0]: self._marker[1]},
             cwd=working_dir,
             pass_fds=(result_write,),
             start_new_session=True,
@@ -75,6 +79,9 @@ class Command:
         """Wait until the command and all of its descendants have ended and their output was read."""
         document = self._result_pipe.readline()
         self._keeper.wait()
+        if not document:
+            # The keeper was killed: what it kept may still run, and holds the output open.
+            end_leftovers(self._marker)
         self._reader.join()
         if not document:
             return CommandResult(exit_code=None, signal=None, peak_memory_bytes=0)

@@ -6,6 +6,7 @@ snapshot is taken when none of them is writing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -99,12 +100,12 @@ class SessionServer:
 
     def close(self) -> None:
         """Stop listening and hang up."""
-        self._listener.close()
+        _hang_up(self._listener)
         with self._lock:
             connections = [rank.connection for rank in self._ranks.values()]
         for connection in connections:
             if connection is not None:
-                connection.close()
+                _hang_up(connection)
 
     def _accept(self) -> None:
         while True:
@@ -224,6 +225,13 @@ class SessionServer:
 
 def _join_ranks(ranks: list[RankState]) -> str:
     return ", ".join(str(number) for number in sorted(rank.rank for rank in ranks))
+
+
+def _hang_up(connection: socket.socket) -> None:
+    # close() alone neither ends the connection nor wakes the thread that waits in it.
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 def _send(connection: socket.socket | None, message: bytes) -> None:

@@ -6,8 +6,10 @@ is told once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -46,6 +48,8 @@ class AgentChannel:
         except OSError as err:
             self._lose(f"cannot reach the node agent at {self._socket_path} ({err.strerror or err})")
             return
+        # A forked child's copy would keep the connection open after this process was killed.
+        os.register_at_fork(after_in_child=self._socket.close)
         threading.Thread(target=self._receive, name="periflow-receiver", daemon=True).start()
         self._send(wire.encode("hello", version=wire.PROTOCOL_VERSION, **dataclasses.asdict(hello)))
 
@@ -68,6 +72,9 @@ class AgentChannel:
         self._is_closing = True
         self._send(wire.encode("bye"))
         if self._socket is not None:
+            # close() alone leaves the connection open for as long as the receiver waits in it.
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
 
     def _send(self, message: bytes) -> None:

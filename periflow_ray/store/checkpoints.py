@@ -67,10 +67,10 @@ class Manifest:
 
 
 def describe_files(directory: Path) -> list[LocalFile]:
-    """Every regular file below a directory with size and checksum, by path."""
+    """Every file below a directory with size and checksum, by path; a link to a file counts as a file."""
     files = []
     for path in sorted(directory.rglob("*")):
-        if path.is_file() and not path.is_symlink():
+        if path.is_file():
             files.append(LocalFile(path.relative_to(directory).as_posix(), path.stat().st_size, _sha256(path)))
     return files
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +48,8 @@ def upload_dataset(
     _check_new_name(root, name)
     if not source.exists():
         raise UsageError(f"'{source}' does not exist.")
+    # What an upload that was cut short left behind is not part of this one.
+    root.delete(_prefix(name))
     for path, relative in _walk(source, contents_only):
         root.upload_file(path, f"{_prefix(name)}/files/{relative}")
         if on_file is not None:
@@ -140,8 +143,10 @@ def _walk(source: Path, contents_only: bool) -> Iterator[tuple[Path, str]]:
     if source.is_file():
         yield source, source.name
         return
-    base = source if contents_only else source.resolve().parent
-    for path in sorted(source.resolve().rglob("*") if not contents_only else source.rglob("*")):
+    # Made absolute without following links: "." has a name then, and a link keeps the one the user typed.
+    top = Path(os.path.abspath(source))
+    base = top if contents_only else top.parent
+    for path in sorted(top.rglob("*")):
         if path.is_file():
             yield path, path.relative_to(base).as_posix()
 

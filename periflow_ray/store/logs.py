@@ -49,16 +49,18 @@ class LogFollower:
         self._job_id = job_id
         self._nodes: dict[str, SegmentFollower] = {}
         self._own: dict[str, SegmentFollower] = {}
+        self._read: list[LogLine] = []
 
     def read_new(self) -> list[LogLine]:
         """The lines since the last call."""
-        lines = []
+        # Collected on self: if reading one stream fails, the lines of the others are in the next call's answer.
         for name, stream in self._find_streams("logs", self._nodes):
             node_rank = int(name.removeprefix("node-"))
-            lines += [_parse_line(line, node_rank) for line in stream.read_new()]
+            self._read += [_parse_line(line, node_rank) for line in stream.read_new()]
         for _, stream in self._find_streams("events", self._own):
             events = [parse_event(line) for line in stream.read_new()]
-            lines += [LogLine(int(event.time_unix_s * 1000), None, event.text) for event in events]
+            self._read += [LogLine(int(event.time_unix_s * 1000), None, event.text) for event in events]
+        lines, self._read = self._read, []
         return sorted(lines, key=lambda line: line.time_unix_ms)
 
     def _find_streams(self, kind: str, known: dict[str, SegmentFollower]) -> Iterable[tuple[str, SegmentFollower]]:

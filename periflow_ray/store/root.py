@@ -5,6 +5,7 @@ Keys are relative paths with forward slashes, for example ``jobs/12/plan.json``.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import posixpath
@@ -93,7 +94,11 @@ class StorageRoot:
                 with open(self.path_of(key), "rb") as file:
                     file.seek(start or 0)
                     return file.read()
-            content: bytes = self._fs.cat_file(self.path_of(key), start=start)
+            path = self.path_of(key)
+            # Object stores refuse a range that begins at the end.
+            if start and start >= self._fs.size(path):
+                return b""
+            content: bytes = self._fs.cat_file(path, start=start)
             return content
         except (FileNotFoundError, NotADirectoryError) as err:
             raise NotFoundError(f"'{key}' does not exist in storage root '{self.uri}'") from err
@@ -131,8 +136,12 @@ class StorageRoot:
 
         Raises:
             NotFoundError: there is no such key.
+            StorageError: it is not JSON.
         """
-        return json.loads(self.read_bytes(key))
+        try:
+            return json.loads(self.read_bytes(key))
+        except ValueError as err:
+            raise StorageError(f"'{key}' in storage root '{self.uri}' is damaged: {err}") from err
 
     def write_json(self, key: str, value: Any) -> None:
         """Create or replace a key with a JSON document."""
@@ -189,8 +198,14 @@ class StorageRoot:
 
     def delete(self, prefix: str) -> None:
         """Delete a key and everything below it; nothing happens when there is none."""
-        if self.exists(prefix):
+        if not self.exists(prefix):
+            return
+        if self._is_local or not glob.has_magic(prefix):
             self._fs.rm(self.path_of(prefix), recursive=True)
+            return
+        # rm would take the key for a pattern and delete other keys too.
+        for path in self._fs.find(self.path_of(prefix)):
+            self._fs.rm_file(path)
 
 
 def resolve_storage_uri(option: str | None = None) -> str:

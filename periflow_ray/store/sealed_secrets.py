@@ -29,7 +29,7 @@ def unseal(root: StorageRoot, job_id: int, key: str) -> dict[str, str]:
     """
     try:
         secrets: dict[str, str] = json.loads(Fernet(key).decrypt(root.read_bytes(_sealed_key(job_id))))
-    except InvalidToken as err:
+    except (InvalidToken, ValueError) as err:  # ValueError: not a key at all.
         raise StorageError(f"the secrets of job {job_id} cannot be opened with the key in {KEY_VARIABLE}") from err
     return secrets
 

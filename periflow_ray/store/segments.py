@@ -6,6 +6,7 @@ One writer per prefix at a time; readers may follow while it is written.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from periflow_ray.errors import NotFoundError
@@ -37,7 +38,9 @@ class SegmentWriter:
         if self._root.is_local:
             path = self._root.local_path(key)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
+            # Not in append mode: what a full disk cut short is written over by the next try, not repeated.
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as file:
+                file.seek(self._num_flushed)
                 file.write(self._segment[self._num_flushed :])
         else:
             self._root.write_bytes(key, bytes(self._segment))
@@ -60,7 +63,6 @@ class SegmentFollower:
 
     def read_new(self) -> list[bytes]:
         """Lines without their newline; empty when there is nothing new."""
-        content = b""
         names = self.root.list_names(self.prefix)
         last_index = int(names[-1]) if names else -1
         while self._index <= last_index:
@@ -68,13 +70,14 @@ class SegmentFollower:
                 new = self.root.read_bytes(segment_key(self.prefix, self._index), start=self._offset)
             except NotFoundError:
                 new = b""
-            content += new
+            # Kept at once: if a later read fails, the next call goes on from here.
+            self._rest += new
+            self._offset += len(new)
             if self._index == last_index:
-                self._offset += len(new)
                 break
             self._index += 1
             self._offset = 0
-        *lines, self._rest = (self._rest + content).split(b"\n")
+        *lines, self._rest = self._rest.split(b"\n")
         return lines
 
 

@@ -87,7 +87,7 @@ def _collect(root: Path, directory: Path, rules: list[tuple[Path, GitIgnoreSpec]
             continue
         if is_dir:
             _collect(root, path, rules, files)
-        elif entry.is_file() or entry.is_symlink():
+        elif entry.is_symlink() or entry.is_file():
             files[path.relative_to(root).as_posix()] = _size_of(path, root)
 
 
@@ -118,11 +118,14 @@ def _is_ignored(path: Path, is_dir: bool, rules: list[tuple[Path, GitIgnoreSpec]
 def _size_of(path: Path, root: Path) -> int:
     if not path.is_symlink():
         return path.stat().st_size
-    target = path.resolve()
-    if target.is_relative_to(root):
-        return 0
-    if target.is_file():
-        return target.stat().st_size
+    try:
+        target = path.resolve()
+        if target.is_relative_to(root):
+            return 0
+        if target.is_file():
+            return target.stat().st_size
+    except (OSError, RuntimeError):  # RuntimeError: the link leads to itself.
+        pass
     raise WorkspaceError(
         f"'{path}' is a link to '{os.readlink(path)}', which is not a file. The job's machines do not have it: "
         "add it to .pfignore, copy it into the workspace, or make it a dataset (periflow-ray datastore upload)."
@@ -141,15 +144,17 @@ def _add_file(archive: tarfile.TarFile, workspace: Workspace, relative: str) -> 
         archive.addfile(_anonymous(info))
         return
     with path.open("rb") as file:
-        archive.addfile(_anonymous(archive.gettarinfo(arcname=name, fileobj=file)), file)
+        info = _anonymous(archive.gettarinfo(arcname=name, fileobj=file))
+        # A second name of a file that is packed already would become a link without content: pack it again, so
+        # that each path stands on its own.
+        info.type = tarfile.REGTYPE
+        info.size = os.fstat(file.fileno()).st_size
+        archive.addfile(info, file)
 
 
 def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
     info.uid = info.gid = 0
     info.uname = info.gname = ""
-    if info.islnk():
-        # A second name of a file that is packed already: packed again, so that each path stands on its own.
-        info.type = tarfile.REGTYPE
     return info
 
 

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from periflow_ray.cli.format import format_duration, format_size, format_time, format_value, iso_time
+from periflow_ray.cli.output import draw_table
+from periflow_ray.cli.tree import build_file_tree
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "text"),
+    [
+        (None, "-"),
+        (-1, "0s"),
+        (4.4, "4s"),
+        (59.6, "1m 00s"),
+        (123, "2m 03s"),
+        (3723, "1h 02m 03s"),
+        (3 * 86400 + 3720, "3d 01h 02m"),
+    ],
+)
+def test_durations(duration_s, text):
+    assert format_duration(duration_s) == text
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1500, "1.5 kB"),
+        (999_999, "1.0 MB"),
+        (31_000_000, "31.0 MB"),
+        (2e15, "2.0 PB"),
+    ],
+)
+def test_sizes(num_bytes, text):
+    assert format_size(num_bytes) == text
+
+
+def test_times_for_people_and_for_programs():
+    assert (format_time(1_767_225_600.5), format_time(None)) == ("2026-01-01 00:00:00", "-")
+    assert (iso_time(1_767_225_600.5), iso_time(None)) == ("2026-01-01T00:00:00.500+00:00", None)
+
+
+def test_values():
+    values = [format_value(value) for value in (1 / 3, 12, math.nan, "warm-up", True, None)]
+    assert values == ["0.333333", "12", "nan", "warm-up", "True", "-"]
+
+
+def draw(columns, rows, width) -> str:
+    out = io.StringIO()
+    draw_table(Console(file=out, width=width, markup=False), columns, rows)
+    return out.getvalue()
+
+
+def test_a_table_that_does_not_fit_folds_and_loses_nothing():
+    assert (
+        draw(["Name", "VM"], [("a", "azure-16gb-v100"), ("b", "x")], 20)
+        == """\
+┏━━━━━━┳━━━━━━━━━━━┓
+┃ Name ┃ VM        ┃
+┡━━━━━━╇━━━━━━━━━━━┩
+│ a    │ azure-16g │
+│      │ b-v100    │
+│ b    │ x         │
+└──────┴───────────┘
+"""
+    )
+
+
+def test_cells_may_have_several_lines_and_wide_characters():
+    assert (
+        draw(["Name", "Text"], [("실험", "one\ntwo"), ("b", "[red]x")], 80)
+        == """\
+┏━━━━━━┳━━━━━━━━┓
+┃ Name ┃ Text   ┃
+┡━━━━━━╇━━━━━━━━┩
+│ 실험 │ one    │
+│      │ two    │
+│ b    │ [red]x │
+└──────┴────────┘
+"""
+    )
+
+
+def test_a_folder_with_very_many_files_is_summed_up():
+    out = io.StringIO()
+    sizes = {f"images/{index:04}.png": 1000 for index in range(1000)}
+    Console(file=out, width=60, emoji=False).print(build_file_tree("/", sizes))
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 2 + 50 + 1
+    assert lines[-1].rstrip() == "    └── … 950 more files (950.0 kB)"

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+
+from sample_jobs import build_record
+
+from periflow_ray.store.jobs import JobState, list_jobs, write_record, write_state
+
+JOB_1 = """\
+╭──────────── Overview ─────────────╮
+│  Number      1                    │
+│  Name        cifar-job            │
+│  Status      success              │
+│  VM          local                │
+│  Nodes       2 x 1 CPU            │
+│  Experiment  vision               │
+│  Data        my-cifar-100         │
+│  Created by  kim                  │
+│  Created     2026-01-01 00:00:00  │
+│  Started     2026-01-01 00:00:05  │
+│  Ended       2026-01-01 01:02:08  │
+│  Duration    1h 02m 03s           │
+│  Attempt     2                    │
+│  Progress    20/20 (100 %)        │
+│  Metrics     loss 0.25, lr 0.1    │
+╰───────────────────────────────────╯
+╭──────────────────── Checkpoints ────────────────────╮
+│  ID             Step  Size     Created              │
+│  step-00000010  10    31.0 MB  2026-01-01 00:10:00  │
+│  step-00000020  20    31.0 MB  2026-01-01 00:20:00  │
+╰─────────────────────────────────────────────────────╯
+╭─────────────────────── Last events ───────────────────────╮
+│  2026-01-01 00:00:00  Attempt 1 starts on 2 nodes.        │
+│  2026-01-01 00:00:09  Every node ended with exit code 0.  │
+╰───────────────────────────────────────────────────────────╯
+"""
+
+
+def test_a_job_is_shown_with_its_committed_checkpoints_and_events(run_cli, sample_root):
+    result = run_cli("job", "view", "1")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, JOB_1, "")
+
+
+def test_a_failed_job_shows_its_whole_error(run_cli, sample_root):
+    lines = [line.strip("│ ") for line in run_cli("job", "view", "2").stdout.splitlines()]
+    start = lines.index("Error       node 0 failed: exit code 1.")
+    assert lines[start + 1] == "ModuleNotFoundError: No module named 'einops'"
+
+
+def test_a_long_error_is_not_cut_off(run_cli, root):
+    message = "worker of node 1 failed: " + "/very/long/path" * 100
+    write_state(root, 1, JobState("failed", message=message))
+    write_record(root, build_record(1))
+    assert message in run_cli("job", "view", "1").stdout
+
+
+def test_json_has_checkpoints_and_events(run_cli, sample_root):
+    document = json.loads(run_cli("job", "view", "1", "-o", "json").stdout)
+    assert document["status"] == "success"
+    assert document["checkpoints"][1] == {
+        "id": "step-00000020",
+        "step": 20,
+        "size_bytes": 31_000_020,
+        "created": "2026-01-01T00:20:00.000+00:00",
+        "attempt": 1,
+        "num_files": 1,
+    }
+    assert document["events"][0] == {
+        "time": "2026-01-01T00:00:00.000+00:00",
+        "attempt": 1,
+        "kind": "started",
+        "text": "Attempt 1 starts on 2 nodes.",
+    }
+
+
+def test_events_are_a_table(run_cli, sample_root):
+    assert (
+        run_cli("job", "events", "1").stdout
+        == """\
+┏━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓
+┃ Time                ┃ Attempt ┃ Kind      ┃ Event                              ┃
+┡━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┩
+│ 2026-01-01 00:00:00 │ 1       │ started   │ Attempt 1 starts on 2 nodes.       │
+│ 2026-01-01 00:00:09 │ 2       │ succeeded │ Every node ended with exit code 0. │
+└─────────────────────┴─────────┴───────────┴────────────────────────────────────┘
+"""
+    )
+
+
+def test_an_unknown_job_is_an_error(run_cli, sample_root):
+    for words in (["view", "9"], ["events", "9"], ["log", "9"], ["metrics", "list", "9"], ["stop", "9"]):
+        result = run_cli("job", *words)
+        message = f"Error: job 9 does not exist in storage root '{sample_root.uri}'. List jobs: periflow-ray job list\n"
+        assert (result.exit_code, result.stdout, result.stderr) == (1, "", message)
+
+
+def test_a_job_number_is_a_positive_number(run_cli, sample_root):
+    assert run_cli("job", "view", "cifar-job").exit_code == 2
+    assert run_cli("job", "view", "0").exit_code == 2
+
+
+def test_delete_asks_and_a_no_changes_nothing(run_cli, sample_root):
+    result = run_cli("job", "delete", "1", input="n\n")
+    assert result.exit_code == 1
+    question = "Delete job 1 'cifar-job' with its log, metrics and checkpoints? [y/N]: "
+    assert result.stderr.startswith(question)
+    assert result.stderr.endswith("Nothing was changed.\n")
+    assert [job.record.job_id for job in list_jobs(sample_root)] == [3, 2, 1]
+
+
+def test_delete_takes_a_yes_from_the_keyboard_or_the_option(run_cli, sample_root):
+    assert run_cli("job", "delete", "1", input="y\n").exit_code == 0
+    result = run_cli("job", "delete", "2", "--yes")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "Job (2) is deleted.\n")
+    assert [job.record.job_id for job in list_jobs(sample_root)] == [3]
+
+
+def test_a_job_that_has_not_ended_cannot_be_deleted(run_cli, sample_root):
+    result = run_cli("job", "delete", "3", "-y")
+    message = "Error: job 3 is waiting; only an ended job can be deleted. Stop it first: periflow-ray job stop 3\n"
+    assert (result.exit_code, result.stderr) == (2, message)
+
+
+def test_stopping_an_ended_job_says_so(run_cli, sample_root):
+    result = run_cli("job", "stop", "2")
+    assert (result.exit_code, result.stderr) == (0, "Job (2) has already ended: failed.\n")

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import json
+
+from periflow_ray.plan import load_catalogue
+
+
+def test_the_whole_catalogue_is_listed_in_its_order(run_cli):
+    vms = json.loads(run_cli("vm", "list", "-o", "json").stdout)
+    assert [vm["name"] for vm in vms] == list(load_catalogue())
+    rows = [line for line in run_cli("vm", "list").stdout.splitlines() if line.startswith("│")]
+    assert [row.split("│")[1].strip() for row in rows] == list(load_catalogue())
+
+
+def test_one_vm_as_a_table(run_cli):
+    result = run_cli("vm", "list", "--cloud", "local")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert (
+        result.stdout
+        == """\
+┏━━━━━━━┳━━━━━━━┳━━━━━━━━┳━━━━━━━━┳━━━━━━━━━━━━┳━━━━━━━━━━━━┳━━━━━━┳━━━━━━━━┳━━━━━━┳━━━━━━━━━━┓
+┃ VM    ┃ Cloud ┃ Region ┃ Device ┃ Device Cnt ┃ GPU Memory ┃ vCPU ┃ Memory ┃ Spot ┃ USD/hour ┃
+┡━━━━━━━╇━━━━━━━╇━━━━━━━━╇━━━━━━━━╇━━━━━━━━━━━━╇━━━━━━━━━━━━╇━━━━━━╇━━━━━━━━╇━━━━━━╇━━━━━━━━━━┩
+│ local │ local │ -      │ CPU    │ 1          │ -          │ -    │ -      │ N    │ -        │
+└───────┴───────┴────────┴────────┴────────────┴────────────┴──────┴────────┴──────┴──────────┘
+"""
+    )
+
+
+def test_filters_combine(run_cli):
+    options = ["--cloud", "azure", "--device", "v100", "--region", "eastus", "--num-devices", "4", "--spot"]
+    vms = json.loads(run_cli("vm", "list", "-o", "json", *options).stdout)
+    assert [vm["name"] for vm in vms] == ["azure-16gb-v100-4g-eastus-spot"]
+
+
+def test_prices_come_with_their_source(run_cli):
+    result = run_cli("vm", "list", "--cloud", "aws", "--device", "H200", "--region", "us-east-1", "--on-demand")
+    assert "│ 63.30    │" in result.stdout
+    assert result.stderr.startswith("Prices: AWS on-demand list price for Linux")

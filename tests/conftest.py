@@ -1,0 +1,90 @@
+"""For all tests: nothing touches the user's directories, and no test leaves variables or processes behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+EXIT_DEADLINE_S = 10.0
+# pytest's own, and what libraries set once and for all when a test is the first to import or use them.
+TOLERATED_VARIABLES = frozenset({"PYTEST_CURRENT_TEST"})
+TOLERATED_PREFIXES = ("RAY_", "KMP_", "OMP_", "TORCH", "PYTORCH_", "TF_", "TRANSFORMERS_")
+# multiprocessing keeps these for the life of the interpreter.
+TOLERATED_COMMANDS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["PERIFLOW_STORAGE"] = str(tmp_path_factory.mktemp("storage"))
+    os.environ["PERIFLOW_LOCAL_CLUSTER_DIR"] = str(tmp_path_factory.mktemp("local-cluster"))
+    yield
+    _restore_environment(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks(_own_directories: None) -> Iterator[None]:
+    # Must not use monkeypatch: what a test sets with it is undone before this fixture looks.
+    environment = dict(os.environ)
+    children = set(_find_children())
+    yield
+    leaked_variables = _find_changed_variables(environment)
+    _restore_environment(environment)
+    leaked_children = _wait_for_exit(children)
+    assert not leaked_variables, f"the test leaves environment variables behind: {leaked_variables}"
+    assert not leaked_children, f"the test leaves child processes behind: {leaked_children}"
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], bool]], None]:
+    """Waits for a condition with a deadline: ``wait_until(lambda: path.exists())``."""
+
+    def wait(condition: Callable[[], bool], deadline_s: float = 30.0) -> None:
+        end_s = time.monotonic() + deadline_s
+        while not condition():
+            assert time.monotonic() < end_s, f"not true within {deadline_s} s"
+            time.sleep(0.01)
+
+    return wait
+
+
+def _find_changed_variables(before: dict[str, str]) -> list[str]:
+    changed = {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
+    return sorted(name for name in changed - TOLERATED_VARIABLES if not name.startswith(TOLERATED_PREFIXES))
+
+
+def _restore_environment(before: dict[str, str]) -> None:
+    for name in set(os.environ) - set(before) - TOLERATED_VARIABLES:
+        del os.environ[name]
+    os.environ.update(before)
+
+
+def _wait_for_exit(children_before: set[int]) -> dict[int, str]:
+    deadline_s = time.monotonic() + EXIT_DEADLINE_S
+    while True:
+        left = {pid: command for pid, command in _find_children().items() if pid not in children_before}
+        if not left or time.monotonic() > deadline_s:
+            return left
+        time.sleep(0.02)
+
+
+def _find_children() -> dict[int, str]:
+    """Living direct children of this process and their command lines."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            state, parent = Path(f"/proc/{entry}/stat").read_bytes().rpartition(b")")[2].split()[:2]
+            command = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ")
+        except OSError:  # It has ended.
+            continue
+        is_living_child = int(parent) == os.getpid() and state != b"Z"
+        if is_living_child and not any(name in command for name in TOLERATED_COMMANDS):
+            found[int(entry)] = command.decode(errors="replace").strip()
+    return found

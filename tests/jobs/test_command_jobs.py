@@ -1,0 +1,257 @@
+"""Whole jobs through the real command line, on a real Ray cluster, with real torchrun children."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from workbench import Workbench, processes_with, wait_until
+
+from periflow_ray.store import checkpoints, jobs
+from periflow_ray.store.logs import read_logs
+from periflow_ray.store.metrics import read_metrics
+
+pytestmark = pytest.mark.ray
+
+WriteJob = Callable[..., tuple[Path, Path]]
+
+TORCHRUN = (
+    "cd /workspace/app && torchrun --nnodes $NUM_NODES --node_rank $NODE_RANK --master_addr $MASTER_ADDR "
+    "--master_port $MASTER_PORT --nproc_per_node $NPROC_PER_NODE main.py --save /workspace/ckpt"
+)
+
+DDP_SCRIPT = """
+import os, sys, torch, torch.distributed as dist
+import periflow_sdk as pf
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+save = sys.argv[sys.argv.index("--save") + 1]
+start = int(os.environ["PROCESSED_ITERS"])
+pf.init(total_train_steps=12)
+for step in range(start + 1, 13):
+    with pf.train_step():
+        total = torch.tensor([float(rank + 1)])
+        dist.all_reduce(total)
+        pf.metric({"loss": 1.0 / step, "total": total.item()})
+    if step % 6 == 0:
+        torch.save({"latest_step": step}, os.path.join(save, "checkpoint.pt"))
+        pf.upload_checkpoint()
+print(f"rank {rank} is done")
+"""
+
+
+def test_a_torchrun_job_on_two_nodes_leaves_metrics_logs_and_checkpoints(
+    workbench: Workbench, write_job: WriteJob
+) -> None:
+    outcome, job = workbench.submit(*write_job(DDP_SCRIPT, command=TORCHRUN), "--num-devices", 2)
+
+    assert outcome.exit_code == 0, outcome
+    assert (job.record.num_nodes, job.record.num_devices, job.state.status) == (2, 2, "success")
+    assert (job.progress.step, job.progress.total_train_steps) == (12, 12)
+    job_id = job.record.job_id
+    for rank in (0, 1):
+        rows = [(m.step, m.values["total"]) for m in read_metrics(workbench.root, job_id, rank=rank)]
+        assert rows == [(step, 3.0) for step in range(1, 13)]
+    for node_rank in (0, 1):
+        lines = [line.text for line in read_logs(workbench.root, job_id) if line.node_rank == node_rank]
+        assert f"rank {node_rank} is done" in lines
+    committed = checkpoints.list_committed(workbench.root, job_id)
+    assert [(manifest.step, [file.path for file in manifest.files]) for manifest in committed] == [
+        (6, ["checkpoint.pt"]),
+        (12, ["checkpoint.pt"]),
+    ]
+    assert list(workbench.root.local_path(f"jobs/{job_id}/tensorboard").glob("events.out.tfevents.*"))
+    view = json.loads(workbench.run("job", "view", job_id, "-o", "json").stdout)
+    assert view["status"] == "success"
+
+
+def test_launch_mode_device_starts_one_process_per_device_with_ranks_set(
+    workbench: Workbench, write_job: WriteJob
+) -> None:
+    script = """
+import os
+import periflow_ray as pf
+pf.init(1)
+with pf.train_step():
+    pf.metric({name: int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK")})
+"""
+    template, workspace = write_job(script)
+    template.write_text(template.read_text().replace("  type: custom", "  type: custom\n  launch_mode: device"))
+    outcome, job = workbench.submit(template, workspace, "--num-devices", 2, "--devices-per-node", 2)
+
+    assert outcome.exit_code == 0, outcome
+    rows = {m.rank: dict(m.values) for m in read_metrics(workbench.root, job.record.job_id, rank=None)}
+    assert rows == {
+        0: {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "NODE_RANK": 0},
+        1: {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "NODE_RANK": 0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("raise ValueError('boom')", ["it ended with exit code 1", "ValueError: boom"]),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", ["SIGKILL", "memory"]),
+        ("import torch; torch.empty(1 << 50)", ["the machine's memory is full"]),
+        ("import not_installed", ["The Python module 'not_installed' is missing".lower()]),
+        ("import periflow_sdk; print('done', end='')", ["no process called pf.init()"]),
+        ("import periflow_sdk as pf; pf.start_step()", ["Call pf.init(total_train_steps=...) once"]),
+    ],
+    ids=["raises", "killed", "out-of-memory", "missing-module", "never-inits", "steps-before-init"],
+)
+def test_a_failing_script_gives_a_short_true_diagnosis(
+    workbench: Workbench, write_job: WriteJob, script: str, expected: list[str]
+) -> None:
+    outcome, job = workbench.submit(*write_job(script))
+
+    assert (outcome.exit_code, job.state.status) == (1, "failed"), outcome
+    message = job.state.message or ""
+    assert message.startswith("node 0"), message
+    for text in expected:
+        assert text.lower() in message.lower()
+    assert len(message.splitlines()) < 30
+    assert "Traceback" not in outcome.stderr.replace(message, "")
+
+
+def test_the_first_failing_rank_is_named_rather_than_a_casualty(workbench: Workbench, write_job: WriteJob) -> None:
+    script = DDP_SCRIPT.replace(
+        "    with pf.train_step():", "    assert (rank, step) != (1, 3), 'rank 1 breaks'\n    with pf.train_step():"
+    )
+    outcome, job = workbench.submit(*write_job(script, command=TORCHRUN), "--num-devices", 2, "--devices-per-node", 2)
+
+    assert outcome.exit_code == 1
+    assert (job.state.message or "").startswith("node 0, rank 1: it ended with exit code 1")
+    assert "rank 1 breaks" in (job.state.message or "")
+
+
+def test_a_restart_resumes_from_the_committed_checkpoint(workbench: Workbench, write_job: WriteJob) -> None:
+    script = """
+import os, sys
+import periflow_sdk as pf
+start, save = int(os.environ["PROCESSED_ITERS"]), os.environ["CKPT_DIR"]
+found = sorted(os.listdir(save))
+print("starts at", start, "with", found, flush=True)
+pf.init(10)
+for step in range(start + 1, 11):
+    with pf.train_step():
+        pf.metric({"step_seen": step})
+    open(os.path.join(save, "state.txt"), "w").write(str(step))
+    if step == 4:
+        pf.upload_checkpoint()
+    if step == 6 and start == 0:
+        open(os.path.join(save, "never-uploaded.txt"), "w").close()
+        sys.exit(3)
+pf.upload_checkpoint()
+"""
+    outcome, job = workbench.submit(*write_job(script, extra="max_failures: 1\n"))
+
+    assert outcome.exit_code == 0, outcome
+    assert job.state.attempt == 2
+    printed = [line.text for line in read_logs(workbench.root, job.record.job_id) if line.node_rank == 0]
+    assert printed == ["starts at 0 with []", "starts at 4 with ['state.txt']"]
+    assert [m.step for m in checkpoints.list_committed(workbench.root, job.record.job_id)] == [4, 10]
+
+
+LONG_SCRIPT = """
+import subprocess, sys, time
+import periflow_sdk as pf
+pf.init(1000)
+# A grandchild in a session of its own, as torchrun's workers are.
+subprocess.Popen(["sleep", "1000"], start_new_session=True)
+while True:
+    with pf.train_step():
+        time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("victim", ["agent", "driver", "stop"])
+def test_no_process_of_a_job_survives_it(workbench: Workbench, write_job: WriteJob, victim: str) -> None:
+    job_id = workbench.start(*write_job(LONG_SCRIPT))
+    sandbox = f"-{job_id}/node-0"
+    wait_until(lambda: jobs.read_progress(workbench.root, job_id).step > 0, "the job trains")
+    assert any("sleep" in Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_with(sandbox))
+
+    if victim == "stop":
+        stopped = workbench.run("job", "stop", job_id)
+        assert stopped.exit_code == 0, stopped
+    else:
+        os.kill(_find_agent(sandbox) if victim == "agent" else _find_driver(job_id), signal.SIGKILL)
+    wait_until(lambda: not processes_with(sandbox), "every process of the job ends", 60)
+
+    followed = workbench.run("job", "log", job_id, "-f")
+    state = jobs.read_state(workbench.root, job_id)
+    assert state.status == ("stopped" if victim == "stop" else "failed")
+    if victim == "agent":
+        assert "died" in (state.message or "")
+        assert followed.exit_code == 1
+
+
+def _find_agent(sandbox: str) -> int:
+    # The keeper's parent is the agent, a Ray worker process.
+    keepers = [pid for pid in processes_with(sandbox) if "keeper.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return int(Path(f"/proc/{keepers[0]}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _find_driver(job_id: int) -> int:
+    wanted = f"--job-id\0{job_id}\0"
+    return next(
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit()
+        and (content := (entry / "cmdline").read_text()).endswith(wanted)
+        and "periflow_ray.runtime.driver" in content
+    )
+
+
+def test_secrets_and_variables_reach_the_command_and_secrets_nothing_else(
+    workbench: Workbench, write_job: WriteJob
+) -> None:
+    script = """
+import os
+import periflow_sdk as pf
+pf.init(1)
+print("plain", os.environ["PLAIN"], "secret", os.environ["MY_SECRET"], len(os.environ["MY_SECRET"]))
+"""
+    workbench.env["MY_SECRET"] = "correct-horse-battery"
+    try:
+        outcome, job = workbench.submit(*write_job(script), "--env", "PLAIN=value", "--secret", "MY_SECRET")
+    finally:
+        del workbench.env["MY_SECRET"]
+
+    assert outcome.exit_code == 0, outcome
+    assert "plain value secret *** 21" in outcome.stdout
+    stored = workbench.root.local_path(f"jobs/{job.record.job_id}")
+    assert not [path for path in stored.rglob("*") if path.is_file() and b"correct-horse" in path.read_bytes()]
+
+
+def test_a_dataset_is_linked_at_its_mount_path(workbench: Workbench, write_job: WriteJob, tmp_path: Path) -> None:
+    source = tmp_path / "numbers"
+    source.mkdir()
+    (source / "train.txt").write_text("1 2 3")
+    uploaded = workbench.run("datastore", "upload", "-n", "numbers", "-p", f"{source}/")
+    assert uploaded.exit_code == 0, uploaded
+    template, workspace = write_job(
+        "import sys, periflow_sdk as pf; pf.init(1); print('read', open(sys.argv[1]).read())",
+        command="cd /workspace/app && python main.py /workspace/data/train.txt",
+        extra="data:\n  name: numbers\n  mount_path: /workspace/data\n",
+    )
+    outcome, _ = workbench.submit(template, workspace)
+
+    assert outcome.exit_code == 0, outcome
+    assert "read 1 2 3" in outcome.stdout
+
+
+def test_a_command_without_the_sdk_succeeds_when_it_asks_for_no_checkpoints(
+    workbench: Workbench, write_job: WriteJob
+) -> None:
+    template, workspace = write_job("print('hello')")
+    template.write_text(template.read_text().split("checkpoint:")[0])
+    outcome, _ = workbench.submit(template, workspace)
+
+    assert outcome.exit_code == 0, outcome
+    assert "hello" in outcome.stdout

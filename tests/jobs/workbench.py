@@ -1,0 +1,89 @@
+"""The real command line on an embedded Ray cluster, for tests that run whole jobs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from periflow_ray.store import jobs
+from periflow_ray.store.jobs import Job
+from periflow_ray.store.root import StorageRoot
+
+JOB_TIMEOUT_S = 150
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run of the command line gave."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+class Workbench:
+    """A storage root, an embedded cluster, and ``periflow-ray`` as a user runs it."""
+
+    def __init__(self, storage_dir: Path, cluster_dir: Path) -> None:
+        self.root = StorageRoot(str(storage_dir))
+        self.env = {
+            **os.environ,
+            "PERIFLOW_STORAGE": str(storage_dir),
+            "PERIFLOW_LOCAL_CLUSTER_DIR": str(cluster_dir),
+            
+        }
+
+    def run(self, *arguments: object, timeout_s: float = JOB_TIMEOUT_S) -> Outcome:
+        """Run a command to its end."""
+        done = subprocess.run(
+            [sys.executable, "-m", "periflow_ray.cli.main", *map(str, arguments)],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def submit(self, template: Path, workspace: Path, *options: object) -> tuple[Outcome, Job]:
+        """Submit to the embedded cluster and follow the job to its end."""
+        outcome = self.run("submit", "--local", "-f", template, "-d", workspace, *options)
+        return outcome, jobs.read_job(self.root, _job_id(outcome))
+
+    def start(self, template: Path, workspace: Path, *options: object) -> int:
+        """Submit without following; returns the job's number."""
+        return _job_id(self.run("submit", "--local", "--no-follow", "-f", template, "-d", workspace, *options))
+
+
+def _job_id(outcome: Outcome) -> int:
+    assert outcome.stdout.startswith("Job ("), outcome
+    return int(outcome.stdout.split("(", 1)[1].split(")", 1)[0])
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = JOB_TIMEOUT_S) -> None:
+    """Wait for a condition; fails the test at the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.1)
+
+
+def processes_with(text: str) -> list[int]:
+    """Ids of processes whose command line or environment contains a text."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            content = (entry / "cmdline").read_bytes() + b"\0" + (entry / "environ").read_bytes()
+            is_zombie = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            continue
+        if text.encode() in content and not is_zombie:
+            found.append(int(entry.name))
+    return found

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import time
+
+from periflow_ray.store.events import Event, EventWriter, read_events
+from periflow_ray.store.logs import LogFollower, LogLine, LogWriter, read_logs
+
+
+def test_events_read_back_in_time_order_from_all_writers(root):
+    before_unix_s = time.time()
+    driver, node = EventWriter(root, 1, "driver"), EventWriter(root, 1, "node-0")
+    driver.write("allocating", "asks for 2 x (1 CPU)")
+    node.write("notice", "mount paths are rewritten", attempt=1)
+    driver.write("failed", "node 0, rank 1: it ended with exit code 3.", attempt=1)
+    events = read_events(root, 1)
+    times = [event.time_unix_s for event in events]
+    assert events == [
+        Event(times[0], "allocating", "asks for 2 x (1 CPU)", 0),
+        Event(times[1], "notice", "mount paths are rewritten", 1),
+        Event(times[2], "failed", "node 0, rank 1: it ended with exit code 3.", 1),
+    ]
+    assert before_unix_s <= times[0] <= times[1] <= times[2] <= time.time()
+    assert read_events(root, 2) == []
+
+
+def test_log_lines_of_all_nodes_are_merged_in_time_order(root):
+    first, second = LogWriter(root, 1, 0), LogWriter(root, 1, 11)
+    first.write("epoch 1", time_unix_ms=1000)
+    second.write("epoch 1 on the other node", time_unix_ms=1500)
+    first.write("epoch 2", time_unix_ms=2000)
+    first.flush()
+    second.flush()
+    assert read_logs(root, 1) == [
+        LogLine(1000, 0, "epoch 1"),
+        LogLine(1500, 11, "epoch 1 on the other node"),
+        LogLine(2000, 0, "epoch 2"),
+    ]
+
+
+def test_log_lines_keep_their_text_as_it_was(root):
+    lines = ["", "  indented  ", "1234 starts with a number", "손실 0.5 ✓", "tab\tand\rreturn", '{"json": true}']
+    writer = LogWriter(root, 1, 0)
+    for number, line in enumerate(lines):
+        writer.write(line, time_unix_ms=number)
+    writer.write("two\nlines", time_unix_ms=99)
+    writer.write("half a pair \ud83d", time_unix_ms=100)
+    writer.flush()
+    assert [line.text for line in read_logs(root, 1)] == [*lines, "two", "lines", "half a pair ?"]
+
+
+def test_a_follower_gets_lines_and_events_once_also_of_nodes_that_join_later(root):
+    follower = LogFollower(root, 1)
+    assert follower.read_new() == []
+    first = LogWriter(root, 1, 0)
+    first.write("one", time_unix_ms=1)
+    first.flush()
+    assert follower.read_new() == [LogLine(1, 0, "one")]
+    second = LogWriter(root, 1, 1)
+    second.write("two", time_unix_ms=2)
+    second.flush()
+    EventWriter(root, 1, "driver").write("running", "attempt 1 runs the command")
+    found = follower.read_new()
+    assert found == [LogLine(2, 1, "two"), LogLine(found[1].time_unix_ms, None, "attempt 1 runs the command")]
+    assert follower.read_new() == []
+
+
+def test_a_stored_line_can_be_searched_with_grep(local_root):
+    writer = LogWriter(local_root, 1, 0)
+    writer.write("loss 0.5", time_unix_ms=1_700_000_000_123)
+    writer.flush()
+    path = local_root.local_path("jobs/1/logs/node-0/00000000")
+    assert path.read_text() == "1700000000123 loss 0.5\n"

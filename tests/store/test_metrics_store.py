@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import math
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from periflow_ray.store.metrics import Metric, MetricsWriter, list_metric_names, read_metrics
+from periflow_ray.store.tensorboard import TensorBoardWriter
+
+METRICS = [
+    Metric(1, 0, 0, 100.5, {"loss": 2.5, "phase": "train"}),
+    Metric(1, 1, 1, 100.625, {"loss": 2.75}),
+    Metric(2, 0, 0, 101.25, {"loss": 1.5, "lr": 0.001}),
+]
+
+
+def test_metrics_read_back_for_rank_0_one_rank_or_all(root):
+    writer = MetricsWriter(root, 1)
+    writer.append(METRICS)
+    assert read_metrics(root, 1) == []
+    writer.flush()
+    assert read_metrics(root, 1) == [METRICS[0], METRICS[2]]
+    assert read_metrics(root, 1, rank=1) == [METRICS[1]]
+    assert read_metrics(root, 1, rank=None) == METRICS
+    assert read_metrics(root, 2) == []
+
+
+def test_steps_that_were_repeated_after_a_restart_appear_as_often_as_they_were_run(root):
+    for time_unix_s in (100.0, 200.0):
+        writer = MetricsWriter(root, 1)
+        writer.append([Metric(5, 0, 0, time_unix_s, {"loss": 1.0})])
+        writer.flush()
+    assert [metric.time_unix_s for metric in read_metrics(root, 1)] == [100.0, 200.0]
+
+
+def test_values_that_are_not_finite_survive(root):
+    writer = MetricsWriter(root, 1)
+    writer.append([Metric(1, 0, 0, 1.0, {"a": math.inf, "b": -math.inf, "c": math.nan, "d": None})])
+    writer.flush()
+    values = read_metrics(root, 1)[0].values
+    assert (values["a"], values["b"], math.isnan(values["c"]), values["d"]) == (math.inf, -math.inf, True, None)
+
+
+def test_names_are_listed_in_the_order_they_first_appeared():
+    assert list_metric_names(METRICS) == ["loss", "phase", "lr"]
+
+
+def test_tensorboard_reads_rank_0s_numbers(local_root):
+    writer = TensorBoardWriter(local_root, 1)
+    writer.append([*METRICS, Metric(3, 0, 0, 102.0, {"loss": 1, "done": True, "note": "end"})])
+    writer.flush()
+    writer.close()
+    events = EventAccumulator(str(local_root.local_path("jobs/1/tensorboard")))
+    events.Reload()
+    scalars = {
+        name: [(event.step, event.value, event.wall_time) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
+    assert scalars == {
+        "loss": [(1, 2.5, 100.5), (2, 1.5, 101.25), (3, 1.0, 102.0)],
+        "lr": [(2, 0.0010000000474974513, 101.25)],
+    }
+
+
+def test_a_job_without_metrics_has_no_event_file(local_root):
+    writer = TensorBoardWriter(local_root, 1)
+    writer.append([METRICS[1]])
+    writer.flush()
+    writer.close()
+    assert local_root.list_names("jobs/1") == []

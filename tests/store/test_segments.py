@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import resource
+import threading
+
+import pytest
+
+from periflow_ray.store import segments
+from periflow_ray.store.segments import SegmentFollower, SegmentWriter, read_lines
+
+
+def test_lines_are_visible_once_flushed(root):
+    writer = SegmentWriter(root, "logs/node-0")
+    writer.append(b"one\ntwo\n")
+    assert read_lines(root, "logs/node-0") == []
+    writer.flush()
+    assert read_lines(root, "logs/node-0") == [b"one", b"two"]
+    writer.append(b"three\n")
+    writer.flush()
+    writer.flush()
+    assert read_lines(root, "logs/node-0") == [b"one", b"two", b"three"]
+    assert root.list_names("logs/node-0") == ["00000000"]
+
+
+def test_a_follower_gets_each_line_once(root):
+    writer = SegmentWriter(root, "logs")
+    follower = SegmentFollower(root, "logs")
+    assert follower.read_new() == []
+    for number in range(5):
+        writer.append(f"line {number}\n".encode())
+        writer.flush()
+        assert follower.read_new() == [f"line {number}".encode()]
+        assert follower.read_new() == []
+
+
+def test_a_full_segment_is_closed_and_the_next_one_goes_on(root, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 20)
+    writer = SegmentWriter(root, "logs")
+    follower = SegmentFollower(root, "logs")
+    lines = []
+    for number in range(9):
+        writer.append(f"line {number}\n".encode())
+        writer.flush()
+        lines += follower.read_new()
+    assert root.list_names("logs") == ["00000000", "00000001", "00000002"]
+    assert lines == read_lines(root, "logs") == [f"line {number}".encode() for number in range(9)]
+
+
+def test_a_follower_that_comes_late_reads_all_segments_in_one_go(root, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 1)
+    writer = SegmentWriter(root, "logs")
+    for number in range(12):
+        writer.append(f"{number}\n".encode())
+        writer.flush()
+    assert SegmentFollower(root, "logs").read_new() == [str(number).encode() for number in range(12)]
+
+
+def test_a_new_writer_leaves_the_old_segments_alone(root):
+    for attempt in (b"first\n", b"second\n"):
+        writer = SegmentWriter(root, "logs")
+        writer.append(attempt)
+        writer.flush()
+    assert root.list_files("logs") == {"00000000": 6, "00000001": 7}
+    assert read_lines(root, "logs") == [b"first", b"second"]
+
+
+def test_a_last_line_that_was_cut_short_is_left_out_until_it_is_complete(root):
+    root.write_bytes("logs/00000000", b"whole\nha")
+    follower = SegmentFollower(root, "logs")
+    assert follower.read_new() == [b"whole"]
+    root.write_bytes("logs/00000000", b"whole\nhalf\n")
+    assert follower.read_new() == [b"half"]
+
+
+def test_a_multibyte_character_that_is_cut_in_two_comes_out_whole(root):
+    content = "학습\n".encode()
+    root.write_bytes("logs/00000000", content[:4])
+    follower = SegmentFollower(root, "logs")
+    assert follower.read_new() == []
+    root.write_bytes("logs/00000000", content)
+    assert follower.read_new() == ["학습".encode()]
+
+
+def test_followers_keep_up_with_a_writer_in_another_thread(root, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 500)
+    expected = [f"step {number} loss {number / 7}".encode() for number in range(1000)]
+    has_written = threading.Event()
+
+    def write() -> None:
+        writer = SegmentWriter(root, "logs")
+        for line in expected:
+            writer.append(line + b"\n")
+            writer.flush()
+        has_written.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    follower = SegmentFollower(root, "logs")
+    lines = []
+    while not has_written.is_set():
+        lines += follower.read_new()
+    thread.join()
+    lines += follower.read_new()
+    assert lines == expected
+
+
+def test_lines_that_a_full_disk_cut_short_are_written_once_when_there_is_room_again(local_root):
+    writer = SegmentWriter(local_root, "logs")
+    writer.append(b"step 1\n")
+    writer.flush()
+    writer.append(b"step 2\nstep 3\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            writer.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert local_root.read_bytes("logs/00000000") == b"step 1\nste"
+    writer.append(b"step 4\n")
+    writer.flush()
+    assert read_lines(local_root, "logs") == [b"step 1", b"step 2", b"step 3", b"step 4"]
