@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,13 +14,7 @@ import ray.train.torch
 from periflow_ray.errors import UsageError
 from periflow_ray.runtime.function_worker import FunctionTask, run_function
 from periflow_ray.runtime.job_state import StateKeeper
-from periflow_ray.runtime.supervision import (
-    close_monitor,
-    describe_error,
-    follow_attempts,
-    remove_sandboxes,
-    start_monitor,
-)
+from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.runtime.train_run import running_ray, set_train_environment, train_run_config
 from periflow_ray.store import jobs
 from periflow_ray.store.jobs import JobRecord, JobState
@@ -101,13 +94,17 @@ class TorchTrainer:
 
     def _fit(self, root: StorageRoot, job_id: int, state: StateKeeper) -> ray.train.Result:
         print(f"Job ({job_id}) started successfully.", flush=True)
-        monitor = start_monitor(root.uri, job_id, num_members=self._num_devices, world_size=self._num_devices)
         use_gpu = _has_gpus(self._num_devices) if self._use_gpu is None else self._use_gpu
         resources = self._choose_resources()
-        threading.Thread(
-            target=follow_attempts, args=(monitor, state, self._num_devices, resources), daemon=True
-        ).start()
-        task = FunctionTask(self._train_loop, self._config, job_id, root.uri, monitor)
+        supervision = Supervision(
+            root.uri,
+            job_id,
+            state,
+            num_members=self._num_devices,
+            world_size=self._num_devices,
+            resources_per_member=resources,
+        )
+        task = FunctionTask(self._train_loop, self._config, job_id, root.uri, supervision.monitor)
         trainer = ray.train.torch.TorchTrainer(
             _run_function_loop,
             train_loop_config={"task": task},
@@ -123,15 +120,15 @@ class TorchTrainer:
         try:
             result = trainer.fit()
         except KeyboardInterrupt:
-            close_monitor(monitor)
+            supervision.finish()
             state.enter("stopped", "interrupted")
             raise
         except Exception as err:
-            state.enter("failed", describe_error(close_monitor(monitor), err))
+            state.enter("failed", describe_error(supervision.finish(), err))
             raise
         finally:
             remove_sandboxes(root.uri, job_id, num_nodes=1)
-        close_monitor(monitor)
+        supervision.finish()
         state.enter("success", None)
         return result
 

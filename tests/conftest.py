@@ -11,7 +11,7 @@ import pytest
 
 EXIT_DEADLINE_S = 10.0
 # pytest's own, and what libraries set once and for all when a test is the first to import or use them.
-TOLERATED_VARIABLES = frozenset({"PYTEST_CURRENT_TEST"})
+TOLERATED_VARIABLES = frozenset({"PYTEST_CURRENT_TEST", "CRC32C_SW_MODE"})
 TOLERATED_PREFIXES = ("RAY_", "KMP_", "OMP_", "TORCH", "PYTORCH_", "TF_", "TRANSFORMERS_")
 # multiprocessing keeps these for the life of the interpreter.
 TOLERATED_COMMANDS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")

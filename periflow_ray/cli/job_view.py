@@ -108,7 +108,7 @@ def _build_checkpoint_table(checkpoints: Sequence[Manifest]) -> Table:
     table = Table("ID", "Step", "Size", "Created", box=None, header_style="bold")
     for checkpoint in checkpoints:
         created = format_time(checkpoint.created_unix_s)
-        table.add_row(checkpoint.checkpoint, str(checkpoint.step), format_size(checkpoint.size), created)
+        table.add_row(checkpoint.checkpoint_id, str(checkpoint.step), format_size(checkpoint.size), created)
     return table
 
 
@@ -121,7 +121,7 @@ def _build_event_table(last_events: Sequence[Event]) -> Table:
 
 def _checkpoint_document(checkpoint: Manifest) -> dict[str, Any]:
     return {
-        "id": checkpoint.checkpoint,
+        "id": checkpoint.checkpoint_id,
         "step": checkpoint.step,
         "size_bytes": checkpoint.size,
         "created": iso_time(checkpoint.created_unix_s),

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from periflow_ray.cli.options import storage_option, yes_option
-from periflow_ray.cli.output import build_fields, data_console, output_option, talk_console, write_output
+from periflow_ray.cli.output import build_fields, output_option, talk_console, write_output
 from periflow_ray.cli.tree import build_file_tree
-from periflow_ray.errors import ClusterError, JobFailedError, PlanError, TemplateError, UsageError
+from periflow_ray.errors import ClusterError, PlanError, TemplateError, UsageError
 
 if TYPE_CHECKING:
     from periflow_ray.plan import JobPlan, VmType
@@ -120,7 +120,9 @@ def submit(
 
         talk.print(f"{len(workspace.files)} files, {format_size(workspace.size)}")
     root.check_writable()
-    _check_dataset(root, plan)
+    _check_inputs(root, plan)
+    for note in _describe_unused(plan):
+        talk.print(f"Note: {note}")
     _ensure_experiment(root, plan, is_confirmed)
     cluster = _connect(target, cluster_address)
     record = submit_job(root, plan, cluster, workspace=workspace, secrets=secrets, created_by=_user_name())
@@ -222,11 +224,24 @@ def _connect(target: _Target, address: str | None) -> RayJobs:
     return cluster
 
 
-def _check_dataset(root: StorageRoot, plan: JobPlan) -> None:
+def _check_inputs(root: StorageRoot, plan: JobPlan) -> None:
     if plan.data is not None and not plan.data.is_huggingface:
         from periflow_ray.store.datasets import read_dataset
 
         read_dataset(root, plan.data.name)
+    if plan.checkpoint_input is not None:
+        from periflow_ray.store.checkpoints import find_checkpoint
+
+        find_checkpoint(root, plan.checkpoint_input.id)
+
+
+def _describe_unused(plan: JobPlan) -> list[str]:
+    notes = []
+    if plan.image is not None:
+        notes.append(f"the image '{plan.image}' is not used: the command runs in the cluster's Python environment.")
+    if plan.plugin is not None:
+        notes.append("the template's plugins (slack, wandb) are accepted, but nothing is sent to them yet.")
+    return notes
 
 
 def _ensure_experiment(root: StorageRoot, plan: JobPlan, is_confirmed: bool) -> None:

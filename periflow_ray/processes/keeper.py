@@ -44,6 +44,7 @@ def main(result_fd: int, grace_s: float, command: list[str]) -> None:
     ending.wait()
     end_descendants(os.getpid(), grace_s)
     code = child.wait()
+    _reap_orphans()
     result = {
         "exit_code": code if code >= 0 else None,
         "signal": -code if code < 0 else None,
@@ -102,6 +103,13 @@ def _wait_for_agent() -> None:
 def _set_after(event: threading.Event, wait: Callable[[], object]) -> None:
     wait()
     event.set()
+
+
+def _reap_orphans() -> None:
+    # Counts their memory too; and a container's first process often reaps nothing, so they would stay as zombies.
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _reset_signals(libc: ctypes.CDLL) -> Callable[[], None]:

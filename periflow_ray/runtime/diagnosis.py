@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 NUM_SHOWN_LINES = 20
+# Where an error without a traceback is looked for; further up, a line is more likely a harmless warning.
+NUM_LAST_WORDS = 10
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,12 @@ _TORCHRUN_CAUSE = re.compile(
     r"Root Cause \(first observed failure\):.*?^\s*rank\s*: (\d+) \(local_rank.*?^\s*exitcode\s*: (-?\d+)", re.M | re.S
 )
 
-# First match wins, so the specific ones come first. A hint may use the match's groups.
+_TRACEBACK = "Traceback (most recent call last):"
+_CHAIN = ("During handling of the above exception", "The above exception was the direct cause")
+# torch puts it before what a rank of a process group prints when it fails.
+_RANK_PREFIX = re.compile(r"\[rank(\d+)\]: ?")
+
+# The match nearest to the end wins. A hint may use the match's groups.
 _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), hint)
     for pattern, hint in (
@@ -99,7 +106,7 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "with more memory.",
         ),
         (
-            r"No module named '?([\w.]+)",
+            r"No module named '?([\w.]*\w)",
             "the Python module '{0}' is missing on the node. Install it in the command (pip install ...), or on the "
             "cluster.",
         ),
@@ -108,12 +115,11 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "a port is in use on the node. Use $MASTER_PORT, which is free, instead of a fixed --master_port.",
         ),
         (
-            r"CUDA error: invalid device ordinal|invalid device ordinal",
+            r"invalid device ordinal|You requested gpu: .*\s+But your machine only has",
             "the script asks for more GPUs than the node has. Use --nproc_per_node $NPROC_PER_NODE and LOCAL_RANK.",
         ),
         (
-            r"You requested gpu: .* But your machine only has|Duplicate GPU detected|local_world_size.*device|"
-            r"World size.*does not match|world_size.*!=",
+            r"Duplicate GPU detected|[Ww]orld[ _]size\b.*(?:does not match|!=)",
             "the number of processes does not fit the number of devices. Use --nnodes $NUM_NODES "
             "--nproc_per_node $NPROC_PER_NODE.",
         ),
@@ -133,28 +139,63 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             r"(?:can't open file|No such file or directory)[^\n]*?'?(/?[\w./-]+\.py)'?",
             "'{0}' is not there. A workspace given with -d DIR appears as <mount_path>/<name of DIR>.",
         ),
-        (r"(\S+): command not found", "the program '{0}' is not installed on the node."),
-        (
-            r"Connection closed by peer|Connection reset by peer|recvValue failed|NCCL.*(?:unhandled|remote)",
-            "another rank was lost first; look at the other nodes' lines: periflow-ray job log N --show-machine-id.",
-        ),
     )
+)
+# A shell goes on after a command that it does not find, so only the exit code tells that it was the cause.
+_COMMAND_NOT_FOUND = re.compile(r"(\S+): command not found")
+_LOST_PEER = re.compile(
+    r"Connection closed by peer|Connection reset by peer|recvValue failed|NCCL.*(?:unhandled|remote)"
 )
 
 
 def _find_hint(
     lines: Sequence[str], exit_code: int | None, signal_number: int | None, peak_bytes: int, node_bytes: int
 ) -> str | None:
-    text = "\n".join(lines)
-    for pattern, hint in _HINTS:
-        if match := pattern.search(text):
-            return hint.format(*match.groups())
     if signal_number == signal.SIGKILL or exit_code == 128 + signal.SIGKILL:
-        used = f"its processes used up to {_gib(peak_bytes)}" + (f" of {_gib(node_bytes)}" if node_bytes else "")
+        used = f"its largest process used {_gib(peak_bytes)}" + (f" of {_gib(node_bytes)}" if node_bytes else "")
         if node_bytes and peak_bytes > node_bytes / 2:
             return f"the kernel probably ended it because the memory was full ({used}). Use less, or a larger VM."
         return f"somebody or something sent SIGKILL, often because the memory was full ({used})."
+    text = _find_error(lines)
+    if exit_code == 127 and (missing := _COMMAND_NOT_FOUND.search(text)):
+        return f"the program '{missing[1]}' is not installed on the node."
+    found = [(match, hint) for pattern, hint in _HINTS for match in pattern.finditer(text)]
+    if found:
+        match, hint = max(found, key=lambda pair: pair[0].end())
+        return hint.format(*match.groups())
+    if _LOST_PEER.search(text):
+        return "another rank was lost first; look at the other nodes' lines: periflow-ray job log N --show-machine-id."
     return None
+
+
+def _find_error(lines: Sequence[str]) -> str:
+    """The messages of the last traceback and of those it is chained to; the last lines where there is none."""
+    plain = [_RANK_PREFIX.sub("", line, count=1) for line in lines]
+    start = _find_traceback(plain, len(plain))
+    if start is None:
+        return "\n".join(plain[-NUM_LAST_WORDS:])
+    messages = _leave_out_frames(plain[start:])
+    if len(messages) > NUM_SHOWN_LINES:  # The program went on after it.
+        return "\n".join(plain[-NUM_LAST_WORDS:])
+    while start and plain[start - 1].startswith(_CHAIN) and (earlier := _find_traceback(plain, start)) is not None:
+        messages = _leave_out_frames(plain[earlier:start]) + messages
+        start = earlier
+    return "\n".join(messages)
+
+
+def _find_traceback(lines: Sequence[str], end: int) -> int | None:
+    return next((i for i in reversed(range(end)) if lines[i].startswith(_TRACEBACK)), None)
+
+
+def _leave_out_frames(lines: Sequence[str]) -> list[str]:
+    # Source lines in a traceback may say anything; what went wrong is in the messages.
+    kept: list[str] = []
+    is_in_frames = False
+    for line in lines:
+        is_in_frames = line.startswith(_TRACEBACK) or (is_in_frames and line.startswith(" "))
+        if not is_in_frames:
+            kept.append(line)
+    return kept
 
 
 def _read_torchrun_summary(lines: Sequence[str]) -> tuple[int | None, int | None, list[str]]:
@@ -166,7 +207,15 @@ def _read_torchrun_summary(lines: Sequence[str]) -> tuple[int | None, int | None
         return None, None, own
     stack = _TORCHRUN_STACK.search(report)
     kept = report[: stack.start()].splitlines() if stack else own
-    return int(cause[1]), int(cause[2]), kept
+    return int(cause[1]), int(cause[2]), _leave_out_casualties(kept, cause_rank=cause[1])
+
+
+def _leave_out_casualties(lines: Sequence[str], cause_rank: str) -> list[str]:
+    """Without what other ranks say of their own end, where the rank that failed first has said something."""
+    speakers = [match[1] if (match := _RANK_PREFIX.match(line)) else None for line in lines]
+    if cause_rank not in speakers:
+        return list(lines)
+    return [line for line, speaker in zip(lines, speakers, strict=True) if speaker in (None, cause_rank)]
 
 
 def _signal_name(number: int) -> str:

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from types import FrameType
 from typing import Any
 
@@ -24,13 +23,7 @@ from periflow_ray.errors import NotFoundError
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.node_agent import AgentTask, run_agent
-from periflow_ray.runtime.supervision import (
-    close_monitor,
-    describe_error,
-    follow_attempts,
-    remove_sandboxes,
-    start_monitor,
-)
+from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.runtime.train_run import set_train_environment, train_run_config
 from periflow_ray.store import sealed_secrets
 from periflow_ray.store.jobs import job_key
@@ -57,10 +50,16 @@ def main() -> None:
 def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper) -> bool:
     set_train_environment()
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
-    monitor = start_monitor(root.uri, job_id, num_members=plan.num_nodes, world_size=plan.num_devices)
     resources = _resources_per_node(plan)
-    threading.Thread(target=follow_attempts, args=(monitor, state, plan.num_nodes, resources), daemon=True).start()
-    task = AgentTask(plan.model_dump_json(), job_id, root.uri, monitor, _open_secrets(root, job_id))
+    supervision = Supervision(
+        root.uri,
+        job_id,
+        state,
+        num_members=plan.num_nodes,
+        world_size=plan.num_devices,
+        resources_per_member=resources,
+    )
+    task = AgentTask(plan.model_dump_json(), job_id, root.uri, supervision.monitor, _open_secrets(root, job_id))
     # TorchTrainer's base class: the agents need neither torch nor a process group, and without them the user's
     # first line comes seconds earlier.
     trainer = DataParallelTrainer(
@@ -77,10 +76,10 @@ def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper) -> b
     try:
         trainer.fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as err:
-        state.enter("failed", describe_error(close_monitor(monitor), err))
+        state.enter("failed", describe_error(supervision.finish(), err))
         remove_sandboxes(root.uri, job_id, plan.num_nodes)
         return False
-    close_monitor(monitor)
+    supervision.finish()
     state.enter("success", None)
     return True
 

@@ -111,16 +111,21 @@ class NodeAgent:
         self._sandbox.create()
         self._sandbox.unpack_workspace(self._root, self._job_id, self._plan.workspace_mount_path)
         for mount in self._plan.mounts:
-            if mount.kind != "data":
-                self._sandbox.path_of(mount.path).mkdir(parents=True, exist_ok=True)
-        if self._plan.data is not None and not self._plan.data.is_huggingface:
-            target = self._sandbox.path_of(self._plan.data.mount_path)
-            if not target.exists():
-                dataset = datasets.read_dataset(self._root, self._plan.data.name)
-                datasets.fetch_dataset(self._root, dataset, target)
+            self._fill_mount(mount.kind, self._sandbox.path_of(mount.path))
         output_dir = self._output_dir()
         if output_dir is not None:
             self._fill_output_dir(output_dir, checkpoint)
+
+    def _fill_mount(self, kind: str, target: Path) -> None:
+        data, checkpoint_input = self._plan.data, self._plan.checkpoint_input
+        if kind == "data" and data is not None and not data.is_huggingface:
+            if not target.exists():
+                datasets.fetch_dataset(self._root, datasets.read_dataset(self._root, data.name), target)
+            return
+        target.mkdir(parents=True, exist_ok=True)
+        if kind == "checkpoint_input" and checkpoint_input is not None:
+            manifest = checkpoints.find_checkpoint(self._root, checkpoint_input.id)
+            checkpoints.restore(self._root, manifest, self._node_rank, target)
 
     def _fill_output_dir(self, output_dir: Path, checkpoint: checkpoints.Manifest | None) -> None:
         if checkpoint is not None:

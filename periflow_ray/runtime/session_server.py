@@ -24,6 +24,8 @@ logger = logging.getLogger("periflow_ray")
 # Ranks of a node start together; one that has not called init this long after another never will.
 CONNECT_WINDOW_S = 10.0
 SLOW_MEETING_S = 30.0
+# Ended processes have hung up; this only bounds the wait for one that escaped.
+FINISH_TIMEOUT_S = 5.0
 
 
 @dataclass
@@ -77,7 +79,9 @@ class SessionServer:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(socket_path))
         self._listener.listen(256)
-        threading.Thread(target=self._accept, name="session-accept", daemon=True).start()
+        self._serving: list[threading.Thread] = []
+        self._accepting = threading.Thread(target=self._accept, name="session-accept", daemon=True)
+        self._accepting.start()
 
     @property
     def has_had_session(self) -> bool:
@@ -98,6 +102,16 @@ class SessionServer:
         for connection in connections:
             _send(connection, wire.encode("announced", step=step))
 
+    def finish(self) -> None:
+        """Take in everything that the ranks sent; call it when their processes have ended."""
+        # Connections that nobody has accepted yet are still handed out after the shutdown, before its error.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        deadline_s = time.monotonic() + FINISH_TIMEOUT_S
+        self._accepting.join(FINISH_TIMEOUT_S)
+        for thread in self._serving:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+
     def close(self) -> None:
         """Stop listening and hang up."""
         _hang_up(self._listener)
@@ -113,7 +127,9 @@ class SessionServer:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(connection,), name="session", daemon=True).start()
+            thread = threading.Thread(target=self._serve, args=(connection,), name="session", daemon=True)
+            self._serving.append(thread)
+            thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
         key = connection.fileno()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,59 +21,83 @@ MONITOR_TIMEOUT_S = 30.0
 _NUM_ERROR_LINES = 6
 
 
-def start_monitor(storage_uri: str, job_id: int, *, num_members: int, world_size: int) -> Any:
-    """Start a job's monitor; every member may wait in it at once."""
-    actor_class = ray.remote(num_cpus=0, max_concurrency=1000 + 4 * num_members)(Monitor)
-    return actor_class.remote(storage_uri, job_id, num_members, world_size)
+class Supervision:
+    """A job's monitor, and a thread that turns the monitor's phases into the job's status.
 
+    Args:
+        num_members: Ray Train workers of the job.
+        world_size: devices of the job.
+        resources_per_member: what each worker asks Ray for.
+    """
 
-def follow_attempts(
-    monitor: Any, state: StateKeeper, num_workers: int, resources_per_worker: Mapping[str, float]
-) -> None:
-    """Turn the monitor's phases into the job's status, and say what a job waits for; returns when the monitor ends."""
-    wanted = f"{num_workers} x ({_describe(resources_per_worker)})"
-    state.enter("allocating", f"asks for {wanted}")
-    attempt = 0
-    try:
-        while True:
-            started = monitor.wait_for_attempt.remote(attempt + 1)
-            while not ray.wait([started], timeout=WAIT_NOTICE_S)[0]:
-                if state.status == "allocating" and _is_placement_pending():
-                    available = ray.available_resources()
-                    free = _describe({name: available.get(name, 0) for name in resources_per_worker})
-                    state.note_waiting(f"waits for {wanted}; the cluster has {free} free")
-            attempt = ray.get(started)
-            state.enter("preparing", f"attempt {attempt} starts on {num_workers} worker(s)", attempt)
-            ray.get(monitor.wait_for_start.remote(attempt))
-            state.enter("running", f"attempt {attempt} runs", attempt)
-    except ray.exceptions.RayError:  # The monitor is gone, and the job with it; the main thread says how it ended.
-        return
+    def __init__(
+        self,
+        storage_uri: str,
+        job_id: int,
+        state: StateKeeper,
+        *,
+        num_members: int,
+        world_size: int,
+        resources_per_member: Mapping[str, float],
+    ) -> None:
+        # Every member may wait in the monitor at once.
+        actor_class = ray.remote(num_cpus=0, max_concurrency=1000 + 4 * num_members)(Monitor)
+        self.monitor: Any = actor_class.remote(storage_uri, job_id, num_members, world_size)
+        self._state = state
+        self._num_members = num_members
+        self._resources = resources_per_member
+        self._thread = threading.Thread(target=self._follow_attempts, name="attempts", daemon=True)
+        self._thread.start()
 
+    def finish(self) -> list[Failure]:
+        """Let the monitor write out everything and end it; returns the last attempt's failures, the cause first."""
+        failures: list[Failure] = []
+        try:
+            failures = ray.get(self.monitor.attempt_failures.remote(), timeout=MONITOR_TIMEOUT_S)
+            ray.get(self.monitor.close.remote(), timeout=MONITOR_TIMEOUT_S)
+        except ray.exceptions.RayError as err:
+            print(f"the monitor did not answer: {err}", file=sys.stderr)
+        ray.kill(self.monitor)
+        # A thread that still talks to Ray when the interpreter ends would end it with an error.
+        self._thread.join(timeout=MONITOR_TIMEOUT_S)
+        return failures
 
-def close_monitor(monitor: Any) -> list[Failure]:
-    """Let the monitor write out everything; returns the last attempt's failures, the cause first."""
-    try:
-        failures: list[Failure] = ray.get(monitor.attempt_failures.remote(), timeout=MONITOR_TIMEOUT_S)
-        ray.get(monitor.close.remote(), timeout=MONITOR_TIMEOUT_S)
-    except ray.exceptions.RayError:
-        return []
-    return failures
+    def _follow_attempts(self) -> None:
+        wanted = f"{self._num_members} x ({_describe(self._resources)})"
+        self._state.enter("allocating", f"asks for {wanted}")
+        attempt = 0
+        try:
+            while True:
+                started = self.monitor.wait_for_attempt.remote(attempt + 1)
+                while not ray.wait([started], timeout=WAIT_NOTICE_S)[0]:
+                    if self._state.status == "allocating" and _is_placement_pending():
+                        available = ray.available_resources()
+                        free = _describe({name: available.get(name, 0) for name in self._resources})
+                        self._state.note_waiting(f"waits for {wanted}; the cluster has {free} free")
+                attempt = ray.get(started)
+                self._state.enter("preparing", f"attempt {attempt} starts on {self._num_members} worker(s)", attempt)
+                ray.get(self.monitor.wait_for_start.remote(attempt))
+                self._state.enter("running", f"attempt {attempt} runs", attempt)
+        except ray.exceptions.RayError:  # The monitor has ended; the main thread says how the job did.
+            return
 
 
 def describe_error(failures: list[Failure], error: Exception) -> str:
-    """Why a job failed: the first member's diagnosis, else what Ray says."""
-    if failures:
-        return failures[0].describe()
+    """Why a job failed: a worker that died, else the first member's diagnosis, else what Ray says."""
     causes = getattr(error, "worker_failures", None) or {}
     for rank in sorted(causes):
-        cause = causes[rank]
-        if isinstance(cause, PeriflowRayError):
-            return str(cause)
+        # Ray wraps what killed a worker into a failed health check.
+        cause = getattr(causes[rank], "health_check_failure", causes[rank])
         if isinstance(cause, ray.exceptions.OutOfMemoryError):
             return f"worker {rank} was ended by Ray because the machine's memory was full.\n{_first_lines(str(cause))}"
         if isinstance(cause, ray.exceptions.RayActorError):
-            return f"worker {rank} died: {_first_lines(str(cause))}"
-        return f"worker {rank}: {_first_lines(str(cause))}"
+            # A worker never dies because of another one, so this comes before what the others report.
+            return f"worker {rank} died: its process was killed, or its machine was lost.\n{_first_lines(str(cause))}"
+    if failures:
+        return failures[0].describe()
+    for rank in sorted(causes):
+        is_own = isinstance(causes[rank], PeriflowRayError)
+        return str(causes[rank]) if is_own else f"worker {rank}: {_first_lines(str(causes[rank]))}"
     return _first_lines(str(error))
 
 

@@ -7,6 +7,7 @@ jobs/<job>/checkpoints/<checkpoint>/manifest.json      written last; the checkpo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -61,6 +62,11 @@ class Manifest:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def checkpoint_id(self) -> str:
+        """The ID that names the checkpoint in this storage root: ``<job>/<name>``."""
+        return f"{self.job_id}/{self.checkpoint}"
+
+    @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
@@ -81,8 +87,9 @@ def merge_files(files_by_node: Mapping[int, Sequence[LocalFile]]) -> list[Stored
     first_by_path: dict[str, LocalFile] = {}
     for node_rank in sorted(files_by_node):
         for file in files_by_node[node_rank]:
-            first = first_by_path.setdefault(file.path, file)
-            if first is file:
+            first = first_by_path.get(file.path)
+            if first is None:
+                first_by_path[file.path] = file
                 stored.append(StoredFile(file.path, file.size, file.sha256, node_rank, f"files/{file.path}"))
             elif first != file:
                 key = f"node-{node_rank}/{file.path}"
@@ -131,6 +138,23 @@ def read_manifest(root: StorageRoot, job_id: int, checkpoint: str) -> Manifest:
         return Manifest(**document)
     except (ValueError, TypeError, KeyError) as err:
         raise StorageError(f"the manifest '{key}' is damaged: {err}") from err
+
+
+def find_checkpoint(root: StorageRoot, checkpoint_id: str) -> Manifest:
+    """A committed checkpoint by its ID, ``<job>/<name>``, for example ``12/step-00000400``.
+
+    Raises:
+        NotFoundError: there is none of that ID, or it was never committed.
+        StorageError: its manifest is damaged.
+    """
+    job_id, _, name = checkpoint_id.partition("/")
+    if job_id.isdigit() and _DIR_NAME.fullmatch(name):
+        with contextlib.suppress(NotFoundError):
+            return read_manifest(root, int(job_id), name)
+    raise NotFoundError(
+        f"checkpoint '{checkpoint_id}' does not exist. An ID is <job>/<name>, for example 12/step-00000400; "
+        "'periflow-ray job view 12' lists those of job 12."
+    )
 
 
 def list_committed(root: StorageRoot, job_id: int) -> list[Manifest]:

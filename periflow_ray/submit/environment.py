@@ -50,7 +50,9 @@ def collect_secrets(names: Sequence[str], environ: Mapping[str, str]) -> dict[st
                 f"--secret takes a name, not a value: export {name.split('=')[0]}=... first, then --secret "
                 f"{name.split('=')[0]}. Everybody on this machine can read a value on the command line."
             )
-        secrets[name] = _read_assignment(name, environ, "--secret")[1]
+        if name not in environ:
+            raise UsageError(f"--secret: the variable '{name}' is not set here. Set it first: export {name}=...")
+        secrets[name] = environ[name]
     return secrets
 
 

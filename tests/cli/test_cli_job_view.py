@@ -24,11 +24,11 @@ JOB_1 = """\
 │  Progress    20/20 (100 %)        │
 │  Metrics     loss 0.25, lr 0.1    │
 ╰───────────────────────────────────╯
-╭──────────────────── Checkpoints ────────────────────╮
-│  ID             Step  Size     Created              │
-│  step-00000010  10    31.0 MB  2026-01-01 00:10:00  │
-│  step-00000020  20    31.0 MB  2026-01-01 00:20:00  │
-╰─────────────────────────────────────────────────────╯
+╭───────────────────── Checkpoints ─────────────────────╮
+│  ID               Step  Size     Created              │
+│  1/step-00000010  10    31.0 MB  2026-01-01 00:10:00  │
+│  1/step-00000020  20    31.0 MB  2026-01-01 00:20:00  │
+╰───────────────────────────────────────────────────────╯
 ╭─────────────────────── Last events ───────────────────────╮
 │  2026-01-01 00:00:00  Attempt 1 starts on 2 nodes.        │
 │  2026-01-01 00:00:09  Every node ended with exit code 0.  │
@@ -58,7 +58,7 @@ def test_json_has_checkpoints_and_events(run_cli, sample_root):
     document = json.loads(run_cli("job", "view", "1", "-o", "json").stdout)
     assert document["status"] == "success"
     assert document["checkpoints"][1] == {
-        "id": "step-00000020",
+        "id": "1/step-00000020",
         "step": 20,
         "size_bytes": 31_000_020,
         "created": "2026-01-01T00:20:00.000+00:00",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from workbench import Workbench, processes_with, wait_until
 
+from periflow_ray.runtime.sandbox import Sandbox
 from periflow_ray.store import checkpoints, jobs
 from periflow_ray.store.logs import read_logs
 from periflow_ray.store.metrics import read_metrics
@@ -172,7 +173,7 @@ while True:
 @pytest.mark.parametrize("victim", ["agent", "driver", "stop"])
 def test_no_process_of_a_job_survives_it(workbench: Workbench, write_job: WriteJob, victim: str) -> None:
     job_id = workbench.start(*write_job(LONG_SCRIPT))
-    sandbox = f"-{job_id}/node-0"
+    sandbox = str(Sandbox(workbench.root.uri, job_id, 0).directory)
     wait_until(lambda: jobs.read_progress(workbench.root, job_id).step > 0, "the job trains")
     assert any("sleep" in Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_with(sandbox))
 

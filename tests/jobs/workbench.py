@@ -35,7 +35,6 @@ class Workbench:
             **os.environ,
             "PERIFLOW_STORAGE": str(storage_dir),
             "PERIFLOW_LOCAL_CLUSTER_DIR": str(cluster_dir),
-            
         }
 
     def run(self, *arguments: object, timeout_s: float = JOB_TIMEOUT_S) -> Outcome:

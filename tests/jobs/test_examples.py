@@ -1,0 +1,61 @@
+"""Every example runs as its README says, and what it leaves can be looked at afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from workbench import Workbench
+
+from periflow_ray.store import checkpoints, jobs
+from periflow_ray.store.metrics import read_metrics
+
+pytestmark = pytest.mark.ray
+
+EXAMPLES_DIR = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("name", ["cifar", "pth-lightning", "dkt", "huggingface"])
+def test_an_example_trains_on_two_devices(workbench: Workbench, name: str) -> None:
+    example = EXAMPLES_DIR / name
+    outcome, job = workbench.submit(example / "pf-template.yml", example, "--num-devices", 2)
+
+    assert outcome.exit_code == 0, outcome
+    assert (job.record.num_nodes, job.state.status) == (2, "success")
+    job_id = job.record.job_id
+    latest = checkpoints.latest_committed(workbench.root, job_id)
+    assert latest is not None
+    assert latest.step == job.progress.step > 0
+    losses = [m.values["loss"] for m in read_metrics(workbench.root, job_id) if "loss" in m.values]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    assert {m.rank for m in read_metrics(workbench.root, job_id, rank=None)} == {0, 1}
+    # From a new shell: every view knows the job.
+    assert json.loads(workbench.run("job", "view", job_id, "-o", "json").stdout)["status"] == "success"
+    assert job_id in {row["number"] for row in json.loads(workbench.run("job", "list", "-o", "json").stdout)}
+    assert workbench.run("job", "log", job_id, "-n", 5).stdout.count("\n") == 5
+    shown = workbench.run("job", "metrics", "show", job_id, "--name", "loss", "-o", "json")
+    assert shown.exit_code == 0, shown
+
+
+@pytest.mark.parametrize("script", ["main.py", "main_lightning.py"])
+def test_the_function_example_returns_rays_result(workbench: Workbench, tmp_path: Path, script: str) -> None:
+    # A copy, because workers get the script's folder on their path and may leave byte code there.
+    folder = shutil.copytree(EXAMPLES_DIR / "function", tmp_path / "function")
+    done = subprocess.run(
+        [sys.executable, script, "--num-devices", "2"],
+        cwd=folder,
+        env=workbench.env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    newest = jobs.list_jobs(workbench.root)[0]
+    assert (newest.state.status, newest.record.num_devices) == ("success", 2)
+    assert checkpoints.latest_committed(workbench.root, newest.record.job_id) is not None

@@ -1,0 +1,96 @@
+"""``periflow_ray.TorchTrainer``: what a script that uses it sees, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from workbench import Workbench, processes_with
+
+from periflow_ray.store import checkpoints, jobs
+from periflow_ray.store.logs import read_logs
+from periflow_ray.store.metrics import read_metrics
+
+pytestmark = pytest.mark.ray
+
+SCRIPT = """
+import json, os, sys
+import periflow_ray as pf
+
+def train(config):
+    import torch, ray.train.torch
+    model = ray.train.torch.prepare_model(torch.nn.Linear(1, 1))
+    rank = torch.distributed.get_rank()
+    start = int(os.environ["PROCESSED_ITERS"])
+    print(f"rank {rank} starts at {start} with {sorted(os.listdir(os.environ['CKPT_DIR']))}")
+    pf.init(total_train_steps=8)
+    for step in range(start + 1, 9):
+        with pf.train_step():
+            model(torch.ones(1, 1)).sum().backward()
+            pf.metric({"loss": 1.0 / step})
+        if step % 4 == 0:
+            if rank == 0:
+                torch.save({"step": step}, os.path.join(os.environ["CKPT_DIR"], "model.pt"))
+            pf.upload_checkpoint()
+        if step == 6 and start == 0 and config["fails"]:
+            raise ValueError("boom at step 6")
+    return {"rank": rank, "start": start}
+
+if __name__ == "__main__":
+    options = json.loads(sys.argv[1])
+    config = {"fails": options["fails"]}
+    result = pf.TorchTrainer(train, config, num_devices=2, name="fn", max_failures=options["max_failures"]).fit()
+    with result.checkpoint.as_directory() as directory:
+        files = sorted(os.listdir(directory))
+    print("RESULT", json.dumps({"metrics": result.metrics, "files": files, "returned": result.return_value}))
+"""
+
+
+def run_script(workbench: Workbench, folder: Path, **options: object) -> subprocess.CompletedProcess[str]:
+    (folder / "train.py").write_text(SCRIPT)
+    return subprocess.run(
+        [sys.executable, "train.py", json.dumps(options)],
+        cwd=folder,
+        env=workbench.env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def test_a_function_job_resumes_after_a_failure_and_returns_the_committed_checkpoint(
+    workbench: Workbench, tmp_path: Path
+) -> None:
+    done = run_script(workbench, tmp_path, fails=True, max_failures=1)
+
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    result = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[7:])
+    assert result == {"metrics": {"step": 8}, "files": ["model.pt"], "returned": {"rank": 0, "start": 4}}
+    job = jobs.list_jobs(workbench.root)[0]
+    job_id = job.record.job_id
+    assert (job.record.name, job.state.status, job.state.attempt) == ("fn", "success", 2)
+    assert [m.step for m in checkpoints.list_committed(workbench.root, job_id)] == [4, 8]
+    steps = [m.step for m in read_metrics(workbench.root, job_id, rank=1)]
+    assert steps == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8]
+    starts = {line.text for line in read_logs(workbench.root, job_id) if "starts at" in line.text}
+    assert starts == {
+        "rank 0 starts at 0 with []",
+        "rank 1 starts at 0 with []",
+        "rank 0 starts at 4 with ['model.pt']",
+        "rank 1 starts at 4 with ['model.pt']",
+    }
+
+
+def test_a_failing_function_raises_and_the_job_has_the_diagnosis(workbench: Workbench, tmp_path: Path) -> None:
+    done = run_script(workbench, tmp_path, fails=True, max_failures=0)
+
+    assert done.returncode == 1
+    assert "ValueError: boom at step 6" in done.stderr
+    job = jobs.list_jobs(workbench.root)[0]
+    assert job.state.status == "failed"
+    assert "the function raised ValueError: boom at step 6" in (job.state.message or "")
+    assert not processes_with(str(tmp_path / "train.py"))
