@@ -15,7 +15,12 @@ from periflow_ray.errors import UsageError
 from periflow_ray.runtime.function_worker import FunctionTask, run_function
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
-from periflow_ray.runtime.train_run import running_ray, set_train_environment, train_run_config
+from periflow_ray.runtime.train_run import (
+    WithoutPlacementGroupCleaner,
+    ensure_ray,
+    set_train_environment,
+    train_run_config,
+)
 from periflow_ray.store import jobs
 from periflow_ray.store.jobs import JobRecord, JobState
 from periflow_ray.store.root import StorageRoot, resolve_storage_uri
@@ -87,10 +92,10 @@ class TorchTrainer:
         set_train_environment()
         root = StorageRoot(resolve_storage_uri(self._storage))
         root.check_writable()
-        with running_ray():
-            record = self._record_job(root)
-            with StateKeeper(root, record.job_id) as state:
-                return self._fit(root, record.job_id, state)
+        ensure_ray()
+        record = self._record_job(root)
+        with StateKeeper(root, record.job_id) as state:
+            return self._fit(root, record.job_id, state)
 
     def _fit(self, root: StorageRoot, job_id: int, state: StateKeeper) -> ray.train.Result:
         print(f"Job ({job_id}) started successfully.", flush=True)
@@ -105,7 +110,7 @@ class TorchTrainer:
             resources_per_member=resources,
         )
         task = FunctionTask(self._train_loop, self._config, job_id, root.uri, supervision.monitor)
-        trainer = ray.train.torch.TorchTrainer(
+        trainer = _RayTorchTrainer(
             _run_function_loop,
             train_loop_config={"task": task},
             torch_config=self._torch_config,
@@ -154,6 +159,10 @@ class TorchTrainer:
         jobs.write_state(root, record.job_id, JobState("waiting"))
         jobs.write_record(root, record)
         return record
+
+
+class _RayTorchTrainer(WithoutPlacementGroupCleaner, ray.train.torch.TorchTrainer):  # type: ignore[misc]
+    pass
 
 
 def _run_function_loop(config: dict[str, Any]) -> Any:

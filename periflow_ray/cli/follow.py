@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -142,6 +142,14 @@ class _Reader:
         self.interval_s = min(2 * self.interval_s, _MAX_RETRY_INTERVAL_S)
 
 
+class _FirstLetters(click.Choice[str]):
+    """A choice that also takes the beginning of a word."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        matching = [choice for choice in self.choices if value and choice.startswith(str(value).lower())]
+        return super().convert(matching[0] if len(matching) == 1 else value, param, ctx)
+
+
 def _print_lines(lines: list[LogLine], view: LogView, display: ProgressDisplay) -> None:
     if lines:
         display.hide()
@@ -176,7 +184,7 @@ def _handle_interrupt(root: StorageRoot, job_id: int, console: Console, ask_on_i
     try:
         answer = click.prompt(
             f"\nStop job {job_id}, leave it running, or go on following it",
-            type=click.Choice(["stop", "leave", "follow"]),
+            type=_FirstLetters(["stop", "leave", "follow"]),
             default="leave",
             err=True,
         )

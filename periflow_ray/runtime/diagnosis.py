@@ -78,9 +78,9 @@ def diagnose(
     )
 
 
-_TORCHRUN_LOG = re.compile(r"[IWEF]\d{4} \S+ \d+ torch/distributed/")
+_TORCHRUN_LOG = re.compile(r"[IWEF]\d{4} \S+ \d+ \S*torch/distributed/")
 _TORCHRUN_STACK = re.compile(
-    r"^Traceback \(most recent call last\):\n  File \"[^\n]*torch(?:run|/distributed/run\.py)\"", re.M
+    r"^Traceback \(most recent call last\):\n(?: [^\n]*\n)+torch\.distributed\.elastic\.\S+\.ChildFailedError", re.M
 )
 _TORCHRUN_CAUSE = re.compile(
     r"Root Cause \(first observed failure\):.*?^\s*rank\s*: (\d+) \(local_rank.*?^\s*exitcode\s*: (-?\d+)", re.M | re.S
@@ -170,7 +170,7 @@ def _find_hint(
 
 def _find_error(lines: Sequence[str]) -> str:
     """The messages of the last traceback and of those it is chained to; the last lines where there is none."""
-    plain = [_RANK_PREFIX.sub("", line, count=1) for line in lines]
+    plain = [text for line in lines if (text := _RANK_PREFIX.sub("", line, count=1).rstrip())]
     start = _find_traceback(plain, len(plain))
     if start is None:
         return "\n".join(plain[-NUM_LAST_WORDS:])

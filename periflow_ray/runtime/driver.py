@@ -24,7 +24,7 @@ from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.node_agent import AgentTask, run_agent
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
-from periflow_ray.runtime.train_run import set_train_environment, train_run_config
+from periflow_ray.runtime.train_run import WithoutPlacementGroupCleaner, set_train_environment, train_run_config
 from periflow_ray.store import sealed_secrets
 from periflow_ray.store.jobs import job_key
 from periflow_ray.store.root import StorageRoot
@@ -49,6 +49,9 @@ def main() -> None:
 
 def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper) -> bool:
     set_train_environment()
+    if plan.vm.is_local:
+        # Nobody takes this machine away; the watcher would be one more process to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = _resources_per_node(plan)
     supervision = Supervision(
@@ -60,9 +63,7 @@ def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper) -> b
         resources_per_member=resources,
     )
     task = AgentTask(plan.model_dump_json(), job_id, root.uri, supervision.monitor, _open_secrets(root, job_id))
-    # TorchTrainer's base class: the agents need neither torch nor a process group, and without them the user's
-    # first line comes seconds earlier.
-    trainer = DataParallelTrainer(
+    trainer = _AgentTrainer(
         _run_agent_loop,
         train_loop_config={"task": task},
         scaling_config=ray.train.ScalingConfig(
@@ -82,6 +83,13 @@ def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper) -> b
     supervision.finish()
     state.enter("success", None)
     return True
+
+
+class _AgentTrainer(WithoutPlacementGroupCleaner, DataParallelTrainer):  # type: ignore[misc]
+    """TorchTrainer's base class, because the agents need neither torch nor a process group.
+
+    Without them the user's first line comes seconds earlier.
+    """
 
 
 def _run_agent_loop(config: dict[str, Any]) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray._private.ray_constants as ray_constants
 import ray.train
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from periflow_ray.store.root import StorageRoot
 
@@ -18,6 +17,18 @@ from periflow_ray.store.root import StorageRoot
 POLL_INTERVAL_S = 0.1
 # A cluster that scales up needs minutes for new VMs; until then Ray Train waits and tries again.
 GROUP_START_TIMEOUT_S = 900
+
+
+class WithoutPlacementGroupCleaner:
+    """Mixed into a Ray trainer: no detached cleaner actor beside the controller.
+
+    It would outlive a stopped job by as long as the cluster lives, because it cannot end itself (seen in Ray 2.60),
+    and there is nothing for it to do: when the driver ends, Ray removes the job's placement groups anyway.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 def set_train_environment() -> None:
@@ -29,25 +40,17 @@ def set_train_environment() -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
 
-@contextmanager
-def running_ray() -> Iterator[None]:
-    """A Ray for this process: the one that is initialised, else ``$RAY_ADDRESS``, else one of its own on loopback."""
-    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
-        if not ray.is_initialized():
-            ray.init(logging_level=logging.WARNING)
-        yield
+def ensure_ray() -> None:
+    """Initialise Ray unless it is: join the cluster at ``$RAY_ADDRESS``, else start one of this process's on loopback."""
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING)
         return
     # Ray then takes 127.0.0.1 for this node, as on macOS, and listens nowhere else. The variable of the same meaning
     # (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER) is read when Ray is imported, which user code has done by now.
     ray_constants.ENABLE_RAY_CLUSTER = False
-    context = ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
-    # Ray Train's helpers look for "the" Ray of the machine, and find two where the embedded cluster runs as well.
-    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-    os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
-    try:
-        yield
-    finally:
-        del os.environ["RAY_ADDRESS"]
+    ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
 
 
 def train_run_config(root: StorageRoot, job_id: int, *, max_failures: int) -> ray.train.RunConfig:

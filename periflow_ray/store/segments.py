@@ -7,6 +7,7 @@ One writer per prefix at a time; readers may follow while it is written.
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass, field
 
 from periflow_ray.errors import NotFoundError
@@ -25,13 +26,20 @@ class SegmentWriter:
         self._index = int(names[-1]) + 1 if names else 0
         self._segment = bytearray()
         self._num_flushed = 0
+        # Writers flush from a background thread, and once more when they close.
+        self._lock = threading.Lock()
 
     def append(self, lines: bytes) -> None:
         """Buffer lines, each ending in a newline; ``flush`` makes them visible."""
-        self._segment += lines
+        with self._lock:
+            self._segment += lines
 
     def flush(self) -> None:
         """Make everything appended so far visible to readers."""
+        with self._lock:
+            self._flush()
+
+    def _flush(self) -> None:
         if self._num_flushed == len(self._segment):
             return
         key = segment_key(self._prefix, self._index)

@@ -1,0 +1,228 @@
+"""What the README shows is true: commands parse, templates load, code compiles, links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from pydantic import BaseModel
+
+import periflow_ray
+from periflow_ray.cli.main import cli
+from periflow_ray.plan import build_plan, device_environment, load_catalogue, local_vm, node_environment
+from periflow_ray.spec import JobSpec, load_template
+
+ROOT_DIR = Path(__file__).parents[2]
+README = (ROOT_DIR / "README.md").read_text(encoding="utf-8")
+
+PROGRAMS = ("periflow-ray", "pf")
+# What PeriFlow's templates had; launch_mode was among them, but only with the value node.
+PERIFLOW_KEYS = {
+    "experiment",
+    "name",
+    "vm",
+    "num_devices",
+    "job_setting.type",
+    "job_setting.docker.image",
+    "job_setting.docker.command",
+    "job_setting.docker.credential_id",
+    "job_setting.docker.env_var",
+    "job_setting.workspace.mount_path",
+    "checkpoint.output_checkpoint_dir",
+    "checkpoint.input.id",
+    "checkpoint.input.mount_path",
+    "data.name",
+    "data.mount_path",
+    "dist.dp_degree",
+    "dist.pp_degree",
+    "dist.mp_degree",
+    "plugin.slack.channel",
+    "plugin.slack.credential_id",
+    "plugin.wandb.credential_id",
+}
+
+
+def find_blocks(language: str) -> list[str]:
+    """Contents of the fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def find_inline_code() -> list[str]:
+    """What stands in backticks outside blocks, each on one line."""
+    prose = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+
+
+def find_table(heading: str) -> list[list[str]]:
+    """Rows of the first table below a heading, without the table's own head."""
+    section = README.split(f"# {heading}\n", 1)[1]
+    lines = re.search(r"(?:^\|.*\n)+", section, re.M)
+    assert lines is not None, heading
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[0].splitlines()[2:]]
+
+
+def find_command_lines() -> list[str]:
+    """Every line that starts one of our programs, in shell blocks and in backticks."""
+    shell_lines = [line for block in find_blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in [*shell_lines, *find_inline_code()] if line.startswith(tuple(f"{p} " for p in PROGRAMS))]
+
+
+def find_leaf_commands(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command that is not a group, with its name."""
+    if not isinstance(command, click.Group):
+        yield path, command
+        return
+    ctx = click.Context(command)
+    for name in command.list_commands(ctx):
+        inner = command.get_command(ctx, name)
+        assert inner is not None
+        yield from find_leaf_commands(inner, f"{path} {name}".strip())
+
+
+def parse_command_line(line: str) -> str:
+    """The name of the command that a line runs; fails as the program would if an option does not exist."""
+    program, *arguments = shlex.split(line, comments=True)
+    command: click.Command = cli
+    ctx = click.Context(cli, info_name=program)
+    names = []
+    while isinstance(command, click.Group):
+        name = arguments.pop(0)
+        inner = command.get_command(ctx, name)
+        assert inner is not None, f"{line}: there is no command {name}"
+        command = inner
+        names.append(name)
+    command.make_context(" ".join(names), arguments, parent=ctx)
+    return " ".join(names)
+
+
+def find_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all keys of a template's section that hold a value of their own."""
+    for name, field in model.model_fields.items():
+        given = getattr(field.annotation, "__args__", (field.annotation,))
+        sections = [kind for kind in given if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if sections:
+            yield from find_keys(sections[0], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+@pytest.mark.parametrize("line", find_command_lines())
+def test_a_command_line_parses(line: str) -> None:
+    parse_command_line(line)
+
+
+def test_the_table_of_commands_has_an_example_of_each() -> None:
+    shown = [parse_command_line(example.strip("`")) for _, example in find_table("Commands")]
+    # The group "dataset" is another name of "datastore", which the text below the table says.
+    known = {name for name, _ in find_leaf_commands(cli) if not name.startswith("dataset ")}
+
+    assert sorted(shown) == sorted(known)
+
+
+def test_options_in_the_text_exist() -> None:
+    options = {
+        option
+        for _, command in find_leaf_commands(cli)
+        for param in command.params
+        for option in [*param.opts, *param.secondary_opts]
+    } | {"--help"}
+    mentioned = {code.split()[0].split("=")[0] for code in find_inline_code() if re.match(r"--?[a-z]", code)}
+    # A flag of a training script, and one of pip.
+    assert mentioned - options - {"--save"} == {"-c"} - options
+
+
+@pytest.mark.parametrize("text", find_blocks("yaml"))
+def test_a_template_loads(text: str) -> None:
+    load_template(text, known_vms=load_catalogue())
+
+
+@pytest.mark.parametrize("code", find_blocks("python"))
+def test_python_code_compiles_and_uses_calls_that_exist(code: str) -> None:
+    tree = ast.parse(code)
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pf"
+    }
+    imported = {
+        (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("periflow_ray")
+        for alias in node.names
+    }
+
+    assert used <= set(periflow_ray.__all__)
+    for module, name in imported:
+        # Not imported, because these modules import torch and transformers.
+        path = ROOT_DIR / module.replace(".", "/")
+        source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+        assert re.search(rf'"{name}"|^(?:class|def) {name}\b', source, re.M), f"{module} has no {name}"
+
+
+def test_the_first_script_also_trains_without_a_job(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(find_blocks("python")[0], encoding="utf-8")
+
+    subprocess.run([sys.executable, "main.py"], cwd=tmp_path, check=True, timeout=120)
+
+    assert (tmp_path / "ckpt" / "checkpoint.pt").is_file()
+    (log,) = tmp_path.glob("periflow_trainer_*.log")
+    assert len(log.read_text().splitlines()) == 500
+
+
+def test_the_table_of_additions_has_the_keys_that_periflow_had_not() -> None:
+    rows = find_table("Additions to the template")
+    defaults = {row[0].strip("`"): row[2].strip("`") for row in rows}
+    # The smallest template, for the values of keys that it leaves out.
+    spec = JobSpec.model_validate(
+        {"vm": "local", "num_devices": 1, "job_setting": {"type": "custom", "docker": {"command": "true"}}}
+    )
+
+    assert set(defaults) == set(find_keys(JobSpec)) - PERIFLOW_KEYS
+    assert set(find_keys(JobSpec)) >= PERIFLOW_KEYS
+    assert defaults == {
+        "job_setting.launch_mode": spec.job_setting.launch_mode,
+        "job_setting.resources.cpus": "",
+        "job_setting.resources.memory": "",
+        "max_failures": str(spec.max_failures),
+    }
+    assert spec.job_setting.resources is None
+
+
+def test_the_table_of_the_environment_has_every_variable() -> None:
+    plan = build_plan(load_template(find_blocks("yaml")[0]).spec, local_vm(), storage_uri="/storage")
+    facts = {"node_rank": 0, "master_addr": "", "master_port": 0, "processed_iters": 0, "output_checkpoint_dir": "/c"}
+    per_node = node_environment(plan, **facts)
+    per_device = device_environment(plan, local_rank=0, **facts)
+    rows = find_table("Environment")
+    *on_nodes, on_devices = [set(re.findall(r"`(\w+)`", row[0])) for row in rows]
+
+    assert set().union(*on_nodes) == set(per_node)
+    assert on_devices == set(per_device) - set(per_node)
+
+
+def test_every_link_leads_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", README)
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S), re.M)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    broken = [
+        target
+        for target in targets
+        if not (target.removeprefix("#") in anchors if target.startswith("#") else (ROOT_DIR / target).exists())
+    ]
+
+    assert targets
+    assert broken == []
+
+
+def test_scripts_and_folders_in_the_text_exist() -> None:
+    mentioned = re.findall(r"\b((?:scripts|examples|periflow_ray)/[\w./-]*\w)", README)
+
+    assert [path for path in mentioned if not (ROOT_DIR / path).exists()] == []
+    assert README.count("<!-- bench -->") == README.count("<!-- /bench -->") == 1

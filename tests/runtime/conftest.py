@@ -1,0 +1,52 @@
+"""A monitor without Ray: the same class, its methods awaited directly."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from simulated_nodes import Node
+
+from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.store.root import StorageRoot
+
+DEADLINE_S = 60.0
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> StorageRoot:
+    """An empty storage root."""
+    return StorageRoot(str(tmp_path / "storage"))
+
+
+@pytest.fixture
+def run_monitor(root: StorageRoot) -> Callable[..., None]:
+    """Runs a scenario against the monitor of job 1: ``run_monitor(scenario, num_members=2)``."""
+
+    def run(scenario: Callable[[Monitor], Awaitable[None]], num_members: int = 2) -> None:
+        async def main() -> None:
+            monitor = Monitor(root.uri, 1, num_members, world_size=4)
+            try:
+                await asyncio.wait_for(scenario(monitor), DEADLINE_S)
+            finally:
+                await monitor.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+@pytest.fixture
+def nodes(root: StorageRoot, tmp_path: Path) -> Callable[..., list[Node]]:
+    """Makes nodes 0, 1, ... of a monitor, each with a shared and an own file in its snapshot."""
+
+    def make(monitor: Monitor, num_nodes: int = 2) -> list[Node]:
+        made = [Node(monitor, root, tmp_path, node_rank) for node_rank in range(num_nodes)]
+        for node in made:
+            (node.snapshot_dir / "model.pt").write_bytes(b"weights")
+            (node.snapshot_dir / "rng.pt").write_bytes(b"node %d" % node.node_rank)
+        return made
+
+    return make

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from simulated_nodes import event_texts, failure_of, join_all, save_all
+
+from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.store.checkpoints import (
+    Manifest,
+    StoredFile,
+    describe_files,
+    latest_committed,
+    list_committed,
+    restore,
+)
+from periflow_ray.store.metrics import Metric
+
+
+def test_a_checkpoint_of_two_nodes_is_committed_when_both_have_uploaded(run_monitor, nodes, root, tmp_path):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        await monitor.record({0: 10}, 40, [Metric(10, 0, 0, 1.0, {"loss": 0.5}), Metric(10, 1, 1, 1.0, {"loss": 9})], 0)
+        next_commit = asyncio.create_task(monitor.next_commit(0))
+        assert await save_all(pair, (10, 1)) == [None, None]
+        shared, *own = describe_files(pair[0].snapshot_dir) + describe_files(pair[1].snapshot_dir)[1:]
+        manifest = await next_commit
+        assert manifest is not None
+        assert manifest == Manifest(
+            checkpoint="step-00000010",
+            job_id=1,
+            step=10,
+            attempt=1,
+            world_size=4,
+            num_nodes=2,
+            created_unix_s=manifest.created_unix_s,
+            files=(
+                StoredFile("model.pt", 7, shared.sha256, 0, "files/model.pt"),
+                StoredFile("rng.pt", 6, own[0].sha256, 0, "files/rng.pt"),
+                StoredFile("rng.pt", 6, own[1].sha256, 1, "node-1/rng.pt"),
+            ),
+            metrics={"loss": 0.5},
+        )
+        assert list_committed(root, 1) == [manifest]
+
+    run_monitor(scenario)
+    assert event_texts(root) == [("checkpoint", "checkpoint step-00000010 committed at step 10 (19 B)")]
+    manifest = latest_committed(root, 1)
+    assert manifest is not None
+    restore(root, manifest, 1, tmp_path / "restored")
+    assert (tmp_path / "restored" / "rng.pt").read_bytes() == b"node 1"
+
+
+def test_a_file_that_is_equal_on_all_nodes_is_uploaded_by_the_first(run_monitor, nodes):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        begun = await asyncio.gather(
+            *(monitor.begin_checkpoint(n.node_rank, (1, 1), describe_files(n.snapshot_dir)) for n in pair)
+        )
+        assert [(name, [file.key for file in files]) for name, files in begun] == [
+            ("step-00000001", ["files/model.pt", "files/rng.pt"]),
+            ("step-00000001", ["node-1/rng.pt"]),
+        ]
+
+    run_monitor(scenario)
+
+
+def test_an_upload_that_fails_on_one_node_commits_nothing_and_the_next_one_works(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        first, second = nodes(monitor)
+        await join_all([first, second])
+        reason = "node 1: [Errno 28] No space left on device"
+        assert await asyncio.gather(first.save((10, 1)), second.save((10, 1), error=reason)) == [reason, reason]
+        assert list_committed(root, 1) == []
+        assert await save_all([first, second], (20, 1)) == [None, None]
+
+    run_monitor(scenario)
+    assert [manifest.checkpoint for manifest in list_committed(root, 1)] == ["step-00000020"]
+    assert event_texts(root) == [
+        ("checkpoint_failed", "checkpoint at step 10 was not saved: node 1: [Errno 28] No space left on device"),
+        ("checkpoint", "checkpoint step-00000020 committed at step 20 (19 B)"),
+    ]
+
+
+def test_a_node_that_fails_before_its_files_are_copied_leaves_no_half_checkpoint(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        first, _ = nodes(monitor)
+        await join_all(nodes(monitor))
+        saving = asyncio.create_task(first.save((10, 1)))
+        await asyncio.sleep(0)
+        await monitor.leave(1, failure_of(1))
+        assert await saving == "node 1 failed before its files were copied"
+
+    run_monitor(scenario)
+    assert list_committed(root, 1) == []
+    assert event_texts(root) == [
+        ("checkpoint_failed", "checkpoint at step 10 was not saved: node 1 failed before its files were copied")
+    ]
+
+
+@pytest.mark.xfail(strict=True, reason="a node that has failed counts as one that will not come")
+def test_a_node_that_failed_earlier_leaves_no_half_checkpoint_either(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        first, _ = nodes(monitor)
+        await join_all(nodes(monitor))
+        await monitor.leave(1, failure_of(1))
+        assert await first.save((10, 1)) is not None
+
+    run_monitor(scenario)
+    assert list_committed(root, 1) == []
+
+
+def test_a_node_that_is_beyond_the_step_is_not_waited_for(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        first, second = nodes(monitor)
+        await join_all([first, second])
+        await first.record(10)
+        await second.record(9)
+        saving = asyncio.create_task(first.save((10, 1)))
+        await second.record(10)
+        await asyncio.sleep(0)
+        assert not saving.done()
+        await second.record(11)
+        assert await saving is None
+
+    run_monitor(scenario)
+    (manifest,) = list_committed(root, 1)
+    assert [(file.path, file.node_rank) for file in manifest.files] == [("model.pt", 0), ("rng.pt", 0)]
+
+
+@pytest.mark.xfail(strict=True, reason="a node is known to have a snapshot only once its files are described")
+def test_a_node_that_trains_on_while_its_snapshot_is_described_still_takes_part(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        first, second = nodes(monitor)
+        await join_all([first, second])
+        # Both have taken their snapshot of step 10; node 1's is large, so its ranks are at step 11 when it comes.
+        saving = asyncio.create_task(first.save((10, 1)))
+        await second.record(11)
+        await asyncio.gather(saving, asyncio.wait_for(second.save((10, 1)), 1))
+
+    run_monitor(scenario)
+    (manifest,) = list_committed(root, 1)
+    assert {file.node_rank for file in manifest.files} == {0, 1}
+
+
+def test_a_node_that_ended_well_is_not_waited_for(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        first, _ = nodes(monitor)
+        await join_all(nodes(monitor))
+        await monitor.leave(1, None)
+        assert await first.save((10, 1)) is None
+
+    run_monitor(scenario)
+    assert len(list_committed(root, 1)) == 1
+
+
+def test_a_second_upload_of_one_step_gets_a_number(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        # Also while the first one is still on its way.
+        assert await asyncio.gather(save_all(pair, (10, 1)), save_all(pair, (10, 2))) == [[None, None]] * 2
+        assert await save_all(pair, (10, 3)) == [None, None]
+
+    run_monitor(scenario)
+    assert [manifest.checkpoint for manifest in list_committed(root, 1)] == [
+        "step-00000010",
+        "step-00000010.2",
+        "step-00000010.3",
+    ]
+
+
+def test_a_checkpoint_of_a_function_job_counts_its_nodes_not_its_ranks(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        await asyncio.gather(*(monitor.join("group-1", rank, 0, "10.0.0.0", 0) for rank in range(2)))
+        assert await nodes(monitor, 1)[0].save((10, 1)) is None
+
+    run_monitor(scenario)
+    assert [manifest.num_nodes for manifest in list_committed(root, 1)] == [1]

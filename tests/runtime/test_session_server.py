@@ -1,0 +1,220 @@
+"""The node agent's end of the session, spoken to in plain messages over its socket."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from periflow_ray.runtime import session_server
+from periflow_ray.runtime.session_server import Records, SessionServer
+from periflow_ray.sdk import wire
+from periflow_ray.store.metrics import Metric
+
+
+class Rank:
+    """A connected rank."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self.connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.connection.settimeout(30)
+        self.connection.connect(str(socket_path))
+        self.messages = wire.read_messages(self.connection)
+
+    def say(self, kind: str, **fields: Any) -> None:
+        self.connection.sendall(wire.encode(kind, **fields))
+
+    def greet(self, rank: int, of: int | None = None, total_train_steps: int | None = None) -> None:
+        self.say(
+            "hello",
+            version=1,
+            rank=rank,
+            local_rank=rank,
+            local_world_size=of,
+            total_train_steps=total_train_steps,
+            pid=rank + 1000,
+        )
+
+    def hear(self) -> dict[str, Any] | None:
+        """The next message; None when the server has hung up."""
+        return next(self.messages, None)
+
+
+@pytest.fixture
+def notices() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def snapshots() -> list[int]:
+    return []
+
+
+@pytest.fixture
+def server(tmp_path: Path, snapshots: list[int], notices: list[str]) -> Iterator[SessionServer]:
+    running = SessionServer(tmp_path / "session", snapshots.append, notices.append)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def connect(server: SessionServer, tmp_path: Path) -> Iterator[Callable[[], Rank]]:
+    ranks: list[Rank] = []
+
+    def connect() -> Rank:
+        ranks.append(Rank(tmp_path / "session"))
+        return ranks[-1]
+
+    yield connect
+    for rank in ranks:
+        rank.connection.close()
+
+
+SAVED = {"kind": "checkpointed", "error": None}
+
+
+def test_what_ranks_send_is_taken_once(server, connect):
+    assert server.has_had_session is False
+    assert server.take_records() == Records({}, None, [])
+    rank = connect()
+    rank.greet(3, total_train_steps=40)
+    rank.say("records", step=2, metrics=[[1, 10.5, {"loss": 0.5}], [2, 11.5, {"loss": 0.25}]])
+    rank.say("bye")
+    rank.connection.close()
+    server.finish()
+    metrics = [Metric(1, 3, 3, 10.5, {"loss": 0.5}), Metric(2, 3, 3, 11.5, {"loss": 0.25})]
+    assert server.take_records() == Records({3: 2}, 40, metrics)
+    # The step stays, also after the rank has gone.
+    assert server.take_records() == Records({3: 2}, 40, [])
+    assert server.has_had_session is True
+
+
+def test_finish_takes_in_what_ranks_sent_before_anybody_listened_to_them(server, connect):
+    for number in range(20):
+        rank = connect()
+        rank.greet(number)
+        rank.say("records", step=1, metrics=[[1, 1.0, {"x" * 1000: number}]] * 30)
+        rank.connection.close()
+    server.finish()
+    records = server.take_records()
+    assert records.steps == dict.fromkeys(range(20), 1)
+    assert len(records.metrics) == 600
+
+
+def test_a_snapshot_is_taken_when_all_ranks_of_the_node_wait(server, connect, snapshots):
+    first, second = connect(), connect()
+    first.greet(0, of=2)
+    first.say("checkpoint", step=5)
+    second.greet(1, of=2)
+    second.say("checkpoint", step=5)
+    assert (first.hear(), second.hear(), snapshots) == (SAVED, SAVED, [5])
+    for rank in (second, first):
+        rank.say("checkpoint", step=10)
+    assert (first.hear(), second.hear(), snapshots) == (SAVED, SAVED, [5, 10])
+
+
+def test_a_rank_that_waits_at_a_later_step_is_met_at_that_step(server, connect, snapshots):
+    first, second = connect(), connect()
+    for number, rank in enumerate((first, second)):
+        rank.greet(number, of=2)
+    first.say("checkpoint", step=5)
+    second.say("checkpoint", step=6)
+    assert (first.hear(), second.hear(), snapshots) == (SAVED, SAVED, [6])
+
+
+def test_a_rank_that_never_connects_is_waited_for_only_so_long(server, connect, snapshots, monkeypatch):
+    monkeypatch.setattr(session_server, "CONNECT_WINDOW_S", 0.0)
+    rank = connect()
+    rank.greet(0, of=2)
+    rank.say("checkpoint", step=5)
+    assert (rank.hear(), snapshots) == (SAVED, [5])
+
+
+def test_a_long_wait_for_a_rank_is_reported_once(server, connect, notices, snapshots, monkeypatch, wait_until):
+    waiting, training = connect(), connect()
+    for number, rank in enumerate((waiting, training)):
+        rank.greet(number, of=2)
+        rank.say("checkpoint", step=0)
+    assert (waiting.hear(), training.hear()) == (SAVED, SAVED)
+    monkeypatch.setattr(session_server, "SLOW_MEETING_S", 0.0)
+    waiting.say("checkpoint", step=5)
+    wait_until(lambda: bool(notices))
+    for step in (1, 2, 3):
+        training.say("records", step=step, metrics=[])
+    training.say("checkpoint", step=5)
+    assert (waiting.hear(), training.hear(), snapshots) == (SAVED, SAVED, [0, 5])
+    assert notices == ["rank 0 has waited 0 s in upload_checkpoint() at step 5 for rank 1. Every rank must call it."]
+
+
+def test_an_error_of_the_snapshot_goes_to_the_ranks(tmp_path, notices):
+    def fail(step: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    server = SessionServer(tmp_path / "session", fail, notices.append)
+    rank = Rank(tmp_path / "session")
+    rank.greet(0)
+    rank.say("checkpoint", step=5)
+    assert rank.hear() == {"kind": "checkpointed", "error": "[Errno 28] No space left on device"}
+    server.close()
+    rank.connection.close()
+
+
+def test_an_announced_step_reaches_all_ranks_also_later_ones(server, connect):
+    early = connect()
+    early.greet(0)
+    early.say("checkpoint", step=1)
+    assert early.hear() == SAVED
+    server.announce(30)
+    assert early.hear() == {"kind": "announced", "step": 30}
+    late = connect()
+    late.greet(1)
+    assert late.hear() == {"kind": "announced", "step": 30}
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff\xfe\n",
+        b'{"no": "kind"}\n',
+        b'{"kind": "hello"}\n',
+        b'{"kind": "checkpoint"}\n',
+    ],
+)
+def test_a_stray_program_is_cut_off_and_the_ranks_go_on(server, connect, notices, snapshots, stray):
+    rank, other = connect(), connect()
+    rank.greet(0)
+    other.connection.sendall(stray)
+    assert other.hear() is None
+    assert len(notices) == 1
+    assert notices[0].startswith("a process sent something that is not a session message (")
+    assert notices[0].endswith("); it was cut off")
+    rank.say("checkpoint", step=1)
+    assert (rank.hear(), snapshots) == (SAVED, [1])
+
+
+def test_messages_may_arrive_in_pieces_and_a_cut_one_is_dropped(server, connect):
+    rank = connect()
+    rank.greet(0)
+    message = wire.encode("records", step=7, metrics=[[7, 1.0, {"손실": 0.5}]])
+    for byte in message:
+        rank.connection.sendall(bytes([byte]))
+    rank.connection.sendall(wire.encode("records", step=8, metrics=[])[:-5])
+    rank.connection.close()
+    server.finish()
+    assert server.take_records() == Records({0: 7}, None, [Metric(7, 0, 0, 1.0, {"손실": 0.5})])
+
+
+def test_closing_hangs_up_and_lets_nobody_in(server, connect, tmp_path):
+    rank = connect()
+    rank.greet(0)
+    rank.say("checkpoint", step=1)
+    assert rank.hear() == SAVED
+    server.close()
+    assert rank.hear() is None
+    with pytest.raises(ConnectionRefusedError):
+        connect()
+    server.close()

@@ -1,0 +1,148 @@
+"""Which folder may import which, read from the source: spec -> plan -> submit -> runtime -> sdk -> store."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE_DIR = Path(__file__).resolve().parents[1] / "periflow_ray"
+
+# Parts are the folders and top-level modules of the package; what a part may import besides itself and errors.
+# "periflow_ray" is the top level's surface, the SDK.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "spec": set(),
+    "plan": {"spec"},
+    "store": set(),
+    "processes": set(),
+    "sdk": set(),
+    "submit": {"plan", "store", "processes"},
+    "runtime": {"plan", "sdk", "store", "processes"},
+    "cluster": {"plan", "spec", "store"},
+    "sweep": {"plan", "spec", "store", "submit", "cluster"},
+    "cli": {"submit", "store", "plan", "spec", "cluster", "sweep"},
+    "lightning": {"sdk", "periflow_ray"},
+    "huggingface": {"sdk", "periflow_ray"},
+    "torch_trainer": {"plan", "runtime", "sdk", "store"},
+    "__init__": {"sdk", "torch_trainer"},
+}
+# Modules from elsewhere that a part never imports, not even inside a function ...
+FORBIDDEN: dict[str, set[str]] = {
+    "spec": {"ray", "torch", "fsspec", "click", "time", "random", "datetime", "uuid", "secrets"},
+    "plan": {"ray", "torch", "fsspec", "click", "time", "random", "datetime", "uuid", "secrets"},
+    "sdk": {"ray", "click"},
+    "store": {"ray", "click", "torch"},
+    "processes": {"ray", "click", "torch"},
+    "submit": {"ray", "torch", "click"},
+    "cli": {"ray", "torch"},
+}
+# ... and those it does not import before they are needed.
+FORBIDDEN_AT_IMPORT: dict[str, set[str]] = {
+    "sdk": {"ray", "torch", "click", "numpy"},
+    "lightning": {"ray"},
+    "huggingface": {"ray"},
+    "cli": {"ray", "torch", "pytorch_lightning", "matplotlib"},
+    "__init__": {"ray", "torch", "click", "pydantic"},
+}
+# What reads the environment; spec and plan get ids, times and variables as arguments.
+ENVIRONMENT_READERS = {"environ", "environb", "getenv", "getenvb", "urandom"}
+
+MODULES = sorted(PACKAGE_DIR.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE_DIR)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def find_imports(tree: ast.Module, module: str, *, at_import_only: bool = False) -> Iterator[str]:
+    """Full names of what a module imports; ``if TYPE_CHECKING`` counts as not imported."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno}: relative imports are not used here"
+            assert node.module is not None
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif at_import_only and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        elif isinstance(node, ast.If) and is_type_checking(node.test):
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
+
+
+def is_type_checking(test: ast.expr) -> bool:
+    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
+        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
+    )
+
+
+def own_part(name: str) -> str | None:
+    """The part that an imported name belongs to; None if it is not the package's."""
+    parts = name.split(".")
+    if parts[0] != PACKAGE_DIR.name or parts[1:] == ["__version__"]:
+        return None
+    is_part = len(parts) > 1 and (PACKAGE_DIR / parts[1]).with_suffix(".py").exists()
+    return parts[1] if len(parts) > 1 and (is_part or (PACKAGE_DIR / parts[1]).is_dir()) else "periflow_ray"
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE_DIR))
+
+
+def test_every_part_has_a_rule():
+    assert {part_of(path) for path in MODULES} <= ALLOWED.keys()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_one_way(path: Path):
+    part = part_of(path)
+    imported = {own_part(name) for name in find_imports(ast.parse(path.read_text("utf-8")), name_of(path))} - {None}
+    too_many = imported - ALLOWED[part] - {part, "errors"}
+    assert not too_many, f"{path} imports {sorted(map(str, too_many))}; '{part}' may import {sorted(ALLOWED[part])}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_heavy_and_impure_modules_stay_out(path: Path):
+    part, tree = part_of(path), ast.parse(path.read_text("utf-8"))
+    imported = {name.split(".")[0] for name in find_imports(tree, name_of(path))}
+    assert not imported & FORBIDDEN.get(part, set())
+    at_import = {name.split(".")[0] for name in find_imports(tree, name_of(path), at_import_only=True)}
+    assert not at_import & FORBIDDEN_AT_IMPORT.get(part, set())
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if part_of(path) in ("spec", "plan")], ids=name_of)
+def test_spec_and_plan_read_neither_environment_nor_clock(path: Path):
+    tree = ast.parse(path.read_text("utf-8"))
+    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & ENVIRONMENT_READERS
+    read |= {name.split(".")[-1] for name in find_imports(tree, name_of(path))} & ENVIRONMENT_READERS
+    assert not read
+
+
+def test_the_rules_see_what_they_are_there_for():
+    source = (
+        "import torch.nn\n"
+        "from ray.train import report\n"
+        "if TYPE_CHECKING:\n    import click\n"
+        "def f():\n    from periflow_ray.store import jobs\n    import periflow_ray as pf\n"
+    )
+    tree = ast.parse(source)
+    assert set(find_imports(tree, "x")) == {
+        "torch.nn",
+        "ray.train.report",
+        "periflow_ray.store.jobs",
+        "periflow_ray",
+    }
+    assert set(find_imports(tree, "x", at_import_only=True)) == {"torch.nn", "ray.train.report"}
+    assert [own_part(name) for name in ("periflow_ray.store.jobs", "periflow_ray", "periflow_ray.init", "ray")] == [
+        "store",
+        "periflow_ray",
+        "periflow_ray",
+        None,
+    ]

@@ -1,0 +1,77 @@
+"""Rules for every file of the repository."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY_DIR = Path(__file__).resolve().parents[1]
+MAX_MODULE_LINES = 350
+TEXT_SUFFIXES = {".cfg", ".ini", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml", ""}
+# Written in pieces, so that this file keeps its own rules.
+UNFINISHED = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "X" * 3 + r"\b")))
+MACHINE_PATHS = re.compile(
+    r"(?<![\w.$}])/(?:" + "|".join(("ho" + r"me/\w", "ro" + r"ot/\w", "wo" + "rk/", "Us" + "ers/")) + ")"
+)
+
+
+def find_files() -> list[Path]:
+    """Every text file that is, or may become, part of the repository."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=REPOSITORY_DIR,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    paths = [REPOSITORY_DIR / name for name in listed.split("\0") if name]
+    return [path for path in paths if path.suffix in TEXT_SUFFIXES and path.is_file()]
+
+
+FILES = find_files()
+
+
+def find_lines(pattern: re.Pattern[str]) -> list[str]:
+    return [
+        f"{path.relative_to(REPOSITORY_DIR)}:{number}: {line.strip()}"
+        for path in FILES
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
+        if pattern.search(line)
+    ]
+
+
+def test_nothing_is_left_for_later():
+    assert UNFINISHED.search("# TO" + "DO: later")
+    assert find_lines(UNFINISHED) == []
+
+
+def test_no_path_belongs_to_one_machine():
+    assert MACHINE_PATHS.search("cd /ho" + "me/ada")
+    assert find_lines(MACHINE_PATHS) == []
+
+
+def test_modules_are_short():
+    long = {
+        str(path.relative_to(REPOSITORY_DIR)): num_lines
+        for path in FILES
+        if path.suffix == ".py" and (num_lines := len(path.read_text("utf-8").splitlines())) >= MAX_MODULE_LINES
+    }
+    assert long == {}
+
+
+def test_test_modules_have_different_names():
+    names = [path.name for path in FILES if path.name.startswith("test_") and path.suffix == ".py"]
+    assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize(
+    "directory",
+    sorted(path for path in (REPOSITORY_DIR / "examples").iterdir() if path.is_dir() and path.name != "__pycache__"),
+    ids=lambda path: path.name,
+)
+def test_every_example_explains_itself_in_both_languages(directory: Path):
+    assert (directory / "README.md").is_file()
+    assert (directory / "README.ko.md").is_file()
