@@ -125,7 +125,16 @@ def submit(
         talk.print(f"Note: {note}")
     _ensure_experiment(root, plan, is_confirmed)
     cluster = _connect(target, cluster_address)
-    record = submit_job(root, plan, cluster, workspace=workspace, secrets=secrets, created_by=_user_name())
+    record = submit_job(
+        root,
+        plan,
+        cluster,
+        workspace=workspace,
+        secrets=secrets,
+        created_by=_user_name(),
+        # The embedded cluster runs this very Python; a remote one has its own.
+        python=sys.executable if target.is_local else "python",
+    )
     click.echo(f"Job ({record.job_id}) started successfully.")
     talk.print(f"Log: periflow-ray job log {record.job_id} -f    State: periflow-ray job view {record.job_id}")
     if follow:
@@ -203,8 +212,8 @@ def _require_cluster(target: _Target, plan: JobPlan) -> str | None:
     if target.is_local or target.address:
         return target.address
     raise ClusterError(
-        f"VM '{plan.vm.name}' needs a Ray cluster, and none is named. Create one with 'ray up' from a YAML in "
-        "cluster_configs/, then submit with --address http://127.0.0.1:8265 (or RAY_ADDRESS). "
+        f"VM '{plan.vm.name}' needs a Ray cluster, and none is named. Start one (ray up CLUSTER.yaml), then submit with "
+        "--address http://127.0.0.1:8265 (or RAY_ADDRESS). "
         "To run on this machine instead: --local --num-devices 2"
     )
 

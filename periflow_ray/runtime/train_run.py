@@ -41,7 +41,7 @@ def set_train_environment() -> None:
 
 
 def ensure_ray() -> None:
-    """Initialise Ray unless it is: join the cluster at ``$RAY_ADDRESS``, else start one of this process's on loopback."""
+    """Initialise Ray unless it is: join the cluster at ``$RAY_ADDRESS``, else start one on loopback."""
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):

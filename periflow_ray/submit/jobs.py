@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import os
 import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -39,9 +38,13 @@ def submit_job(
     workspace: Workspace | None,
     secrets: Mapping[str, str],
     created_by: str,
+    python: str = "python",
 ) -> JobRecord:
     """Store the job and start its driver on the cluster.
 
+    Args:
+        created_by: user name, for the views.
+        python: the cluster's Python that has periflow-ray.
     Raises:
         ClusterError: the cluster refused; the job is recorded as failed.
         StorageError, WorkspaceError: the job could not be stored.
@@ -69,7 +72,7 @@ def submit_job(
     jobs.write_state(root, job_id, JobState("waiting"))
     jobs.write_record(root, record)
     try:
-        cluster.submit(_entrypoint(root, job_id, plan), submission_id, driver_env)
+        cluster.submit(_entrypoint(root, job_id, python), submission_id, driver_env)
     except PeriflowRayError as err:
         jobs.write_state(root, job_id, JobState("failed", ended_unix_s=time.time(), message=str(err)))
         raise
@@ -150,9 +153,7 @@ def _submission_id(root: StorageRoot, job_id: int) -> str:
     return f"periflow-{hashlib.sha256(root.uri.encode()).hexdigest()[:8]}-{job_id}-{os.urandom(3).hex()}"
 
 
-def _entrypoint(root: StorageRoot, job_id: int, plan: JobPlan) -> str:
-    # The embedded cluster runs this very Python; a remote one has its own.
-    python = sys.executable if plan.vm.is_local else "python"
+def _entrypoint(root: StorageRoot, job_id: int, python: str) -> str:
     return shlex.join([python, "-m", "periflow_ray.runtime.driver", "--storage", root.uri, "--job-id", str(job_id)])
 
 
