@@ -112,6 +112,9 @@ def submit(
     from periflow_ray.submit.workspace import scan_workspace
 
     workspace = scan_workspace(workspace_dir) if workspace_dir is not None else None
+    root.check_writable()
+    _check_inputs(root, plan)
+    cluster = _connect(target, cluster_address)
     talk = talk_console()
     if workspace is not None:
         label = f"{plan.workspace_mount_path}/{workspace.name}"
@@ -119,12 +122,9 @@ def submit(
         from periflow_ray.cli.format import format_size
 
         talk.print(f"{len(workspace.files)} files, {format_size(workspace.size)}")
-    root.check_writable()
-    _check_inputs(root, plan)
     for note in _describe_unused(plan):
-        talk.print(f"Note: {note}")
+        talk.print(f"Note: {note}", soft_wrap=True)
     _ensure_experiment(root, plan, is_confirmed)
-    cluster = _connect(target, cluster_address)
     record = submit_job(
         root,
         plan,
@@ -203,17 +203,19 @@ def _find_vm(template: Template, target: _Target, num_gpus: int) -> VmType:
 
 def _count_gpus() -> int:
     try:
-        return len(os.listdir("/proc/driver/nvidia/gpus"))
+        num_gpus = len(os.listdir("/proc/driver/nvidia/gpus"))
     except OSError:
         return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return num_gpus if visible is None else min(num_gpus, len([part for part in visible.split(",") if part.strip()]))
 
 
 def _require_cluster(target: _Target, plan: JobPlan) -> str | None:
     if target.is_local or target.address:
         return target.address
     raise ClusterError(
-        f"VM '{plan.vm.name}' needs a Ray cluster, and none is named. Start one (ray up CLUSTER.yaml), then submit with "
-        "--address http://127.0.0.1:8265 (or RAY_ADDRESS). "
+        f"VM '{plan.vm.name}' needs a Ray cluster, and none is named. Start one (ray up CLUSTER.yaml), then submit "
+        "with --address http://127.0.0.1:8265 (or RAY_ADDRESS). "
         "To run on this machine instead: --local --num-devices 2"
     )
 
@@ -246,6 +248,10 @@ def _check_inputs(root: StorageRoot, plan: JobPlan) -> None:
 
 def _describe_unused(plan: JobPlan) -> list[str]:
     notes = []
+    if plan.workspace_dir_name is None:
+        notes.append(f"no workspace directory was given (-d DIR); {plan.workspace_mount_path} is empty in the job.")
+    if plan.data is not None and plan.data.is_huggingface:
+        notes.append(f"nothing is put at {plan.data.mount_path}: load '{plan.data.name}' with the datasets library.")
     if plan.image is not None:
         notes.append(f"the image '{plan.image}' is not used: the command runs in the cluster's Python environment.")
     if plan.plugin is not None:

@@ -29,6 +29,10 @@ class Failure:
     hint: str | None = None
     summary: str | None = None
 
+    def headline(self) -> str:
+        """Where and how, in one line."""
+        return self.describe().split("\n", 1)[0]
+
     def describe(self) -> str:
         """The diagnosis as the user reads it: where, how it ended, the hint, the last lines."""
         where = f"node {self.node_rank}" + ("" if self.rank is None else f", rank {self.rank}")
@@ -134,6 +138,10 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             r"Found no NVIDIA driver|Torch not compiled with CUDA enabled|No CUDA GPUs are available",
             "the script needs a GPU, but there is none here. On a laptop choose the device with "
             "torch.cuda.is_available().",
+        ),
+        (
+            r"cd: (\S+): No such file or directory",
+            "the job has no directory '{0}'. A workspace given with -d DIR appears as <mount_path>/<name of DIR>.",
         ),
         (
             r"(?:can't open file|No such file or directory)[^\n]*?'?(/?[\w./-]+\.py)'?",

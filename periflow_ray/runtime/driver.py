@@ -42,7 +42,6 @@ def main() -> None:
     except NotFoundError as err:
         sys.exit(f"{err}. Can this machine see the storage root? A path must be on a shared file system.")
     with StateKeeper(root, options.job_id) as state:
-        signal.signal(signal.SIGTERM, _stop_with(state))
         succeeded = _run(JobPlan.model_validate_json(plan_json), root, options.job_id, state)
     sys.exit(0 if succeeded else 1)
 
@@ -62,6 +61,7 @@ def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper) -> b
         world_size=plan.num_devices,
         resources_per_member=resources,
     )
+    signal.signal(signal.SIGTERM, _stop_with(state, supervision))
     task = AgentTask(plan.model_dump_json(), job_id, root.uri, supervision.monitor, _open_secrets(root, job_id))
     trainer = _AgentTrainer(
         _run_agent_loop,
@@ -81,6 +81,9 @@ def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper) -> b
         remove_sandboxes(root.uri, job_id, plan.num_nodes)
         return False
     supervision.finish()
+    if state.status == "stopping":
+        state.enter("stopped", "stopped on request")
+        return False
     state.enter("success", None)
     return True
 
@@ -113,11 +116,16 @@ def _open_secrets(root: StorageRoot, job_id: int) -> dict[str, str]:
     return {} if key is None else sealed_secrets.unseal(root, job_id, key)
 
 
-def _stop_with(state: StateKeeper) -> Any:
+def _stop_with(state: StateKeeper, supervision: Supervision) -> Any:
     def stop(signum: int, frame: FrameType | None) -> None:
-        state.enter("stopped", "stopped on request")
-        # The actors end with this process, and with the agents everything they started.
-        os._exit(1)
+        if state.status == "running":
+            # The agents end their commands and leave, then fit() returns. Ray kills a driver that takes too long.
+            state.enter("stopping", "stops on request")
+            supervision.monitor.stop.remote()
+        elif state.status != "stopping":
+            state.enter("stopped", "stopped on request")
+            # The actors end with this process, and with the agents everything they started.
+            os._exit(1)
 
     return stop
 

@@ -86,5 +86,6 @@ class StateKeeper:
 
 def _event_text(status: JobStatus, text: str | None) -> str:
     if status == "failed":
-        return f"the job failed: {text}"
+        # The rest is in the state's message, which whoever follows the log is shown as well.
+        return f"the job failed: {(text or '').splitlines()[0]}"
     return text or f"the job ended: {status}"

@@ -20,6 +20,7 @@ FLUSH_INTERVAL_S = 0.5
 # Object stores take a request per flush; metrics a few seconds late are worth fewer of them.
 REMOTE_FLUSH_INTERVAL_S = 3.0
 RATE_WINDOW_S = 20.0
+MIN_RATE_WINDOW_S = 1.0
 
 CheckpointId = tuple[int, int]
 """(step, how many-th upload of that step): the same on every node that takes part."""
@@ -68,6 +69,7 @@ class Monitor:
         self._unflushed: list[Metric] = []
         self._changed = asyncio.Condition()
         self._worker_group = ""
+        self._is_stopping = False
         self._attempt = 0
         self._checkpoint: Manifest | None = None
         self._flusher: asyncio.Task[None] | None = None
@@ -85,6 +87,8 @@ class Monitor:
         async with self._changed:
             if worker_group != self._worker_group:
                 self._worker_group = worker_group
+                if self._attempt > 0 and not self._failures:
+                    self._write_event("attempt_failed", f"attempt {self._attempt} ended: a worker or its machine died")
                 self._reset_attempt()
                 self._attempt += 1
                 self._checkpoint = await asyncio.to_thread(checkpoints.latest_committed, self._root, self._job_id)
@@ -143,6 +147,11 @@ class Monitor:
             await self._changed.wait_for(lambda: pending.is_settled)
         return pending.error
 
+    async def wait_for_stop(self) -> None:
+        """Wait until the job is asked to stop."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._is_stopping)
+
     async def meet(self, member: int, checkpoint: CheckpointId, phase: str) -> None:
         """Wait until every member came to this phase of a checkpoint, has left, or is beyond its step."""
         async with self._changed:
@@ -168,6 +177,8 @@ class Monitor:
             self._left.add(member)
             node_rank = self._node_of[member]
             if failure is not None:
+                if not self._failures:
+                    self._write_event("attempt_failed", f"attempt {self._attempt} failed: {failure.headline()}")
                 self._failures.append(failure)
                 for pending in self._pending.values():
                     if node_rank not in pending.files_by_node:
@@ -188,6 +199,12 @@ class Monitor:
         """Wait until all members of this attempt run the user's code, or the attempt is over."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._attempt != attempt or len(self._started) == self._num_members)
+
+    async def stop(self) -> None:
+        """Ask every member to end the user's code and leave."""
+        async with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
 
     async def attempt_failures(self) -> list[Failure]:
         """Failures of the newest attempt in time order; the first is the cause."""
@@ -263,7 +280,9 @@ class Monitor:
         while now - self._rate_points[0][0] > RATE_WINDOW_S:
             self._rate_points.popleft()
         first_s, first_step = self._rate_points[0]
-        rate = (step - first_step) / (now - first_s) if now > first_s and step > first_step else None
+        # A first batch of records that covers no time says nothing of the speed.
+        has_rate = now - first_s >= MIN_RATE_WINDOW_S and step > first_step
+        rate = (step - first_step) / (now - first_s) if has_rate else None
         total = total_train_steps or self._progress.total_train_steps
         self._progress = JobProgress(step, total, rate or self._progress.steps_per_s, values)
 

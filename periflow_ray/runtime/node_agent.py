@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -34,6 +35,8 @@ from periflow_ray.store.root import StorageRoot
 
 GRACE_S = 5.0
 NUM_KEPT_LINES = 400
+# Each flush to an object store is a request, and rewrites the last segment.
+REMOTE_FLUSH_INTERVAL_S = 3.0
 # What a Ray worker's environment says of itself must not leak into the user's processes.
 _DROPPED_PREFIXES = ("RAY_", "TORCHELASTIC_")
 _DROPPED_NAMES = frozenset(
@@ -76,6 +79,8 @@ class NodeAgent:
         self._log = LogWriter(self._root, task.job_id, node_rank)
         self._log_lock = threading.Lock()
         self._attempt = 0
+        self._is_stopping = False
+        self._flushed_s = 0.0
 
     def run(self) -> None:
         """See ``run_agent``."""
@@ -86,7 +91,7 @@ class NodeAgent:
             failure = self._run_commands(meeting)
         except (OSError, NotFoundError, StorageError) as err:
             failure = self._failure(str(err))
-        self._flush_log()
+        self._flush_log(is_last=True)
         ray.get(self._monitor.leave.remote(self._node_rank, failure))
         if failure is not None:
             raise JobFailedError(failure.describe())
@@ -150,12 +155,23 @@ class NodeAgent:
         )
         reporter = Reporter(server, self._monitor, self._node_rank, self._flush_log)
         try:
-            failure = _wait_for_all(self._start_runs(meeting))
+            runs = self._start_runs(meeting)
+            threading.Thread(target=self._stop_on_request, args=(runs,), name="stop-request", daemon=True).start()
+            failure = _wait_for_all(runs)
             upload_error = uploads.finish()
             reporter.close()
         finally:
             server.close()
+        if self._is_stopping:
+            return None
         return failure or self._check_session(server, upload_error)
+
+    def _stop_on_request(self, runs: list[_Run]) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # The monitor ends with the job.
+            ray.get(self._monitor.wait_for_stop.remote())
+            self._is_stopping = True
+            for run in runs:
+                run.command.stop()
 
     def _start_runs(self, meeting: Meeting) -> list[_Run]:
         processed_iters = meeting.checkpoint.step if meeting.checkpoint else 0
@@ -271,7 +287,10 @@ class NodeAgent:
     def _notice(self, text: str) -> None:
         self._events.write("notice", text, self._attempt)
 
-    def _flush_log(self) -> None:
+    def _flush_log(self, *, is_last: bool = False) -> None:
+        if not self._root.is_local and not is_last and time.monotonic() - self._flushed_s < REMOTE_FLUSH_INTERVAL_S:
+            return
+        self._flushed_s = time.monotonic()
         with self._log_lock:
             try:
                 self._log.flush()

@@ -133,7 +133,9 @@ class JobSetting(Section):
 class CheckpointInput(Section):
     """A registered checkpoint to start from."""
 
-    id: Text = Field(description="Id of the checkpoint to start from; list them: periflow-ray checkpoint list.")
+    id: Text = Field(
+        description="Id of the checkpoint to start from, such as 12/step-00000400; list them: periflow-ray job view 12."
+    )
     mount_path: AbsolutePath = Field(description="Absolute path where the checkpoint's files appear.")
 
 

@@ -201,3 +201,5 @@ def delete_job(root: StorageRoot, job_id: int) -> None:
             f"Stop it first: periflow-ray job stop {job_id}"
         )
     root.delete(job_key(job_id))
+    # The number is not given to another job.
+    root.create_exclusive(job_key(job_id, "claim"), b"")

@@ -123,6 +123,9 @@ def stop_job(root: StorageRoot, job_id: int) -> JobState:
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while time.monotonic() < deadline:
         state = jobs.read_state(root, job_id)
+        if state.has_ended:
+            # Ray itself takes its whole grace time to notice that a stopped driver has ended.
+            return state
         ray_job = cluster.read(record.ray_submission_id)
         if ray_job is None or ray_job.status in ENDED_RAY_STATUSES:
             state = jobs.read_state(root, job_id)

@@ -187,6 +187,8 @@ def test_no_process_of_a_job_survives_it(workbench: Workbench, write_job: WriteJ
     followed = workbench.run("job", "log", job_id, "-f")
     state = jobs.read_state(workbench.root, job_id)
     assert state.status == ("stopped" if victim == "stop" else "failed")
+    if victim == "stop":
+        assert not Path(sandbox).exists()
     if victim == "agent":
         assert "died" in (state.message or "")
         assert followed.exit_code == 1

@@ -96,7 +96,8 @@ def test_a_node_that_fails_before_its_files_are_copied_leaves_no_half_checkpoint
     run_monitor(scenario)
     assert list_committed(root, 1) == []
     assert event_texts(root) == [
-        ("checkpoint_failed", "checkpoint at step 10 was not saved: node 1 failed before its files were copied")
+        ("attempt_failed", "attempt 1 failed: node 1: it ended with exit code 1."),
+        ("checkpoint_failed", "checkpoint at step 10 was not saved: node 1 failed before its files were copied"),
     ]
 
 

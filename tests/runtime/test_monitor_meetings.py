@@ -4,8 +4,9 @@ import asyncio
 import dataclasses
 
 import pytest
-from simulated_nodes import Node, failure_of, join_all, save_all
+from simulated_nodes import Node, event_texts, failure_of, join_all, save_all
 
+from periflow_ray.runtime import monitor
 from periflow_ray.runtime.monitor import Meeting, Monitor
 from periflow_ray.store.checkpoints import (
     latest_committed,
@@ -176,6 +177,48 @@ def test_metrics_and_progress_are_complete_when_the_monitor_is_closed(run_monito
     assert read_metrics(root, 1, rank=None) == metrics
     progress = read_progress(root, 1)
     assert dataclasses.replace(progress, steps_per_s=None) == JobProgress(2, 40, None, {"loss": 0.25, "lr": 0.1})
+    assert len(root.list_names("jobs/1/tensorboard")) == 1
+
+
+def test_the_speed_is_that_of_rank_0(run_monitor, nodes, root, monkeypatch):
+    monkeypatch.setattr(monitor, "MIN_RATE_WINDOW_S", 0.0)
+
+    async def scenario(monitor: Monitor) -> None:
+        await join_all(nodes(monitor))
+        for step in (100, 200):
+            await monitor.record({0: step, 1: 0}, 1000, [], 0)
+
+    run_monitor(scenario)
+    progress = read_progress(root, 1)
     assert progress.steps_per_s is not None
     assert progress.steps_per_s > 0
-    assert len(root.list_names("jobs/1/tensorboard")) == 1
+
+
+def test_one_batch_of_records_says_nothing_of_the_speed(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        await join_all(nodes(monitor))
+        await monitor.record({0: 100}, 1000, [], 0)
+
+    run_monitor(scenario)
+    assert read_progress(root, 1) == JobProgress(100, 1000, None, {})
+
+
+def test_every_member_that_waits_hears_of_a_stop(run_monitor, nodes):
+    async def scenario(monitor: Monitor) -> None:
+        await join_all(nodes(monitor))
+        waiting = [asyncio.create_task(monitor.wait_for_stop()) for _ in range(2)]
+        await monitor.stop()
+        await asyncio.gather(*waiting)
+        await monitor.wait_for_stop()
+
+    run_monitor(scenario)
+
+
+def test_an_attempt_that_ended_without_a_word_is_recorded_when_the_next_one_begins(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        await join_all(pair, "group-2")
+
+    run_monitor(scenario)
+    assert event_texts(root) == [("attempt_failed", "attempt 1 ended: a worker or its machine died")]

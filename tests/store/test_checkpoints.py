@@ -14,6 +14,7 @@ from periflow_ray.store.checkpoints import (
     choose_name,
     commit,
     describe_files,
+    find_checkpoint,
     latest_committed,
     list_committed,
     merge_files,
@@ -159,6 +160,25 @@ def test_the_latest_checkpoint_is_the_one_of_the_highest_step(root, tmp_path):
     assert latest is not None
     assert latest.checkpoint == "step-100000000"
     assert latest_committed(root, 2) is None
+
+
+def test_a_checkpoint_is_found_by_its_id(root, tmp_path):
+    manifest = save(root, tmp_path, {0: {"model.pt": b"weights"}}, step=400, job_id=12)
+    assert manifest.checkpoint_id == "12/step-00000400"
+    assert find_checkpoint(root, "12/step-00000400") == manifest
+
+
+@pytest.mark.parametrize(
+    "checkpoint_id", ["12/step-00000401", "13/step-00000400", "12", "step-00000400", "12/../12/step-00000400", ""]
+)
+def test_an_id_that_names_no_checkpoint_is_answered_with_what_one_looks_like(root, tmp_path, checkpoint_id):
+    save(root, tmp_path, {0: {"model.pt": b"weights"}}, step=400, job_id=12)
+    with pytest.raises(NotFoundError) as caught:
+        find_checkpoint(root, checkpoint_id)
+    assert str(caught.value) == (
+        f"checkpoint '{checkpoint_id}' does not exist. An ID is <job>/<name>, for example 12/step-00000400; "
+        "'periflow-ray job view 12' lists those of job 12."
+    )
 
 
 def test_each_node_gets_its_own_variant_and_a_new_node_the_lowest_ones(root, tmp_path):

@@ -110,3 +110,10 @@ def test_deleting_an_ended_job_leaves_the_others(root, add_job):
     assert [job.record.job_id for job in list_jobs(root)] == [11]
     with pytest.raises(NotFoundError):
         delete_job(root, 1)
+
+
+def test_the_number_of_a_deleted_job_is_not_given_again(root, add_job):
+    assert claim_job_id(root) == 1
+    add_job(root, 1, JobState("failed"))
+    delete_job(root, 1)
+    assert claim_job_id(root) == 2
