@@ -49,6 +49,8 @@ class CheckpointUploads:
         checkpoint = (step, self._num_saves_by_step[step])
         snapshot_dir = self._sandbox.snapshots_dir / f"{step}-{checkpoint[1]}"
         copy_snapshot(output_dir, snapshot_dir)
+        # Before the ranks train on: a rank beyond the step is otherwise taken for one that will not save.
+        ray.get(self._monitor.announce_snapshot.remote(self._node_rank, checkpoint))
         self._waiting.put((checkpoint, snapshot_dir))
 
     def finish(self) -> str | None:
@@ -70,13 +72,13 @@ class CheckpointUploads:
 
 
 def copy_snapshot(output_dir: Path, snapshot_dir: Path) -> None:
-    """Copy a directory aside.
+    """Copy a directory aside; links to files become files.
 
     Raises:
         OSError: the copy failed, for example because the disk is full; nothing is left of it.
     """
     try:
-        shutil.copytree(output_dir, snapshot_dir, symlinks=True)
+        shutil.copytree(output_dir, snapshot_dir, ignore_dangling_symlinks=True)
     except OSError as err:
         shutil.rmtree(snapshot_dir, ignore_errors=True)
         # shutil.Error carries one (source, target, reason) per file that failed.

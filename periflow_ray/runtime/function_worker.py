@@ -113,6 +113,7 @@ class FunctionRank:
         if self.local_rank == 0:
             snapshot_dir = self._sandbox.snapshots_dir / f"{checkpoint[0]}-{checkpoint[1]}"
             copy_snapshot(self._output_dir, snapshot_dir)
+            ray.get(self.monitor.announce_snapshot.remote(self.node_rank, checkpoint))
             snapshot = ray.train.Checkpoint.from_directory(str(snapshot_dir))
             with self._uploads_done:
                 self._num_uploading += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ class Meeting:
 @dataclass
 class _PendingCheckpoint:
     name: str
+    announced_nodes: set[int] = field(default_factory=set)
     files_by_node: dict[int, list[LocalFile]] = field(default_factory=dict)
     plan: list[StoredFile] | None = None
     finished_nodes: set[int] = field(default_factory=set)
@@ -68,6 +70,7 @@ class Monitor:
         self._tensorboard = TensorBoardWriter(self._root, job_id) if self._root.is_local else None
         self._unflushed: list[Metric] = []
         self._changed = asyncio.Condition()
+        self._closing = asyncio.Event()
         self._worker_group = ""
         self._is_stopping = False
         self._attempt = 0
@@ -112,20 +115,20 @@ class Monitor:
         self._ranks_by_node.setdefault(node_rank, set()).update(steps)
         self._unflushed += metrics
         self._update_progress(total_train_steps, metrics)
-        if self._pending:
-            async with self._changed:
-                self._changed.notify_all()
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def announce_snapshot(self, node_rank: int, checkpoint: CheckpointId) -> None:
+        """A node has a snapshot and its ranks are about to train on; ``begin_checkpoint`` follows."""
+        async with self._changed:
+            (await self._open_checkpoint(checkpoint)).announced_nodes.add(node_rank)
 
     async def begin_checkpoint(
         self, node_rank: int, checkpoint: CheckpointId, files: list[LocalFile]
     ) -> tuple[str, list[StoredFile]]:
-        """Announce a node's snapshot; returns the checkpoint's name and the files that this node has to upload."""
+        """Describe a node's snapshot; returns the checkpoint's name and the files that this node has to upload."""
         async with self._changed:
-            if checkpoint not in self._pending:
-                taken = [pending.name for pending in self._pending.values()]
-                name = await asyncio.to_thread(checkpoints.choose_name, self._root, self._job_id, checkpoint[0], taken)
-                self._pending.setdefault(checkpoint, _PendingCheckpoint(name))
-            pending = self._pending[checkpoint]
+            pending = await self._open_checkpoint(checkpoint)
             pending.files_by_node[node_rank] = files
             self._changed.notify_all()
             await self._changed.wait_for(
@@ -180,11 +183,9 @@ class Monitor:
                 if not self._failures:
                     self._write_event("attempt_failed", f"attempt {self._attempt} failed: {failure.headline()}")
                 self._failures.append(failure)
+                self._failed_nodes.add(node_rank)
                 for pending in self._pending.values():
-                    if node_rank not in pending.files_by_node:
-                        # Without this node's files it would be half a checkpoint.
-                        pending.error = f"node {node_rank} failed before its files were copied"
-                        pending.plan = []
+                    self._abandon_without_failed_nodes(pending)
             self._changed.notify_all()
 
     # The driver calls these.
@@ -212,9 +213,9 @@ class Monitor:
 
     async def close(self) -> None:
         """Write out everything that was received."""
+        self._closing.set()
         if self._flusher is not None:
-            self._flusher.cancel()
-        await asyncio.to_thread(self._flush)
+            await self._flusher
         if self._tensorboard is not None:
             self._tensorboard.close()
 
@@ -229,7 +230,23 @@ class Monitor:
         self._pending: dict[CheckpointId, _PendingCheckpoint] = {}
         self._commits: list[Manifest] = []
         self._failures: list[Failure] = []
+        self._failed_nodes: set[int] = set()
         self._rate_points.clear()
+
+    async def _open_checkpoint(self, checkpoint: CheckpointId) -> _PendingCheckpoint:
+        if checkpoint not in self._pending:
+            taken = [pending.name for pending in self._pending.values()]
+            name = await asyncio.to_thread(checkpoints.choose_name, self._root, self._job_id, checkpoint[0], taken)
+            pending = self._pending.setdefault(checkpoint, _PendingCheckpoint(name))
+            self._abandon_without_failed_nodes(pending)
+        return self._pending[checkpoint]
+
+    def _abandon_without_failed_nodes(self, pending: _PendingCheckpoint) -> None:
+        missing = self._failed_nodes - set(pending.files_by_node)
+        if missing:
+            # Without their files it would be half a checkpoint.
+            pending.error = f"node {min(missing)} failed before its files were copied"
+            pending.plan = []
 
     def _has_all_members(self) -> bool:
         return len(self._node_of) == self._num_members
@@ -237,6 +254,8 @@ class Monitor:
     def _has_all_snapshots(self, checkpoint: CheckpointId, pending: _PendingCheckpoint) -> bool:
         present = {node_rank for member, node_rank in self._node_of.items() if member not in self._left}
         for node_rank in present - set(pending.files_by_node):
+            if node_rank in pending.announced_nodes:
+                return False
             # A node whose ranks are all beyond the step will not come.
             ranks = self._ranks_by_node.get(node_rank, set())
             if not ranks or any(self._steps[rank] <= checkpoint[0] for rank in ranks):
@@ -288,8 +307,9 @@ class Monitor:
 
     async def _flush_forever(self) -> None:
         interval_s = FLUSH_INTERVAL_S if self._root.is_local else REMOTE_FLUSH_INTERVAL_S
-        while True:
-            await asyncio.sleep(interval_s)
+        while not self._closing.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), interval_s)
             await asyncio.to_thread(self._flush)
 
     def _flush(self) -> None:

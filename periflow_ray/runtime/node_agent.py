@@ -159,6 +159,7 @@ class NodeAgent:
             threading.Thread(target=self._stop_on_request, args=(runs,), name="stop-request", daemon=True).start()
             failure = _wait_for_all(runs)
             upload_error = uploads.finish()
+            server.finish()
             reporter.close()
         finally:
             server.close()

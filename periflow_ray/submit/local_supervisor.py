@@ -25,7 +25,7 @@ IDLE_VARIABLE = "PERIFLOW_LOCAL_IDLE_S"
 DEFAULT_IDLE_S = 600.0
 IDLE_POLL_S = 5.0
 # Ray needs a few seconds to say goodbye; its own processes are ended one by one.
-GRACE_S = 10.0
+GRACE_S = 5.0
 # Training data does not go through Ray's object store, so a small one leaves the laptop its memory.
 OBJECT_STORE_BYTES = 128 << 20
 

@@ -111,7 +111,10 @@ class RayJobs:
                 f"the Ray cluster at {self.address} refused {method} {path}: {response.status_code} "
                 f"{response.text.strip()[:500]}"
             )
-        return response.json()
+        try:
+            return response.json()
+        except requests.JSONDecodeError as err:
+            raise ClusterError(f"what answers at {self.address} is not a Ray cluster's job server: {err}") from err
 
 
 def connect(address: str, token_path: Path | None = None) -> RayJobs:

@@ -15,7 +15,6 @@ from pathlib import Path
 from bench_figures.programs import note
 from bench_figures.registry import FIGURES
 from bench_figures.row import HEADER, Row
-
 from periflow_ray.errors import PeriflowRayError
 
 

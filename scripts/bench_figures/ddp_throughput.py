@@ -16,10 +16,10 @@ from pathlib import Path
 from statistics import median
 
 import yaml
+
 from bench_figures.embedded_cluster import EmbeddedCluster, embedded_cluster
 from bench_figures.programs import NUM_SHOWN_LINES, REPOSITORY_DIR, clean_environment, note
 from bench_figures.row import FigureError, Goal, Row, row_of_pairs
-
 from periflow_ray.processes import Command
 
 EXAMPLE_DIR = REPOSITORY_DIR / "examples" / "cifar"

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from bench_figures.programs import clean_environment, note, run_program, venv_program
 from bench_figures.row import FigureError
-
 from periflow_ray.submit.local_cluster import DIR_VARIABLE, LocalClusterDir
 
 END_TIMEOUT_S = 60.0

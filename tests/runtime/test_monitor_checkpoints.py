@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
 from simulated_nodes import event_texts, failure_of, join_all, save_all
 
 from periflow_ray.runtime.monitor import Monitor
@@ -101,7 +100,6 @@ def test_a_node_that_fails_before_its_files_are_copied_leaves_no_half_checkpoint
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="a node that has failed counts as one that will not come")
 def test_a_node_that_failed_earlier_leaves_no_half_checkpoint_either(run_monitor, nodes, root):
     async def scenario(monitor: Monitor) -> None:
         first, _ = nodes(monitor)
@@ -131,12 +129,12 @@ def test_a_node_that_is_beyond_the_step_is_not_waited_for(run_monitor, nodes, ro
     assert [(file.path, file.node_rank) for file in manifest.files] == [("model.pt", 0), ("rng.pt", 0)]
 
 
-@pytest.mark.xfail(strict=True, reason="a node is known to have a snapshot only once its files are described")
 def test_a_node_that_trains_on_while_its_snapshot_is_described_still_takes_part(run_monitor, nodes, root):
     async def scenario(monitor: Monitor) -> None:
         first, second = nodes(monitor)
         await join_all([first, second])
         # Both have taken their snapshot of step 10; node 1's is large, so its ranks are at step 11 when it comes.
+        await monitor.announce_snapshot(1, (10, 1))
         saving = asyncio.create_task(first.save((10, 1)))
         await second.record(11)
         await asyncio.gather(saving, asyncio.wait_for(second.save((10, 1)), 1))

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
-import pytest
 from simulated_nodes import Node, event_texts, failure_of, join_all, save_all
 
 from periflow_ray.runtime import monitor
@@ -148,7 +147,6 @@ def test_a_rank_that_left_is_not_met(run_monitor):
     run_monitor(scenario)
 
 
-@pytest.mark.xfail(strict=True, reason="record wakes those who wait in begin_checkpoint, not those in meet")
 def test_a_rank_that_is_beyond_the_step_is_not_met(run_monitor):
     async def scenario(monitor: Monitor) -> None:
         await asyncio.gather(*(monitor.join("group-1", rank, 0, "10.0.0.0", 0) for rank in range(2)))
