@@ -5,23 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from dataclasses import dataclass, field
 
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.store import checkpoints, jobs
+from periflow_ray.runtime.recorder import Recorder
+from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import LocalFile, Manifest, StoredFile
 from periflow_ray.store.events import EventWriter
-from periflow_ray.store.jobs import JobProgress
-from periflow_ray.store.metrics import Metric, MetricsWriter
+from periflow_ray.store.metrics import Metric
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.tensorboard import TensorBoardWriter
-
-FLUSH_INTERVAL_S = 0.5
-# Object stores take a request per flush; metrics a few seconds late are worth fewer of them.
-REMOTE_FLUSH_INTERVAL_S = 3.0
-RATE_WINDOW_S = 20.0
-MIN_RATE_WINDOW_S = 1.0
 
 CheckpointId = tuple[int, int]
 """(step, how many-th upload of that step): the same on every node that takes part."""
@@ -66,9 +58,7 @@ class Monitor:
         self._num_members = num_members
         self._world_size = world_size
         self._events = EventWriter(self._root, job_id, "monitor")
-        self._metrics = MetricsWriter(self._root, job_id)
-        self._tensorboard = TensorBoardWriter(self._root, job_id) if self._root.is_local else None
-        self._unflushed: list[Metric] = []
+        self._recorder = Recorder(self._root, job_id)
         self._changed = asyncio.Condition()
         self._closing = asyncio.Event()
         self._worker_group = ""
@@ -76,9 +66,6 @@ class Monitor:
         self._attempt = 0
         self._checkpoint: Manifest | None = None
         self._flusher: asyncio.Task[None] | None = None
-        self._progress = JobProgress()
-        self._written_progress = JobProgress()
-        self._rate_points: deque[tuple[float, int]] = deque()
         self._reset_attempt()
 
     # Members call these.
@@ -86,7 +73,7 @@ class Monitor:
     async def join(self, worker_group: str, member: int, node_rank: int, address: str, port: int) -> Meeting:
         """Wait until every member of the attempt has joined; each worker group of Ray Train is one attempt."""
         if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush_forever())
+            self._flusher = asyncio.create_task(self._flush_until_closed())
         async with self._changed:
             if worker_group != self._worker_group:
                 self._worker_group = worker_group
@@ -113,8 +100,7 @@ class Monitor:
         """Take in what the ranks of a node did since the last call."""
         self._steps.update(steps)
         self._ranks_by_node.setdefault(node_rank, set()).update(steps)
-        self._unflushed += metrics
-        self._update_progress(total_train_steps, metrics)
+        self._recorder.record(self._steps.get(0), total_train_steps, metrics)
         async with self._changed:
             self._changed.notify_all()
 
@@ -216,8 +202,13 @@ class Monitor:
         self._closing.set()
         if self._flusher is not None:
             await self._flusher
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        self._recorder.close()
+
+    async def _flush_until_closed(self) -> None:
+        while not self._closing.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), self._recorder.flush_interval_s)
+            await asyncio.to_thread(self._recorder.flush)
 
     def _reset_attempt(self) -> None:
         self._node_of: dict[int, int] = {}
@@ -231,7 +222,7 @@ class Monitor:
         self._commits: list[Manifest] = []
         self._failures: list[Failure] = []
         self._failed_nodes: set[int] = set()
-        self._rate_points.clear()
+        self._recorder.forget_speed()
 
     async def _open_checkpoint(self, checkpoint: CheckpointId) -> _PendingCheckpoint:
         if checkpoint not in self._pending:
@@ -273,7 +264,7 @@ class Monitor:
             num_nodes=len(set(self._node_of.values())),
             created_unix_s=time.time(),
             files=tuple(pending.plan or ()),
-            metrics=dict(self._progress.metrics),
+            metrics=dict(self._recorder.progress.metrics),
         )
         if pending.error is None:
             try:
@@ -287,42 +278,6 @@ class Monitor:
             self._write_event("checkpoint_failed", f"checkpoint at step {step} was not saved: {pending.error}")
         pending.is_settled = True
         del self._pending[checkpoint]
-
-    def _update_progress(self, total_train_steps: int | None, metrics: list[Metric]) -> None:
-        values = dict(self._progress.metrics)
-        for metric in metrics:
-            if metric.rank == 0:
-                values.update(metric.values)
-        step = self._steps.get(0, self._progress.step)
-        now = time.monotonic()
-        self._rate_points.append((now, step))
-        while now - self._rate_points[0][0] > RATE_WINDOW_S:
-            self._rate_points.popleft()
-        first_s, first_step = self._rate_points[0]
-        # A first batch of records that covers no time says nothing of the speed.
-        has_rate = now - first_s >= MIN_RATE_WINDOW_S and step > first_step
-        rate = (step - first_step) / (now - first_s) if has_rate else None
-        total = total_train_steps or self._progress.total_train_steps
-        self._progress = JobProgress(step, total, rate or self._progress.steps_per_s, values)
-
-    async def _flush_forever(self) -> None:
-        interval_s = FLUSH_INTERVAL_S if self._root.is_local else REMOTE_FLUSH_INTERVAL_S
-        while not self._closing.is_set():
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), interval_s)
-            await asyncio.to_thread(self._flush)
-
-    def _flush(self) -> None:
-        metrics, self._unflushed = self._unflushed, []
-        self._metrics.append(metrics)
-        self._metrics.flush()
-        if self._tensorboard is not None:
-            self._tensorboard.append(metrics)
-            self._tensorboard.flush()
-        progress = self._progress
-        if progress != self._written_progress:
-            jobs.write_progress(self._root, self._job_id, progress)
-            self._written_progress = progress
 
     def _write_event(self, kind: str, text: str) -> None:
         self._events.write(kind, text, self._attempt)

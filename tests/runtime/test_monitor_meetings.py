@@ -5,7 +5,7 @@ import dataclasses
 
 from simulated_nodes import Node, event_texts, failure_of, join_all, save_all
 
-from periflow_ray.runtime import monitor
+from periflow_ray.runtime import recorder
 from periflow_ray.runtime.monitor import Meeting, Monitor
 from periflow_ray.store.checkpoints import (
     latest_committed,
@@ -179,7 +179,7 @@ def test_metrics_and_progress_are_complete_when_the_monitor_is_closed(run_monito
 
 
 def test_the_speed_is_that_of_rank_0(run_monitor, nodes, root, monkeypatch):
-    monkeypatch.setattr(monitor, "MIN_RATE_WINDOW_S", 0.0)
+    monkeypatch.setattr(recorder, "MIN_RATE_WINDOW_S", 0.0)
 
     async def scenario(monitor: Monitor) -> None:
         await join_all(nodes(monitor))

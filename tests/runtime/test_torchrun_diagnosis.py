@@ -42,16 +42,16 @@ def torchrun_output(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
 
 def test_torchruns_report_is_left_out_and_its_failing_rank_is_named(torchrun_output):
     script, output = torchrun_output
-    lines = [line for line in describe(output).split("\n") if line != "  rank 0 starts"]
-    assert "\n".join(lines) == (
-        "node 0, rank 1: it ended with exit code 1.\n"
-        "Last lines:\n"
-        "  rank 1 starts\n"
-        "  Traceback (most recent call last):\n"
-        f'    File "{script}", line 5, in <module>\n'
-        '      raise ValueError("the loss is not finite")\n'
-        "  ValueError: the loss is not finite"
-    )
+    description = describe(output)
+    assert description.startswith("node 0, rank 1: it ended with exit code 1.\nLast lines:\n")
+    # Rank 0 may print between these lines, but torchrun's own report is gone from their end.
+    own = [line for line in description.split("\n") if "rank 0" not in line]
+    assert own[-4:] == [
+        "  Traceback (most recent call last):",
+        f'    File "{script}", line 5, in <module>',
+        '      raise ValueError("the loss is not finite")',
+        "  ValueError: the loss is not finite",
+    ]
 
 
 def test_a_rank_that_torchrun_saw_killed_is_said_to_be(torchrun_output):
