@@ -63,7 +63,7 @@ class DockerSpec(Section):
     """What runs: a container image and the command in it."""
 
     image: Text | None = Field(
-        default=None, description="Container image of the job. On a bare node the command runs without a container."
+        default=None, description="Container image of the job; the command runs without a container for now."
     )
     command: Annotated[
         Annotated[Command, Tag(COMMAND_TEXT_TAG)] | Annotated[SetupAndRun, Tag(COMMAND_STEPS_TAG)],
@@ -215,7 +215,7 @@ class JobSpec(Section):
     dist: DistSpec | None = Field(default=None, description="Degrees of parallelism; their product is num_devices.")
     plugin: PluginSpec | None = Field(default=None, description="Services that hear of the job.")
     max_failures: CountFromZero = Field(
-        default=0, description="Restarts after failures of the job's own; lost machines do not count."
+        default=0, description="Restarts from the newest checkpoint after a failure or the loss of a machine."
     )
 
     @field_validator("dist", mode="before")
