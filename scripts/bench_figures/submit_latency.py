@@ -43,8 +43,8 @@ def measure_submit_latency() -> list[Row]:
             ours.append(_time_ours(cluster))
             baseline.append(_time_ray(cluster))
     note(
-        f"submit_latency: a torchrun command's script starts {_time_torchrun_import():.1f} s later, for torchrun imports "
-        "torch first; the Ray Train worker has imported it by its first line"
+        f"submit_latency: a torchrun command's script starts {_time_torchrun_import():.1f} s later, for torchrun "
+        "imports torch first; the Ray Train worker has imported it by its first line"
     )
     return [row_of_pairs("submit_latency", ours, baseline, "s", GOAL)]
 
