@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from periflow_ray.errors import NotFoundError
@@ -91,8 +92,10 @@ def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper) -> b
 class _AgentTrainer(WithoutPlacementGroupCleaner, DataParallelTrainer):  # type: ignore[misc]
     """TorchTrainer's base class, because the agents need neither torch nor a process group.
 
-    Without them the user's first line comes seconds earlier.
+    Without them the user's first line comes seconds earlier. Nor do they read Ray Data datasets.
     """
+
+    left_out_callbacks = (*WithoutPlacementGroupCleaner.left_out_callbacks, DatasetsCallback)
 
 
 def _run_agent_loop(config: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from periflow_ray.store.metrics import Metric, MetricsWriter
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.tensorboard import TensorBoardWriter
 
-FLUSH_INTERVAL_S = 0.5
+FLUSH_INTERVAL_S = 1.0
 # Object stores take a request per flush; metrics a few seconds late are worth fewer of them.
 REMOTE_FLUSH_INTERVAL_S = 3.0
 RATE_WINDOW_S = 20.0

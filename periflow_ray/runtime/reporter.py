@@ -10,7 +10,7 @@ import ray
 
 from periflow_ray.runtime.session_server import SessionServer
 
-SEND_INTERVAL_S = 0.2
+SEND_INTERVAL_S = 0.5
 
 
 class Reporter:

@@ -14,7 +14,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from periflow_ray.store.root import StorageRoot
 
 # The controller's polling interval; at Ray's default of 2 s every ray.train.report takes that long.
-POLL_INTERVAL_S = 0.1
+POLL_INTERVAL_S = 0.25
 # A cluster that scales up needs minutes for new VMs; until then Ray Train waits and tries again.
 GROUP_START_TIMEOUT_S = 900
 
@@ -26,9 +26,11 @@ class WithoutPlacementGroupCleaner:
     and there is nothing for it to do: when the driver ends, Ray removes the job's placement groups anyway.
     """
 
+    left_out_callbacks: tuple[type, ...] = (PlacementGroupCleanerCallback,)
+
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        return [callback for callback in callbacks if not isinstance(callback, self.left_out_callbacks)]
 
 
 def set_train_environment() -> None:

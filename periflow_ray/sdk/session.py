@@ -23,7 +23,7 @@ from periflow_ray.sdk.channel import Channel, Hello, MetricRecord
 
 logger = logging.getLogger("periflow_ray")
 
-SEND_INTERVAL_S = 0.2
+SEND_INTERVAL_S = 0.5
 # About a minute of metrics at 10,000 calls a second; beyond it the oldest are dropped rather than memory eaten.
 MAX_BUFFERED_METRICS = 600_000
 SAVE_NOW = -1

@@ -6,7 +6,6 @@ python -m periflow_ray.submit.local_supervisor DIRECTORY
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import signal
@@ -33,11 +32,7 @@ OBJECT_STORE_BYTES = 128 << 20
 def main() -> None:
     """Run the cluster of the directory named on the command line until it is idle or this process is told to end."""
     directory = LocalClusterDir(Path(sys.argv[1]))
-    # Sockets below it may have 107 bytes at most.
-    key = hashlib.sha256(str(directory.path).encode()).hexdigest()[:8]
-    temp_dir = Path(f"/tmp/periflow-{os.getuid()}-ray-{key}")
-    shutil.rmtree(temp_dir, ignore_errors=True)
-    temp_dir.mkdir(mode=0o700)
+    temp_dir = _make_temp_dir()
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
@@ -57,7 +52,8 @@ def main() -> None:
             directory.write(LocalCluster(jobs.address, os.getpid()))
             _wait_until_idle(jobs, directory, ending)
     finally:
-        directory.forget()
+        if _is_current(directory):
+            directory.forget()
         head.stop()
         head.wait()
         shutil.rmtree(temp_dir, ignore_errors=True)
@@ -66,6 +62,19 @@ def main() -> None:
 def _set_when_ended(head: Command, ending: threading.Event) -> None:
     head.wait()
     ending.set()
+
+
+def _make_temp_dir() -> Path:
+    # Short, because sockets below it may have 107 bytes at most, and the supervisor's own, because two Rays in one
+    # directory hang.
+    base = Path(f"/tmp/periflow-{os.getuid()}-ray")
+    base.mkdir(mode=0o700, exist_ok=True)
+    for left in base.iterdir():
+        if not Path("/proc", left.name).exists():  # Its supervisor was killed before it could clean up.
+            shutil.rmtree(left, ignore_errors=True)
+    temp_dir = base / str(os.getpid())
+    temp_dir.mkdir(mode=0o700)
+    return temp_dir
 
 
 def _head_argv(dashboard_port: int, temp_dir: Path) -> list[str]:
@@ -139,6 +148,9 @@ def _wait_until_ready(jobs: RayJobs, ending: threading.Event) -> bool:
 def _wait_until_idle(jobs: RayJobs, directory: LocalClusterDir, ending: threading.Event) -> None:
     idle_limit_s = float(os.environ.get(IDLE_VARIABLE) or DEFAULT_IDLE_S)
     while not ending.wait(min(IDLE_POLL_S, idle_limit_s)):
+        if not _is_current(directory):
+            # Somebody has started another cluster in this directory; nobody finds this one any more.
+            return
         try:
             if jobs.has_running_jobs():
                 directory.touch()
@@ -151,6 +163,11 @@ def _wait_until_idle(jobs: RayJobs, directory: LocalClusterDir, ending: threadin
             if directory.idle_s() >= idle_limit_s:
                 directory.forget()
                 return
+
+
+def _is_current(directory: LocalClusterDir) -> bool:
+    cluster = directory.read()
+    return cluster is not None and cluster.supervisor_pid == os.getpid()
 
 
 if __name__ == "__main__":
