@@ -1,0 +1,58 @@
+"""``scripts/bench``: what a row says, and that the cheapest figure can be measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS_DIR = Path(__file__).parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS_DIR))
+
+from bench_figures.registry import FIGURES  # noqa: E402
+from bench_figures.row import Goal, Row, row_of_pairs  # noqa: E402
+
+
+def test_a_row_says_what_was_measured_against_what():
+    row = Row("sdk_step_cloud", ours=1.4853, baseline=564.9, unit="us", ratio=0.002629, goal=Goal("<=", 0.01))
+    assert row.as_line().split() == ["sdk_step_cloud", "1.485", "564.9", "us", "0.002629", "<=0.01", "met"]
+    assert row.as_json() == {
+        "name": "sdk_step_cloud",
+        "ours": 1.4853,
+        "baseline": 564.9,
+        "unit": "us",
+        "ratio": 0.002629,
+        "goal": "<=0.01",
+        "met": True,
+    }
+
+
+def test_a_goal_with_a_unit_bounds_our_own_value_and_one_without_the_ratio():
+    assert Row("cli_start_help", 0.39, 0.02, "s", 19.5, Goal("<", 0.4, "s")).is_met
+    assert not Row("cli_start_help", 0.4, 0.5, "s", 0.8, Goal("<", 0.4, "s")).is_met
+    assert not Row("ddp_throughput", 96.0, 100.0, "steps/s", 0.96, Goal(">=", 0.98)).is_met
+
+
+def test_the_ratio_is_the_median_of_the_neighbours_ratios():
+    row = row_of_pairs("x", [1.0, 4.0, 9.0], [1.0, 8.0, 10.0], "s", Goal("<=", 1.0))
+    assert (row.ours, row.baseline, row.ratio) == (4.0, 8.0, 0.9)
+
+
+def test_the_promised_figures_are_all_there():
+    assert list(FIGURES) == ["sdk_step", "ddp_throughput", "submit_latency", "cli_start"]
+
+
+def test_cli_start_is_measured_and_written_as_json(tmp_path):
+    target = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench_figures", "cli_start", "--json", str(target)],
+        cwd=SCRIPTS_DIR,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(target.read_text())
+    assert [row["name"] for row in rows] == ["cli_start_help", "cli_start_vm_list"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["name", "cli_start_help", "cli_start_vm_list"]
