@@ -90,7 +90,9 @@ def _run_bare(directory: Path, threads: int, num_epochs: int) -> list[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     lines: list[list[str]] = [[] for _ in range(NUM_NODES)]
-    nodes = []
+    nodes: list[Command] = []
+    limit = threading.Timer(TIMEOUT_S, _stop_all, [nodes])
+    limit.start()
     try:
         for node_rank in range(NUM_NODES):
             env = clean_environment(
@@ -112,11 +114,9 @@ def _run_bare(directory: Path, threads: int, num_epochs: int) -> list[str]:
                     on_line=lines[node_rank].append,
                 )
             )
-        limit = threading.Timer(TIMEOUT_S, _stop_all, [nodes])
-        limit.start()
         results = [node.wait() for node in nodes]
-        limit.cancel()
     finally:
+        limit.cancel()
         _stop_all(nodes)
     for node_rank, result in enumerate(results):
         if not result.is_success:

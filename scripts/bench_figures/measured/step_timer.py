@@ -7,8 +7,8 @@ import importlib
 import sys
 import time
 
-# Longer than the 0.2 s after which our SDK sends what it has buffered.
-BATCH_S = 0.25
+# Longer than the 0.5 s after which our SDK sends what it has buffered, so that its sender is at work in every batch.
+BATCH_S = 0.6
 NUM_STEPS_PER_LOOK = 100
 
 
