@@ -26,6 +26,7 @@ logger = logging.getLogger("periflow_ray")
 SEND_INTERVAL_S = 0.5
 # About a minute of metrics at 10,000 calls a second; beyond it the oldest are dropped rather than memory eaten.
 MAX_BUFFERED_METRICS = 600_000
+MAX_RECORDS_PER_MESSAGE = 1000
 SAVE_NOW = -1
 _NO_STEP_ANNOUNCED = -2
 
@@ -178,15 +179,27 @@ class Session:
             self._send_records(channel)
 
     def _send_records(self, channel: Channel) -> None:
+        # What is recorded meanwhile goes with the next call, so that a fast loop cannot keep this one busy for ever.
+        num_left = len(self._metrics)
+        while True:
+            records = self._take_records(min(num_left, MAX_RECORDS_PER_MESSAGE))
+            channel.send(self._step, records)
+            num_left -= len(records)
+            if num_left <= 0 or not records:
+                return
+
+    def _take_records(self, num_records: int) -> list[MetricRecord]:
         records = []
         # popleft and append are atomic, so draining needs no lock against the training thread.
-        while self._metrics:
+        for _ in range(num_records):
             try:
                 step, time_unix_s, values = self._metrics.popleft()
             except IndexError:  # The other drainer (upload_checkpoint or the sender) took the last one.
                 break
-            records.append(MetricRecord(step, time_unix_s, {str(k): _plain_value(v) for k, v in values.items()}))
-        channel.send(self._step, records)
+            records.append(
+                MetricRecord(step, time_unix_s, {str(key): _plain_value(value) for key, value in values.items()})
+            )
+        return records
 
     def _close(self) -> None:
         channel, self._channel = self._channel, None
