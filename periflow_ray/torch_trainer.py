@@ -99,7 +99,7 @@ class TorchTrainer:
 
     def _fit(self, root: StorageRoot, job_id: int, state: StateKeeper) -> ray.train.Result:
         print(f"Job ({job_id}) started successfully.", flush=True)
-        use_gpu = _has_gpus(self._num_devices) if self._use_gpu is None else self._use_gpu
+        use_gpu = self._wants_gpus()
         resources = self._choose_resources()
         supervision = Supervision(
             root.uri,
@@ -137,19 +137,23 @@ class TorchTrainer:
         state.enter("success", None)
         return result
 
+    def _wants_gpus(self) -> bool:
+        if self._use_gpu is not None:
+            return self._use_gpu
+        return bool(ray.cluster_resources().get("GPU", 0) >= self._num_devices)
+
     def _choose_resources(self) -> dict[str, float]:
         if self._resources_per_device is not None:
             return dict(self._resources_per_device)
         return {"CPU": min(1.0, ray.cluster_resources().get("CPU", 1.0) / self._num_devices)}
 
     def _record_job(self, root: StorageRoot) -> JobRecord:
-        has_gpus = _has_gpus(self._num_devices) if self._use_gpu is None else self._use_gpu
         record = JobRecord(
             job_id=jobs.claim_job_id(root),
             name=self._name or getattr(self._train_loop, "__name__", None),
             experiment=self._experiment,
             vm="-",
-            accelerator="GPU" if has_gpus else "CPU",
+            accelerator="GPU" if self._wants_gpus() else "CPU",
             num_devices=self._num_devices,
             num_nodes=1,
             dataset=None,
@@ -167,7 +171,3 @@ class _RayTorchTrainer(WithoutPlacementGroupCleaner, ray.train.torch.TorchTraine
 
 def _run_function_loop(config: dict[str, Any]) -> Any:
     return run_function(config["task"])
-
-
-def _has_gpus(num_devices: int) -> bool:
-    return bool(ray.cluster_resources().get("GPU", 0) >= num_devices)

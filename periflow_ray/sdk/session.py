@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import logging
 import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from typing import Any, NoReturn
 
 from periflow_ray.errors import PeriFlowError
 from periflow_ray.sdk.channel import Channel, Hello, MetricRecord
+from periflow_ray.sdk.rank import find_rank
 
 logger = logging.getLogger("periflow_ray")
 
@@ -131,7 +131,7 @@ class Session:
         self._close()
         self._announced_step = _NO_STEP_ANNOUNCED
         channel = (self._channel_factory or _default_channel)(local_log_name)
-        rank, local_rank, local_world_size = _find_rank()
+        rank, local_rank, local_world_size = find_rank()
         channel.open(
             Hello(rank, local_rank, local_world_size, total_train_steps, os.getpid()), self._set_announced_step
         )
@@ -244,19 +244,6 @@ def _check_total(total_train_steps: int | None, resumed_step: int) -> None:
             f"total_train_steps is {total_train_steps}, but this job resumes at step {resumed_step}: nothing is "
             "left to train. Count total_train_steps from the start of the training, not from the resumed step."
         )
-
-
-def _find_rank() -> tuple[int, int, int | None]:
-    """This process's rank, local rank and, where known, the number of ranks on this node."""
-    env = os.environ
-    local_world_size = int(env["LOCAL_WORLD_SIZE"]) if env.get("LOCAL_WORLD_SIZE") else None
-    local_rank = int(env.get("LOCAL_RANK") or 0)
-    rank = int(env.get("RANK") or int(env.get("NODE_RANK") or 0) * int(env.get("NPROC_PER_NODE") or 1) + local_rank)
-    if "torch" in sys.modules:  # Never import torch here: scripts without it must not pay for it.
-        distributed = sys.modules["torch"].distributed
-        if distributed.is_available() and distributed.is_initialized():
-            rank = distributed.get_rank()
-    return rank, local_rank, local_world_size
 
 
 def _default_channel(local_log_name: str | None) -> Channel:

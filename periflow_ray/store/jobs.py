@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from periflow_ray.errors import NotFoundError, UsageError
 from periflow_ray.store.root import StorageRoot
@@ -25,17 +25,7 @@ JobStatus = Literal[
     "stopped",
     "cancelled",
 ]
-JOB_STATUSES: tuple[JobStatus, ...] = (
-    "waiting",
-    "allocating",
-    "preparing",
-    "running",
-    "success",
-    "failed",
-    "stopping",
-    "stopped",
-    "cancelled",
-)
+JOB_STATUSES: tuple[JobStatus, ...] = get_args(JobStatus)
 ENDED_STATUSES: frozenset[JobStatus] = frozenset({"success", "failed", "stopped", "cancelled"})
 # The driver writes a heartbeat every HEARTBEAT_INTERVAL_S; after this many seconds without one it is taken for dead.
 HEARTBEAT_INTERVAL_S = 5.0
