@@ -62,6 +62,7 @@ def main() -> None:
     if step >= total_steps:
         pf.init()
         print(f"nothing left to train: the checkpoint is at step {step} of {total_steps}", flush=True)
+        leave_process_group()
         return
 
     pf.init(total_train_steps=total_steps)  # Before every other call of the SDK.
@@ -111,8 +112,7 @@ def main() -> None:
             save_checkpoint(args.save, step, model, optimizer, lr_scheduler, loader)
             pf.upload_checkpoint()  # On every rank; returns when the files may be overwritten.
 
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave_process_group()
 
 
 def parse_args() -> argparse.Namespace:
@@ -152,6 +152,15 @@ def join_process_group() -> tuple[int, int, torch.device]:
         return 0, 1, device
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return dist.get_rank(), dist.get_world_size(), device
+
+
+def leave_process_group() -> None:
+    """Collective: call on all ranks, at the end."""
+    if dist.is_initialized():
+        # One of Gloo's threads may still need the GIL to drop the last collective's tensors; PyTorch 2.13 deadlocks
+        # when the group goes before that. Waiting here lets it.
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def build_model(name: str, num_classes: int) -> nn.Module:
