@@ -2,7 +2,7 @@
 
 ``import periflow_ray as pf`` in a training script gives PeriFlow's SDK: ``pf.init``, ``pf.train_step``,
 ``pf.metric``, ``pf.upload_checkpoint``, ``pf.is_emergency_save``. ``periflow_ray.TorchTrainer`` runs a Python
-function as a job and imports Ray only when it is used.
+function as a job and imports Ray only when it is used; ``periflow_ray.dataset`` opens a dataset by its name.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from periflow_ray.sdk import (
     init,
     is_emergency_save,
     is_initialized,
+    latest_checkpoint_dir,
     metric,
     start_step,
     train_step,
@@ -22,6 +23,7 @@ from periflow_ray.sdk import (
 )
 
 if TYPE_CHECKING:
+    from periflow_ray.dataset_handle import dataset
     from periflow_ray.torch_trainer import TorchTrainer
 
 __version__ = "0.1.0"
@@ -30,10 +32,12 @@ __all__ = [
     "PeriFlowError",
     "PeriflowRayError",
     "TorchTrainer",
+    "dataset",
     "end_step",
     "init",
     "is_emergency_save",
     "is_initialized",
+    "latest_checkpoint_dir",
     "metric",
     "start_step",
     "train_step",
@@ -46,4 +50,8 @@ def __getattr__(name: str) -> Any:
         from periflow_ray.torch_trainer import TorchTrainer
 
         return TorchTrainer
+    if name == "dataset":
+        from periflow_ray.dataset_handle import dataset
+
+        return dataset
     raise AttributeError(f"module 'periflow_ray' has no attribute {name!r}")

@@ -12,6 +12,7 @@ import ray.train
 import ray.train.torch
 
 from periflow_ray.errors import UsageError
+from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.function_worker import FunctionTask, run_function
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
@@ -23,7 +24,9 @@ from periflow_ray.runtime.train_run import (
 )
 from periflow_ray.store import jobs
 from periflow_ray.store.jobs import JobRecord, JobState
-from periflow_ray.store.root import StorageRoot, resolve_storage_uri
+from periflow_ray.store.retention import KeepBest
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.root_choice import choose_root
 
 
 class TorchTrainer:
@@ -43,9 +46,12 @@ class TorchTrainer:
         name: the job's name.
         experiment: the experiment it belongs to.
         storage: storage root; default as for the command line.
+        storage_credential: name of the stored credential that opens it; default as for the command line.
         use_gpu: one GPU per rank; default: where the cluster has enough.
         resources_per_device: Ray resources of one rank, beside its GPU; default one CPU, less if there are fewer.
         max_failures: restarts from the latest committed checkpoint before the job fails.
+        keep_last: committed checkpoints to keep; older ones are deleted. None keeps all.
+        keep_best: also keep the one with the best value of a metric.
         torch_config: passed on to Ray's TorchTrainer.
         datasets: Ray Data datasets, passed on to Ray's TorchTrainer.
     """
@@ -59,9 +65,12 @@ class TorchTrainer:
         name: str | None = None,
         experiment: str | None = None,
         storage: str | None = None,
+        storage_credential: str | None = None,
         use_gpu: bool | None = None,
         resources_per_device: Mapping[str, float] | None = None,
         max_failures: int = 0,
+        keep_last: int | None = None,
+        keep_best: KeepBest | None = None,
         torch_config: ray.train.torch.TorchConfig | None = None,
         datasets: Mapping[str, Any] | None = None,
     ) -> None:
@@ -75,9 +84,11 @@ class TorchTrainer:
         self._name = name
         self._experiment = experiment
         self._storage = storage
+        self._storage_credential = storage_credential
         self._use_gpu = use_gpu
         self._resources_per_device = resources_per_device
         self._max_failures = max_failures
+        self._retention = Retention(keep_last, keep_best)
         self._torch_config = torch_config
         self._datasets = dict(datasets or {})
 
@@ -90,7 +101,7 @@ class TorchTrainer:
             ray.train.TrainingFailedError: the function failed more often than ``max_failures`` allows.
         """
         set_train_environment()
-        root = StorageRoot(resolve_storage_uri(self._storage))
+        root = choose_root(self._storage, self._storage_credential).root
         root.check_writable()
         ensure_ray()
         record = self._record_job(root)
@@ -102,14 +113,15 @@ class TorchTrainer:
         use_gpu = self._wants_gpus()
         resources = self._choose_resources()
         supervision = Supervision(
-            root.uri,
+            root,
             job_id,
             state,
             num_members=self._num_devices,
             world_size=self._num_devices,
             resources_per_member=resources,
+            retention=self._retention,
         )
-        task = FunctionTask(self._train_loop, self._config, job_id, root.uri, supervision.monitor)
+        task = FunctionTask(self._train_loop, self._config, job_id, root, supervision.monitor)
         trainer = _RayTorchTrainer(
             _run_function_loop,
             train_loop_config={"task": task},

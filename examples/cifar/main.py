@@ -34,7 +34,13 @@ def main() -> None:
         raise SystemExit(f"--batch-size {args.batch_size} cannot be shared out evenly to {world_size} processes.")
     if args.deterministic:
         torch.use_deterministic_algorithms(True)
+    train(args, rank, world_size, device)
+    # Only now: PyTorch 2.13 can deadlock when a DistributedDataParallel is the last to let go of a Gloo group.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
+
+def train(args: argparse.Namespace, rank: int, world_size: int, device: torch.device) -> None:
     cifar = read_cifar(args.data_path, args.dataset)
     loader = ResumableDataLoader(
         AugmentedImages(cifar.train_images, cifar.train_labels, args.seed),
@@ -62,7 +68,6 @@ def main() -> None:
     if step >= total_steps:
         pf.init()
         print(f"nothing left to train: the checkpoint is at step {step} of {total_steps}", flush=True)
-        leave_process_group()
         return
 
     pf.init(total_train_steps=total_steps)  # Before every other call of the SDK.
@@ -112,8 +117,6 @@ def main() -> None:
             save_checkpoint(args.save, step, model, optimizer, lr_scheduler, loader)
             pf.upload_checkpoint()  # On every rank; returns when the files may be overwritten.
 
-    leave_process_group()
-
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -152,15 +155,6 @@ def join_process_group() -> tuple[int, int, torch.device]:
         return 0, 1, device
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return dist.get_rank(), dist.get_world_size(), device
-
-
-def leave_process_group() -> None:
-    """Collective: call on all ranks, at the end."""
-    if dist.is_initialized():
-        # One of Gloo's threads may still need the GIL to drop the last collective's tensors; PyTorch 2.13 deadlocks
-        # when the group goes before that. Waiting here lets it.
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 def build_model(name: str, num_classes: int) -> nn.Module:

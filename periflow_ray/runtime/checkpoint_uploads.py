@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
-import queue
-import shutil
 import threading
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 
-from periflow_ray.runtime.monitor import CheckpointId
-from periflow_ray.runtime.sandbox import Sandbox
+from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.runtime.checkpoint_board import CheckpointId
+from periflow_ray.runtime.snapshot import Snapshot, Snapshots
 from periflow_ray.store import checkpoints
+from periflow_ray.store.checkpoints import PlannedFile
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.transfer import Transfer, UploadItem
 
 # Snapshots taken and not yet settled; a further upload_checkpoint() waits until one is through.
 MAX_IN_FLIGHT = 2
 
 
 class CheckpointUploads:
-    """Takes snapshots and uploads them in order from a background thread."""
+    """Takes snapshots of a node's output directory and uploads them in order from a background thread.
 
-    def __init__(self, root: StorageRoot, job_id: int, node_rank: int, monitor: Any, sandbox: Sandbox) -> None:
-        self._root = root
-        self._job_id = job_id
+    Args:
+        snapshots_dir: where snapshots lie until they are uploaded.
+        upload_bandwidth: bytes per second that the uploads of this node may use; None for all.
+    """
+
+    def __init__(
+        self,
+        root: StorageRoot,
+        job_id: int,
+        node_rank: int,
+        monitor: Any,
+        snapshots_dir: Path,
+        upload_bandwidth: int | None = None,
+    ) -> None:
         self._node_rank = node_rank
         self._monitor = monitor
-        self._sandbox = sandbox
+        self._snapshots = Snapshots(snapshots_dir)
+        self._uploader = SnapshotUploader(root, job_id, node_rank, monitor, self._snapshots, upload_bandwidth)
         self._num_saves_by_step: Counter[int] = Counter()
-        # One more is in the uploader's hands.
-        self._waiting: queue.Queue[tuple[CheckpointId, Path] | None] = queue.Queue(maxsize=MAX_IN_FLIGHT - 1)
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[CheckpointId, Snapshot]] = deque()
+        self._num_in_flight = 0
+        self._is_finishing = False
         self._last_error: str | None = None
-        self._uploader = threading.Thread(target=self._upload_in_order, name="checkpoint-upload", daemon=True)
-        self._uploader.start()
+        self._thread = threading.Thread(target=self._upload_in_order, name="checkpoint-upload", daemon=True)
+        self._thread.start()
 
-    def save_snapshot(self, output_dir: Path | None, step: int) -> None:
+    def save_snapshot(self, output_dir: Path | None, step: int, replace_waiting: bool = False) -> None:
         """Copy the output checkpoint directory aside and queue its upload; nothing if the job declares none.
 
+        Args:
+            replace_waiting: give up a checkpoint whose upload has not begun, rather than wait for its turn.
         Raises:
             OSError: the copy failed, for example because the disk is full.
         """
@@ -47,63 +64,108 @@ class CheckpointUploads:
             return
         self._num_saves_by_step[step] += 1
         checkpoint = (step, self._num_saves_by_step[step])
-        snapshot_dir = self._sandbox.snapshots_dir / f"{step}-{checkpoint[1]}"
-        copy_snapshot(output_dir, snapshot_dir)
-        # Before the ranks train on: a rank beyond the step is otherwise taken for one that will not save.
-        ray.get(self._monitor.announce_snapshot.remote(self._node_rank, checkpoint))
-        self._waiting.put((checkpoint, snapshot_dir))
+        self._wait_for_turn(step, replace_waiting)
+        # Known to the monitor before the ranks train on: a rank beyond the step is else taken for one that will not
+        # save.
+        announced = self._monitor.announce_snapshot.remote(self._node_rank, checkpoint)
+        try:
+            snapshot = self._snapshots.take(output_dir, f"{step}-{checkpoint[1]}")
+        except OSError as err:
+            self._monitor.withdraw_snapshot.remote(checkpoint, f"node {self._node_rank}: {err}")
+            raise
+        ray.get(announced)
+        with self._changed:
+            self._num_in_flight += 1
+            self._waiting.append((checkpoint, snapshot))
+            self._changed.notify_all()
 
     def finish(self) -> str | None:
         """Wait until every snapshot is settled; the reason if the last one was not committed."""
-        self._waiting.put(None)
-        self._uploader.join()
+        with self._changed:
+            self._is_finishing = True
+            self._changed.notify_all()
+        self._thread.join()
         return self._last_error
 
+    def _wait_for_turn(self, step: int, replace_waiting: bool) -> None:
+        with self._changed:
+            if replace_waiting and self._waiting:
+                replaced, snapshot = self._waiting.pop()
+                self._num_in_flight -= 1
+                self._monitor.withdraw_snapshot.remote(replaced, f"replaced by that of step {step} before its upload")
+                self._snapshots.release(snapshot)
+            self._changed.wait_for(lambda: self._num_in_flight < MAX_IN_FLIGHT)
+
     def _upload_in_order(self) -> None:
-        while (item := self._waiting.get()) is not None:
-            checkpoint, snapshot_dir = item
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._is_finishing)
+                if not self._waiting:
+                    return
+                checkpoint, snapshot = self._waiting.popleft()
             try:
-                self._last_error, _ = upload_snapshot(
-                    self._root, self._job_id, self._node_rank, self._monitor, checkpoint, snapshot_dir
-                )
-            except (OSError, ray.exceptions.RayError) as err:
+                self._last_error, _ = self._uploader.upload(checkpoint, snapshot)
+            except ray.exceptions.RayError as err:
                 self._last_error = str(err)
-            shutil.rmtree(snapshot_dir, ignore_errors=True)
+            self._snapshots.release(snapshot)
+            with self._changed:
+                self._num_in_flight -= 1
+                self._changed.notify_all()
 
 
-def copy_snapshot(output_dir: Path, snapshot_dir: Path) -> None:
-    """Copy a directory aside; links to files become files.
+class SnapshotUploader:
+    """Brings one node's files of a checkpoint to the storage root and waits for the other nodes'."""
+
+    def __init__(
+        self,
+        root: StorageRoot,
+        job_id: int,
+        node_rank: int,
+        monitor: Any,
+        snapshots: Snapshots,
+        upload_bandwidth: int | None,
+    ) -> None:
+        self._root = root
+        self._job_id = job_id
+        self._node_rank = node_rank
+        self._monitor = monitor
+        self._snapshots = snapshots
+        self._transfer = Transfer(root, bandwidth_bytes_per_s=upload_bandwidth)
+
+    def upload(self, checkpoint: CheckpointId, snapshot: Snapshot) -> tuple[str | None, str]:
+        """None, or why the checkpoint is not committed; and its name."""
+        error: str | None = None
+        name = ""
+        try:
+            files = self._snapshots.describe(snapshot)
+            name, planned = ray.get(self._monitor.begin_checkpoint.remote(self._node_rank, checkpoint, files))
+            bring_files(self._root, self._job_id, name, planned, snapshot.directory, self._transfer)
+        except (OSError, StorageError) as err:
+            error = f"node {self._node_rank}: {err}"
+        outcome: str | None = ray.get(self._monitor.end_checkpoint.remote(self._node_rank, checkpoint, error))
+        return outcome, name
+
+
+def bring_files(
+    root: StorageRoot, job_id: int, name: str, planned: list[PlannedFile], snapshot_dir: Path, transfer: Transfer
+) -> None:
+    """Copy inside the storage root what an earlier checkpoint has already, upload the rest.
 
     Raises:
-        OSError: the copy failed, for example because the disk is full; nothing is left of it.
+        OSError, StorageError: not all files are there.
     """
-    try:
-        shutil.copytree(output_dir, snapshot_dir, ignore_dangling_symlinks=True)
-    except OSError as err:
-        shutil.rmtree(snapshot_dir, ignore_errors=True)
-        # shutil.Error carries one (source, target, reason) per file that failed.
-        reasons = [reason for _, _, reason in err.args[0]] if isinstance(err, shutil.Error) else [str(err)]
-        raise OSError("; ".join(reasons)) from err
-
-
-def upload_snapshot(
-    root: StorageRoot, job_id: int, node_rank: int, monitor: Any, checkpoint: CheckpointId, snapshot_dir: Path
-) -> tuple[str | None, str]:
-    """Upload this node's files of a checkpoint and wait for the others'.
-
-    Returns:
-        None, or why the checkpoint is not committed; and its name.
-    """
-    files = checkpoints.describe_files(snapshot_dir)
-    name, own_files = ray.get(monitor.begin_checkpoint.remote(node_rank, checkpoint, files))
-    error: str | None = None
-    try:
-        for file in own_files:
-            root.upload_file(snapshot_dir / file.path, checkpoints.checkpoint_key(job_id, name, file.key))
-    except OSError as err:
-        error = f"node {node_rank}: {err}"
-    outcome: str | None = ray.get(monitor.end_checkpoint.remote(node_rank, checkpoint, error))
-    return outcome, name
+    uploads = []
+    for file in planned:
+        key = checkpoints.checkpoint_key(job_id, name, file.key)
+        if file.copy_from is not None:
+            try:
+                root.copy_file(checkpoints.checkpoint_key(job_id, file.copy_from), key)
+                continue
+            except (OSError, StorageError, NotFoundError):
+                # Somebody deleted the earlier checkpoint meanwhile, or the storage cannot copy this.
+                pass
+        uploads.append(UploadItem(snapshot_dir / file.path, key, is_immutable=True))
+    transfer.upload_files(uploads)
 
 
 def report_commits(root: StorageRoot, monitor: Any, node_rank: int) -> None:

@@ -1,6 +1,6 @@
 """The process that Ray Jobs runs for one command job: starts the monitor and Ray Train, keeps the job's state true.
 
-    python -m periflow_ray.runtime.driver --storage URI --job-id N
+    python -m periflow_ray.runtime.driver --storage URI [--storage-credential NAME] --job-id N
 
 Exit code 0 only if the job succeeded.
 """
@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -20,14 +21,17 @@ import ray.train
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from periflow_ray.errors import NotFoundError
+from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.plan import JobPlan
+from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.node_agent import AgentTask, run_agent
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.runtime.train_run import WithoutPlacementGroupCleaner, set_train_environment, train_run_config
 from periflow_ray.store import sealed_secrets
+from periflow_ray.store.cloud_environment import read_cloud_environment
 from periflow_ray.store.jobs import job_key
+from periflow_ray.store.retention import KeepBest
 from periflow_ray.store.root import StorageRoot
 
 
@@ -35,19 +39,23 @@ def main() -> None:
     """Run the job named on the command line to its end."""
     parser = argparse.ArgumentParser(prog="periflow_ray.runtime.driver")
     parser.add_argument("--storage", required=True)
+    parser.add_argument("--storage-credential", metavar="NAME")
     parser.add_argument("--job-id", type=int, required=True)
     options = parser.parse_args()
-    root = StorageRoot(options.storage)
     try:
+        cloud_variables = read_cloud_environment()
+        root = StorageRoot(options.storage, options.storage_credential)
         plan_json = root.read_bytes(job_key(options.job_id, "plan.json")).decode()
     except NotFoundError as err:
         sys.exit(f"{err}. Can this machine see the storage root? A path must be on a shared file system.")
+    except StorageError as err:
+        sys.exit(str(err))
     with StateKeeper(root, options.job_id) as state:
-        succeeded = _run(JobPlan.model_validate_json(plan_json), root, options.job_id, state)
+        succeeded = _run(JobPlan.model_validate_json(plan_json), root, options.job_id, state, cloud_variables)
     sys.exit(0 if succeeded else 1)
 
 
-def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper) -> bool:
+def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper, cloud_variables: Mapping[str, str]) -> bool:
     set_train_environment()
     if plan.vm.is_local:
         # Nobody takes this machine away; the watcher would be one more process to start.
@@ -55,15 +63,23 @@ def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper) -> b
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = _resources_per_node(plan)
     supervision = Supervision(
-        root.uri,
+        root,
         job_id,
         state,
         num_members=plan.num_nodes,
         world_size=plan.num_devices,
         resources_per_member=resources,
+        retention=Retention(plan.keep_last, KeepBest(**plan.keep_best.model_dump()) if plan.keep_best else None),
     )
     signal.signal(signal.SIGTERM, _stop_with(state, supervision))
-    task = AgentTask(plan.model_dump_json(), job_id, root.uri, supervision.monitor, _open_secrets(root, job_id))
+    task = AgentTask(
+        plan_json=plan.model_dump_json(),
+        job_id=job_id,
+        root=root,
+        monitor=supervision.monitor,
+        secrets=_open_secrets(root, job_id),
+        cloud_variables=cloud_variables,
+    )
     trainer = _AgentTrainer(
         _run_agent_loop,
         train_loop_config={"task": task},

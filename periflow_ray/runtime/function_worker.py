@@ -11,21 +11,21 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 
 from periflow_ray.errors import PeriFlowError
-from periflow_ray.runtime.checkpoint_uploads import as_ray_checkpoint, copy_snapshot, upload_snapshot
+from periflow_ray.runtime.checkpoint_board import CheckpointId
+from periflow_ray.runtime.checkpoint_restore import restore_agreed
+from periflow_ray.runtime.checkpoint_uploads import MAX_IN_FLIGHT, SnapshotUploader, as_ray_checkpoint
 from periflow_ray.runtime.diagnosis import NUM_SHOWN_LINES, Failure
-from periflow_ray.runtime.monitor import CheckpointId
 from periflow_ray.runtime.output_tee import copy_output
 from periflow_ray.runtime.sandbox import Sandbox
+from periflow_ray.runtime.snapshot import Snapshot, Snapshots
 from periflow_ray.sdk.channel import Hello, MetricRecord
 from periflow_ray.sdk.session import use_channel_factory
-from periflow_ray.store import checkpoints
 from periflow_ray.store.logs import LogWriter
 from periflow_ray.store.metrics import Metric
 from periflow_ray.store.root import StorageRoot
@@ -40,7 +40,7 @@ class FunctionTask:
     train_loop: Callable[..., Any]
     config: dict[str, Any] | None
     job_id: int
-    storage_uri: str
+    root: StorageRoot
     monitor: Any
 
 
@@ -54,7 +54,7 @@ def run_function(task: FunctionTask) -> Any:
     flow.prepare()
     use_channel_factory(lambda local_log_name: flow.channel())
     try:
-        with copy_output(LogWriter(StorageRoot(task.storage_uri), task.job_id, rank)):
+        with copy_output(LogWriter(task.root, task.job_id, rank)):
             result = _call_and_trace(task.train_loop, task.config)
         use_channel_factory(None)
         flow.finish_uploads()
@@ -76,10 +76,14 @@ class FunctionRank:
         self.node_rank = context.get_node_rank()
         self.monitor = task.monitor
         self._job_id = task.job_id
-        self._root = StorageRoot(task.storage_uri)
+        self._root = task.root
         # The same path on every node: rank 0 tells the others where to write, as Lightning does.
-        self._sandbox = Sandbox(task.storage_uri, task.job_id, 0)
+        self._sandbox = Sandbox(task.root.uri, task.job_id, 0)
         self._output_dir = self._sandbox.path_of(OUTPUT_MOUNT_PATH)
+        self._snapshots = Snapshots(self._sandbox.snapshots_dir)
+        self._uploader = SnapshotUploader(
+            task.root, task.job_id, self.node_rank, task.monitor, self._snapshots, upload_bandwidth=None
+        )
         self._num_saves_by_step: Counter[int] = Counter()
         self._uploads_done = threading.Condition()
         self._num_uploading = 0
@@ -88,17 +92,19 @@ class FunctionRank:
         """Join the attempt; the first rank of each node makes its directories and restores the checkpoint."""
         group = ray.get_runtime_context().get_placement_group_id()
         meeting = ray.get(self.monitor.join.remote(group, self.rank, self.node_rank, ray.util.get_node_ip_address(), 0))
+        target = None
         if self.local_rank == 0:
+            target = self._output_dir
             self._sandbox.create()
-            shutil.rmtree(self._output_dir, ignore_errors=True)
-            if meeting.checkpoint is not None:
-                checkpoints.restore(self._root, meeting.checkpoint, self.node_rank, self._output_dir)
+            shutil.rmtree(target, ignore_errors=True)
+        restored = restore_agreed(self._root, self.monitor, self.rank, self.node_rank, meeting.checkpoint, target)
+        if self.local_rank == 0:
             self._output_dir.mkdir(parents=True, exist_ok=True)
         ray.get(self.monitor.start.remote(self.rank))
         ray.get(self.monitor.wait_for_start.remote(meeting.attempt))
         os.environ["PERIFLOW_ENABLED"] = "1"
         os.environ["CKPT_DIR"] = str(self._output_dir)
-        os.environ["PROCESSED_ITERS"] = str(meeting.checkpoint.step if meeting.checkpoint else 0)
+        os.environ["PROCESSED_ITERS"] = str(restored.step if restored else 0)
 
     def channel(self) -> _FunctionChannel:
         """A channel for a new session of this rank."""
@@ -109,21 +115,14 @@ class FunctionRank:
         self._num_saves_by_step[step] += 1
         checkpoint = (step, self._num_saves_by_step[step])
         ray.get(self.monitor.meet.remote(self.rank, checkpoint, "written"))
-        snapshot: ray.train.Checkpoint | None = None
-        if self.local_rank == 0:
-            snapshot_dir = self._sandbox.snapshots_dir / f"{checkpoint[0]}-{checkpoint[1]}"
-            copy_snapshot(self._output_dir, snapshot_dir)
-            ray.get(self.monitor.announce_snapshot.remote(self.node_rank, checkpoint))
-            snapshot = ray.train.Checkpoint.from_directory(str(snapshot_dir))
-            with self._uploads_done:
-                self._num_uploading += 1
+        snapshot = self._take_snapshot(checkpoint) if self.local_rank == 0 else None
         ray.get(self.monitor.meet.remote(self.rank, checkpoint, "copied"))
         ray.train.report(
             {"step": step},
-            checkpoint=snapshot,
+            checkpoint=None if snapshot is None else ray.train.Checkpoint.from_directory(str(snapshot.directory)),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            delete_local_checkpoint_after_upload=True,
-            checkpoint_upload_fn=lambda local, _: self._upload(checkpoint, Path(local.path)),
+            delete_local_checkpoint_after_upload=False,
+            checkpoint_upload_fn=None if snapshot is None else lambda *_: self._upload(checkpoint, snapshot),
         )
 
     def finish_uploads(self) -> None:
@@ -131,15 +130,28 @@ class FunctionRank:
         with self._uploads_done:
             self._uploads_done.wait_for(lambda: self._num_uploading == 0)
 
-    def _upload(self, checkpoint: CheckpointId, snapshot_dir: Path) -> ray.train.Checkpoint:
+    def _take_snapshot(self, checkpoint: CheckpointId) -> Snapshot:
+        with self._uploads_done:
+            self._uploads_done.wait_for(lambda: self._num_uploading < MAX_IN_FLIGHT)
+        announced = self.monitor.announce_snapshot.remote(self.node_rank, checkpoint)
         try:
-            error, name = upload_snapshot(
-                self._root, self._job_id, self.node_rank, self.monitor, checkpoint, snapshot_dir
-            )
+            snapshot = self._snapshots.take(self._output_dir, f"{checkpoint[0]}-{checkpoint[1]}")
+        except OSError as err:
+            self.monitor.withdraw_snapshot.remote(checkpoint, f"node {self.node_rank}: {err}")
+            raise
+        ray.get(announced)
+        with self._uploads_done:
+            self._num_uploading += 1
+        return snapshot
+
+    def _upload(self, checkpoint: CheckpointId, snapshot: Snapshot) -> ray.train.Checkpoint:
+        try:
+            error, name = self._uploader.upload(checkpoint, snapshot)
             if error is not None:
                 raise PeriFlowError(f"the checkpoint of step {checkpoint[0]} was not saved: {error}")
             return as_ray_checkpoint(self._root, self._job_id, name)
         finally:
+            self._snapshots.release(snapshot)
             with self._uploads_done:
                 self._num_uploading -= 1
                 self._uploads_done.notify_all()
@@ -168,7 +180,7 @@ class _FunctionChannel:
         metrics = [Metric(r.step, rank.rank, rank.local_rank, r.time_unix_s, r.values) for r in records]
         self._sent = rank.monitor.record.remote({rank.rank: step}, self._total_train_steps, metrics, rank.node_rank)
 
-    def save_checkpoint(self, step: int) -> None:
+    def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
         try:
             self._rank.save_checkpoint(step)
         except OSError as err:

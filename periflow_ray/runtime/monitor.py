@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard, CheckpointId, Retention
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.recorder import Recorder
 from periflow_ray.store import checkpoints
-from periflow_ray.store.checkpoints import LocalFile, Manifest, StoredFile
+from periflow_ray.store.checkpoints import LocalFile, Manifest, PlannedFile
 from periflow_ray.store.events import EventWriter
 from periflow_ray.store.metrics import Metric
 from periflow_ray.store.root import StorageRoot
-
-CheckpointId = tuple[int, int]
-"""(step, how many-th upload of that step): the same on every node that takes part."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,12 @@ class Meeting:
     checkpoint: Manifest | None
 
 
-@dataclass
-class _PendingCheckpoint:
-    name: str
-    announced_nodes: set[int] = field(default_factory=set)
-    files_by_node: dict[int, list[LocalFile]] = field(default_factory=dict)
-    plan: list[StoredFile] | None = None
-    finished_nodes: set[int] = field(default_factory=set)
-    error: str | None = None
-    is_settled: bool = False
+@dataclass(frozen=True)
+class RestoreVerdict:
+    """Whether all members could restore the checkpoint; if not, ``checkpoint`` is the one to try next."""
+
+    is_agreed: bool
+    checkpoint: Manifest | None
 
 
 class Monitor:
@@ -46,20 +42,20 @@ class Monitor:
     A member is a Ray Train worker: a node's agent in a command job, a rank in a function job.
 
     Args:
-        storage_uri: the storage root.
-        job_id: the job.
         num_members: workers to expect.
         world_size: devices of the job.
     """
 
-    def __init__(self, storage_uri: str, job_id: int, num_members: int, world_size: int) -> None:
-        self._root = StorageRoot(storage_uri)
+    def __init__(self, root: StorageRoot, job_id: int, num_members: int, world_size: int, retention: Retention) -> None:
+        self._root = root
         self._job_id = job_id
         self._num_members = num_members
         self._world_size = world_size
         self._events = EventWriter(self._root, job_id, "monitor")
         self._recorder = Recorder(self._root, job_id)
         self._changed = asyncio.Condition()
+        self._board = CheckpointBoard(root, job_id, retention, self._changed, self)
+        self._unusable: set[str] = set()
         self._closing = asyncio.Event()
         self._worker_group = ""
         self._is_stopping = False
@@ -78,10 +74,11 @@ class Monitor:
             if worker_group != self._worker_group:
                 self._worker_group = worker_group
                 if self._attempt > 0 and not self._failures:
-                    self._write_event("attempt_failed", f"attempt {self._attempt} ended: a worker or its machine died")
+                    self.write_event("attempt_failed", f"attempt {self._attempt} ended: a worker or its machine died")
                 self._reset_attempt()
                 self._attempt += 1
-                self._checkpoint = await asyncio.to_thread(checkpoints.latest_committed, self._root, self._job_id)
+                await self._board.begin_attempt()
+                self._checkpoint = await self._find_checkpoint()
             self._node_of[member] = node_rank
             self._addresses[member] = (address, port)
             self._changed.notify_all()
@@ -104,37 +101,44 @@ class Monitor:
         async with self._changed:
             self._changed.notify_all()
 
-    async def announce_snapshot(self, node_rank: int, checkpoint: CheckpointId) -> None:
-        """A node has a snapshot and its ranks are about to train on; ``begin_checkpoint`` follows."""
+    async def settle_restore(self, member: int, name: str, problem: str | None) -> RestoreVerdict:
+        """Tell how restoring a checkpoint went and wait for the others: one that any member finds damaged is not used.
+
+        Collective: call on all members after ``join`` gave a checkpoint, until the verdict is that all agree.
+        """
         async with self._changed:
-            (await self._open_checkpoint(checkpoint)).announced_nodes.add(node_rank)
+            candidate = self._checkpoint
+            self._restored.setdefault(name, set()).add(member)
+            if problem is not None and name not in self._unusable:
+                self._unusable.add(name)
+                self.write_event("notice", f"checkpoint {name} is not used: {problem}")
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: len(self._restored[name] | self._left) >= self._num_members)
+            if name not in self._unusable:
+                return RestoreVerdict(True, candidate)
+            if self._checkpoint is candidate:
+                self._checkpoint = await self._find_checkpoint()
+            return RestoreVerdict(False, self._checkpoint)
+
+    async def announce_snapshot(self, node_rank: int, checkpoint: CheckpointId) -> None:
+        """A node takes a snapshot before its ranks train on; ``begin_checkpoint`` or ``withdraw_snapshot`` follows."""
+        self._board.announce(node_rank, checkpoint)
+
+    async def withdraw_snapshot(self, checkpoint: CheckpointId, reason: str) -> None:
+        """A node that announced a snapshot does not upload it."""
+        async with self._changed:
+            self._board.withdraw(checkpoint, reason)
+            self._changed.notify_all()
 
     async def begin_checkpoint(
         self, node_rank: int, checkpoint: CheckpointId, files: list[LocalFile]
-    ) -> tuple[str, list[StoredFile]]:
-        """Describe a node's snapshot; returns the checkpoint's name and the files that this node has to upload."""
-        async with self._changed:
-            pending = await self._open_checkpoint(checkpoint)
-            pending.files_by_node[node_rank] = files
-            self._changed.notify_all()
-            await self._changed.wait_for(
-                lambda: pending.plan is not None or self._has_all_snapshots(checkpoint, pending)
-            )
-            if pending.plan is None:
-                pending.plan = checkpoints.merge_files(pending.files_by_node)
-            return pending.name, [file for file in pending.plan if file.node_rank == node_rank]
+    ) -> tuple[str, list[PlannedFile]]:
+        """Describe a node's snapshot; returns the checkpoint's name and the files that this node has to bring."""
+        return await self._board.begin(node_rank, checkpoint, files)
 
     async def end_checkpoint(self, node_rank: int, checkpoint: CheckpointId, error: str | None) -> str | None:
         """Report a node's upload as done (or failed); None once the checkpoint is committed, else why it is not."""
-        pending = self._pending[checkpoint]
-        async with self._changed:
-            pending.finished_nodes.add(node_rank)
-            pending.error = pending.error or error
-            if not pending.is_settled and pending.finished_nodes >= set(pending.files_by_node):
-                await self._settle(checkpoint, pending)
-            self._changed.notify_all()
-            await self._changed.wait_for(lambda: pending.is_settled)
-        return pending.error
+        return await self._board.finish(node_rank, checkpoint, error)
 
     async def wait_for_stop(self) -> None:
         """Wait until the job is asked to stop."""
@@ -157,8 +161,9 @@ class Monitor:
     async def next_commit(self, index: int) -> Manifest | None:
         """The attempt's checkpoint number ``index`` once it is committed; None when the attempt has no more."""
         async with self._changed:
-            await self._changed.wait_for(lambda: index < len(self._commits) or len(self._left) >= self._num_members)
-            return self._commits[index] if index < len(self._commits) else None
+            commits = self._board.commits
+            await self._changed.wait_for(lambda: index < len(commits) or len(self._left) >= self._num_members)
+            return commits[index] if index < len(commits) else None
 
     async def leave(self, member: int, failure: Failure | None) -> None:
         """A member's part has ended and its checkpoints are settled."""
@@ -167,11 +172,9 @@ class Monitor:
             node_rank = self._node_of[member]
             if failure is not None:
                 if not self._failures:
-                    self._write_event("attempt_failed", f"attempt {self._attempt} failed: {failure.headline()}")
+                    self.write_event("attempt_failed", f"attempt {self._attempt} failed: {failure.headline()}")
                 self._failures.append(failure)
-                self._failed_nodes.add(node_rank)
-                for pending in self._pending.values():
-                    self._abandon_without_failed_nodes(pending)
+                self._board.drop_node(node_rank)
             self._changed.notify_all()
 
     # The driver calls these.
@@ -202,7 +205,31 @@ class Monitor:
         self._closing.set()
         if self._flusher is not None:
             await self._flusher
+        await self._board.close()
         self._recorder.close()
+
+    # The board asks these.
+
+    def facts(self) -> AttemptFacts:
+        """What manifests say of the attempt."""
+        return AttemptFacts(self._attempt, self._world_size, len(set(self._node_of.values())))
+
+    def present_nodes(self) -> set[int]:
+        """Ranks of the nodes that still take part."""
+        return {node_rank for member, node_rank in self._node_of.items() if member not in self._left}
+
+    def may_still_save(self, node_rank: int, step: int) -> bool:
+        """Whether some rank of a node is not beyond this step, as far as is known."""
+        ranks = self._ranks_by_node.get(node_rank, set())
+        return not ranks or any(self._steps[rank] <= step for rank in ranks)
+
+    def newest_metrics(self) -> Mapping[str, Any]:
+        """The newest value of each metric."""
+        return self._recorder.progress.metrics
+
+    def write_event(self, kind: str, text: str) -> None:
+        """Add to the job's events."""
+        self._events.write(kind, text, self._attempt)
 
     async def _flush_until_closed(self) -> None:
         while not self._closing.is_set():
@@ -218,75 +245,12 @@ class Monitor:
         self._left: set[int] = set()
         self._steps: dict[int, int] = {}
         self._ranks_by_node: dict[int, set[int]] = {}
-        self._pending: dict[CheckpointId, _PendingCheckpoint] = {}
-        self._commits: list[Manifest] = []
+        self._restored: dict[str, set[int]] = {}
         self._failures: list[Failure] = []
-        self._failed_nodes: set[int] = set()
         self._recorder.forget_speed()
 
-    async def _open_checkpoint(self, checkpoint: CheckpointId) -> _PendingCheckpoint:
-        if checkpoint not in self._pending:
-            taken = [pending.name for pending in self._pending.values()]
-            name = await asyncio.to_thread(checkpoints.choose_name, self._root, self._job_id, checkpoint[0], taken)
-            pending = self._pending.setdefault(checkpoint, _PendingCheckpoint(name))
-            self._abandon_without_failed_nodes(pending)
-        return self._pending[checkpoint]
-
-    def _abandon_without_failed_nodes(self, pending: _PendingCheckpoint) -> None:
-        missing = self._failed_nodes - set(pending.files_by_node)
-        if missing:
-            # Without their files it would be half a checkpoint.
-            pending.error = f"node {min(missing)} failed before its files were copied"
-            pending.plan = []
+    async def _find_checkpoint(self) -> Manifest | None:
+        return await asyncio.to_thread(checkpoints.latest_committed, self._root, self._job_id, self._unusable)
 
     def _has_all_members(self) -> bool:
         return len(self._node_of) == self._num_members
-
-    def _has_all_snapshots(self, checkpoint: CheckpointId, pending: _PendingCheckpoint) -> bool:
-        present = {node_rank for member, node_rank in self._node_of.items() if member not in self._left}
-        for node_rank in present - set(pending.files_by_node):
-            if node_rank in pending.announced_nodes:
-                return False
-            # A node whose ranks are all beyond the step will not come.
-            ranks = self._ranks_by_node.get(node_rank, set())
-            if not ranks or any(self._steps[rank] <= checkpoint[0] for rank in ranks):
-                return False
-        return True
-
-    async def _settle(self, checkpoint: CheckpointId, pending: _PendingCheckpoint) -> None:
-        step = checkpoint[0]
-        manifest = Manifest(
-            checkpoint=pending.name,
-            job_id=self._job_id,
-            step=step,
-            attempt=self._attempt,
-            world_size=self._world_size,
-            num_nodes=len(set(self._node_of.values())),
-            created_unix_s=time.time(),
-            files=tuple(pending.plan or ()),
-            metrics=dict(self._recorder.progress.metrics),
-        )
-        if pending.error is None:
-            try:
-                await asyncio.to_thread(checkpoints.commit, self._root, manifest)
-            except OSError as err:
-                pending.error = str(err)
-        if pending.error is None:
-            self._commits.append(manifest)
-            self._write_event("checkpoint", f"checkpoint {pending.name} committed at step {step} ({_size(manifest)})")
-        else:
-            self._write_event("checkpoint_failed", f"checkpoint at step {step} was not saved: {pending.error}")
-        pending.is_settled = True
-        del self._pending[checkpoint]
-
-    def _write_event(self, kind: str, text: str) -> None:
-        self._events.write(kind, text, self._attempt)
-
-
-def _size(manifest: Manifest) -> str:
-    size = float(manifest.size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.1f} {unit}" if unit != "B" else f"{int(size)} B"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import socket
 import threading
@@ -18,7 +19,9 @@ import ray.train
 from periflow_ray.errors import JobFailedError, NotFoundError, StorageError
 from periflow_ray.plan import JobPlan, rewritten_mounts
 from periflow_ray.processes import end_leftovers
+from periflow_ray.runtime.checkpoint_restore import restore_agreed
 from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads, report_commits
+from periflow_ray.runtime.data_mount import DatasetMount, mount_dataset
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.monitor import Meeting
 from periflow_ray.runtime.node_commands import NodeCommands
@@ -26,7 +29,9 @@ from periflow_ray.runtime.node_log import NodeLog
 from periflow_ray.runtime.reporter import Reporter
 from periflow_ray.runtime.sandbox import Sandbox
 from periflow_ray.runtime.session_server import SessionServer
-from periflow_ray.store import checkpoints, datasets
+from periflow_ray.store import checkpoints
+from periflow_ray.store.checkpoints import Manifest
+from periflow_ray.store.cloud_environment import set_cloud_environment
 from periflow_ray.store.events import EventWriter
 from periflow_ray.store.root import StorageRoot
 
@@ -37,9 +42,10 @@ class AgentTask:
 
     plan_json: str
     job_id: int
-    storage_uri: str
+    root: StorageRoot
     monitor: Any
     secrets: Mapping[str, str]
+    cloud_variables: Mapping[str, str]
 
 
 def run_agent(task: AgentTask) -> None:
@@ -48,6 +54,8 @@ def run_agent(task: AgentTask) -> None:
     Raises:
         JobFailedError: the command failed; the diagnosis is with the monitor too.
     """
+    # Linked datasets and the user's own code use the cloud's usual chain.
+    set_cloud_environment(task.cloud_variables)
     NodeAgent(task, node_rank=ray.train.get_context().get_world_rank()).run()
 
 
@@ -60,10 +68,11 @@ class NodeAgent:
         self._monitor = task.monitor
         self._secrets = dict(task.secrets)
         self._node_rank = node_rank
-        self._root = StorageRoot(task.storage_uri)
-        self._sandbox = Sandbox(task.storage_uri, task.job_id, node_rank)
+        self._root = task.root
+        self._sandbox = Sandbox(task.root.uri, task.job_id, node_rank)
         self._events = EventWriter(self._root, task.job_id, f"node-{node_rank}")
         self._log = NodeLog(self._root, task.job_id, node_rank, self._secrets.values())
+        self._dataset: DatasetMount | None = None
         self._attempt = 0
         self._is_stopping = False
 
@@ -72,10 +81,14 @@ class NodeAgent:
         meeting = ray.get(self._join())
         self._attempt = meeting.attempt
         try:
-            self._prepare(meeting.checkpoint)
+            self._prepare()
+            meeting = dataclasses.replace(meeting, checkpoint=self._restore(meeting.checkpoint))
             failure = self._run_commands(meeting)
         except (OSError, NotFoundError, StorageError) as err:
             failure = self._failure(str(err))
+        finally:
+            if self._dataset is not None:
+                self._dataset.close()
         self._log.flush(is_last=True)
         ray.get(self._monitor.leave.remote(self._node_rank, failure))
         if failure is not None:
@@ -95,47 +108,51 @@ class NodeAgent:
             context.get_placement_group_id(), self._node_rank, self._node_rank, ray.util.get_node_ip_address(), port
         )
 
-    def _prepare(self, checkpoint: checkpoints.Manifest | None) -> None:
+    def _prepare(self) -> None:
         for pid in end_leftovers(self._sandbox.marker):
             self._notice(f"ended process {pid}, left over from an earlier attempt on this node")
         self._sandbox.create()
         self._sandbox.unpack_workspace(self._root, self._job_id, self._plan.workspace_mount_path)
         for mount in self._plan.mounts:
             self._fill_mount(mount.kind, self._sandbox.path_of(mount.path))
-        output_dir = self._output_dir()
-        if output_dir is not None:
-            self._fill_output_dir(output_dir, checkpoint)
 
     def _fill_mount(self, kind: str, target: Path) -> None:
         data, checkpoint_input = self._plan.data, self._plan.checkpoint_input
-        if kind == "data" and data is not None and not data.is_huggingface:
-            if not target.exists():
-                datasets.fetch_dataset(self._root, datasets.read_dataset(self._root, data.name), target)
+        if kind == "data" and data is not None:
+            self._dataset = mount_dataset(self._root, data, target, on_notice=self._notice)
             return
         target.mkdir(parents=True, exist_ok=True)
         if kind == "checkpoint_input" and checkpoint_input is not None:
             manifest = checkpoints.find_checkpoint(self._root, checkpoint_input.id)
             checkpoints.restore(self._root, manifest, self._node_rank, target)
 
-    def _fill_output_dir(self, output_dir: Path, checkpoint: checkpoints.Manifest | None) -> None:
-        if checkpoint is not None:
-            checkpoints.restore(self._root, checkpoint, self._node_rank, output_dir)
-            return
-        # What an earlier attempt wrote but never saved as a checkpoint must not be taken for one.
-        for entry in list(output_dir.iterdir()):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+    def _restore(self, checkpoint: Manifest | None) -> Manifest | None:
+        """Fill the output directory with the newest checkpoint that all nodes can restore; returns that one."""
+        output_dir = self._output_dir()
+        if output_dir is None:
+            return None
+        restored = restore_agreed(self._root, self._monitor, self._node_rank, self._node_rank, checkpoint, output_dir)
+        if restored is None:
+            # What an earlier attempt wrote but never saved as a checkpoint must not be taken for one.
+            shutil.rmtree(output_dir, ignore_errors=True)
+            output_dir.mkdir(parents=True, exist_ok=True)
+        return restored
 
     def _run_commands(self, meeting: Meeting) -> Failure | None:
         if self._node_rank == 0:
             self._report_start(meeting)
-        uploads = CheckpointUploads(self._root, self._job_id, self._node_rank, self._monitor, self._sandbox)
+        uploads = CheckpointUploads(
+            self._root,
+            self._job_id,
+            self._node_rank,
+            self._monitor,
+            self._sandbox.snapshots_dir,
+            self._plan.upload_bandwidth_bytes_per_s,
+        )
         self._monitor.start.remote(self._node_rank)
         server = SessionServer(
             self._sandbox.socket_path,
-            lambda step: uploads.save_snapshot(self._output_dir(), step),
+            lambda step, replace_waiting: uploads.save_snapshot(self._output_dir(), step, replace_waiting),
             self._notice,
         )
         reporter = Reporter(server, self._monitor, self._node_rank, self._log.flush)

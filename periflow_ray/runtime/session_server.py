@@ -39,6 +39,7 @@ class RankState:
     pid: int
     step: int = 0
     waiting_step: int | None = None
+    replaces_waiting: bool = False
     connection: socket.socket | None = field(default=None, repr=False)
     connected_s: float = field(default_factory=time.monotonic)
     waiting_since_s: float = 0.0
@@ -58,12 +59,13 @@ class SessionServer:
 
     Args:
         socket_path: where to listen.
-        save_snapshot: called with the step when all ranks of the node wait; an exception's text goes to the ranks.
+        save_snapshot: called when all ranks of the node wait, with the step and whether it may take the place of a
+            checkpoint whose upload has not begun; an exception's text goes to the ranks.
         on_notice: called with sentences the user should read.
     """
 
     def __init__(
-        self, socket_path: Path, save_snapshot: Callable[[int], None], on_notice: Callable[[str], None]
+        self, socket_path: Path, save_snapshot: Callable[[int, bool], None], on_notice: Callable[[str], None]
     ) -> None:
         self._save_snapshot = save_snapshot
         self._on_notice = on_notice
@@ -155,6 +157,7 @@ class SessionServer:
         elif kind == "checkpoint":
             with self._lock:
                 self._ranks[key].waiting_step = message["step"]
+                self._ranks[key].replaces_waiting = message["replace_waiting"]
                 self._ranks[key].waiting_since_s = time.monotonic()
             self._save_if_all_wait()
 
@@ -207,7 +210,7 @@ class SessionServer:
             return
         error: str | None = None
         try:
-            self._save_snapshot(step)
+            self._save_snapshot(step, any(rank.replaces_waiting for rank in waiting))
         except OSError as err:
             error = str(err)
         for rank in waiting:

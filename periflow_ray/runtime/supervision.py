@@ -11,10 +11,12 @@ import ray
 import ray.train
 
 from periflow_ray.errors import PeriflowRayError
+from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor import Monitor
 from periflow_ray.runtime.sandbox import Sandbox
+from periflow_ray.store.root import StorageRoot
 
 WAIT_NOTICE_S = 10.0
 MONITOR_TIMEOUT_S = 30.0
@@ -28,21 +30,23 @@ class Supervision:
         num_members: Ray Train workers of the job.
         world_size: devices of the job.
         resources_per_member: what each worker asks Ray for.
+        retention: which committed checkpoints to keep.
     """
 
     def __init__(
         self,
-        storage_uri: str,
+        root: StorageRoot,
         job_id: int,
         state: StateKeeper,
         *,
         num_members: int,
         world_size: int,
         resources_per_member: Mapping[str, float],
+        retention: Retention,
     ) -> None:
         # Every member may wait in the monitor at once.
         actor_class = ray.remote(num_cpus=0, max_concurrency=1000 + 4 * num_members)(Monitor)
-        self.monitor: Any = actor_class.remote(storage_uri, job_id, num_members, world_size)
+        self.monitor: Any = actor_class.remote(root, job_id, num_members, world_size, retention)
         self._state = state
         self._num_members = num_members
         self._resources = resources_per_member

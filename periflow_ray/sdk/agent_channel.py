@@ -57,11 +57,11 @@ class AgentChannel:
         metrics = [(record.step, record.time_unix_s, record.values) for record in records]
         self._send(wire.encode("records", step=step, metrics=metrics))
 
-    def save_checkpoint(self, step: int) -> None:
+    def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
         with self._reply:
             self._num_requests += 1
             request = self._num_requests
-        self._send(wire.encode("checkpoint", step=step))
+        self._send(wire.encode("checkpoint", step=step, replace_waiting=replace_waiting))
         with self._reply:
             self._reply.wait_for(lambda: self._is_lost or self._num_replies >= request)
             error, self._reply_error = self._reply_error, None

@@ -36,8 +36,10 @@ class Channel(Protocol):
     def send(self, step: int, records: list[MetricRecord]) -> None:
         """Deliver the current step and the metrics since the last call. Never raises for a lost peer."""
 
-    def save_checkpoint(self, step: int) -> None:
+    def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
         """Return once a consistent snapshot of the output checkpoint directory exists.
+
+        ``replace_waiting``: give up a checkpoint whose upload has not begun, rather than wait for its turn.
 
         Raises:
             PeriFlowError: the snapshot could not be made.

@@ -34,7 +34,7 @@ class LocalChannel:
         with self._log_path.open("a", encoding="utf-8") as log_file:
             log_file.write("\n".join(lines) + "\n")
 
-    def save_checkpoint(self, step: int) -> None:
+    def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
         """Nothing to do: there is no storage root outside a job."""
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from time import time
 from types import TracebackType
 from typing import Any, NoReturn
@@ -148,23 +149,30 @@ class Session:
         self._sender.start()
         self._append_metric = self._metrics.append
 
+    def latest_checkpoint_dir(self) -> Path | None:
+        """The directory that holds the checkpoint to resume from; None at a job's first start and outside a job."""
+        is_resumed = int(os.environ.get("PROCESSED_ITERS") or 0) > 0
+        return Path(os.environ["CKPT_DIR"]) if is_resumed and "CKPT_DIR" in os.environ else None
+
     def is_initialized(self) -> bool:
         """Whether ``init`` was called in this process, so that the other functions may be."""
         return self._append_metric is not None
 
-    def upload_checkpoint(self) -> None:
+    def upload_checkpoint(self, replace_waiting: bool = False) -> None:
         """Save everything in ``output_checkpoint_dir`` as this step's checkpoint.
 
         Collective: call on all ranks. Returns when the files may be changed again; the upload goes on beside
-        the training and is finished before the job ends.
+        the training and is finished before the job ends. While two are on their way, a third waits.
 
+        Args:
+            replace_waiting: take the place of the one that waits for its upload, rather than wait.
         Raises:
             PeriFlowError: ``init`` was not called, or the files could not be copied (for example, disk full).
         """
         if self._append_metric is None or self._channel is None:
             self._refuse("upload_checkpoint")
         self._send_records(self._channel)
-        self._channel.save_checkpoint(self._step)
+        self._channel.save_checkpoint(self._step, replace_waiting)
 
     def use_channel_factory(self, factory: ChannelFactory | None) -> None:
         """Let the runtime decide where sessions of this process send to; None restores the default."""
@@ -290,4 +298,5 @@ metric = _session.metric
 upload_checkpoint = _session.upload_checkpoint
 is_emergency_save = _session.is_emergency_save
 is_initialized = _session.is_initialized
+latest_checkpoint_dir = _session.latest_checkpoint_dir
 use_channel_factory = _session.use_channel_factory

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from simulated_nodes import Node
 
+from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.monitor import Monitor
 from periflow_ray.store.root import StorageRoot
 
@@ -25,9 +26,11 @@ def root(tmp_path: Path) -> StorageRoot:
 def run_monitor(root: StorageRoot) -> Callable[..., None]:
     """Runs a scenario against the monitor of job 1: ``run_monitor(scenario, num_members=2)``."""
 
-    def run(scenario: Callable[[Monitor], Awaitable[None]], num_members: int = 2) -> None:
+    def run(
+        scenario: Callable[[Monitor], Awaitable[None]], num_members: int = 2, retention: Retention | None = None
+    ) -> None:
         async def main() -> None:
-            monitor = Monitor(root.uri, 1, num_members, world_size=4)
+            monitor = Monitor(root, 1, num_members, world_size=4, retention=retention or Retention())
             try:
                 await asyncio.wait_for(scenario(monitor), DEADLINE_S)
             finally:

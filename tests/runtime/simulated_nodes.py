@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from periflow_ray.runtime.checkpoint_board import CheckpointId
+from periflow_ray.runtime.checkpoint_uploads import bring_files
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.runtime.monitor import CheckpointId, Meeting, Monitor
-from periflow_ray.store.checkpoints import checkpoint_key, describe_files
+from periflow_ray.runtime.monitor import Meeting, Monitor
+from periflow_ray.store.checkpoints import describe_files
 from periflow_ray.store.events import read_events
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.transfer import Transfer
 
 
 class Node:
@@ -36,8 +39,7 @@ class Node:
         """Announce the snapshot, upload what the monitor asks for, report it."""
         files = describe_files(self.snapshot_dir)
         name, own_files = await self.monitor.begin_checkpoint(self.node_rank, checkpoint, files)
-        for file in own_files:
-            self._root.upload_file(self.snapshot_dir / file.path, checkpoint_key(1, name, file.key))
+        bring_files(self._root, 1, name, own_files, self.snapshot_dir, Transfer(self._root))
         return await self.monitor.end_checkpoint(self.node_rank, checkpoint, error)
 
 

@@ -1,19 +1,27 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from simulated_nodes import event_texts, failure_of, join_all, save_all
 
+from periflow_ray.runtime.checkpoint_board import Retention
+from periflow_ray.runtime.checkpoint_uploads import bring_files
 from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.store.checkpoint_status import list_all
 from periflow_ray.store.checkpoints import (
     Manifest,
     StoredFile,
     describe_files,
     latest_committed,
     list_committed,
+    read_manifest,
     restore,
 )
 from periflow_ray.store.metrics import Metric
+from periflow_ray.store.retention import KeepBest
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.transfer import Transfer
 
 
 def test_a_checkpoint_of_two_nodes_is_committed_when_both_have_uploaded(run_monitor, nodes, root, tmp_path):
@@ -35,9 +43,9 @@ def test_a_checkpoint_of_two_nodes_is_committed_when_both_have_uploaded(run_moni
             num_nodes=2,
             created_unix_s=manifest.created_unix_s,
             files=(
-                StoredFile("model.pt", 7, shared.sha256, 0, "files/model.pt"),
-                StoredFile("rng.pt", 6, own[0].sha256, 0, "files/rng.pt"),
-                StoredFile("rng.pt", 6, own[1].sha256, 1, "node-1/rng.pt"),
+                StoredFile("model.pt", 7, shared.checksum, 0, "files/model.pt"),
+                StoredFile("rng.pt", 6, own[0].checksum, 0, "files/rng.pt"),
+                StoredFile("rng.pt", 6, own[1].checksum, 1, "node-1/rng.pt"),
             ),
             metrics={"loss": 0.5},
         )
@@ -178,3 +186,115 @@ def test_a_checkpoint_of_a_function_job_counts_its_nodes_not_its_ranks(run_monit
 
     run_monitor(scenario)
     assert [manifest.num_nodes for manifest in list_committed(root, 1)] == [1]
+
+
+def test_a_file_that_did_not_change_is_copied_within_the_storage_root(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        (node,) = nodes(monitor, 1)
+        await node.join()
+        assert await node.save((10, 1)) is None
+        (node.snapshot_dir / "rng.pt").write_bytes(b"another")
+        files = describe_files(node.snapshot_dir)
+        name, planned = await monitor.begin_checkpoint(0, (20, 1), files)
+        assert (name, [(file.path, file.copy_from) for file in planned]) == (
+            "step-00000020",
+            [("model.pt", "step-00000010/files/model.pt"), ("rng.pt", None)],
+        )
+        bring_files(root, 1, name, planned, node.snapshot_dir, Transfer(root))
+        assert await monitor.end_checkpoint(0, (20, 1), None) is None
+
+    run_monitor(scenario, num_members=1)
+    assert restored_files(root, "step-00000020") == {"model.pt": b"weights", "rng.pt": b"another"}
+
+
+def test_a_withdrawn_checkpoint_is_told_to_all_and_the_next_one_works(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        first, second = nodes(monitor)
+        await join_all([first, second])
+        await monitor.announce_snapshot(1, (10, 1))
+        saving = asyncio.create_task(first.save((10, 1)))
+        await asyncio.sleep(0)
+        await monitor.withdraw_snapshot((10, 1), "replaced by that of step 20 before its upload")
+        assert await saving == "replaced by that of step 20 before its upload"
+        assert await save_all([first, second], (20, 1)) == [None, None]
+
+    run_monitor(scenario)
+    assert [manifest.step for manifest in list_committed(root, 1)] == [20]
+
+
+def test_only_the_newest_and_the_best_checkpoints_are_kept(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        (node,) = nodes(monitor, 1)
+        await node.join()
+        for step, loss in [(10, 3.0), (20, 1.0), (30, 2.0), (40, 4.0)]:
+            await monitor.record({0: step}, None, [Metric(step, 0, 0, 1.0, {"loss": loss})], 0)
+            assert await node.save((step, 1)) is None
+
+    run_monitor(scenario, num_members=1, retention=Retention(keep_last=2, keep_best=KeepBest("loss", "min")))
+    assert [manifest.step for manifest in list_committed(root, 1)] == [20, 30, 40]
+
+
+def test_checkpoints_of_earlier_attempts_count_for_what_is_kept(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        (node,) = nodes(monitor, 1)
+        for step in (10, 20):
+            await node.join(f"group-{step}")
+            assert await node.save((step, 1)) is None
+
+    run_monitor(scenario, num_members=1, retention=Retention(keep_last=1))
+    assert [manifest.step for manifest in list_committed(root, 1)] == [20]
+
+
+def test_a_checkpoint_that_one_node_finds_damaged_is_used_by_none(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        for step in (10, 20):
+            await save_all(pair, (step, 1))
+        meetings = await join_all(pair, "group-2")
+        assert [meeting.checkpoint.step for meeting in meetings] == [20, 20]
+        verdicts = await asyncio.gather(
+            monitor.settle_restore(0, "step-00000020", None),
+            monitor.settle_restore(1, "step-00000020", "'model.pt' differs"),
+        )
+        assert [(verdict.is_agreed, verdict.checkpoint.step) for verdict in verdicts] == [(False, 10)] * 2
+        verdicts = await asyncio.gather(*(monitor.settle_restore(rank, "step-00000010", None) for rank in range(2)))
+        assert [(verdict.is_agreed, verdict.checkpoint.step) for verdict in verdicts] == [(True, 10)] * 2
+        # Nor in the next attempt.
+        assert [meeting.checkpoint.step for meeting in await join_all(pair, "group-3")] == [10, 10]
+
+    run_monitor(scenario)
+    assert ("notice", "checkpoint step-00000020 is not used: 'model.pt' differs") in event_texts(root)
+
+
+def test_a_member_that_fails_while_restoring_does_not_keep_the_others_waiting(run_monitor, nodes):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        await save_all(pair, (10, 1))
+        await join_all(pair, "group-2")
+        waiting = asyncio.create_task(monitor.settle_restore(0, "step-00000010", None))
+        await monitor.leave(1, failure_of(1))
+        assert (await waiting).is_agreed
+
+    run_monitor(scenario)
+
+
+def test_what_a_killed_attempt_left_half_uploaded_is_told_and_removed(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        (node,) = nodes(monitor, 1)
+        await node.join()
+        name, planned = await monitor.begin_checkpoint(0, (10, 1), describe_files(node.snapshot_dir))
+        bring_files(root, 1, name, planned[:1], node.snapshot_dir, Transfer(root))
+        await node.join("group-2")
+
+    run_monitor(scenario, num_members=1)
+    (entry,) = list_all(root, 1)
+    assert (entry.status, entry.reason) == ("partial", "the attempt ended before all of it was uploaded")
+    assert root.list_names("jobs/1/checkpoints/step-00000010") == ["uploading.json"]
+
+
+def restored_files(root: StorageRoot, name: str) -> dict[str, bytes]:
+    target = Path(root.base_path) / "restored"
+    restore(root, read_manifest(root, 1, name), 0, target)
+    return {path.name: path.read_bytes() for path in target.iterdir()}

@@ -38,6 +38,9 @@ class Rank:
             pid=rank + 1000,
         )
 
+    def save(self, step: int, replace_waiting: bool = False) -> None:
+        self.say("checkpoint", step=step, replace_waiting=replace_waiting)
+
     def hear(self) -> dict[str, Any] | None:
         """The next message; None when the server has hung up."""
         return next(self.messages, None)
@@ -55,7 +58,7 @@ def snapshots() -> list[int]:
 
 @pytest.fixture
 def server(tmp_path: Path, snapshots: list[int], notices: list[str]) -> Iterator[SessionServer]:
-    running = SessionServer(tmp_path / "session", snapshots.append, notices.append)
+    running = SessionServer(tmp_path / "session", lambda step, _: snapshots.append(step), notices.append)
     yield running
     running.close()
 
@@ -107,21 +110,37 @@ def test_finish_takes_in_what_ranks_sent_before_anybody_listened_to_them(server,
 def test_a_snapshot_is_taken_when_all_ranks_of_the_node_wait(server, connect, snapshots):
     first, second = connect(), connect()
     first.greet(0, of=2)
-    first.say("checkpoint", step=5)
+    first.save(5)
     second.greet(1, of=2)
-    second.say("checkpoint", step=5)
+    second.save(5)
     assert (first.hear(), second.hear(), snapshots) == (SAVED, SAVED, [5])
     for rank in (second, first):
-        rank.say("checkpoint", step=10)
+        rank.save(10)
     assert (first.hear(), second.hear(), snapshots) == (SAVED, SAVED, [5, 10])
+
+
+def test_a_save_may_replace_a_waiting_one_if_any_rank_says_so(tmp_path, notices):
+    saves: list[tuple[int, bool]] = []
+    server = SessionServer(tmp_path / "session", lambda *save: saves.append(save), notices.append)
+    first, second = Rank(tmp_path / "session"), Rank(tmp_path / "session")
+    for number, rank in enumerate((first, second)):
+        rank.greet(number, of=2)
+    for step, replace_waiting in ((5, False), (6, True)):
+        first.save(step, replace_waiting)
+        second.save(step)
+        assert (first.hear(), second.hear()) == (SAVED, SAVED)
+    assert saves == [(5, False), (6, True)]
+    server.close()
+    for rank in (first, second):
+        rank.connection.close()
 
 
 def test_a_rank_that_waits_at_a_later_step_is_met_at_that_step(server, connect, snapshots):
     first, second = connect(), connect()
     for number, rank in enumerate((first, second)):
         rank.greet(number, of=2)
-    first.say("checkpoint", step=5)
-    second.say("checkpoint", step=6)
+    first.save(5)
+    second.save(6)
     assert (first.hear(), second.hear(), snapshots) == (SAVED, SAVED, [6])
 
 
@@ -129,7 +148,7 @@ def test_a_rank_that_never_connects_is_waited_for_only_so_long(server, connect, 
     monkeypatch.setattr(session_server, "CONNECT_WINDOW_S", 0.0)
     rank = connect()
     rank.greet(0, of=2)
-    rank.say("checkpoint", step=5)
+    rank.save(5)
     assert (rank.hear(), snapshots) == (SAVED, [5])
 
 
@@ -137,26 +156,26 @@ def test_a_long_wait_for_a_rank_is_reported_once(server, connect, notices, snaps
     waiting, training = connect(), connect()
     for number, rank in enumerate((waiting, training)):
         rank.greet(number, of=2)
-        rank.say("checkpoint", step=0)
+        rank.save(0)
     assert (waiting.hear(), training.hear()) == (SAVED, SAVED)
     monkeypatch.setattr(session_server, "SLOW_MEETING_S", 0.0)
-    waiting.say("checkpoint", step=5)
+    waiting.save(5)
     wait_until(lambda: bool(notices))
     for step in (1, 2, 3):
         training.say("records", step=step, metrics=[])
-    training.say("checkpoint", step=5)
+    training.save(5)
     assert (waiting.hear(), training.hear(), snapshots) == (SAVED, SAVED, [0, 5])
     assert notices == ["rank 0 has waited 0 s in upload_checkpoint() at step 5 for rank 1. Every rank must call it."]
 
 
 def test_an_error_of_the_snapshot_goes_to_the_ranks(tmp_path, notices):
-    def fail(step: int) -> None:
+    def fail(step: int, replace_waiting: bool) -> None:
         raise OSError(28, "No space left on device")
 
     server = SessionServer(tmp_path / "session", fail, notices.append)
     rank = Rank(tmp_path / "session")
     rank.greet(0)
-    rank.say("checkpoint", step=5)
+    rank.save(5)
     assert rank.hear() == {"kind": "checkpointed", "error": "[Errno 28] No space left on device"}
     server.close()
     rank.connection.close()
@@ -165,7 +184,7 @@ def test_an_error_of_the_snapshot_goes_to_the_ranks(tmp_path, notices):
 def test_an_announced_step_reaches_all_ranks_also_later_ones(server, connect):
     early = connect()
     early.greet(0)
-    early.say("checkpoint", step=1)
+    early.save(1)
     assert early.hear() == SAVED
     server.announce(30)
     assert early.hear() == {"kind": "announced", "step": 30}
@@ -192,7 +211,7 @@ def test_a_stray_program_is_cut_off_and_the_ranks_go_on(server, connect, notices
     assert len(notices) == 1
     assert notices[0].startswith("a process sent something that is not a session message (")
     assert notices[0].endswith("); it was cut off")
-    rank.say("checkpoint", step=1)
+    rank.save(1)
     assert (rank.hear(), snapshots) == (SAVED, [1])
 
 
@@ -211,7 +230,7 @@ def test_messages_may_arrive_in_pieces_and_a_cut_one_is_dropped(server, connect)
 def test_closing_hangs_up_and_lets_nobody_in(server, connect, tmp_path):
     rank = connect()
     rank.greet(0)
-    rank.say("checkpoint", step=1)
+    rank.save(1)
     assert rank.hear() == SAVED
     server.close()
     assert rank.hear() is None

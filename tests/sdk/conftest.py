@@ -64,12 +64,14 @@ class Agent:
     def __init__(self, socket_path: Path) -> None:
         self.socket_path = socket_path
         self.snapshots: list[int] = []
+        self.num_replacing = 0
         self.notices: list[str] = []
         self.on_snapshot: Callable[[int], None] = lambda step: None
         self.server = SessionServer(socket_path, self._save_snapshot, self.notices.append)
 
-    def _save_snapshot(self, step: int) -> None:
+    def _save_snapshot(self, step: int, replace_waiting: bool) -> None:
         self.on_snapshot(step)
+        self.num_replacing += replace_waiting
         self.snapshots.append(step)
 
 

@@ -44,7 +44,7 @@ class BlockingChannel:
         self.released.wait()
         self.num_records += len(records)
 
-    def save_checkpoint(self, step: int) -> None:
+    def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
         pass
 
     def close(self) -> None:

@@ -1,0 +1,256 @@
+"""Where the nodes of an attempt agree on checkpoints: who takes part, who uploads what, when it is committed.
+
+Lives in the monitor and shares its condition. The storage is never touched while the condition is held, so that a
+slow one does not hold up the ranks' reports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from periflow_ray.errors import StorageError
+from periflow_ray.store import checkpoints
+from periflow_ray.store.checkpoints import LocalFile, Manifest, PlannedFile
+from periflow_ray.store.retention import KeepBest, choose_expired
+from periflow_ray.store.root import StorageRoot
+
+CheckpointId = tuple[int, int]
+"""(step, how many-th upload of that step): the same on every node that takes part."""
+
+_CUT_SHORT = "the attempt ended before all of it was uploaded"
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which committed checkpoints to keep; without any rule all of them."""
+
+    keep_last: int | None = None
+    keep_best: KeepBest | None = None
+
+
+@dataclass(frozen=True)
+class AttemptFacts:
+    """What the manifests of an attempt say of it."""
+
+    attempt: int
+    world_size: int
+    num_nodes: int
+
+
+class AttemptView(Protocol):
+    """What the board asks the monitor."""
+
+    def facts(self) -> AttemptFacts:
+        """Of the attempt under way."""
+
+    def present_nodes(self) -> set[int]:
+        """Ranks of the nodes that still take part in the attempt."""
+
+    def may_still_save(self, node_rank: int, step: int) -> bool:
+        """Whether some rank of a node is not beyond this step."""
+
+    def newest_metrics(self) -> Mapping[str, Any]:
+        """For the manifest."""
+
+    def write_event(self, kind: str, text: str) -> None:
+        """For the user to read."""
+
+
+@dataclass
+class _Pending:
+    """A checkpoint that is not settled; with an ``error`` it never will be committed."""
+
+    name: asyncio.Task[str] | None = None
+    announced_nodes: set[int] = field(default_factory=set)
+    files_by_node: dict[int, list[LocalFile]] = field(default_factory=dict)
+    plan: list[PlannedFile] | None = None
+    finished_nodes: set[int] = field(default_factory=set)
+    settling: asyncio.Task[None] | None = None
+    error: str | None = None
+    is_settled: bool = False
+
+    def abandon(self, reason: str) -> None:
+        self.error = self.error or reason
+        self.plan = self.plan or []
+
+
+class CheckpointBoard:
+    """The checkpoints of one attempt after the other."""
+
+    def __init__(
+        self, root: StorageRoot, job_id: int, retention: Retention, changed: asyncio.Condition, view: AttemptView
+    ) -> None:
+        self._root = root
+        self._job_id = job_id
+        self._retention = retention
+        self._changed = changed
+        self._view = view
+        self._pending: dict[CheckpointId, _Pending] = {}
+        self._naming = asyncio.Lock()
+        self._chosen_names: set[str] = set()
+        self._failed_nodes: set[int] = set()
+        self._kept: list[Manifest] = []
+        self._tidying: asyncio.Task[None] | None = None
+        self._has_warned_of_tidying = False
+        self.commits: list[Manifest] = []
+
+    async def begin_attempt(self) -> None:
+        """Forget what the attempt before left unsettled, after its last commit is through."""
+        for pending in self._pending.values():
+            if pending.settling is not None:
+                await pending.settling
+        self._pending = {}
+        self._chosen_names = set()
+        self._failed_nodes = set()
+        self.commits = []
+        await asyncio.to_thread(checkpoints.sweep_partials, self._root, self._job_id, _CUT_SHORT)
+        self._kept = await asyncio.to_thread(checkpoints.list_committed, self._root, self._job_id)
+
+    def announce(self, node_rank: int, checkpoint: CheckpointId) -> None:
+        """A node takes its snapshot; ``begin`` or ``withdraw`` follows."""
+        self._pending_of(checkpoint).announced_nodes.add(node_rank)
+
+    def withdraw(self, checkpoint: CheckpointId, reason: str) -> None:
+        """A node that announced itself will not upload; nobody's upload is needed then."""
+        pending = self._pending_of(checkpoint)
+        if not pending.files_by_node and pending.error is None:
+            self._view.write_event("checkpoint_failed", f"checkpoint at step {checkpoint[0]} was not saved: {reason}")
+        pending.abandon(reason)
+
+    async def begin(
+        self, node_rank: int, checkpoint: CheckpointId, files: list[LocalFile]
+    ) -> tuple[str, list[PlannedFile]]:
+        """Describe a node's snapshot; returns the checkpoint's name and what this node has to bring."""
+        async with self._changed:
+            pending = self._pending_of(checkpoint)
+            pending.files_by_node[node_rank] = files
+            if pending.name is None:
+                pending.name = asyncio.create_task(self._open(checkpoint[0]))
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: pending.plan is not None or self._is_complete(checkpoint, pending))
+            if pending.plan is None:
+                pending.plan = checkpoints.merge_files(pending.files_by_node, self._kept[-1] if self._kept else None)
+        try:
+            name = await pending.name
+        except (OSError, StorageError) as err:
+            pending.abandon(str(err))
+            return "", []
+        return name, [file for file in pending.plan if file.node_rank == node_rank]
+
+    async def finish(self, node_rank: int, checkpoint: CheckpointId, error: str | None) -> str | None:
+        """A node's files are there (or its upload failed); None once the checkpoint is committed, else why not."""
+        pending = self._pending_of(checkpoint)
+        async with self._changed:
+            pending.finished_nodes.add(node_rank)
+            if error is not None:
+                pending.abandon(error)
+            if pending.settling is None and pending.finished_nodes >= set(pending.files_by_node):
+                pending.settling = asyncio.create_task(self._settle(checkpoint, pending))
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: pending.is_settled)
+        return pending.error
+
+    def drop_node(self, node_rank: int) -> None:
+        """A node has failed: without its files a checkpoint would be half of one."""
+        self._failed_nodes.add(node_rank)
+        for pending in self._pending.values():
+            self._abandon_without_failed_nodes(pending)
+
+    async def close(self) -> None:
+        """Wait for deletions under way."""
+        if self._tidying is not None:
+            await self._tidying
+
+    def _pending_of(self, checkpoint: CheckpointId) -> _Pending:
+        if checkpoint not in self._pending:
+            self._pending[checkpoint] = _Pending()
+            self._abandon_without_failed_nodes(self._pending[checkpoint])
+        return self._pending[checkpoint]
+
+    def _abandon_without_failed_nodes(self, pending: _Pending) -> None:
+        missing = self._failed_nodes - set(pending.files_by_node)
+        if missing:
+            pending.abandon(f"node {min(missing)} failed before its files were copied")
+
+    def _is_complete(self, checkpoint: CheckpointId, pending: _Pending) -> bool:
+        absent = self._view.present_nodes() - set(pending.files_by_node)
+        # A node whose ranks are all beyond the step will not come.
+        return not any(
+            node_rank in pending.announced_nodes or self._view.may_still_save(node_rank, checkpoint[0])
+            for node_rank in absent
+        )
+
+    async def _open(self, step: int) -> str:
+        async with self._naming:
+            name = await asyncio.to_thread(
+                checkpoints.choose_name, self._root, self._job_id, step, frozenset(self._chosen_names)
+            )
+            self._chosen_names.add(name)
+        await asyncio.to_thread(checkpoints.begin, self._root, self._job_id, name, step, self._view.facts().attempt)
+        return name
+
+    async def _settle(self, checkpoint: CheckpointId, pending: _Pending) -> None:
+        assert pending.name is not None
+        step, size = checkpoint[0], 0
+        try:
+            name = await pending.name
+            if pending.error is None:
+                manifest = self._describe(name, step, pending.plan or [])
+                size = manifest.size
+                await asyncio.to_thread(checkpoints.commit, self._root, manifest)
+                self.commits.append(manifest)
+                self._kept.append(manifest)
+                self._view.write_event(
+                    "checkpoint", f"checkpoint {name} committed at step {step} ({_describe_size(size)})"
+                )
+                self._tidying = asyncio.create_task(self._tidy(self._tidying))
+            else:
+                await asyncio.to_thread(checkpoints.mark_failed, self._root, self._job_id, name, pending.error)
+        except (OSError, StorageError) as err:
+            pending.error = pending.error or str(err)
+        if pending.error is not None:
+            self._view.write_event("checkpoint_failed", f"checkpoint at step {step} was not saved: {pending.error}")
+        async with self._changed:
+            pending.is_settled = True
+            self._changed.notify_all()
+
+    def _describe(self, name: str, step: int, plan: list[PlannedFile]) -> Manifest:
+        facts = self._view.facts()
+        return Manifest(
+            checkpoint=name,
+            job_id=self._job_id,
+            step=step,
+            attempt=facts.attempt,
+            world_size=facts.world_size,
+            num_nodes=facts.num_nodes,
+            created_unix_s=time.time(),
+            files=tuple(file.as_stored() for file in plan),
+            metrics=dict(self._view.newest_metrics()),
+        )
+
+    async def _tidy(self, earlier: asyncio.Task[None] | None) -> None:
+        if earlier is not None:
+            await earlier
+        rules = self._retention
+        for manifest in choose_expired(self._kept, rules.keep_last, rules.keep_best):
+            try:
+                await asyncio.to_thread(checkpoints.remove, self._root, self._job_id, manifest.checkpoint)
+            except (OSError, StorageError) as err:
+                if not self._has_warned_of_tidying:
+                    self._view.write_event("notice", f"checkpoint {manifest.checkpoint} could not be deleted: {err}")
+                self._has_warned_of_tidying = True
+            else:
+                self._kept.remove(manifest)
+
+
+def _describe_size(num_bytes: int) -> str:
+    size = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.1f} {unit}" if unit != "B" else f"{int(size)} B"
+        size /= 1000
+    return f"{size:.1f} TB"

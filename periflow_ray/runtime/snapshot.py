@@ -1,0 +1,190 @@
+"""Snapshots of the output checkpoint directory, taken while no rank writes, so that the training goes on at once.
+
+A snapshot is a directory of its own. A file that did not change since the one before is hard-linked from there; any
+other is cloned where the file system can (reflink), else copied in the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from periflow_ray.store.checkpoints import LocalFile
+from periflow_ray.store.checksum import checksum_file
+
+_FICLONE = 0x40049409  # Linux's fs.h: make a file share another one's blocks.
+# Writes within one tick of the kernel's clock (10 ms at most) may leave the same time stamp.
+_SAFE_AGE_NS = 50_000_000
+_NUM_COPY_TRIES = 3
+_NUM_COPIERS = 4
+# How a file system or kernel says that it cannot copy in this way; any other error is a real failure.
+_UNSUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.EPERM}
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    """What changes when a file does."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of a directory; ``stamps`` are those of the originals that can be recognised as unchanged later."""
+
+    directory: Path
+    stamps: dict[str, _Stamp]
+
+
+class Snapshots:
+    """The snapshots of one directory; the newest stays, so that the next one has something to link from.
+
+    ``take`` belongs to one thread and everything else to another.
+
+    Args:
+        directory: where to keep them; on the file system of what is copied, so that reflinks are possible.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._newest: Snapshot | None = None
+        self._released: list[Snapshot] = []
+        self._checksums: dict[tuple[int, ...], str] = {}
+        self._lock = threading.Lock()
+
+    def take(self, source: Path, name: str) -> Snapshot:
+        """Copy a directory aside; links to files become files. Call ``release`` when it is no longer needed.
+
+        Raises:
+            OSError: the copy failed, for example because the disk is full; nothing is left of it.
+        """
+        target = self._directory / name
+        try:
+            target.mkdir(parents=True)
+            stamps = _copy_tree(source, target, self._newest)
+        except OSError:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+        snapshot = Snapshot(target, stamps)
+        with self._lock:
+            self._newest = snapshot
+        return snapshot
+
+    def describe(self, snapshot: Snapshot) -> list[LocalFile]:
+        """Every file with size and checksum, by path; a file that was linked is not read again."""
+        files = []
+        checksums: dict[tuple[int, ...], str] = {}
+        for path in sorted(_find_files(snapshot.directory)):
+            stat = os.stat(snapshot.directory / path)
+            # Not the inode alone: its number is used again once the last link to it is gone.
+            identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            checksums[identity] = self._checksums.get(identity) or checksum_file(snapshot.directory / path)
+            files.append(LocalFile(path, stat.st_size, checksums[identity]))
+        self._checksums = checksums
+        return files
+
+    def release(self, snapshot: Snapshot) -> None:
+        """Delete a snapshot once it is not the newest any more."""
+        with self._lock:
+            self._released.append(snapshot)
+            unneeded = [released for released in self._released if released is not self._newest]
+            self._released = [released for released in self._released if released is self._newest]
+        for released in unneeded:
+            shutil.rmtree(released.directory, ignore_errors=True)
+
+
+def _copy_tree(source: Path, target: Path, previous: Snapshot | None) -> dict[str, _Stamp]:
+    paths = list(_find_files(source))
+    for parent in {os.path.dirname(path) for path in paths}:
+        (target / parent).mkdir(parents=True, exist_ok=True)
+
+    def copy(path: str) -> tuple[str, _Stamp | None]:
+        return path, _link_or_copy(source / path, target / path, path, previous)
+
+    with ThreadPoolExecutor(_NUM_COPIERS, thread_name_prefix="snapshot") as copiers:
+        return {path: stamp for path, stamp in copiers.map(copy, paths) if stamp is not None}
+
+
+def _find_files(directory: Path) -> Iterator[str]:
+    """Paths of files below a directory, relative to it; links to directories are followed, but never in a circle."""
+    waiting = [("", frozenset({os.path.realpath(directory)}))]
+    while waiting:
+        prefix, above = waiting.pop()
+        with os.scandir(directory / prefix) as entries:
+            for entry in entries:
+                path = f"{prefix}{entry.name}"
+                if entry.is_dir():
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                    if real not in above:
+                        waiting.append((f"{path}/", above | {real}))
+                elif entry.is_file():
+                    yield path
+
+
+def _link_or_copy(source: Path, target: Path, path: str, previous: Snapshot | None) -> _Stamp | None:
+    """The source's stamp if a later look at it can tell whether it changed."""
+    try:
+        for _ in range(_NUM_COPY_TRIES):
+            now_ns = time.time_ns()
+            stamp = _stamp_of(source)
+            if previous is not None and previous.stamps.get(path) == stamp and _link(previous.directory / path, target):
+                return stamp
+            _copy(source, target)
+            if _stamp_of(source) == stamp:
+                is_safe = now_ns - max(stamp.modified_ns, stamp.changed_ns) > _SAFE_AGE_NS
+                return stamp if is_safe else None
+    except FileNotFoundError:
+        # Lightning deletes old checkpoints beside the training; what goes while it is copied is not wanted.
+        target.unlink(missing_ok=True)
+    # A file that changes all the time, such as a log, has no better moment.
+    return None
+
+
+def _stamp_of(path: Path) -> _Stamp:
+    stat = os.stat(path)
+    return _Stamp(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def _link(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target)
+    except OSError:  # No hard links here, or the previous snapshot has just been deleted.
+        return False
+    return True
+
+
+def _copy(source: Path, target: Path) -> None:
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        size = os.fstat(reader.fileno()).st_size
+        try:
+            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+            return
+        except OSError as err:
+            if err.errno not in _UNSUPPORTED:
+                raise
+        copied = 0
+        try:
+            while copied < size and hasattr(os, "copy_file_range"):
+                num_bytes = os.copy_file_range(reader.fileno(), writer.fileno(), size - copied)
+                if num_bytes == 0:
+                    break
+                copied += num_bytes
+        except OSError as err:
+            if err.errno not in _UNSUPPORTED:
+                raise
+        if copied < size:
+            reader.seek(copied)
+            writer.seek(copied)
+            shutil.copyfileobj(reader, writer, 1 << 20)

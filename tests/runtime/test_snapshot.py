@@ -1,0 +1,157 @@
+"""Snapshots of an output checkpoint directory that scripts overwrite, add to and delete from."""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+from pathlib import Path
+
+import pytest
+
+from periflow_ray.runtime.snapshot import Snapshot, Snapshots
+from periflow_ray.store.checksum import checksum_file
+
+LONG_AGO_NS = 10**18
+
+
+@pytest.fixture
+def output_dir(tmp_path: Path) -> Path:
+    directory = tmp_path / "ckpt"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def snapshots(tmp_path: Path) -> Snapshots:
+    return Snapshots(tmp_path / "snapshots")
+
+
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def age(output_dir: Path, wait_until) -> None:
+    """Let the files become old enough to be recognised as unchanged."""
+    newest_ns = max(path.stat().st_ctime_ns for path in output_dir.rglob("*"))
+    probe = output_dir.parent / "probe"
+
+    def is_old() -> bool:
+        probe.write_bytes(b"")
+        return probe.stat().st_ctime_ns - newest_ns > 60_000_000
+
+    wait_until(is_old)
+
+
+def read_all(snapshot: Snapshot) -> dict[str, bytes]:
+    return {
+        path.relative_to(snapshot.directory).as_posix(): path.read_bytes()
+        for path in snapshot.directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_snapshot_keeps_what_the_script_overwrites_in_place(output_dir, snapshots):
+    write(output_dir / "checkpoint.pt", b"step 100")
+    write(output_dir / "shards" / "0.distcp", b"shard")
+    snapshot = snapshots.take(output_dir, "100-1")
+    with open(output_dir / "checkpoint.pt", "r+b") as file:
+        file.write(b"STEP 200")
+    assert read_all(snapshot) == {"checkpoint.pt": b"step 100", "shards/0.distcp": b"shard"}
+
+
+def test_an_unchanged_file_is_linked_and_a_changed_one_is_copied(output_dir, snapshots, wait_until):
+    write(output_dir / "frozen.pt", b"frozen")
+    write(output_dir / "checkpoint.pt", b"one")
+    age(output_dir, wait_until)
+    first = snapshots.take(output_dir, "1-1")
+    with open(output_dir / "checkpoint.pt", "r+b") as file:
+        file.write(b"two")
+    second = snapshots.take(output_dir, "2-1")
+    assert os.path.samefile(first.directory / "frozen.pt", second.directory / "frozen.pt")
+    assert not os.path.samefile(first.directory / "checkpoint.pt", second.directory / "checkpoint.pt")
+    assert (read_all(first)["checkpoint.pt"], read_all(second)["checkpoint.pt"]) == (b"one", b"two")
+
+
+def test_a_file_of_the_same_size_and_time_but_another_inode_is_copied(output_dir, snapshots, wait_until):
+    write(output_dir / "checkpoint.pt", b"one")
+    os.utime(output_dir / "checkpoint.pt", ns=(LONG_AGO_NS, LONG_AGO_NS))
+    age(output_dir, wait_until)
+    snapshots.take(output_dir, "1-1")
+    write(output_dir / "new", b"two")
+    os.utime(output_dir / "new", ns=(LONG_AGO_NS, LONG_AGO_NS))
+    os.replace(output_dir / "new", output_dir / "checkpoint.pt")
+    assert read_all(snapshots.take(output_dir, "2-1")) == {"checkpoint.pt": b"two"}
+
+
+def test_a_file_written_a_moment_ago_is_copied_again(output_dir, snapshots):
+    write(output_dir / "checkpoint.pt", b"one")
+    first = snapshots.take(output_dir, "1-1")
+    second = snapshots.take(output_dir, "2-1")
+    assert not os.path.samefile(first.directory / "checkpoint.pt", second.directory / "checkpoint.pt")
+
+
+def test_files_are_described_with_their_checksums_whether_linked_or_copied(output_dir, snapshots, wait_until):
+    write(output_dir / "frozen.pt", b"frozen")
+    write(output_dir / "checkpoint.pt", b"one")
+    age(output_dir, wait_until)
+    first = snapshots.take(output_dir, "1-1")
+    snapshots.describe(first)
+    write(output_dir / "checkpoint.pt", b"second")
+    second = snapshots.take(output_dir, "2-1")
+    snapshots.release(first)
+    described = {file.path: (file.size, file.checksum) for file in snapshots.describe(second)}
+    assert described == {
+        name: ((output_dir / name).stat().st_size, checksum_file(output_dir / name))
+        for name in ("checkpoint.pt", "frozen.pt")
+    }
+
+
+def test_only_the_newest_snapshot_stays_after_its_upload(output_dir, snapshots):
+    write(output_dir / "checkpoint.pt", b"one")
+    first, second = snapshots.take(output_dir, "1-1"), snapshots.take(output_dir, "2-1")
+    snapshots.release(first)
+    snapshots.release(second)
+    assert (first.directory.exists(), second.directory.exists()) == (False, True)
+    third = snapshots.take(output_dir, "3-1")
+    snapshots.release(third)
+    assert (second.directory.exists(), third.directory.exists()) == (False, True)
+
+
+def test_links_to_files_become_files_and_dangling_ones_are_left_out(output_dir, snapshots):
+    write(output_dir / "step-5.ckpt", b"five")
+    (output_dir / "last.ckpt").symlink_to("step-5.ckpt")
+    (output_dir / "dangling").symlink_to("nothing")
+    (output_dir / "again").symlink_to(output_dir)
+    snapshot = snapshots.take(output_dir, "5-1")
+    assert read_all(snapshot) == {"step-5.ckpt": b"five", "last.ckpt": b"five"}
+    assert not (snapshot.directory / "last.ckpt").is_symlink()
+
+
+def test_files_that_lightning_deletes_meanwhile_do_no_harm(output_dir, snapshots):
+    for number in range(200):
+        write(output_dir / f"{number}.ckpt", b"x" * 1000)
+
+    def delete_all() -> None:
+        for number in range(200):
+            (output_dir / f"{number}.ckpt").unlink()
+
+    deleting = threading.Thread(target=delete_all)
+    deleting.start()
+    snapshot = snapshots.take(output_dir, "1-1")
+    deleting.join()
+    assert set(read_all(snapshot).values()) <= {b"x" * 1000}
+
+
+def test_a_copy_that_fails_leaves_nothing_behind(output_dir, snapshots, tmp_path):
+    write(output_dir / "large.pt", b"x" * 200_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            snapshots.take(output_dir, "1-1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "snapshots").iterdir()) == []
+    assert read_all(snapshots.take(output_dir, "2-1")) == {"large.pt": b"x" * 200_000}
