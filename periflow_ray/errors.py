@@ -55,6 +55,10 @@ class StorageError(PeriflowRayError):
     """The storage root cannot be read or written."""
 
 
+class CorruptCheckpointError(StorageError):
+    """A checkpoint whose files or manifest are not what was committed; another one has to be used."""
+
+
 class NotFoundError(PeriflowRayError):
     """A job, experiment, dataset or checkpoint that does not exist."""
 

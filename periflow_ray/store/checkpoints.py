@@ -3,103 +3,85 @@
 jobs/<job>/checkpoints/<checkpoint>/files/...          files, as in the output checkpoint directory
 jobs/<job>/checkpoints/<checkpoint>/node-<rank>/...    where a node's file differs from a lower node's of that name
 jobs/<job>/checkpoints/<checkpoint>/manifest.json      written last; the checkpoint exists when it does
+jobs/<job>/checkpoints/<checkpoint>/uploading.json     while it is not committed; says why when it never will be
+jobs/<job>/checkpoints/<checkpoint>/deleted.json       in the manifest's place while a deletion can be taken back
+checkpoints/<checkpoint>/...                           the same for one that no job made
+
+Where manifest.json stands beside one of the other two, it wins: they are remains of something that was cut short.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
+import difflib
 import json
-import os
-import re
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
-from periflow_ray.errors import NotFoundError, StorageError
-from periflow_ray.store.jobs import job_key
+from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError
+from periflow_ray.store.checkpoint_files import describe_files, merge_files
+from periflow_ray.store.checkpoint_manifest import (
+    DELETED,
+    MANIFEST,
+    UPLOADING,
+    LocalFile,
+    Manifest,
+    PlannedFile,
+    StoredFile,
+    checkpoint_key,
+    checkpoints_prefix,
+    is_job_checkpoint_name,
+    is_job_number,
+    is_own_name,
+    manifest_bytes,
+    manifest_document,
+    parse_checkpoint_id,
+    parse_manifest,
+    step_of,
+    step_order,
+)
+from periflow_ray.store.checkpoint_restore import restore
+from periflow_ray.store.checkpoint_verify import verify
 from periflow_ray.store.root import StorageRoot
 
-_CHUNK_BYTES = 1 << 20
-_DIR_NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
+__all__ = [
+    "LocalFile",
+    "Manifest",
+    "PlannedFile",
+    "StoredFile",
+    "begin",
+    "checkpoint_key",
+    "choose_name",
+    "commit",
+    "describe_files",
+    "destroy",
+    "find_checkpoint",
+    "hide",
+    "latest_committed",
+    "list_checkpoint_names",
+    "list_committed",
+    "map_names",
+    "mark_failed",
+    "merge_files",
+    "read_manifest",
+    "read_upload_note",
+    "remove",
+    "restore",
+    "sweep_partials",
+    "verify",
+]
+
+_NUM_READERS = 8
+
+Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class LocalFile:
-    """A file of a snapshot: path relative to it, size in bytes, and SHA-256 in hex."""
-
-    path: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A file of a checkpoint; ``key`` is relative to the checkpoint's directory."""
-
-    path: str
-    size: int
-    sha256: str
-    node_rank: int
-    key: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a committed checkpoint consists of. Times in Unix seconds, sizes in bytes."""
-
-    checkpoint: str
-    job_id: int
-    step: int
-    attempt: int
-    world_size: int
-    num_nodes: int
-    created_unix_s: float
-    files: tuple[StoredFile, ...]
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def checkpoint_id(self) -> str:
-        """The ID that names the checkpoint in this storage root: ``<job>/<name>``."""
-        return f"{self.job_id}/{self.checkpoint}"
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.size for file in self.files)
-
-
-def describe_files(directory: Path) -> list[LocalFile]:
-    """Every file below a directory with size and checksum, by path; a link to a file counts as a file."""
-    files = []
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            files.append(LocalFile(path.relative_to(directory).as_posix(), path.stat().st_size, _sha256(path)))
-    return files
-
-
-def merge_files(files_by_node: Mapping[int, Sequence[LocalFile]]) -> list[StoredFile]:
-    """Decide which node uploads what: equal files once, differing files of one name once per node."""
-    stored: list[StoredFile] = []
-    first_by_path: dict[str, LocalFile] = {}
-    for node_rank in sorted(files_by_node):
-        for file in files_by_node[node_rank]:
-            first = first_by_path.get(file.path)
-            if first is None:
-                first_by_path[file.path] = file
-                stored.append(StoredFile(file.path, file.size, file.sha256, node_rank, f"files/{file.path}"))
-            elif first != file:
-                key = f"node-{node_rank}/{file.path}"
-                stored.append(StoredFile(file.path, file.size, file.sha256, node_rank, key))
-    return stored
-
-
-def checkpoint_key(job_id: int, checkpoint: str, *parts: str) -> str:
-    """The key of something that belongs to a checkpoint."""
-    return job_key(job_id, "checkpoints", checkpoint, *parts)
+def list_checkpoint_names(root: StorageRoot, job_id: int | None) -> list[str]:
+    """Names of all checkpoints of a job, by step, whatever became of them; with None those that no job made."""
+    is_name = is_own_name if job_id is None else is_job_checkpoint_name
+    return sorted(filter(is_name, root.list_names(checkpoints_prefix(job_id))), key=step_order)
 
 
 def choose_name(root: StorageRoot, job_id: int, step: int, pending: Iterable[str] = ()) -> str:
@@ -108,7 +90,7 @@ def choose_name(root: StorageRoot, job_id: int, step: int, pending: Iterable[str
     Args:
         pending: names that are chosen but not in the storage root yet.
     """
-    taken = {*root.list_names(job_key(job_id, "checkpoints")), *pending}
+    taken = {*root.list_names(checkpoints_prefix(job_id)), *pending}
     name = f"step-{step:08d}"
     ordinal = 2
     while name in taken:
@@ -117,103 +99,190 @@ def choose_name(root: StorageRoot, job_id: int, step: int, pending: Iterable[str
     return name
 
 
+def begin(root: StorageRoot, job_id: int | None, name: str, step: int, attempt: int) -> None:
+    """Say that a checkpoint is on its way. Before its first file: what has no note at all is nobody's upload."""
+    note = {"step": step, "attempt": attempt, "started_unix_s": time.time(), "reason": None}
+    root.write_json(checkpoint_key(job_id, name, UPLOADING), note)
+
+
 def commit(root: StorageRoot, manifest: Manifest) -> None:
-    """Make a checkpoint exist: all of its files must be there already."""
-    document = dataclasses.asdict(manifest)
-    root.write_json(checkpoint_key(manifest.job_id, manifest.checkpoint, "manifest.json"), document)
+    """Make a checkpoint exist: all of its files must be there already.
+
+    Raises:
+        StorageError: the manifest could not be written; the checkpoint does not exist.
+    """
+    key = checkpoint_key(manifest.job_id, manifest.checkpoint, MANIFEST)
+    content = manifest_bytes(manifest)
+    try:
+        root.write_bytes(key, content)
+    except (OSError, StorageError):
+        # The write may have been done and only its answer lost; then the checkpoint does exist.
+        if not _is_written(root, key, content):
+            raise
+    # The manifest is there and wins, so a failure here does not make the commit fail.
+    with contextlib.suppress(OSError, StorageError):
+        root.delete(checkpoint_key(manifest.job_id, manifest.checkpoint, UPLOADING))
 
 
-def read_manifest(root: StorageRoot, job_id: int, checkpoint: str) -> Manifest:
+def mark_failed(root: StorageRoot, job_id: int | None, name: str, reason: str) -> None:
+    """Give up a checkpoint: it stays as partial with the reason, its files are deleted."""
+    # The manifest first: should the commit have written one after all, nobody may load what loses its files now.
+    root.delete(checkpoint_key(job_id, name, MANIFEST))
+    note = read_upload_note(root, job_id, name)
+    # The reason before the files: what is cut short here is still told, and the next sweep deletes the rest.
+    root.write_json(checkpoint_key(job_id, name, UPLOADING), {**note, "reason": reason})
+    for entry in root.list_names(checkpoint_key(job_id, name)):
+        if entry != UPLOADING:
+            root.delete(checkpoint_key(job_id, name, entry))
+
+
+def sweep_partials(root: StorageRoot, job_id: int, reason: str) -> list[str]:
+    """Give up what an earlier attempt left uncommitted; call before the attempt's first checkpoint.
+
+    Args:
+        reason: for those that do not say one themselves.
+    Returns:
+        The names of those that had none.
+    """
+    swept = []
+    for name in list_checkpoint_names(root, job_id):
+        # Files, because some stores keep the empty directories of what was removed.
+        entries = {path.partition("/")[0] for path in root.list_files(checkpoint_key(job_id, name))}
+        if MANIFEST in entries and UPLOADING in entries:
+            root.delete(checkpoint_key(job_id, name, UPLOADING))
+        if not entries or entries & {MANIFEST, DELETED}:
+            continue
+        known_reason = read_upload_note(root, job_id, name)["reason"]
+        # Asked again: a deletion that is taken back right now has its manifest back first.
+        if (entries != {UPLOADING} or known_reason is None) and not root.exists(checkpoint_key(job_id, name, MANIFEST)):
+            mark_failed(root, job_id, name, known_reason or reason)
+        if known_reason is None:
+            swept.append(name)
+    return swept
+
+
+def remove(root: StorageRoot, job_id: int | None, name: str) -> None:
+    """Delete a committed checkpoint for good, at once; nothing happens when it is not (or no more) committed."""
+    with contextlib.suppress(NotFoundError):
+        hide(root, read_manifest(root, job_id, name), restorable_until_unix_s=time.time())
+        destroy(root, job_id, name)
+
+
+def hide(root: StorageRoot, manifest: Manifest, restorable_until_unix_s: float) -> None:
+    """Turn a committed checkpoint into a deleted one, whose files stay for now."""
+    document = {
+        **manifest_document(manifest),
+        "deleted_unix_s": time.time(),
+        "restorable_until_unix_s": restorable_until_unix_s,
+    }
+    # In this order there is always one of the two, and the manifest wins: whatever the point of a crash, the
+    # checkpoint is whole and committed, or whole and deleted.
+    root.write_json(checkpoint_key(manifest.job_id, manifest.checkpoint, DELETED), document)
+    root.delete(checkpoint_key(manifest.job_id, manifest.checkpoint, MANIFEST))
+
+
+def destroy(root: StorageRoot, job_id: int | None, name: str) -> None:
+    """Delete everything of a checkpoint that has no manifest."""
+    # What says that it is deleted (or partial) goes last: as long as a file is left, it is known what it belongs to,
+    # and the next purge (or sweep) goes on.
+    for entry in root.list_names(checkpoint_key(job_id, name)):
+        if entry not in (DELETED, UPLOADING):
+            root.delete(checkpoint_key(job_id, name, entry))
+    root.delete(checkpoint_key(job_id, name))
+
+
+def read_upload_note(root: StorageRoot, job_id: int | None, name: str) -> dict[str, Any]:
+    """What ``begin`` wrote: ``step``, ``attempt``, ``started_unix_s``, ``reason``; None where it is not known."""
+    note: dict[str, Any] = {"step": step_of(name), "attempt": None, "started_unix_s": None, "reason": None}
+    with contextlib.suppress(NotFoundError, ValueError, TypeError):
+        note |= json.loads(root.read_bytes(checkpoint_key(job_id, name, UPLOADING)))
+    return note
+
+
+def read_manifest(root: StorageRoot, job_id: int | None, checkpoint: str) -> Manifest:
     """The manifest of a committed checkpoint.
 
     Raises:
         NotFoundError: there is none, or it was never committed.
-        StorageError: the manifest is damaged.
+        CorruptCheckpointError: the manifest is damaged.
     """
-    key = checkpoint_key(job_id, checkpoint, "manifest.json")
-    content = root.read_bytes(key)
-    try:
-        document = json.loads(content)
-        document["files"] = tuple(StoredFile(**file) for file in document["files"])
-        return Manifest(**document)
-    except (ValueError, TypeError, KeyError) as err:
-        raise StorageError(f"the manifest '{key}' is damaged: {err}") from err
+    key = checkpoint_key(job_id, checkpoint, MANIFEST)
+    return parse_manifest(root.read_bytes(key), key)
 
 
 def find_checkpoint(root: StorageRoot, checkpoint_id: str) -> Manifest:
-    """A committed checkpoint by its ID, ``<job>/<name>``, for example ``12/step-00000400``.
+    """A committed checkpoint by its ID: ``<job>/<name>``, or ``<name>`` for one that no job made.
 
     Raises:
-        NotFoundError: there is none of that ID, or it was never committed.
-        StorageError: its manifest is damaged.
+        NotFoundError: there is none of that ID, it was never committed, or it is deleted.
+        CorruptCheckpointError: its manifest is damaged.
     """
-    job_id, _, name = checkpoint_id.partition("/")
-    if job_id.isdigit() and _DIR_NAME.fullmatch(name):
+    parsed = parse_checkpoint_id(checkpoint_id)
+    if parsed is not None:
         with contextlib.suppress(NotFoundError):
-            return read_manifest(root, int(job_id), name)
-    raise NotFoundError(
-        f"checkpoint '{checkpoint_id}' does not exist. An ID is <job>/<name>, for example 12/step-00000400; "
-        "'periflow-ray job view 12' lists those of job 12."
-    )
+            return read_manifest(root, *parsed)
+    raise NotFoundError(_describe_missing(root, checkpoint_id, parsed))
 
 
-def list_committed(root: StorageRoot, job_id: int) -> list[Manifest]:
-    """Committed checkpoints of a job, oldest first; partial and damaged ones are left out."""
-    manifests = []
-    for name in sorted(root.list_names(job_key(job_id, "checkpoints")), key=_order):
-        try:
-            manifests.append(read_manifest(root, job_id, name))
-        except (NotFoundError, StorageError):
-            continue
-    return manifests
+def list_committed(root: StorageRoot, job_id: int | None) -> list[Manifest]:
+    """Committed checkpoints of a job, oldest first; partial, deleted and damaged ones are left out."""
 
-
-def latest_committed(root: StorageRoot, job_id: int) -> Manifest | None:
-    """The committed checkpoint of the highest step, or None."""
-    names = sorted(root.list_names(job_key(job_id, "checkpoints")), key=_order, reverse=True)
-    for name in names:
-        try:
+    def read(name: str) -> Manifest | None:
+        with contextlib.suppress(NotFoundError, CorruptCheckpointError):
             return read_manifest(root, job_id, name)
-        except (NotFoundError, StorageError):
-            continue
+        return None
+
+    return [manifest for manifest in map_names(read, list_checkpoint_names(root, job_id)) if manifest is not None]
+
+
+def latest_committed(root: StorageRoot, job_id: int, skip: Collection[str] = ()) -> Manifest | None:
+    """The committed checkpoint of the highest step, or None.
+
+    Args:
+        skip: names to leave out, such as one that turned out to be corrupt.
+    Raises:
+        StorageError: the storage root cannot be read; nothing older is taken instead.
+    """
+    for name in reversed(list_checkpoint_names(root, job_id)):
+        if name not in skip:
+            with contextlib.suppress(NotFoundError, CorruptCheckpointError):
+                return read_manifest(root, job_id, name)
     return None
 
 
-def restore(root: StorageRoot, manifest: Manifest, node_rank: int, target: Path) -> None:
-    """Bring a checkpoint's files back, verified; ``target`` is replaced whole or not at all.
-
-    A node gets its own variant of a file where nodes differed, else the lowest node's.
-
-    Raises:
-        StorageError: a file is missing or differs from the manifest.
-    """
-    by_path: dict[str, StoredFile] = {}
-    for file in sorted(manifest.files, key=lambda file: file.node_rank):
-        if file.path not in by_path or file.node_rank == node_rank:
-            by_path[file.path] = file
-    partial = target.with_name(f".{target.name}.restoring")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for file in by_path.values():
-        key = checkpoint_key(manifest.job_id, manifest.checkpoint, file.key)
-        try:
-            root.download_file(key, partial / file.path)
-        except NotFoundError as err:
-            raise StorageError(f"checkpoint {manifest.checkpoint} has lost its file '{file.path}'") from err
-        if _sha256(partial / file.path) != file.sha256:
-            raise StorageError(f"checkpoint {manifest.checkpoint}: '{file.path}' differs from its manifest")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
+def map_names(read: Callable[[str], Result], names: Collection[str]) -> list[Result]:
+    """Read several checkpoints at a time: on an object store each read is a round trip."""
+    if len(names) < 2:
+        return [read(name) for name in names]
+    with ThreadPoolExecutor(min(_NUM_READERS, len(names))) as readers:
+        return list(readers.map(read, names))
 
 
-def _order(name: str) -> tuple[int, int]:
-    match = _DIR_NAME.fullmatch(name)
-    return (int(match[1]), int(match[2] or 1)) if match else (-1, 0)
+def _describe_missing(root: StorageRoot, checkpoint_id: str, parsed: tuple[int | None, str] | None) -> str:
+    if parsed is not None:
+        job_id, name = parsed
+        if root.exists(checkpoint_key(job_id, name, DELETED)):
+            return (
+                f"checkpoint '{checkpoint_id}' is deleted. Take that back: periflow-ray checkpoint restore "
+                f"{checkpoint_id}"
+            )
+        if root.exists(checkpoint_key(job_id, name, UPLOADING)):
+            reason = read_upload_note(root, job_id, name)["reason"]
+            why = f"it is partial: {reason}" if reason else "it is still being uploaded"
+            return f"checkpoint '{checkpoint_id}' is not committed; {why}"
+    job = checkpoint_id.partition("/")[0]
+    of_job = [f"{job}/{name}" for name in list_checkpoint_names(root, int(job))] if is_job_number(job) else []
+    known = [*of_job, *list_checkpoint_names(root, None)]
+    nearest = difflib.get_close_matches(checkpoint_id, known, n=1) or of_job[-1:]
+    suggestion = f" Did you mean '{nearest[0]}'?" if nearest else ""
+    return (
+        f"checkpoint '{checkpoint_id}' does not exist.{suggestion} An ID is <job>/<name>, for example "
+        "12/step-00000400, or the name it was uploaded with. List them: periflow-ray checkpoint list"
+    )
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _is_written(root: StorageRoot, key: str, content: bytes) -> bool:
+    try:
+        return root.read_bytes(key) == content
+    except (OSError, StorageError, NotFoundError):
+        return False

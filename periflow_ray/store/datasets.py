@@ -1,31 +1,64 @@
-"""Datasets: a name for files that jobs read, kept in the storage root or linked where they are."""
+"""Datasets: a name for files that jobs read, kept in the storage root or linked where they are.
+
+datasets/<name>/dataset.json      written last: the dataset exists when it does
+datasets/<name>/files.json        of an uploaded one: path, size and checksum of every file
+datasets/<name>/files/<path>      of an uploaded one: the files
+datasets/<name>/uploading.json    while it is uploaded, and after an upload that was cut short: what it was to be
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from periflow_ray.errors import NotFoundError, UsageError
+from periflow_ray.errors import NotFoundError, StorageError, UsageError
+from periflow_ray.store.dataset_files import (
+    DatasetFile,
+    describe_source,
+    dump_files,
+    identify_content,
+    list_versions,
+    parse_files,
+)
+from periflow_ray.store.dataset_upload import JOURNAL, end_upload, seal_files, send_files, unseal_files
 from periflow_ray.store.root import StorageRoot
 
+UploadProgress = Callable[[str, int, int], None]
+"""Called with ``reading`` or ``uploading``, the number of bytes done and of all bytes, from any thread."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_NUM_WORKERS = 16
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named dataset. ``uri`` is where its files are: below the storage root, a path, or a bucket."""
+    """A named dataset.
+
+    Attributes:
+        uri: where its files are: below the storage root, a path, or a bucket.
+        region: of a linked bucket, as the user named it.
+        credential: name of the stored credential that a linked bucket is opened with; None for the cloud's usual chain.
+        num_files: of an uploaded dataset; None for a linked one, whose files may change. So are the next two.
+        size_bytes: of all files together.
+        content_id: equal when all files are.
+    """
 
     name: str
     uri: str
     created_unix_s: float
     is_linked: bool
     metadata: dict[str, Any] = field(default_factory=dict)
+    region: str | None = None
+    credential: str | None = None
+    num_files: int | None = None
+    size_bytes: int | None = None
+    content_id: str | None = None
 
 
 def upload_dataset(
@@ -35,44 +68,67 @@ def upload_dataset(
     *,
     contents_only: bool,
     metadata: dict[str, Any] | None = None,
-    on_file: Callable[[str, int], None] | None = None,
+    on_progress: UploadProgress | None = None,
 ) -> Dataset:
-    """Copy a directory or file into the storage root under a name.
+    """Copy a directory or file into the storage root under a name; an upload that was cut short goes on.
+
+    Files that the earlier upload stored and that have not changed since are not sent again. In a storage root that is a
+    directory the stored files are made read-only, because jobs read them where they are.
 
     Args:
         contents_only: put the directory's contents at the top, not the directory itself (a trailing ``/``).
-        on_file: called after each file with its path in the dataset and its size in bytes.
     Raises:
-        UsageError: the name is taken or cannot be used, or the source does not exist.
+        UsageError: the name is taken or cannot be used, the source cannot be a dataset, or it changed meanwhile.
+        StorageError: the storage root failed, or somebody else uploads a dataset of this name.
     """
     _check_new_name(root, name)
-    if not source.exists():
-        raise UsageError(f"'{source}' does not exist.")
-    # What an upload that was cut short left behind is not part of this one.
-    root.delete(_prefix(name))
-    for path, relative in _walk(source, contents_only):
-        root.upload_file(path, f"{_prefix(name)}/files/{relative}")
-        if on_file is not None:
-            on_file(relative, path.stat().st_size)
-    dataset = Dataset(name, root.path_of(f"{_prefix(name)}/files"), time.time(), False, metadata or {})
-    root.write_json(f"{_prefix(name)}/dataset.json", dataclasses.asdict(dataset))
+    progress = on_progress or (lambda phase, num_bytes, total_bytes: None)
+    described = describe_source(source, contents_only, lambda done, total: progress("reading", done, total))
+    files = tuple(one.file for one in described)
+    upload_id = send_files(root, _key(name), described, lambda done, total: progress("uploading", done, total))
+    root.write_json(_key(name, "files.json"), dump_files(files))
+    end_upload(root, _key(name), upload_id)
+    dataset = Dataset(
+        name=name,
+        uri=_uploaded_uri(root, name),
+        created_unix_s=time.time(),
+        is_linked=False,
+        metadata=metadata or {},
+        num_files=len(files),
+        size_bytes=sum(file.size for file in files),
+        content_id=identify_content(files),
+    )
+    _write_dataset(root, dataset)
+    root.delete(_key(name, JOURNAL))
     return dataset
 
 
-def link_dataset(root: StorageRoot, name: str, uri: str, metadata: dict[str, Any] | None = None) -> Dataset:
+def link_dataset(
+    root: StorageRoot,
+    name: str,
+    uri: str,
+    metadata: dict[str, Any] | None = None,
+    *,
+    region: str | None = None,
+    credential: str | None = None,
+) -> Dataset:
     """Give files that stay where they are a name.
 
+    Args:
+        credential: name of a stored credential; its values stay where they are stored.
     Raises:
-        UsageError: the name is taken or cannot be used.
+        UsageError: the name is taken or cannot be used, or the URI is that of a single file.
         StorageError: the URI cannot be opened.
         NotFoundError: there is nothing at the URI.
     """
     _check_new_name(root, name)
-    linked = StorageRoot(uri)
+    linked = StorageRoot(uri, credential=credential)
     if not linked.exists(""):
         raise NotFoundError(f"there is nothing at '{uri}'")
-    dataset = Dataset(name, linked.uri, time.time(), True, metadata or {})
-    root.write_json(f"{_prefix(name)}/dataset.json", dataclasses.asdict(dataset))
+    if linked.is_local and linked.local_path("").is_file():
+        raise UsageError(f"'{uri}' is a file. Link the directory that it is in, or upload it.")
+    dataset = Dataset(name, linked.uri, time.time(), True, metadata or {}, region, credential)
+    _write_dataset(root, dataset)
     return dataset
 
 
@@ -83,48 +139,120 @@ def read_dataset(root: StorageRoot, name: str) -> Dataset:
         NotFoundError: there is none of that name.
     """
     try:
-        return Dataset(**root.read_json(f"{_prefix(name)}/dataset.json"))
+        dataset = Dataset(**root.read_json(_key(name, "dataset.json")))
     except NotFoundError:
         raise NotFoundError(
             f"dataset '{name}' does not exist in storage root '{root.uri}'. Make it known: "
             f"periflow-ray datastore upload -n {name} -p DIR"
         ) from None
+    # A storage root may be mounted elsewhere than where the dataset was uploaded.
+    return dataset if dataset.is_linked else dataclasses.replace(dataset, uri=_uploaded_uri(root, name))
 
 
 def list_datasets(root: StorageRoot) -> list[Dataset]:
     """All datasets by name; one whose upload was cut short is left out."""
+    return [read_dataset(root, name) for name in root.list_names("datasets") if root.exists(_key(name, "dataset.json"))]
+
+
+def list_unfinished_uploads(root: StorageRoot) -> list[str]:
+    """Names of the datasets whose upload goes on or was cut short, sorted."""
     names = root.list_names("datasets")
-    return [read_dataset(root, name) for name in names if root.exists(f"{_prefix(name)}/dataset.json")]
+    return [name for name in names if not root.exists(_key(name, "dataset.json")) and root.exists(_key(name, JOURNAL))]
 
 
-def list_dataset_files(root: StorageRoot, dataset: Dataset) -> dict[str, int]:
-    """The dataset's files: relative path -> size in bytes."""
-    return _files_root(root, dataset).list_files("")
+def list_dataset_files(root: StorageRoot, dataset: Dataset) -> tuple[DatasetFile, ...]:
+    """The dataset's files by path, from its manifest or by a listing: never a request per file.
+
+    Raises:
+        StorageError: the manifest is not the dataset's.
+    """
+    if dataset.is_linked:
+        return list_versions(StorageRoot(dataset.uri, credential=dataset.credential))
+    files = parse_files(root.read_json(_key(dataset.name, "files.json")))
+    if identify_content(files) != dataset.content_id:
+        raise StorageError(
+            f"dataset '{dataset.name}' in storage root '{root.uri}' is damaged: files.json is not the list of files "
+            "that was uploaded. Delete the dataset and upload it again."
+        )
+    return files
 
 
-def fetch_dataset(root: StorageRoot, dataset: Dataset, target: Path) -> None:
-    """Make the dataset appear at a path of this machine: a symbolic link where it is local, else a copy."""
-    files = _files_root(root, dataset)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if files.is_local:
-        target.symlink_to(files.base_path, target_is_directory=True)
-        return
-    for relative in files.list_files(""):
-        files.download_file(relative, target / relative)
+def locate_dataset(root: StorageRoot, dataset: Dataset) -> tuple[StorageRoot, str]:
+    """Where the dataset's files are: a storage root, and the key that they are below (empty: at its top)."""
+    if dataset.is_linked:
+        return StorageRoot(dataset.uri, credential=dataset.credential), ""
+    return root, _key(dataset.name, "files")
+
+
+def edit_dataset(
+    root: StorageRoot,
+    name: str,
+    *,
+    new_name: str | None = None,
+    metadata: dict[str, Any] | None = None,
+    region: str | None = None,
+    credential: str | None = None,
+) -> Dataset:
+    """Change what is given, leave the rest; uploaded files are copied inside the storage root to their new name.
+
+    Raises:
+        NotFoundError: there is none of that name.
+        UsageError: the new name is taken or cannot be used, or the dataset is uploaded and has no region or credential.
+    """
+    dataset = read_dataset(root, name)
+    if not dataset.is_linked and not (region is None and credential is None):
+        raise UsageError(f"dataset '{name}' is kept in the storage root; only a linked one has a region or credential.")
+    changed = dataclasses.replace(
+        dataset,
+        metadata=dataset.metadata if metadata is None else metadata,
+        region=region or dataset.region,
+        credential=credential or dataset.credential,
+    )
+    if credential is not None and not StorageRoot(dataset.uri, credential=credential).exists(""):
+        raise NotFoundError(f"with credential '{credential}' there is nothing at '{dataset.uri}'")
+    if new_name is None or new_name == name:
+        _write_dataset(root, changed)
+        return changed
+    _check_new_name(root, new_name)
+    if not dataset.is_linked:
+        _copy_files(root, dataset, new_name)
+        changed = dataclasses.replace(changed, uri=_uploaded_uri(root, new_name))
+    changed = dataclasses.replace(changed, name=new_name)
+    _write_dataset(root, changed)
+    _delete_keys(root, name)
+    return changed
 
 
 def delete_dataset(root: StorageRoot, name: str) -> None:
-    """Forget a dataset; its files go only if they were uploaded, linked ones stay.
+    """Forget a dataset, or an upload that was cut short; files go only if they were uploaded, linked ones stay.
 
     Raises:
         NotFoundError: there is none of that name.
     """
-    read_dataset(root, name)
-    root.delete(_prefix(name))
+    if name not in list_unfinished_uploads(root):
+        read_dataset(root, name)
+    _delete_keys(root, name)
 
 
-def _files_root(root: StorageRoot, dataset: Dataset) -> StorageRoot:
-    return StorageRoot(dataset.uri) if dataset.is_linked else StorageRoot(f"{root.uri}/{_prefix(dataset.name)}/files")
+def _copy_files(root: StorageRoot, dataset: Dataset, new_name: str) -> None:
+    files = list_dataset_files(root, dataset)
+    _delete_keys(root, new_name)
+    keys = [f"files/{file.path}" for file in files]
+    with ThreadPoolExecutor(_NUM_WORKERS) as pool:
+        list(pool.map(lambda key: root.copy_file(_key(dataset.name, key), _key(new_name, key)), keys))
+    seal_files(root, _key(new_name))
+    root.write_json(_key(new_name, "files.json"), dump_files(files))
+
+
+def _delete_keys(root: StorageRoot, name: str) -> None:
+    # First of all, so that nobody sees a dataset whose files go.
+    root.delete(_key(name, "dataset.json"))
+    unseal_files(root, _key(name))
+    root.delete(_key(name))
+
+
+def _write_dataset(root: StorageRoot, dataset: Dataset) -> None:
+    root.write_json(_key(dataset.name, "dataset.json"), dataclasses.asdict(dataset))
 
 
 def _check_new_name(root: StorageRoot, name: str) -> None:
@@ -132,24 +260,16 @@ def _check_new_name(root: StorageRoot, name: str) -> None:
         raise UsageError(
             f"dataset name {name!r} cannot be used: letters, digits, '.', '_' and '-', starting with a letter or digit."
         )
-    if root.exists(f"{_prefix(name)}/dataset.json"):
+    if root.exists(_key(name, "dataset.json")):
         raise UsageError(
             f"dataset '{name}' already exists. Delete it first (periflow-ray datastore delete {name}) or choose "
             "another name."
         )
 
 
-def _walk(source: Path, contents_only: bool) -> Iterator[tuple[Path, str]]:
-    if source.is_file():
-        yield source, source.name
-        return
-    # Made absolute without following links: "." has a name then, and a link keeps the one the user typed.
-    top = Path(os.path.abspath(source))
-    base = top if contents_only else top.parent
-    for path in sorted(top.rglob("*")):
-        if path.is_file():
-            yield path, path.relative_to(base).as_posix()
+def _uploaded_uri(root: StorageRoot, name: str) -> str:
+    return f"{root.uri}/{_key(name, 'files')}"
 
 
-def _prefix(name: str) -> str:
-    return f"datasets/{name}"
+def _key(name: str, rest: str = "") -> str:
+    return f"datasets/{name}/{rest}" if rest else f"datasets/{name}"

@@ -5,43 +5,74 @@ Keys are relative paths with forward slashes, for example ``jobs/12/plan.json``.
 
 from __future__ import annotations
 
-import glob
+import dataclasses
 import json
 import os
 import posixpath
 import shutil
+import threading
 import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import fsspec
 import platformdirs
 from fsspec.implementations.local import LocalFileSystem
 
 from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.store import local_files
+from periflow_ray.store.failures import is_already_there
+from periflow_ray.store.filesystem import cloud_variables, open_filesystem, read_timeout, secrets_of
+from periflow_ray.store.operations import Operations
+from periflow_ray.store.parts import copy_on_server, delete_on_server
 
 STORAGE_VARIABLE = "PERIFLOW_STORAGE"
+_NUM_TRIES = 3
+# What checking a root may take: connecting, and one answer, each with another try when the first fails at once.
+_CHECK_TIMEOUT_S = 6.0
+_CHECK_GIVE_UP_S = 3.0
+
+_Result = TypeVar("_Result")
 
 
 class StorageRoot:
     """A place to keep files under keys.
 
+    Roots pickle: opened elsewhere, one is reached with the same credential and cloud variables as here.
+    A server's failures are ``StorageError``; those of a local root stay ``OSError``.
+
     Args:
         uri: ``/path``, ``file:///path``, ``s3://bucket/prefix``, ``abfs://container/prefix``, ``gs://...``.
+        credential: name of a stored credential; None leaves it to the cloud's usual chain.
     Raises:
         StorageError: the scheme is unknown or needs an extra that is not installed.
+        NotFoundError: there is no credential of that name.
     """
 
-    def __init__(self, uri: str) -> None:
-        try:
-            # dircache off: other machines write below the same root all the time.
-            fs, base = fsspec.core.url_to_fs(uri, use_listings_cache=False)
-        except (ValueError, ImportError) as err:
-            raise StorageError(f"storage root '{uri}' cannot be opened: {err}") from err
-        self._fs = fs
+    def __init__(self, uri: str, credential: str | None = None) -> None:
+        self._open(uri, _read_credential_values(credential), cloud_variables())
+
+    def _open(self, uri: str, values: Mapping[str, str] | None, variables: Mapping[str, str]) -> None:
+        self._given_uri = uri
+        self._credential_values = values
+        self._variables = variables
+        self._lock = threading.Lock()
+        fs, base = open_filesystem(uri, values, variables=variables)
+        self._fs, self._fs_pid = fs, os.getpid()
         self._is_local = isinstance(fs, LocalFileSystem)
         self._base: str = os.path.abspath(base) if self._is_local else base.rstrip("/")
-        self.uri = self._base if self._is_local else fs.unstrip_protocol(self._base)
+        self.uri = self._base if self._is_local else uri.rstrip("/")
+        self._operations = Operations(
+            uri=self.uri, is_local=self._is_local, secrets=secrets_of(values), num_tries=_NUM_TRIES
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An absolute path, because the other process may have another working directory.
+        uri = self.uri if self._is_local else self._given_uri
+        return _reopen, (uri, self._credential_values, self._variables)
+
+    def __repr__(self) -> str:
+        return f"StorageRoot({self.uri!r})"
 
     @property
     def is_local(self) -> bool:
@@ -53,35 +84,54 @@ class StorageRoot:
         """The root without its scheme, as its file system names it."""
         return self._base
 
+    @property
+    def filesystem(self) -> Any:
+        """The root's fsspec file system."""
+        if self._fs_pid != os.getpid():
+            # This process was forked: the event loop of an asynchronous file system stayed with the parent.
+            with self._lock:
+                self._fs, _ = open_filesystem(self._given_uri, self._credential_values, variables=self._variables)
+                self._fs_pid = os.getpid()
+        return self._fs
+
     def arrow_filesystem(self) -> Any:
         """The root's file system for pyarrow and Ray Train, which resolve paths below ``base_path``."""
         import pyarrow.fs
 
         if self._is_local:
             return pyarrow.fs.LocalFileSystem()
-        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs))
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.filesystem))
+
+    @property
+    def operations(self) -> Operations:
+        """What runs single operations on this root, with a few tries; a long transfer makes its own of it."""
+        return self._operations
 
     def path_of(self, key: str) -> str:
-        """The full path of a key in the root's file system (no scheme)."""
+        """The full path of a key in the root's file system (no scheme).
+
+        Raises:
+            StorageError: the key would lie outside the root.
+        """
+        if ".." in key.split("/"):
+            raise StorageError(f"'{key}' is not a key of storage root '{self.uri}': it must not contain '..'")
         return f"{self._base}/{key}" if key else self._base
 
     def local_path(self, key: str) -> Path:
         """The key as a path of this machine; only when ``is_local``."""
         assert self._is_local
-        return Path(self._base) / key
+        return Path(self.path_of(key))
 
     def check_writable(self) -> None:
-        """Write and delete a small marker.
+        """Write and delete a small marker; a root that cannot be reached is known within about 15 seconds.
 
         Raises:
             StorageError: with the URI and the reason.
         """
-        marker = f".writable-{uuid.uuid4().hex}"
-        try:
-            self.write_bytes(marker, b"")
-            self.delete(marker)
-        except (OSError, StorageError) as err:
-            raise StorageError(f"storage root '{self.uri}' is not writable: {err}") from err
+        if self._is_local:
+            self._check_directory()
+        else:
+            self._check_server()
 
     def read_bytes(self, key: str, start: int | None = None) -> bytes:
         """The content of a key, from byte ``start`` on.
@@ -89,47 +139,47 @@ class StorageRoot:
         Raises:
             NotFoundError: there is no such key.
         """
-        try:
-            if self._is_local:
-                with open(self.path_of(key), "rb") as file:
-                    file.seek(start or 0)
-                    return file.read()
-            path = self.path_of(key)
-            # Object stores refuse a range that begins at the end.
-            if start and start >= self._fs.size(path):
-                return b""
-            content: bytes = self._fs.cat_file(path, start=start)
-            return content
-        except (FileNotFoundError, NotADirectoryError) as err:
-            raise NotFoundError(f"'{key}' does not exist in storage root '{self.uri}'") from err
+        path = self.path_of(key)
+        if self._is_local:
+            return self._found(key, lambda: _read_local(path, start or 0))
+        # Object stores refuse a range that begins at the end.
+        if start and start >= self._size(key):
+            return b""
+        content: bytes = self._found(key, lambda: self._call("cat_file", path, start=start))
+        return content
 
     def write_bytes(self, key: str, content: bytes) -> None:
         """Create or replace a key; readers see the old or the new content, never a part."""
-        if not self._is_local:
-            self._fs.pipe_file(self.path_of(key), content)
+        path = self.path_of(key)
+        if self._is_local:
+            local_files.write_whole(path, content)
             return
-        path = self.local_path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        self._run(key, lambda: self._call("pipe_file", path, content))
 
     def create_exclusive(self, key: str, content: bytes) -> bool:
-        """Create a key unless it exists; False when someone else was first."""
-        try:
-            if self._is_local:
-                path = self.local_path(key)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with open(path, "xb") as file:
-                    file.write(content)
-            else:
-                self._fs.pipe_file(self.path_of(key), content, mode="create")
-        except FileExistsError:
-            return False
-        return True
+        """Create a key unless it exists; False when someone else was first.
+
+        Contents should tell writers apart: when a server creates the key but its answer is lost, the key counts as
+        created here if it holds this content, and as someone else's if not or if the content is empty.
+        """
+        path = self.path_of(key)
+        if self._is_local:
+            return local_files.create_whole(path, content)
+        num_tried = 0
+
+        def create() -> bool:
+            nonlocal num_tried
+            num_tried += 1
+            try:
+                self._call("pipe_file", path, content, mode="create")
+            except Exception as err:
+                if not is_already_there(err):
+                    raise
+                return num_tried > 1 and bool(content) and self.read_bytes(key) == content
+            return True
+
+        # Some S3 servers ignore the condition of an exclusive write; this keeps all but the same moment apart.
+        return not self.exists(key) and self._run(key, create)
 
     def read_json(self, key: str) -> Any:
         """A key's content as JSON.
@@ -149,63 +199,138 @@ class StorageRoot:
 
     def exists(self, key: str) -> bool:
         """Whether the key, or any key below it, exists."""
-        return bool(self._fs.exists(self.path_of(key)))
+        path = self.path_of(key)
+        if self._is_local:
+            return os.path.exists(path)
+        try:
+            self._run(key, lambda: self._call("info", path))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def list_names(self, prefix: str) -> list[str]:
         """Names directly below a prefix, sorted; empty when there are none."""
+        path = self.path_of(prefix)
         try:
             if self._is_local:
-                return sorted(name for name in os.listdir(self.path_of(prefix)) if not name.startswith("."))
-            entries = self._fs.ls(self.path_of(prefix), detail=False)
+                return sorted(name for name in os.listdir(path) if not local_files.is_partial_name(name))
+            entries = self._run(prefix, lambda: self._call("ls", path, detail=False))
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted({posixpath.basename(entry.rstrip("/")) for entry in entries} - {""})
+        # Asked for a file, or for a placeholder that stands for a directory, servers list that itself.
+        below = {entry.rstrip("/") for entry in entries} - {path, f"/{path}"}
+        return sorted({posixpath.basename(entry) for entry in below} - {""})
 
     def list_files(self, prefix: str) -> dict[str, int]:
         """Every file below a prefix: path relative to it -> size in bytes."""
         base = self.path_of(prefix)
-        found = self._fs.find(base, detail=True)
-        return {posixpath.relpath(path, base): int(info["size"]) for path, info in sorted(found.items())}
+        found = self._find(prefix)
+        sizes = {path: int(info["size"]) for path, info in sorted(found.items()) if info["type"] == "file"}
+        if self._is_local:
+            sizes = {
+                path: size for path, size in sizes.items() if not local_files.is_partial_name(os.path.basename(path))
+            }
+        return {posixpath.relpath(path, base): size for path, size in sizes.items() if not path.endswith("/")}
 
     def upload_file(self, source: Path, key: str) -> None:
-        """Copy a file of this machine to a key."""
-        if not self._is_local:
-            self._fs.put_file(str(source), self.path_of(key))
-            return
-        path = self.local_path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-        try:
-            shutil.copyfile(source, partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        """Copy a file of this machine to a key; see ``Transfer`` for many."""
+        from periflow_ray.store.transfer import Transfer, UploadItem
+
+        Transfer(self).upload_files([UploadItem(source, key)])
 
     def download_file(self, key: str, target: Path) -> None:
-        """Copy a key to a file of this machine.
+        """Copy a key to a file of this machine; see ``Transfer`` for many.
 
         Raises:
             NotFoundError: there is no such key.
         """
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if self._is_local:
-                shutil.copyfile(self.local_path(key), target)
-            else:
-                self._fs.get_file(self.path_of(key), str(target))
-        except FileNotFoundError as err:
-            raise NotFoundError(f"'{key}' does not exist in storage root '{self.uri}'") from err
+        from periflow_ray.store.transfer import DownloadItem, Transfer
+
+        Transfer(self).download_files([DownloadItem(key, target, self._size(key), None)])
+
+    def copy_file(self, source_key: str, key: str) -> None:
+        """Copy a key inside the root without moving its bytes through this machine; locally a hard link.
+
+        Raises:
+            NotFoundError: there is no such source key.
+        """
+        source, target = self.path_of(source_key), self.path_of(key)
+        if self._is_local:
+            self._found(source_key, lambda: local_files.link_or_copy(source, target))
+        else:
+            self._found(source_key, lambda: copy_on_server(self._operations, self.filesystem, source, target))
 
     def delete(self, prefix: str) -> None:
-        """Delete a key and everything below it; nothing happens when there is none."""
-        if not self.exists(prefix):
+        """Delete a key and everything below it; nothing happens when there is none.
+
+        Raises:
+            StorageError: the prefix is empty, or a server failed; some keys may be gone then.
+        """
+        if not prefix.strip("/"):
+            raise StorageError(f"storage root '{self.uri}' is not deleted as a whole; name a key.")
+        path = self.path_of(prefix)
+        if self._is_local:
+            _delete_local(path)
             return
-        if self._is_local or not glob.has_magic(prefix):
-            self._fs.rm(self.path_of(prefix), recursive=True)
-            return
-        # rm would take the key for a pattern and delete other keys too.
-        for path in self._fs.find(self.path_of(prefix)):
-            self._fs.rm_file(path)
+        delete_on_server(self._operations, self.filesystem, prefix, list(self._find(prefix)))
+
+    def _check_directory(self) -> None:
+        refused = f"storage root '{self.uri}' is not writable"
+        if os.path.exists(self._base) and not os.path.isdir(self._base):
+            raise StorageError(f"{refused}: it is a file, not a directory")
+        marker = self.path_of(f".writable-{uuid.uuid4().hex}")
+        try:
+            local_files.write_whole(marker, b"")
+            os.unlink(marker)
+        except OSError as err:
+            raise StorageError(f"{refused}: {err.strerror}") from err
+
+    def _check_server(self) -> None:
+        """Like any writing, but with shorter timeouts and fewer tries."""
+        marker = self.path_of(f".writable-{uuid.uuid4().hex}")
+        timeout_s = read_timeout(_CHECK_TIMEOUT_S)
+        fs, _ = open_filesystem(
+            self._given_uri, self._credential_values, variables=self._variables, read_timeout_s=timeout_s
+        )
+        check = dataclasses.replace(
+            self._operations,
+            place_of_root="storage root '{uri}' is not writable",
+            num_tries=2,
+            give_up_after_s=_CHECK_GIVE_UP_S,
+        )
+
+        def run(method: str, *content: bytes) -> None:
+            check.run("", lambda: check.call(fs, method, marker, *content, timeout_s=timeout_s))
+
+        run("pipe_file", b"")
+        run("rm_file")
+
+    def _size(self, key: str) -> int:
+        """Bytes of a key."""
+        path = self.path_of(key)
+        if self._is_local:
+            return self._found(key, lambda: os.stat(path).st_size)
+        return self._found(key, lambda: int(self._call("info", path)["size"] or 0))
+
+    def _find(self, prefix: str) -> dict[str, Any]:
+        path = self.path_of(prefix)
+        try:
+            found: dict[str, Any] = self._run(prefix, lambda: self._call("find", path, detail=True))
+        except FileNotFoundError:
+            return {}
+        return found
+
+    def _found(self, key: str, operation: Callable[[], _Result]) -> _Result:
+        try:
+            return self._run(key, operation)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as err:
+            raise NotFoundError(f"'{key}' does not exist in storage root '{self.uri}'") from err
+
+    def _run(self, key: str, operation: Callable[[], _Result]) -> _Result:
+        return self._operations.run(key, operation)
+
+    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._operations.call(self.filesystem, method, *args, **kwargs)
 
 
 def resolve_storage_uri(option: str | None = None) -> str:
@@ -231,3 +356,30 @@ def _read_config() -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("storage", ""), str):
         raise StorageError(f"{path} must be a mapping such as 'storage: s3://bucket/prefix'.")
     return config
+
+
+def _reopen(uri: str, values: Mapping[str, str] | None, variables: Mapping[str, str]) -> StorageRoot:
+    root = StorageRoot.__new__(StorageRoot)
+    root._open(uri, values, variables)
+    return root
+
+
+def _read_credential_values(credential: str | None) -> Mapping[str, str] | None:
+    if credential is None:
+        return None
+    from periflow_ray.store.credentials import read_credential
+
+    return read_credential(credential).values
+
+
+def _read_local(path: str, start: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read()
+
+
+def _delete_local(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)

@@ -1,0 +1,88 @@
+"""A checkpoint's files: which node stores what, which a node gets back, and where they are."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from periflow_ray.errors import CorruptCheckpointError
+from periflow_ray.store.checkpoint_manifest import LocalFile, Manifest, PlannedFile, StoredFile, checkpoint_key
+from periflow_ray.store.checksum import checksum_file
+from periflow_ray.store.root import StorageRoot
+
+
+@dataclass(frozen=True)
+class FilesPlace:
+    """Where a checkpoint's files are: below ``prefix`` in ``root``."""
+
+    root: StorageRoot
+    prefix: str
+
+    def key(self, file_key: str) -> str:
+        """The key in the root of a key that is relative to the checkpoint's directory."""
+        return f"{self.prefix}/{file_key}" if self.prefix else file_key
+
+
+def describe_files(directory: Path) -> list[LocalFile]:
+    """Every file below a directory with size and checksum, by path; a link to a file counts as a file."""
+    files = []
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            files.append(LocalFile(path.relative_to(directory).as_posix(), path.stat().st_size, checksum_file(path)))
+    return files
+
+
+def merge_files(
+    files_by_node: Mapping[int, Sequence[LocalFile]], previous: Manifest | None = None
+) -> list[PlannedFile]:
+    """Decide which node stores what: equal files once, differing files of one name once per node.
+
+    Args:
+        previous: an earlier committed checkpoint of the job, whose equal files are copied instead of uploaded.
+    """
+    earlier: dict[tuple[int, str], str] = {}
+    if previous is not None and previous.uri is None:
+        earlier = {(file.size, file.checksum): f"{previous.checkpoint}/{file.key}" for file in previous.files}
+    planned: list[PlannedFile] = []
+    first_by_path: dict[str, LocalFile] = {}
+    for node_rank in sorted(files_by_node):
+        for file in files_by_node[node_rank]:
+            first = first_by_path.setdefault(file.path, file)
+            if first is not file and first == file:
+                continue
+            key = f"files/{file.path}" if first is file else f"node-{node_rank}/{file.path}"
+            copy_from = earlier.get((file.size, file.checksum))
+            planned.append(PlannedFile(file.path, file.size, file.checksum, node_rank, key, copy_from))
+    return planned
+
+
+def select_files(manifest: Manifest, node_rank: int) -> list[StoredFile]:
+    """A checkpoint's files as a node gets them: its own variant where nodes differed, else the lowest node's.
+
+    Raises:
+        CorruptCheckpointError: a path would lead out of the directory that they are restored to.
+    """
+    by_path: dict[str, StoredFile] = {}
+    for file in sorted(manifest.files, key=lambda file: file.node_rank):
+        if _leads_out(file.path):
+            raise CorruptCheckpointError(
+                f"checkpoint {manifest.checkpoint_id} is refused: its manifest has a file '{file.path}', which does "
+                "not stay inside the checkpoint's directory"
+            )
+        if file.path not in by_path or file.node_rank == node_rank:
+            by_path[file.path] = file
+    return list(by_path.values())
+
+
+def open_place(root: StorageRoot, manifest: Manifest) -> FilesPlace:
+    """Where the files of a checkpoint are: beside its manifest, or at the URI of a linked one."""
+    if manifest.uri is not None:
+        return FilesPlace(StorageRoot(manifest.uri, manifest.credential), "")
+    return FilesPlace(root, checkpoint_key(manifest.job_id, manifest.checkpoint))
+
+
+def _leads_out(path: str) -> bool:
+    normal = posixpath.normpath(path)
+    return path != normal or normal in ("", ".", "..") or normal.startswith(("/", "../")) or "\0" in path

@@ -1,0 +1,163 @@
+"""Checkpoints that no job of this storage root made: copied in from a directory, or linked where they are."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from periflow_ray.errors import NotFoundError, StorageError, UsageError
+from periflow_ray.store.checkpoint_files import FilesPlace, describe_files, merge_files
+from periflow_ray.store.checkpoint_manifest import (
+    DELETED,
+    MANIFEST,
+    Manifest,
+    StoredFile,
+    checkpoint_key,
+    is_own_name,
+)
+from periflow_ray.store.checkpoint_trash import purge_expired
+from periflow_ray.store.checkpoint_verify import measure_files
+from periflow_ray.store.checkpoints import begin, commit, destroy, mark_failed
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.transfer import Transfer, UploadItem
+
+
+def upload_checkpoint_dir(
+    root: StorageRoot,
+    source: Path,
+    name: str,
+    *,
+    step: int = 0,
+    created_by: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    transfer: Transfer | None = None,
+) -> Manifest:
+    """Copy the files of a directory into the storage root as a committed checkpoint.
+
+    Args:
+        step: training steps done in it, as far as known.
+        transfer: how to move bytes into ``root``; None for the usual way.
+    Raises:
+        UsageError: the name is taken or cannot be used, or the source is not a directory with files in it.
+        StorageError: the storage root failed, or a file changed meanwhile; nothing is committed.
+    """
+    _check_new_name(root, name)
+    if not source.is_dir():
+        raise UsageError(f"'{source}' is not a directory. Give the directory that holds the checkpoint's files.")
+    stamps = _read_stamps(source)
+    files = describe_files(source)
+    if not files:
+        raise UsageError(f"there are no files in '{source}'.")
+    # What an upload that was cut short left behind is not part of this one.
+    destroy(root, None, name)
+    begin(root, None, name, step, attempt=0)
+    planned = merge_files({0: files})
+    try:
+        (transfer or Transfer(root)).upload_files(
+            [UploadItem(source / file.path, checkpoint_key(None, name, file.key)) for file in planned]
+        )
+        changed = dict(_read_stamps(source).items() ^ stamps.items())
+        if changed:
+            raise StorageError(f"'{min(changed)}' changed while it was uploaded; nothing is stored. Try again")
+        manifest = _describe(name, step, created_by, metrics, tuple(file.as_stored() for file in planned))
+        commit(root, manifest)
+    except BaseException as err:
+        # Also for Ctrl-C; what cannot be told to the storage root is cleared by the next upload of this name.
+        with contextlib.suppress(OSError, StorageError):
+            mark_failed(root, None, name, str(err) or "it was interrupted")
+        raise
+    return manifest
+
+
+def link_checkpoint(
+    root: StorageRoot,
+    uri: str,
+    name: str,
+    *,
+    step: int = 0,
+    credential: str | None = None,
+    created_by: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    on_file: Callable[[str, int], None] | None = None,
+) -> Manifest:
+    """Make a checkpoint of files that stay where they are; each is read once for its checksum.
+
+    Args:
+        uri: a directory, or a single file.
+        credential: name of the credential to open the URI with, now and whenever the checkpoint is used.
+        on_file: called after each file with its path and its size in bytes.
+    Raises:
+        UsageError: the name is taken or cannot be used.
+        NotFoundError: there are no files at the URI.
+        StorageError: the URI cannot be opened or read.
+    """
+    _check_new_name(root, name)
+    linked = StorageRoot(uri, credential)
+    sizes = linked.list_files("")
+    if sizes.keys() == {"."}:
+        parent, _, file_name = linked.uri.rpartition("/")
+        linked, sizes = StorageRoot(parent, credential), {file_name: sizes["."]}
+    if not sizes:
+        raise NotFoundError(f"there are no files at '{uri}'")
+    files = []
+    for path, checksum in measure_files(FilesPlace(linked, ""), sizes):
+        files.append(StoredFile(path, sizes[path], checksum, 0, path))
+        if on_file is not None:
+            on_file(path, sizes[path])
+    destroy(root, None, name)
+    manifest = _describe(name, step, created_by, metrics, tuple(files), linked.uri, credential)
+    commit(root, manifest)
+    return manifest
+
+
+def _check_new_name(root: StorageRoot, name: str) -> None:
+    if not is_own_name(name):
+        raise UsageError(
+            f"checkpoint name {name!r} cannot be used: letters, digits, '.', '_' and '-', starting with a letter or "
+            "digit, and not digits alone."
+        )
+    if root.exists(checkpoint_key(None, name, MANIFEST)):
+        raise UsageError(
+            f"checkpoint '{name}' already exists. Delete it first (periflow-ray checkpoint delete {name}) or choose "
+            "another name."
+        )
+    purge_expired(root, None, time.time())
+    if root.exists(checkpoint_key(None, name, DELETED)):
+        raise UsageError(
+            f"checkpoint '{name}' is deleted and can still be restored (periflow-ray checkpoint restore {name}). "
+            "Choose another name."
+        )
+
+
+def _read_stamps(directory: Path) -> dict[Path, tuple[int, int]]:
+    """What changes when a file does: size and time of the last write."""
+    stats = {path: path.stat() for path in directory.rglob("*") if path.is_file()}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+
+
+def _describe(
+    name: str,
+    step: int,
+    created_by: str | None,
+    metrics: Mapping[str, Any] | None,
+    files: tuple[StoredFile, ...],
+    uri: str | None = None,
+    credential: str | None = None,
+) -> Manifest:
+    return Manifest(
+        checkpoint=name,
+        job_id=None,
+        step=step,
+        attempt=0,
+        world_size=0,
+        num_nodes=1,
+        created_unix_s=time.time(),
+        files=files,
+        metrics=dict(metrics or {}),
+        created_by=created_by,
+        uri=uri,
+        credential=credential,
+    )

@@ -1,0 +1,166 @@
+"""A checkpoint on paper: its ID, its keys, its files and its manifest. Nothing here reads or writes a storage root."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from periflow_ray.errors import CorruptCheckpointError
+from periflow_ray.store.jobs import job_key
+
+MANIFEST = "manifest.json"
+UPLOADING = "uploading.json"
+DELETED = "deleted.json"
+
+_JOB_CHECKPOINT = re.compile(r"step-(\d+)(?:\.(\d+))?")
+# Not digits alone: an ID of digits is a job.
+_OWN_NAME = re.compile(r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file of a snapshot: path relative to it, size in bytes, and checksum."""
+
+    path: str
+    size: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a checkpoint; ``key`` is relative to the checkpoint's directory (or to the manifest's URI)."""
+
+    path: str
+    size: int
+    checksum: str
+    node_rank: int
+    key: str
+
+
+@dataclass(frozen=True)
+class PlannedFile(StoredFile):
+    """A file that node ``node_rank`` has to bring into a checkpoint.
+
+    ``copy_from`` is an equal file of an earlier checkpoint, relative to the job's ``checkpoints/``, to be copied
+    inside the storage root; None means upload.
+    """
+
+    copy_from: str | None = None
+
+    def as_stored(self) -> StoredFile:
+        """The file as the manifest lists it, wherever it came from."""
+        return StoredFile(self.path, self.size, self.checksum, self.node_rank, self.key)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a committed checkpoint consists of. Times in Unix seconds, sizes in bytes.
+
+    ``job_id`` is None for a checkpoint that no job made; ``attempt`` and ``world_size`` are 0 then. ``uri`` is where
+    the files of a linked checkpoint are, opened with ``credential``; None means beside the manifest.
+    """
+
+    checkpoint: str
+    job_id: int | None
+    step: int
+    attempt: int
+    world_size: int
+    num_nodes: int
+    created_unix_s: float
+    files: tuple[StoredFile, ...]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    created_by: str | None = None
+    uri: str | None = None
+    credential: str | None = None
+
+    @property
+    def checkpoint_id(self) -> str:
+        """The ID that names the checkpoint in this storage root: ``<job>/<name>``, or ``<name>`` without a job."""
+        return format_checkpoint_id(self.job_id, self.checkpoint)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+def format_checkpoint_id(job_id: int | None, name: str) -> str:
+    """``<job>/<name>``, or ``<name>`` for a checkpoint that no job made."""
+    return name if job_id is None else f"{job_id}/{name}"
+
+
+def parse_checkpoint_id(text: str) -> tuple[int | None, str] | None:
+    """The job (None: no job made it) and name in an ID; None if it can be no checkpoint's."""
+    job, separator, name = text.rpartition("/")
+    if not separator:
+        return (None, name) if is_own_name(name) else None
+    return (int(job), name) if is_job_number(job) and _JOB_CHECKPOINT.fullmatch(name) else None
+
+
+def is_job_number(text: str) -> bool:
+    """Whether a text is the number of a job."""
+    return text.isdecimal() and text.isascii()
+
+
+def is_own_name(name: str) -> bool:
+    """Whether a checkpoint that no job made may have this name."""
+    return _OWN_NAME.fullmatch(name) is not None
+
+
+def checkpoint_key(job_id: int | None, checkpoint: str, *parts: str) -> str:
+    """The key of something that belongs to a checkpoint; ``job_id`` is None for one that no job made."""
+    return "/".join((checkpoints_prefix(job_id), checkpoint, *parts))
+
+
+def checkpoints_prefix(job_id: int | None) -> str:
+    """The key below which all checkpoints of a job are."""
+    return "checkpoints" if job_id is None else job_key(job_id, "checkpoints")
+
+
+def is_job_checkpoint_name(name: str) -> bool:
+    """Whether a job names its checkpoints like this."""
+    return _JOB_CHECKPOINT.fullmatch(name) is not None
+
+
+def step_of(name: str) -> int | None:
+    """The step in the name of a job's checkpoint."""
+    match = _JOB_CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def step_order(name: str) -> tuple[int, int, str]:
+    """Sorts names by step, and by the time they were begun within a step."""
+    match = _JOB_CHECKPOINT.fullmatch(name)
+    return (int(match[1]), int(match[2] or 1), name) if match else (-1, 0, name)
+
+
+def manifest_document(manifest: Manifest) -> dict[str, Any]:
+    """A manifest as its JSON document; ``parse_manifest`` reads it."""
+    return dataclasses.asdict(manifest)
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The content of ``manifest.json``."""
+    return json.dumps(manifest_document(manifest), indent=1).encode()
+
+
+def parse_manifest(content: bytes, key: str) -> Manifest:
+    """A manifest from its JSON document; keys of a later version are left out.
+
+    Raises:
+        CorruptCheckpointError: it is damaged; ``key`` says where it was.
+    """
+    try:
+        document = json.loads(content)
+        files = tuple(StoredFile(**_known_fields(StoredFile, file)) for file in document["files"])
+        return Manifest(**{**_known_fields(Manifest, document), "files": files})
+    except (ValueError, TypeError, KeyError, AttributeError) as err:
+        raise CorruptCheckpointError(f"the manifest '{key}' is damaged: {err}") from err
+
+
+def _known_fields(kind: type, document: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: document[field.name] for field in dataclasses.fields(kind) if field.name in document}

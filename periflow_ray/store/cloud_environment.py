@@ -1,0 +1,98 @@
+"""Cloud variables of the submitting shell on their way to the driver of a job on the embedded cluster.
+
+The cluster may have been started by another shell, so the driver's own variables are that one's. They travel in a file
+of mode 0600, of which the driver's environment has only the path: Ray writes the variables of a job into its logs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from periflow_ray.errors import StorageError
+from periflow_ray.store.credentials import CREDENTIALS_FILE_VARIABLE, credentials_path
+
+CLOUD_ENVIRONMENT_VARIABLE = "PERIFLOW_CLOUD_ENV_FILE"
+
+_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_")
+# Relative to the shell's directory, which is not the driver's.
+_PATH_VARIABLES = frozenset(
+    {
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_CONFIG_FILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CA_BUNDLE",
+        "AZURE_CONFIG_DIR",
+        "AZURE_FEDERATED_TOKEN_FILE",
+        "AZURE_CLIENT_CERTIFICATE_PATH",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+    }
+)
+
+
+def write_cloud_environment(directory: Path, environ: Mapping[str, str]) -> Path:
+    """Write a shell's cloud variables and the path of its credentials file into a new file that only this user reads.
+
+    Args:
+        directory: where to put it; created with mode 0700.
+        environ: the shell's variables.
+    Returns:
+        The file, for ``PERIFLOW_CLOUD_ENV_FILE`` of the driver.
+    """
+    variables = {name: _absolute(name, value) for name, value in environ.items() if _is_cloud_variable(name)}
+    variables[CREDENTIALS_FILE_VARIABLE] = str(credentials_path())
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = directory / f"{uuid.uuid4().hex}.json"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(variables, file)
+    return path
+
+
+def read_cloud_environment() -> dict[str, str]:
+    """Put the submitting shell's cloud variables into this process's environment, and delete their file.
+
+    To be called first of all by the driver, once. Cloud variables that the shell did not have are removed, so that the
+    shell's account is used and not a mixture of two. Without ``PERIFLOW_CLOUD_ENV_FILE`` nothing happens.
+
+    Returns:
+        What was set, for ``set_cloud_environment`` in the job's other processes on this machine; empty without a file.
+    Raises:
+        StorageError: the file is gone or damaged.
+    """
+    given = os.environ.pop(CLOUD_ENVIRONMENT_VARIABLE, None)
+    if given is None:
+        return {}
+    path = Path(given)
+    try:
+        variables: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        path.unlink()
+    except (OSError, ValueError) as err:
+        raise StorageError(
+            f"the cloud variables of the submitting shell cannot be read from '{path}' ({type(err).__name__}). "
+            "Submit the job again."
+        ) from None
+    set_cloud_environment(variables)
+    return variables
+
+
+def set_cloud_environment(variables: Mapping[str, str]) -> None:
+    """Replace this process's cloud variables by those that ``read_cloud_environment`` gave; empty changes nothing."""
+    if not variables:
+        return
+    for name in [name for name in os.environ if _is_cloud_variable(name)]:
+        del os.environ[name]
+    os.environ.update(variables)
+
+
+def _is_cloud_variable(name: str) -> bool:
+    return name.startswith(_PREFIXES)
+
+
+def _absolute(name: str, value: str) -> str:
+    # The libraries themselves replace the ~.
+    is_relative = name in _PATH_VARIABLES and value and not value.startswith(("/", "~"))
+    return os.path.abspath(value) if is_relative else value

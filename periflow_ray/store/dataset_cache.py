@@ -1,0 +1,242 @@
+"""A node's cache of directories fetched from elsewhere: shared by all jobs, bounded, least recently used out first.
+
+    <directory>/entries/<key>/files/    complete, read-only
+    <directory>/entries/<key>/sizes.json, reserved_bytes
+    <directory>/partial/<key>/          being fetched, or left by a process that died: fetching goes on from it
+    <directory>/locks/<key>             held shared while an entry is used, exclusively while it is fetched or evicted;
+                                        its time of change is when the entry was last used
+    <directory>/trash/                  on its way out
+
+The locks are ``flock`` locks: the kernel releases them when a process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from periflow_ray.errors import StorageError, UsageError
+from periflow_ray.store.read_only import make_directories_writable, make_read_only, remove_tree
+
+DIR_VARIABLE = "PERIFLOW_CACHE_DIR"
+MAX_BYTES_VARIABLE = "PERIFLOW_CACHE_MAX_BYTES"
+_DEFAULT_SHARE = 0.8
+
+
+class CacheUse:
+    """A complete entry in use: nobody evicts it before ``close`` or the end of the process (and of its forks)."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock: int | None = lock
+
+    def close(self) -> None:
+        """The entry may go from now on."""
+        if self._lock is not None:
+            os.utime(self._lock)
+            os.close(self._lock)
+            self._lock = None
+
+
+@dataclass(frozen=True)
+class _Resident:
+    """What takes room in the cache: an entry, or what is fetched to become one."""
+
+    key: str
+    directory: Path
+    num_bytes: int
+    used_unix_s: float
+
+
+class DatasetCache:
+    """Directories by key, each filled once per machine however many processes ask for it.
+
+    Args:
+        directory: default is ``PERIFLOW_CACHE_DIR``, else ``periflow-ray/datasets`` in the user's cache directory.
+        max_bytes: bound of all entries together, those in use and being fetched included; default is
+            ``PERIFLOW_CACHE_MAX_BYTES``, else 80 % of what the entries take and what is free beside them.
+    Raises:
+        UsageError: the variable is not a number of bytes.
+    """
+
+    def __init__(self, directory: Path | None = None, max_bytes: int | None = None) -> None:
+        default = Path(platformdirs.user_cache_dir("periflow-ray", appauthor=False)) / "datasets"
+        self.directory = Path(directory or os.environ.get(DIR_VARIABLE) or default).absolute()
+        self._max_bytes = _read_max_bytes() if max_bytes is None else max_bytes
+        self._entries, self._partial = self.directory / "entries", self.directory / "partial"
+        self._locks, self._trash = self.directory / "locks", self.directory / "trash"
+
+    def open(
+        self,
+        key: str,
+        fill: Callable[[Path], None],
+        *,
+        size_bytes: int | None = None,
+        on_wait: Callable[[], None] | None = None,
+    ) -> CacheUse:
+        """Use the entry of a key, filled by this call if it is not there.
+
+        Args:
+            key: a file name that changes when the content does.
+            fill: puts the content into a directory; finds there what an earlier call that died left in it.
+            size_bytes: what the content will take; None if nobody knows before it is there.
+            on_wait: called when another process fetches the entry at the moment; ``open`` then waits for it.
+        Raises:
+            StorageError: it does not fit beside the entries in use.
+        """
+        for directory in (self._entries, self._partial, self._locks, self._trash):
+            directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self._locks / key, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._lock(lock, fcntl.LOCK_SH, on_wait)
+            while not self._is_complete(key):
+                # Changing the kind of a flock lock lets go of it for a moment, so what was true has to be asked again.
+                self._lock(lock, fcntl.LOCK_EX, on_wait)
+                if not self._is_complete(key):
+                    self._fill(key, fill, size_bytes)
+                os.utime(lock)
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            os.utime(lock)
+        except BaseException:
+            os.close(lock)
+            raise
+        return CacheUse(self._entries / key / "files", lock)
+
+    def _lock(self, lock: int, kind: int, on_wait: Callable[[], None] | None) -> None:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(lock, kind)
+
+    def _is_complete(self, key: str) -> bool:
+        """Whether every file is there in its size: a machine that lost power may have lost the end of some."""
+        entry = self._entries / key
+        try:
+            sizes = json.loads((entry / "sizes.json").read_text())
+            return all(os.stat(f"{entry}/files/{path}").st_size == size for path, size in sizes.items())
+        except (OSError, ValueError):
+            return False
+
+    def _fill(self, key: str, fill: Callable[[Path], None], size_bytes: int | None) -> None:
+        partial, entry = self._partial / key, self._entries / key
+        with self._alone():
+            self._discard(entry)
+        # A process may have died after the files were made read-only.
+        make_directories_writable(partial)
+        files = partial / "files"
+        if size_bytes is not None:
+            self._reserve(key, size_bytes)
+        files.mkdir(parents=True, exist_ok=True)
+        fill(files)
+        sizes = dict(_measure(files))
+        try:
+            self._reserve(key, sum(sizes.values()))
+        except StorageError:
+            with self._alone():
+                self._discard(partial)
+            raise
+        (partial / "sizes.json").write_text(json.dumps(sizes))
+        make_read_only(files)
+        partial.rename(entry)
+
+    def _reserve(self, key: str, num_bytes: int) -> None:
+        """Make room for a key by evicting what was not used for longest, and claim it."""
+        with self._alone():
+            for leftover in self._trash.iterdir():
+                remove_tree(leftover)
+            # By key, the entries last: one that moves there from the partial ones meanwhile is counted, and once.
+            residents = {resident.key: resident for resident in self._find_residents() if resident.key != key}
+            self._evict(list(residents.values()), num_bytes)
+            partial = self._partial / key
+            partial.mkdir(exist_ok=True)
+            (partial / "reserved_bytes").write_text(str(num_bytes))
+
+    def _evict(self, residents: list[_Resident], num_bytes: int) -> None:
+        used_bytes = sum(resident.num_bytes for resident in residents)
+        max_bytes = self._max_bytes if self._max_bytes is not None else self._default_max_bytes(residents)
+        with contextlib.ExitStack() as stack:
+            leaving = []
+            for resident in sorted(residents, key=lambda resident: resident.used_unix_s):
+                if used_bytes + num_bytes <= max_bytes or num_bytes > max_bytes:
+                    break
+                if stack.enter_context(self._try_lock(resident.key)):
+                    leaving.append(resident)
+                    used_bytes -= resident.num_bytes
+            # Nothing goes unless it is enough.
+            if used_bytes + num_bytes > max_bytes:
+                in_use = "" if num_bytes > max_bytes else f", and running jobs use {used_bytes:,} of them"
+                raise StorageError(
+                    f"the dataset takes {num_bytes:,} bytes, but the dataset cache {self.directory} may hold "
+                    f"{max_bytes:,}{in_use}. Raise ${MAX_BYTES_VARIABLE}, or set ${DIR_VARIABLE} to a directory on a "
+                    "larger disk."
+                )
+            for resident in leaving:
+                self._discard(resident.directory)
+
+    def _default_max_bytes(self, residents: list[_Resident]) -> int:
+        entries_bytes = sum(one.num_bytes for one in residents if one.directory.parent == self._entries)
+        return int(_DEFAULT_SHARE * (entries_bytes + shutil.disk_usage(self.directory).free))
+
+    def _find_residents(self) -> Iterator[_Resident]:
+        for parent in (self._partial, self._entries):
+            for directory in parent.iterdir():
+                try:
+                    num_bytes = int((directory / "reserved_bytes").read_text())
+                    used_unix_s = (self._locks / directory.name).stat().st_mtime
+                except (OSError, ValueError):
+                    # Just moved from one to the other, or begun by a process that died at once.
+                    num_bytes, used_unix_s = 0, 0.0
+                yield _Resident(directory.name, directory, num_bytes, used_unix_s)
+
+    @contextlib.contextmanager
+    def _try_lock(self, key: str) -> Iterator[bool]:
+        """Lock an entry against being used; False if somebody uses or fetches it."""
+        lock = os.open(self._locks / key, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+        except BlockingIOError:
+            yield False
+        finally:
+            os.close(lock)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Only one process at a time counts and evicts."""
+        with open(self.directory / "lock", "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _discard(self, directory: Path) -> None:
+        # Renamed first, so that nobody sees an entry that is half deleted.
+        leaving = self._trash / uuid.uuid4().hex
+        with contextlib.suppress(FileNotFoundError):
+            directory.rename(leaving)
+            remove_tree(leaving)
+
+
+def _measure(directory: Path) -> Iterator[tuple[str, int]]:
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            path = os.path.join(parent, name)
+            yield os.path.relpath(path, directory), os.stat(path).st_size
+
+
+def _read_max_bytes() -> int | None:
+    given = os.environ.get(MAX_BYTES_VARIABLE)
+    if not given:
+        return None
+    if not given.isdecimal():
+        raise UsageError(f"${MAX_BYTES_VARIABLE} must be a number of bytes, such as 200000000000, not {given!r}.")
+    return int(given)

@@ -1,0 +1,136 @@
+"""An upload of a dataset's files that may be cut short at any point and goes on when it is run again."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from periflow_ray.errors import NotFoundError, StorageError, UsageError
+from periflow_ray.store.dataset_files import DatasetFile, SourceFile, dump_files, parse_files
+from periflow_ray.store.local_files import is_partial_name
+from periflow_ray.store.read_only import make_directories_writable, make_read_only
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.transfer import Transfer, UploadItem
+
+JOURNAL = "uploading.json"
+_NUM_WORKERS = 16
+
+
+def send_files(
+    root: StorageRoot, prefix: str, described: Sequence[SourceFile], on_bytes: Callable[[int, int], None]
+) -> str:
+    """Bring everything below ``<prefix>/files`` to what is described, by sending only what is not there yet.
+
+    Returns:
+        The upload's id, for ``end_upload``.
+    Raises:
+        UsageError: a source changed meanwhile.
+        StorageError: the storage root failed.
+    """
+    upload_id, waiting = _begin(root, prefix, described)
+    lock = threading.Lock()
+    total_bytes = sum(one.file.size for one in described)
+    sent_bytes = total_bytes - sum(one.file.size for one in waiting)
+    on_bytes(sent_bytes, total_bytes)
+
+    def count(num_bytes: int) -> None:
+        nonlocal sent_bytes
+        with lock:
+            sent_bytes += num_bytes
+            on_bytes(sent_bytes, total_bytes)
+
+    transfer = Transfer(root, num_workers=_NUM_WORKERS, on_bytes=count)
+    transfer.upload_files([UploadItem(one.source, f"{prefix}/files/{one.file.path}") for one in waiting])
+    changed = [one for one in waiting if not one.is_unchanged]
+    _delete_all(root, prefix, [one.file.path for one in changed])
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise UsageError(
+            f"'{changed[0].source}'{more} changed while the dataset was uploaded. Upload again when nobody writes to "
+            "the files; what is stored is not sent again."
+        )
+    return upload_id
+
+
+def end_upload(root: StorageRoot, prefix: str, upload_id: str) -> None:
+    """Make sure that what is stored is this upload's; in a directory it is read-only from now on.
+
+    Raises:
+        StorageError: another upload to this prefix began meanwhile.
+    """
+    try:
+        owner = root.read_json(f"{prefix}/{JOURNAL}")["upload_id"]
+    except NotFoundError:
+        owner = None
+    if owner != upload_id:
+        raise StorageError(
+            f"another upload to '{prefix}' in storage root '{root.uri}' began while this one ran, or its files were "
+            "deleted. Nothing was committed; upload again, under a name of its own if both are wanted."
+        )
+    seal_files(root, prefix)
+
+
+def seal_files(root: StorageRoot, prefix: str) -> None:
+    """Make the stored files read-only where they are files of this machine: jobs read them in place."""
+    if root.is_local:
+        make_read_only(root.local_path(f"{prefix}/files"))
+
+
+def unseal_files(root: StorageRoot, prefix: str) -> None:
+    """Let files below the prefix be added, replaced and deleted again."""
+    if root.is_local:
+        make_directories_writable(root.local_path(f"{prefix}/files"))
+
+
+def _begin(root: StorageRoot, prefix: str, described: Sequence[SourceFile]) -> tuple[str, list[SourceFile]]:
+    """Write the journal, what the upload is to be, and find what of it is not stored yet.
+
+    What is stored is always content of the journal's files: stored files that are to be others are deleted before the
+    journal says so. That is why path and size are enough to know a stored file again.
+    """
+    planned = _read_journal_files(root, prefix)
+    unseal_files(root, prefix)
+    if planned is None:
+        root.delete(prefix)
+        planned = {}
+    stored = root.list_files(f"{prefix}/files") if planned else {}
+    wanted = {one.file.path: one.file for one in described}
+    kept = {path for path, size in stored.items() if _is_stored(wanted.get(path), planned.get(path), size)}
+    _delete_all(root, prefix, stored.keys() - kept)
+    _remove_partial_files(root, prefix, wanted)
+    upload_id = uuid.uuid4().hex
+    journal = {"upload_id": upload_id, "started_unix_s": time.time(), "files": dump_files(list(wanted.values()))}
+    root.write_json(f"{prefix}/{JOURNAL}", journal)
+    return upload_id, [one for one in described if one.file.path not in kept]
+
+
+def _read_journal_files(root: StorageRoot, prefix: str) -> dict[str, DatasetFile] | None:
+    try:
+        return {file.path: file for file in parse_files(root.read_json(f"{prefix}/{JOURNAL}")["files"])}
+    except NotFoundError:
+        return None
+
+
+def _is_stored(wanted: DatasetFile | None, planned: DatasetFile | None, stored_size: int) -> bool:
+    return wanted is not None and wanted == planned and wanted.size == stored_size
+
+
+def _remove_partial_files(root: StorageRoot, prefix: str, wanted: Collection[str]) -> None:
+    """Delete what a killed upload left half written; listings do not show it, but jobs read the directory itself."""
+    if not root.is_local:
+        return
+    top = root.local_path(f"{prefix}/files")
+    for parent, _, names in os.walk(top):
+        for path in (Path(parent, name) for name in names if is_partial_name(name)):
+            if path.relative_to(top).as_posix() not in wanted:
+                path.unlink()
+
+
+def _delete_all(root: StorageRoot, prefix: str, paths: Iterable[str]) -> None:
+    with ThreadPoolExecutor(_NUM_WORKERS) as pool:
+        list(pool.map(lambda path: root.delete(f"{prefix}/files/{path}"), paths))

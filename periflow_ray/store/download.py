@@ -1,0 +1,264 @@
+"""Keys of a storage root to files of this machine, as pieces of work; verified, resumable, whole or not at all.
+
+A large file grows in ``<target>.part``; ``<target>.part.done`` remembers which of its parts are there. Both outlive a
+process that is killed, and the next download of the same content goes on with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.store import local_files
+from periflow_ray.store.checksum import checksum_bytes, checksum_file, is_checksum_of
+from periflow_ray.store.failures import is_code
+from periflow_ray.store.filesystem import time_limit
+from periflow_ray.store.transfer_work import TransferContext, Work
+
+
+@dataclass(frozen=True)
+class DownloadItem:
+    """A key, the file of this machine it goes to, its size in bytes, and its checksum where one is known."""
+
+    key: str
+    target: Path
+    size: int
+    checksum: str | None = None
+
+
+class Downloads:
+    """The work of downloading some keys: first ``preparations``, then ``works``."""
+
+    def __init__(self, context: TransferContext, items: Sequence[DownloadItem]) -> None:
+        self._context = context
+        is_local = context.kind == "local"
+        self._small = [item for item in items if is_local or item.size <= context.part_bytes]
+        self._large = [
+            _LargeDownload(context, item) for item in items if not is_local and item.size > context.part_bytes
+        ]
+
+    def preparations(self) -> Iterator[Work]:
+        """Finds out what is there already."""
+        for download in self._large:
+            yield download.prepare
+
+    def works(self) -> Iterator[Work]:
+        """The pieces of work; pieces of the same file may run at the same time."""
+        fetch = _copy_local if self._context.kind == "local" else _fetch_small
+        for item in self._small:
+            yield partial(fetch, self._context, item)
+        for download in self._large:
+            for index in download.missing:
+                yield partial(download.fetch_part, index)
+
+    def close(self) -> None:
+        """To be called at the end, whether it is a good one or not."""
+        for download in self._large:
+            download.close()
+
+
+class _LargeDownload:
+    def __init__(self, context: TransferContext, item: DownloadItem) -> None:
+        self.missing: list[int] = []
+        self._context = context
+        self._item = item
+        self._part = Path(f"{item.target}.part")
+        self._sidecar = Path(f"{item.target}.part.done")
+        self._lock = threading.Lock()
+        self._part_fd: int | None = None
+        self._sidecar_fd: int | None = None
+        self._num_left = 0
+
+    def prepare(self) -> None:
+        """Open the partial file, and see which parts it lacks."""
+        item, part_bytes = self._item, self._context.part_bytes
+        if _is_there(item):
+            self._context.on_bytes(item.size)
+            return
+        header = json.dumps({"size": item.size, "checksum": item.checksum, "part_bytes": part_bytes})
+        num_parts = -(-item.size // part_bytes)
+        done = self._read_done(header) & set(range(num_parts))
+        self.missing = [index for index in range(num_parts) if index not in done]
+        item.target.parent.mkdir(parents=True, exist_ok=True)
+        if not done:
+            self._discard()
+        self._part_fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        os.ftruncate(self._part_fd, item.size)
+        self._sidecar_fd = os.open(self._sidecar, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        if not done:
+            os.write(self._sidecar_fd, f"{header}\n".encode())
+        self._num_left = len(self.missing)
+        self._context.on_bytes(sum(self._num_bytes(index) for index in done))
+        if not self.missing:
+            self._finish()
+
+    def fetch_part(self, index: int) -> None:
+        """Read one part from the server and note that it is there."""
+        assert self._part_fd is not None
+        assert self._sidecar_fd is not None
+        num_bytes = self._num_bytes(index)
+        content = _fetch_range(self._context, self._item, index * self._context.part_bytes, num_bytes)
+        _write_at(self._part_fd, content, index * self._context.part_bytes)
+        os.write(self._sidecar_fd, f"{index}\n".encode())
+        self._context.on_bytes(num_bytes)
+        with self._lock:
+            self._num_left -= 1
+            is_last = self._num_left == 0
+        if is_last:
+            self._finish()
+
+    def close(self) -> None:
+        """Close what is open; what was fetched stays for the next try."""
+        for fd in (self._part_fd, self._sidecar_fd):
+            if fd is not None:
+                os.close(fd)
+        self._part_fd = self._sidecar_fd = None
+
+    def _finish(self) -> None:
+        self.close()
+        if self._item.checksum is not None:
+            found = checksum_file(self._part)
+            if found != self._item.checksum:
+                self._discard()
+                raise _damaged(self._context, self._item, found)
+        os.replace(self._part, self._item.target)
+        self._sidecar.unlink(missing_ok=True)
+
+    def _read_done(self, header: str) -> set[int]:
+        """Parts that an earlier download of the same content has fetched."""
+        # Without a checksum nobody knows whether the key still is what it was then.
+        if self._item.checksum is None or not self._part.is_file():
+            return set()
+        with contextlib.suppress(OSError):
+            first, *lines = self._sidecar.read_text(encoding="utf-8").split("\n")
+            if first == header:
+                # The last line has no end when its writer was killed over it; the text after the last end is dropped.
+                return {int(line) for line in lines[:-1] if line.isdigit()}
+        return set()
+
+    def _num_bytes(self, index: int) -> int:
+        return min(self._context.part_bytes, self._item.size - index * self._context.part_bytes)
+
+    def _discard(self) -> None:
+        self._part.unlink(missing_ok=True)
+        self._sidecar.unlink(missing_ok=True)
+
+
+def _fetch_small(context: TransferContext, item: DownloadItem) -> None:
+    if _is_there(item):
+        context.on_bytes(item.size)
+        return
+    content = _fetch_range(context, item, 0, item.size)
+    if item.checksum is not None and (found := checksum_bytes(content)) != item.checksum:
+        raise _damaged(context, item, found)
+    with _part_of(item.target) as part:
+        part.write_bytes(content)
+    context.on_bytes(item.size)
+
+
+def _copy_local(context: TransferContext, item: DownloadItem) -> None:
+    if _is_there(item):
+        context.on_bytes(item.size)
+        return
+    source = context.root.path_of(item.key)
+    num_told = 0
+
+    def admit(num_bytes: int) -> None:
+        nonlocal num_told
+        context.admit_chunk(num_bytes)
+        context.on_bytes(min(num_bytes, item.size - num_told))
+        num_told = min(item.size, num_told + num_bytes)
+
+    def copy() -> None:
+        with _part_of(item.target) as part:
+            local_files.copy_content(source, os.fspath(part), chunk_bytes=context.chunk_bytes, on_chunk=admit)
+            _check_size(context, item, part.stat().st_size)
+            if item.checksum is not None and (found := checksum_file(part)) != item.checksum:
+                raise _damaged(context, item, found)
+
+    if not os.path.isfile(source):
+        raise _missing(context, item)
+    context.operations.run(item.key, copy)
+    context.on_bytes(item.size - num_told)
+
+
+@contextlib.contextmanager
+def _part_of(target: Path) -> Iterator[Path]:
+    """The partial file of a target, which becomes the target when the block ends well."""
+    part = Path(f"{target}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part.unlink(missing_ok=True)
+    try:
+        yield part
+        os.replace(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _fetch_range(context: TransferContext, item: DownloadItem, offset: int, num_bytes: int) -> bytes:
+    fs, path = context.filesystem, context.root.path_of(item.key)
+    operations = context.operations
+
+    def fetch() -> bytes:
+        context.bandwidth.wait_for(num_bytes)
+        # One byte more than the last part has shows a key that is longer than it should be.
+        end = offset + num_bytes + (1 if offset + num_bytes == item.size else 0)
+        try:
+            content: bytes = operations.call(
+                fs, "cat_file", path, start=offset, end=end, timeout_s=time_limit(num_bytes)
+            )
+        except Exception as err:
+            # An empty key has no bytes to ask for, and one that is shorter than it should be not these.
+            if not is_code(err, "InvalidRange"):
+                raise
+            content = b""
+        if len(content) != num_bytes:
+            _check_size(context, item, int(operations.call(fs, "info", path)["size"] or 0))
+            raise ConnectionError(f"the answer has {len(content)} of {num_bytes} bytes")
+        return content
+
+    try:
+        return operations.run(item.key, fetch)
+    except FileNotFoundError as err:
+        raise _missing(context, item) from err
+
+
+def _write_at(fd: int, content: bytes, offset: int) -> None:
+    view = memoryview(content)
+    while view:
+        num_written = os.pwrite(fd, view, offset)
+        view = view[num_written:]
+        offset += num_written
+
+
+def _is_there(item: DownloadItem) -> bool:
+    try:
+        has_size = os.stat(item.target).st_size == item.size
+    except OSError:
+        return False
+    return has_size and item.checksum is not None and is_checksum_of(item.target, item.checksum)
+
+
+def _check_size(context: TransferContext, item: DownloadItem, size: int) -> None:
+    if size != item.size:
+        raise StorageError(
+            f"'{item.key}' in storage root '{context.root.uri}' is damaged: it has {size} bytes, not {item.size}"
+        )
+
+
+def _damaged(context: TransferContext, item: DownloadItem, found: str) -> StorageError:
+    return StorageError(
+        f"'{item.key}' in storage root '{context.root.uri}' is damaged: its checksum is {found}, not {item.checksum}"
+    )
+
+
+def _missing(context: TransferContext, item: DownloadItem) -> NotFoundError:
+    return NotFoundError(f"'{item.key}' does not exist in storage root '{context.root.uri}'")

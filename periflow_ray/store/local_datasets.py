@@ -1,0 +1,107 @@
+"""A dataset as a directory of this machine: its own where it is local, else fetched once into the node's cache."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.store.dataset_cache import CacheUse, DatasetCache
+from periflow_ray.store.dataset_files import identify_content
+from periflow_ray.store.datasets import list_dataset_files, locate_dataset, read_dataset
+from periflow_ray.store.huggingface_datasets import HUGGINGFACE_PREFIX, save_huggingface_dataset
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.transfer import DownloadItem, Transfer
+
+_NUM_WORKERS = 16
+
+
+@dataclass(frozen=True)
+class LocalDataset:
+    """A dataset on this machine; ``path`` stays complete and unchanged until ``close``."""
+
+    path: Path
+    use: CacheUse | None
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether these are the dataset's own files, not a copy in the cache."""
+        return self.use is None
+
+    def close(self) -> None:
+        """The files are not needed any more: the cache may drop its copy."""
+        if self.use is not None:
+            self.use.close()
+
+
+def open_dataset(
+    root: StorageRoot,
+    name: str,
+    *,
+    cache: DatasetCache | None = None,
+    on_notice: Callable[[str], None] | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> LocalDataset:
+    """Make a dataset's files available on this machine.
+
+    Read-only means: copies in the cache and files uploaded to a storage root that is a directory have no write
+    permission (a process of root writes nevertheless). A linked local directory is the user's own and keeps its
+    permissions, so a script that writes there changes the original.
+
+    Args:
+        name: a dataset's, or ``huggingface:<dataset>``.
+        cache: default is the one that the environment names.
+        on_notice: called with a line about what takes time.
+        on_bytes: called with the number of bytes whenever some were fetched, from any thread.
+    Raises:
+        NotFoundError: there is no such dataset, or its files are not where it says.
+        StorageError: it cannot be fetched.
+    """
+    notice = on_notice or (lambda text: None)
+
+    def tell_waiting() -> None:
+        notice(f"waits for another process of this machine that fetches dataset '{name}'")
+
+    if name.startswith(HUGGINGFACE_PREFIX):
+        public_name = name.removeprefix(HUGGINGFACE_PREFIX)
+        use = (cache or DatasetCache()).open(
+            _cache_key(name, identify_content((), name)),
+            lambda directory: save_huggingface_dataset(public_name, directory),
+            on_wait=tell_waiting,
+        )
+        return LocalDataset(use.path, use)
+    dataset = read_dataset(root, name)
+    place, prefix = locate_dataset(root, dataset)
+    if place.is_local:
+        path = place.local_path(prefix)
+        if not path.is_dir():
+            raise NotFoundError(
+                f"dataset '{name}' is the directory {path}, which does not exist on {socket.gethostname()}. Put it on "
+                "a file system that every node mounts at this path, or upload it to the storage root."
+            )
+        return LocalDataset(path, None)
+    files = list_dataset_files(root, dataset)
+    if not files:
+        raise NotFoundError(f"dataset '{name}' has no files: there is nothing at '{dataset.uri}'")
+
+    def fetch(directory: Path) -> None:
+        notice(f"fetches dataset '{name}': {len(files):,} files, {sum(file.size for file in files):,} bytes")
+        lead = f"{prefix}/" if prefix else ""
+        items = [DownloadItem(lead + file.path, directory / file.path, file.size, file.checksum) for file in files]
+        Transfer(place, num_workers=_NUM_WORKERS, on_bytes=on_bytes).download_files(items)
+        if dataset.is_linked and list_dataset_files(root, dataset) != files:
+            raise StorageError(f"dataset '{name}' changed at '{dataset.uri}' while it was fetched. Run the job again.")
+
+    content_id = identify_content(files, dataset.uri if dataset.is_linked else "")
+    size_bytes = sum(file.size for file in files)
+    use = (cache or DatasetCache()).open(
+        _cache_key(name, content_id), fetch, size_bytes=size_bytes, on_wait=tell_waiting
+    )
+    return LocalDataset(use.path, use)
+
+
+def _cache_key(name: str, content_id: str) -> str:
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[:100]}-{content_id[:32]}"

@@ -1,0 +1,93 @@
+"""Which storage root a command or script uses, and with which credential: options, variables, the config file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from periflow_ray.errors import NotFoundError, StorageError, UsageError
+from periflow_ray.store.credentials import read_credential
+from periflow_ray.store.filesystem import scheme_of
+from periflow_ray.store.root import STORAGE_VARIABLE, StorageRoot, resolve_storage_uri
+
+CREDENTIAL_VARIABLE = "PERIFLOW_STORAGE_CREDENTIAL"
+
+_LOCAL_SCHEMES = frozenset({"file", "local", "memory"})
+_TYPES = {
+    "s3": "s3",
+    "s3a": "s3",
+    "abfs": "azure-blob",
+    "abfss": "azure-blob",
+    "az": "azure-blob",
+    "gs": "gcs",
+    "gcs": "gcs",
+}
+
+
+@dataclass(frozen=True)
+class ChosenRoot:
+    """A storage root and the name of the credential that opens it; None is the cloud's usual chain."""
+
+    root: StorageRoot
+    credential: str | None
+
+
+def choose_root(uri: str | None = None, credential: str | None = None) -> ChosenRoot:
+    """Open the storage root that the options name, else the variables, else the config file, else the default one.
+
+    The credential of the config file belongs to the root of the config file, and is not used for another. Directories
+    need none, so that one from the variable or the config file is not used for them. An empty text is no credential.
+
+    Args:
+        uri: the option ``--storage``.
+        credential: the option ``--storage-credential``.
+    Raises:
+        UsageError: there is no credential of that name on this machine, or it does not fit the root.
+        StorageError: the root or the config file cannot be used.
+    """
+    chosen_uri = resolve_storage_uri(uri)
+    name = credential if credential is not None else _default_credential(uri, chosen_uri)
+    if not name:
+        return ChosenRoot(StorageRoot(chosen_uri), None)
+    _require_fitting(name, chosen_uri)
+    return ChosenRoot(StorageRoot(chosen_uri, name), name)
+
+
+def _require_fitting(name: str, uri: str) -> None:
+    scheme = scheme_of(uri)
+    if scheme in _LOCAL_SCHEMES:
+        raise UsageError(f"storage root '{uri}' needs no credential; leave --storage-credential {name} out.")
+    try:
+        found = read_credential(name)
+    except NotFoundError as err:
+        raise UsageError(f"storage root '{uri}': {err}") from None
+    if found.type != _TYPES.get(scheme, found.type):
+        raise UsageError(
+            f"storage root '{uri}' needs a credential of type {_TYPES[scheme]}, and '{name}' is of type {found.type}. "
+            "List them: periflow-ray credential list"
+        )
+
+
+def _default_credential(uri_option: str | None, chosen_uri: str) -> str | None:
+    if scheme_of(chosen_uri) in _LOCAL_SCHEMES:
+        return None
+    if CREDENTIAL_VARIABLE in os.environ:
+        return os.environ[CREDENTIAL_VARIABLE]
+    if uri_option or os.environ.get(STORAGE_VARIABLE):
+        return None
+    return _read_configured_credential()
+
+
+def _read_configured_credential() -> str | None:
+    path = Path(platformdirs.user_config_dir("periflow-ray", appauthor=False)) / "config.yaml"
+    if not path.is_file():
+        return None
+    import yaml
+
+    name = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("storage_credential")
+    if name is not None and not isinstance(name, str):
+        raise StorageError(f"{path}: storage_credential must be the name of a credential, as text.")
+    return name
