@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from storage.servers import AZURITE_MISSING, StorageServer, find_azurite, serve_azurite, serve_moto, serve_rclone
 
 EXIT_DEADLINE_S = 10.0
 # pytest's own, and what libraries set once and for all when a test is the first to import or use them.
@@ -22,6 +23,8 @@ def _own_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     before = dict(os.environ)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["PERIFLOW_STORAGE"] = str(tmp_path_factory.mktemp("storage"))
+    os.environ["PERIFLOW_CREDENTIALS_FILE"] = str(tmp_path_factory.mktemp("config") / "credentials.json")
+    os.environ["PERIFLOW_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["PERIFLOW_LOCAL_CLUSTER_DIR"] = str(tmp_path_factory.mktemp("local-cluster"))
     yield
     _restore_environment(before)
@@ -38,6 +41,29 @@ def _no_leaks(_own_directories: None) -> Iterator[None]:
     leaked_children = _wait_for_exit(children)
     assert not leaked_variables, f"the test leaves environment variables behind: {leaked_variables}"
     assert not leaked_children, f"the test leaves child processes behind: {leaked_children}"
+
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorageServer]:
+    """An S3 server that lasts as long as the test run; its ``environment`` is for the test to set."""
+    with serve_moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorageServer]:
+    """Another S3 server, with another idea of what is left open."""
+    with serve_rclone(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azurite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorageServer]:
+    """An Azure Blob server; tests that need it are skipped where it is not installed."""
+    if find_azurite() is None:
+        pytest.skip(AZURITE_MISSING)
+    with serve_azurite(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
 
 
 @pytest.fixture

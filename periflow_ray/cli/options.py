@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from periflow_ray.errors import UsageError
+
 if TYPE_CHECKING:
     from periflow_ray.store.root import StorageRoot
 
@@ -17,10 +19,23 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _RELATIVE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])", re.IGNORECASE)
 _DATE = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_BANDWIDTH = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s*([A-Za-z]+)(?:/s)?")
+_BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_CREDENTIAL_KEY = "periflow_ray.storage_credential"
 
 
 def storage_option(function: Function) -> Function:
-    """Adds ``--storage`` and gives the command a ``root: StorageRoot``."""
+    """Adds ``--storage`` and ``--storage-credential``, and gives the command a ``root: StorageRoot``."""
+    function = click.option(
+        "--storage-credential",
+        metavar="NAME",
+        expose_value=False,
+        # Before --storage, whose callback opens the root with it.
+        is_eager=True,
+        callback=_note_credential,
+        help="Credential that opens the storage root; see periflow-ray credential list.  "
+        "[default: $PERIFLOW_STORAGE_CREDENTIAL, the config file, else the cloud's usual chain]",
+    )(function)
     return click.option(
         "--storage",
         "root",
@@ -28,6 +43,23 @@ def storage_option(function: Function) -> Function:
         callback=_open_root,
         help="Storage root: a path, s3://..., abfs://... or gs://...  [default: $PERIFLOW_STORAGE, the config file, "
         "else a directory of this user]",
+    )(function)
+
+
+def chosen_credential() -> str | None:
+    """The name of the credential with which ``storage_option`` opened the running command's storage root."""
+    name: str | None = click.get_current_context().meta[_CREDENTIAL_KEY]
+    return name
+
+
+def upload_bandwidth_option(function: Function) -> Function:
+    """Adds ``--upload-bandwidth`` as ``upload_bandwidth_bytes_per_s``."""
+    return click.option(
+        "--upload-bandwidth",
+        "upload_bandwidth_bytes_per_s",
+        metavar="SIZE",
+        callback=lambda ctx, param, value: None if value is None else parse_bandwidth(value),
+        help="Most that the checkpoint uploads of one node may use per second: 500kB, 50MB, 1GiB.  [default: no limit]",
     )(function)
 
 
@@ -85,10 +117,33 @@ def parse_time(text: str, *, is_end: bool = False) -> float:
         ) from None
 
 
+def parse_bandwidth(text: str) -> int:
+    """Bytes per second of a size such as 50MB (10**6 each) or 1.5 GiB/s (2**30 each).
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = _BANDWIDTH.fullmatch(text.strip())
+    # Units as they are written: 50Mb/s would be megabits.
+    num_bytes = int(float(match[1]) * _BYTES[match[2]]) if match and match[2] in _BYTES else 0
+    if num_bytes < 1:
+        raise UsageError(
+            f"--upload-bandwidth: {text!r} is not a number of bytes per second above 0. Give a number and a unit "
+            f"({', '.join(_BYTES)}), for example 50MB or 50MB/s."
+        )
+    return num_bytes
+
+
+def _note_credential(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    ctx.meta[_CREDENTIAL_KEY] = value
+
+
 def _open_root(ctx: click.Context, param: click.Parameter, value: str | None) -> StorageRoot | None:
     if ctx.resilient_parsing:
         return None
     # Imported late: fsspec takes as long as all of --help.
-    from periflow_ray.store.root import StorageRoot, resolve_storage_uri
+    from periflow_ray.store.root_choice import choose_root
 
-    return StorageRoot(resolve_storage_uri(value))
+    chosen = choose_root(value, ctx.meta[_CREDENTIAL_KEY])
+    ctx.meta[_CREDENTIAL_KEY] = chosen.credential
+    return chosen.root

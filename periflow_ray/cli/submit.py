@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from periflow_ray.cli.options import storage_option, yes_option
+from periflow_ray.cli.options import chosen_credential, storage_option, upload_bandwidth_option, yes_option
 from periflow_ray.cli.output import build_fields, output_option, talk_console, write_output
 from periflow_ray.cli.tree import build_file_tree
 from periflow_ray.errors import ClusterError, PlanError, TemplateError, UsageError
@@ -59,6 +59,7 @@ class _Target:
 @click.option(
     "--secret", "secret_names", multiple=True, metavar="K", help="As --env K, but never shown or stored in the clear."
 )
+@upload_bandwidth_option
 @click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
 @click.option("--follow/--no-follow", default=True, show_default=True, help="Show the job's log until it ends.")
 @yes_option
@@ -78,6 +79,7 @@ def submit(
     env_assignments: tuple[str, ...],
     env_files: tuple[Path, ...],
     secret_names: tuple[str, ...],
+    upload_bandwidth_bytes_per_s: int | None,
     dry_run: bool,
     follow: bool,
     is_confirmed: bool,
@@ -102,16 +104,28 @@ def submit(
     target = _choose_target(template, is_local, devices_per_node, address)
     env = collect_env(env_assignments, env_files, os.environ)
     secrets = collect_secrets(secret_names, os.environ)
-    plan = _build_plan(template, target, root, workspace_dir, env, tuple(secrets))
+    plan = _build_plan(
+        template,
+        target,
+        storage_uri=root.uri,
+        storage_credential=chosen_credential(),
+        upload_bandwidth_bytes_per_s=upload_bandwidth_bytes_per_s,
+        workspace_dir_name=workspace_dir.resolve().name if workspace_dir is not None else None,
+        extra_env=env,
+        secret_names=tuple(secrets),
+    )
     if dry_run:
         _show_plan(plan, output)
         return
     cluster_address = _require_cluster(target, plan)
 
+    from periflow_ray.cli.submit_notes import describe_unused
     from periflow_ray.submit.jobs import submit_job
+    from periflow_ray.submit.local_cluster import LocalClusterDir
     from periflow_ray.submit.workspace import scan_workspace
 
     workspace = scan_workspace(workspace_dir) if workspace_dir is not None else None
+    # An unusable root is known now, and not after an hour of training; nothing has been created yet.
     root.check_writable()
     _check_inputs(root, plan)
     cluster = _connect(target, cluster_address)
@@ -122,7 +136,7 @@ def submit(
         from periflow_ray.cli.format import format_size
 
         talk.print(f"{len(workspace.files)} files, {format_size(workspace.size)}")
-    for note in _describe_unused(plan):
+    for note in describe_unused(plan):
         talk.print(f"Note: {note}", soft_wrap=True)
     _ensure_experiment(root, plan, is_confirmed)
     record = submit_job(
@@ -134,6 +148,7 @@ def submit(
         created_by=_user_name(),
         # The embedded cluster runs this very Python; a remote one has its own.
         python=sys.executable if target.is_local else "python",
+        cloud_environment_dir=LocalClusterDir().cloud_environment_dir if target.is_local else None,
     )
     click.echo(f"Job ({record.job_id}) started successfully.")
     talk.print(f"Log: periflow-ray job log {record.job_id} -f    State: periflow-ray job view {record.job_id}")
@@ -167,14 +182,7 @@ def _choose_target(template: Template, is_local: bool, devices_per_node: int | N
     return _Target(is_local, devices_per_node, None if is_local else address or os.environ.get("RAY_ADDRESS"))
 
 
-def _build_plan(
-    template: Template,
-    target: _Target,
-    root: StorageRoot,
-    workspace_dir: Path | None,
-    env: dict[str, str],
-    secret_names: tuple[str, ...],
-) -> JobPlan:
+def _build_plan(template: Template, target: _Target, **options: Any) -> JobPlan:
     from periflow_ray.plan import build_plan
 
     num_gpus = _count_gpus()
@@ -182,12 +190,9 @@ def _build_plan(
         return build_plan(
             template.spec,
             _find_vm(template, target, num_gpus),
-            storage_uri=root.uri,
-            workspace_dir_name=workspace_dir.resolve().name if workspace_dir is not None else None,
-            extra_env=env,
-            secret_names=secret_names,
             num_local_cpus=os.cpu_count(),
             num_local_gpus=num_gpus,
+            **options,
         )
     except PlanError as err:
         raise TemplateError(f"{template.locate(err.key_path)}: {err}") from err
@@ -244,19 +249,6 @@ def _check_inputs(root: StorageRoot, plan: JobPlan) -> None:
         from periflow_ray.store.checkpoints import find_checkpoint
 
         find_checkpoint(root, plan.checkpoint_input.id)
-
-
-def _describe_unused(plan: JobPlan) -> list[str]:
-    notes = []
-    if plan.workspace_dir_name is None:
-        notes.append(f"no workspace directory was given (-d DIR); {plan.workspace_mount_path} is empty in the job.")
-    if plan.data is not None and plan.data.is_huggingface:
-        notes.append(f"nothing is put at {plan.data.mount_path}: load '{plan.data.name}' with the datasets library.")
-    if plan.image is not None:
-        notes.append(f"the image '{plan.image}' is not used: the command runs in the cluster's Python environment.")
-    if plan.plugin is not None:
-        notes.append("the template's plugins (slack, wandb) are accepted, but nothing is sent to them yet.")
-    return notes
 
 
 def _ensure_experiment(root: StorageRoot, plan: JobPlan, is_confirmed: bool) -> None:

@@ -42,7 +42,11 @@ def _rows(plan: JobPlan) -> Iterator[tuple[str, str]]:
     yield f"Command (once per {plan.launch_mode})", mask_text(_as_seen(plan, plan.command))
     yield "Mounts", "\n".join(f"{_as_seen(plan, mount.path)}  {_describe_source(plan, mount)}" for mount in plan.mounts)
     yield "Environment", "\n".join(f"{name}={value}" for name, value in _shown_environment(plan).items())
-    yield "Storage", mask_text(plan.storage_uri)
+    if plan.keep_last or plan.keep_best:
+        yield "Checkpoints kept", _describe_kept(plan)
+    if plan.upload_bandwidth_bytes_per_s is not None:
+        yield "Upload bandwidth", f"at most {plan.upload_bandwidth_bytes_per_s / 10**6:.6g} MB/s per node"
+    yield "Storage", _describe_storage(plan)
     yield "Max failures", str(plan.max_failures)
     if plan.plugin:
         yield "Plugins", ", ".join(plan.plugin.model_dump(exclude_none=True)) or "-"
@@ -100,6 +104,21 @@ def _masked_environment(plan: JobPlan, env: dict[str, str]) -> dict[str, str]:
 
 def _as_seen(plan: JobPlan, text: str) -> str:
     return rewrite_paths(text, plan.mount_paths, SANDBOX_PLACEHOLDER) if plan.vm.is_local else text
+
+
+def _describe_kept(plan: JobPlan) -> str:
+    # The newest one always stays: a restart needs it.
+    num_newest = plan.keep_last or 1
+    parts = ["the newest" if num_newest == 1 else f"the newest {num_newest}"]
+    if plan.keep_best:
+        extreme = "lowest" if plan.keep_best.mode == "min" else "highest"
+        parts.append(f"the one with the {extreme} {plan.keep_best.metric!r}")
+    return " and ".join(parts)
+
+
+def _describe_storage(plan: JobPlan) -> str:
+    uri = mask_text(plan.storage_uri)
+    return f"{uri} (credential {plan.storage_credential!r})" if plan.storage_credential else uri
 
 
 def _describe_price(plan: JobPlan) -> str:

@@ -12,7 +12,7 @@ from periflow_ray.errors import PlanError
 from periflow_ray.plan.catalogue import VmType
 from periflow_ray.plan.grid import WorkerGrid, split_devices
 from periflow_ray.plan.mounts import Mount
-from periflow_ray.spec.models import CheckpointInput, DataSpec, JobSpec, PluginSpec, SetupAndRun
+from periflow_ray.spec.models import CheckpointInput, DataSpec, JobSpec, KeepBest, PluginSpec, SetupAndRun
 
 # Ray's own processes, the node agent and the monitor share this vCPU of a VM; the rest is for the devices.
 NUM_RESERVED_VCPUS = 1
@@ -23,8 +23,10 @@ class JobPlan(BaseModel):
 
     ``command`` is bash, with the mount paths as the template has them. ``env`` is the template's ``env_var`` and what
     the command line added; the values of ``secret_names`` are never part of a plan. ``cpus_per_device``,
-    ``memory_bytes_per_device`` and ``gpus_per_device`` are what to ask Ray for. ``price_per_hour_usd`` is for all
-    nodes; None where it is unknown or moves (spot).
+    ``memory_bytes_per_device`` and ``gpus_per_device`` are what to ask Ray for. ``upload_bandwidth_bytes_per_s`` is the
+    most that one node's checkpoint uploads may use. ``storage_credential`` is a name, never a value; None leaves the
+    storage root to its cloud's usual chain. ``price_per_hour_usd`` is for all nodes; None where it is unknown or moves
+    (spot).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,12 +49,16 @@ class JobPlan(BaseModel):
     mounts: tuple[Mount, ...]
     output_checkpoint_dir: str | None
     checkpoint_input: CheckpointInput | None
+    keep_last: int | None
+    keep_best: KeepBest | None
+    upload_bandwidth_bytes_per_s: int | None
     data: DataSpec | None
     cpus_per_device: float
     memory_bytes_per_device: int | None
     gpus_per_device: int
     max_failures: int
     storage_uri: str
+    storage_credential: str | None
     price_per_hour_usd: float | None
     plugin: PluginSpec | None
 
@@ -66,6 +72,8 @@ def build_plan(
     vm: VmType,
     *,
     storage_uri: str,
+    storage_credential: str | None = None,
+    upload_bandwidth_bytes_per_s: int | None = None,
     workspace_dir_name: str | None = None,
     extra_env: Mapping[str, str] | None = None,
     secret_names: Sequence[str] = (),
@@ -82,6 +90,8 @@ def build_plan(
         spec: the template, command line options applied.
         vm: the VM type to run on; need not be the one that the template names (``--local``).
         storage_uri: the storage root.
+        storage_credential: name of the credential that opens it; None for the cloud's usual chain.
+        upload_bandwidth_bytes_per_s: limit for the checkpoint uploads of one node; None for no limit.
         workspace_dir_name: name that the workspace directory has below its mount path; None if there is none yet.
         extra_env: environment variables that win over the template's.
         secret_names: variables whose values reach the job by another way; they are removed from the plan's ``env``.
@@ -118,12 +128,16 @@ def build_plan(
         mounts=_mounts(spec, workspace_dir_name),
         output_checkpoint_dir=spec.checkpoint.output_checkpoint_dir if spec.checkpoint else None,
         checkpoint_input=spec.checkpoint.input if spec.checkpoint else None,
+        keep_last=spec.checkpoint.keep_last if spec.checkpoint else None,
+        keep_best=spec.checkpoint.keep_best if spec.checkpoint else None,
+        upload_bandwidth_bytes_per_s=upload_bandwidth_bytes_per_s,
         data=spec.data,
         cpus_per_device=_cpus_per_device(spec, vm, grid, num_local_cpus),
         memory_bytes_per_device=_memory_bytes_per_device(spec, vm, grid),
         gpus_per_device=0 if vm.accelerator == "CPU" else 1,
         max_failures=spec.max_failures,
         storage_uri=storage_uri,
+        storage_credential=storage_credential,
         price_per_hour_usd=price,
         plugin=spec.plugin,
     )

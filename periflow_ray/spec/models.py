@@ -134,18 +134,37 @@ class CheckpointInput(Section):
     """A registered checkpoint to start from."""
 
     id: Text = Field(
-        description="Id of the checkpoint to start from, such as 12/step-00000400; list them: periflow-ray job view 12."
+        description="Id of the checkpoint to start from, such as 12/step-00000400; list them: "
+        "periflow-ray checkpoint list."
     )
     mount_path: AbsolutePath = Field(description="Absolute path where the checkpoint's files appear.")
 
 
+class KeepBest(Section):
+    """Which checkpoint is never deleted to make room: the best one by a metric."""
+
+    metric: Text = Field(description="Name of the metric, as the script reports it with pf.metric.")
+    mode: Annotated[Literal["min", "max"], BeforeValidator(choice_reader("min", "max"))] = Field(
+        description="'min' if the lowest value is the best (a loss), 'max' if the highest is (an accuracy)."
+    )
+
+
 class CheckpointSpec(Section):
-    """Where checkpoints come from and go to."""
+    """Where checkpoints come from and go to, and which of them stay."""
 
     output_checkpoint_dir: AbsolutePath | None = Field(
         default=None, description="Absolute path of the directory that upload_checkpoint saves and a restart refills."
     )
     input: CheckpointInput | None = Field(default=None, description="Checkpoint to start from.")
+    keep_last: CountFromOne | None = Field(
+        default=None,
+        description="How many of the newest checkpoints stay; older ones are deleted. Without keep_last and keep_best "
+        "all stay.",
+    )
+    keep_best: KeepBest | None = Field(
+        default=None,
+        description="Metric by which the best checkpoint stays, beside the newest one or the keep_last newest ones.",
+    )
 
 
 class DataSpec(Section):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from periflow_ray.errors import ClusterError, PeriflowRayError
 from periflow_ray.plan import JobPlan
-from periflow_ray.store import jobs, sealed_secrets
+from periflow_ray.store import cloud_environment, jobs, sealed_secrets
 from periflow_ray.store.events import EventWriter
 from periflow_ray.store.jobs import HEARTBEAT_INTERVAL_S, JobRecord, JobState
 from periflow_ray.store.root import StorageRoot
@@ -39,12 +39,15 @@ def submit_job(
     secrets: Mapping[str, str],
     created_by: str,
     python: str = "python",
+    cloud_environment_dir: Path | None = None,
 ) -> JobRecord:
     """Store the job and start its driver on the cluster.
 
     Args:
         created_by: user name, for the views.
         python: the cluster's Python that has periflow-ray.
+        cloud_environment_dir: directory of this machine through which the driver gets this process's cloud variables;
+            None where the cluster has its own.
     Raises:
         ClusterError: the cluster refused; the job is recorded as failed.
         StorageError, WorkspaceError: the job could not be stored.
@@ -71,9 +74,15 @@ def submit_job(
     driver_env = {sealed_secrets.KEY_VARIABLE: sealed_secrets.seal(root, job_id, secrets)} if secrets else {}
     jobs.write_state(root, job_id, JobState("waiting"))
     jobs.write_record(root, record)
+    cloud_path = None
     try:
-        cluster.submit(_entrypoint(root, job_id, python), submission_id, driver_env)
-    except PeriflowRayError as err:
+        if cloud_environment_dir is not None:
+            cloud_path = cloud_environment.write_cloud_environment(cloud_environment_dir, os.environ)
+        entrypoint = _entrypoint(root, plan, job_id, python, cloud_path)
+        cluster.submit(entrypoint, submission_id, driver_env)
+    except (PeriflowRayError, OSError) as err:
+        if cloud_path is not None:
+            cloud_path.unlink(missing_ok=True)
         jobs.write_state(root, job_id, JobState("failed", ended_unix_s=time.time(), message=str(err)))
         raise
     return record
@@ -156,8 +165,15 @@ def _submission_id(root: StorageRoot, job_id: int) -> str:
     return f"periflow-{hashlib.sha256(root.uri.encode()).hexdigest()[:8]}-{job_id}-{os.urandom(3).hex()}"
 
 
-def _entrypoint(root: StorageRoot, job_id: int, python: str) -> str:
-    return shlex.join([python, "-m", "periflow_ray.runtime.driver", "--storage", root.uri, "--job-id", str(job_id)])
+def _entrypoint(root: StorageRoot, plan: JobPlan, job_id: int, python: str, cloud_path: Path | None) -> str:
+    options = ["--storage", root.uri, "--job-id", str(job_id)]
+    if plan.storage_credential is not None:
+        options += ["--storage-credential", plan.storage_credential]
+    command = shlex.join([python, "-m", "periflow_ray.runtime.driver", *options])
+    if cloud_path is None:
+        return command
+    # Set by the shell and not by a runtime environment, for which Ray would start all of the job's workers anew.
+    return f"{cloud_environment.CLOUD_ENVIRONMENT_VARIABLE}={shlex.quote(str(cloud_path))} {command}"
 
 
 def _store_workspace(root: StorageRoot, job_id: int, workspace: Workspace) -> None:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -48,6 +49,7 @@ class LocalClusterDir:
         self.path = directory or Path(os.environ.get(DIR_VARIABLE) or default)
         self.token_path = self.path / "token"
         self.log_path = self.path / "supervisor.log"
+        self.cloud_environment_dir = self.path / "cloud-environment"
         self._record_path = self.path / "cluster.json"
         self._used_path = self.path / "last-used"
 
@@ -131,6 +133,8 @@ def _answers(cluster: LocalCluster, directory: LocalClusterDir) -> bool:
 def _start(directory: LocalClusterDir) -> LocalCluster:
     directory.forget()
     directory.create_token()
+    # Left by drivers that never came up; those of this cluster have not been submitted yet.
+    shutil.rmtree(directory.cloud_environment_dir, ignore_errors=True)
     with directory.log_path.open("wb") as log:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "periflow_ray.submit.local_supervisor", str(directory.path)],

@@ -3,8 +3,37 @@ from __future__ import annotations
 import json
 
 import pytest
+from rich.console import Console
 
-from periflow_ray.store.datasets import list_dataset_files, list_datasets, read_dataset
+from periflow_ray.cli.dataset_tree import build_dataset_tree
+from periflow_ray.errors import UsageError
+from periflow_ray.store.datasets import (
+    link_dataset,
+    list_dataset_files,
+    list_datasets,
+    list_unfinished_uploads,
+    read_dataset,
+    upload_dataset,
+)
+
+
+def sizes_of(root, name: str) -> dict[str, int]:
+    return {file.path: file.size for file in list_dataset_files(root, read_dataset(root, name))}
+
+
+def fail_to_upload(root, name, source) -> None:
+    """An upload whose source changes while it runs."""
+    with pytest.raises(UsageError):
+        upload_dataset(
+            root, name, source, contents_only=True, on_progress=lambda *step: (source / "train").write_text("changed")
+        )
+
+
+def draw_tree(sizes: dict[str, int]) -> list[str]:
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(build_dataset_tree(sizes))
+    return captured.get().splitlines()
 
 
 def test_the_list_is_a_table(run_cli, sample_root):
@@ -58,6 +87,7 @@ def test_view_for_programs_lists_every_file(run_cli, sample_root):
     ]
     assert document["metadata"] == {"classes": 100}
     assert (document["name"], document["cloud"], document["is_linked"]) == ("my-cifar-100", "local", False)
+    assert (document["num_files"], document["size_bytes"]) == (3, 1513)
 
 
 @pytest.mark.parametrize(("slash", "files"), [("", {"cifar/train": 5}), ("/", {"train": 5})])
@@ -67,7 +97,7 @@ def test_a_trailing_slash_uploads_the_contents_only(run_cli, root, tmp_path, sla
     result = run_cli("datastore", "upload", "-n", "small", "-p", f"{tmp_path}/cifar{slash}")
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr == "Dataset 'small' is uploaded: 1 files, 5 B.\n"
-    assert list_dataset_files(root, read_dataset(root, "small")) == files
+    assert sizes_of(root, "small") == files
 
 
 def test_create_links_a_directory_with_metadata(run_cli, root, tmp_path):
@@ -81,7 +111,7 @@ def test_create_links_a_directory_with_metadata(run_cli, root, tmp_path):
     assert (result.exit_code, result.stderr) == (0, f"Dataset 'pets' is linked to {path}.\n")
     dataset = read_dataset(root, "pets")
     assert (dataset.uri, dataset.is_linked, dataset.metadata) == (path, True, {"classes": 2})
-    assert list_dataset_files(root, dataset) == {"cat.png": 3}
+    assert sizes_of(root, "pets") == {"cat.png": 3}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +134,105 @@ def test_metadata_must_be_a_json_object(run_cli, root, tmp_path, content):
     assert result.exit_code == 2
     assert result.stderr.startswith(f"Error: {path}")
     assert list_datasets(root) == []
+
+
+def test_a_linked_bucket_shows_its_cloud_region_and_name(run_cli, root):
+    # Known by the file alone: listing asks no cloud.
+    root.write_json(
+        "datasets/imagenet/dataset.json",
+        {
+            "name": "imagenet",
+            "uri": "s3://my-bucket/imagenet/2012",
+            "created_unix_s": 1_767_225_600.0,
+            "is_linked": True,
+            "region": "us-east-2",
+            "credential": "team-s3",
+        },
+    )
+    assert json.loads(run_cli("datastore", "list", "-o", "json").stdout) == [
+        {
+            "name": "imagenet",
+            "cloud": "aws",
+            "storage_name": "my-bucket",
+            "region": "us-east-2",
+            "is_active": True,
+            "is_linked": True,
+            "uri": "s3://my-bucket/imagenet/2012",
+            "credential": "team-s3",
+            "num_files": None,
+            "size_bytes": None,
+            "created": "2026-01-01T00:00:00.000+00:00",
+        }
+    ]
+
+
+def test_create_with_a_credential_that_does_not_exist_is_an_error(run_cli, root, tmp_path, monkeypatch):
+    monkeypatch.setenv("PERIFLOW_CREDENTIALS_FILE", str(tmp_path / "credentials.json"))
+    result = run_cli("datastore", "create", "-n", "pets", "-c", "aws", "-s", "bucket", "--credential", "team-s3")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: credential 'team-s3' does not exist")
+    assert list_datasets(root) == []
+
+
+def test_an_upload_that_was_cut_short_is_listed_as_not_active_until_it_is_deleted(run_cli, root, tmp_path):
+    (tmp_path / "cifar").mkdir()
+    (tmp_path / "cifar" / "train").write_bytes(b"bytes")
+    fail_to_upload(root, "small", tmp_path / "cifar")
+    (listed,) = json.loads(run_cli("datastore", "list", "-o", "json").stdout)
+    assert (listed["name"], listed["is_active"]) == ("small", False)
+    assert run_cli("datastore", "view", "small").exit_code == 1
+    result = run_cli("datastore", "delete", "small", "-y")
+    assert (result.exit_code, result.stderr) == (0, "Dataset 'small' is deleted.\n")
+    assert list_unfinished_uploads(root) == []
+
+
+def test_an_upload_that_was_cut_short_goes_on_when_it_is_run_again(run_cli, root, tmp_path):
+    (tmp_path / "cifar").mkdir()
+    (tmp_path / "cifar" / "train").write_bytes(b"bytes")
+    fail_to_upload(root, "small", tmp_path / "cifar")
+    result = run_cli("datastore", "upload", "-n", "small", "-p", f"{tmp_path}/cifar/")
+    assert (result.exit_code, result.stderr) == (0, "Dataset 'small' is uploaded: 1 files, 7 B.\n")
+    assert sizes_of(root, "small") == {"train": 7}
+
+
+def test_edit_changes_name_and_metadata(run_cli, sample_root, tmp_path):
+    (tmp_path / "metadata.json").write_text('{"license": "MIT"}')
+    result = run_cli("datastore", "edit", "my-cifar-100", "-n", "cifar", "-f", str(tmp_path / "metadata.json"))
+    assert (result.exit_code, result.stderr) == (0, "Dataset 'my-cifar-100' is changed and is now 'cifar'.\n")
+    (dataset,) = list_datasets(sample_root)
+    assert (dataset.name, dataset.metadata, dataset.num_files) == ("cifar", {"license": "MIT"}, 3)
+
+
+def test_edit_without_a_change_is_an_error(run_cli, sample_root):
+    result = run_cli("datastore", "edit", "my-cifar-100")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "Error: nothing to change: give --name, --metadata-file, --region or --credential.\n",
+    )
+
+
+def test_a_large_dataset_is_shown_with_its_deep_folders_folded():
+    sizes = {f"train/class-{number % 40:02}/{number:04}.jpg": 1000 for number in range(1000)}
+    sizes["README"] = 5
+    lines = draw_tree(sizes)
+    assert lines[:3] == ["/", "├── 📂 train", "│   ├── 📂 class-00 (25 files, 25.0 kB)"]
+    assert lines[-2:] == ["│   └── 📂 class-39 (25 files, 25.0 kB)", "└── README (5 B)"]
+    assert len(lines) == 43
+
+
+def test_a_folder_with_very_many_entries_is_cut_with_a_count():
+    lines = draw_tree({f"{number:04}.jpg": 1000 for number in range(1200)})
+    assert lines[50:] == ["├── 0049.jpg (1.0 kB)", "└── … 1,150 more files (1.1 MB)"]
+    lines = draw_tree({f"class-{number:04}/0.jpg": 1000 for number in range(1200)})
+    assert (len(lines), lines[-1]) == (102, "└── … 1,150 more folders (1,150 files, 1.1 MB)")
+
+
+def test_delete_says_that_linked_files_stay(run_cli, root, tmp_path):
+    (tmp_path / "images").mkdir()
+    link_dataset(root, "pets", str(tmp_path / "images"))
+    result = run_cli("datastore", "delete", "pets", input="y\n")
+    assert result.stderr.startswith(f"Delete dataset 'pets'? Its files at {tmp_path}/images stay. [y/N]: ")
+    assert (list_datasets(root), (tmp_path / "images").is_dir()) == ([], True)
 
 
 def test_delete_asks_and_says_what_becomes_of_the_files(run_cli, sample_root):

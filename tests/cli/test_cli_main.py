@@ -33,6 +33,12 @@ def find_commands(group: click.Group, path: tuple[str, ...] = ()) -> dict[str, c
 def test_every_command_of_the_contract_exists():
     assert sorted(find_commands(cli)) == [
         "completion",
+        "credential",
+        "credential create",
+        "credential delete",
+        "credential edit",
+        "credential list",
+        "credential view",
         "dataset",
         "dataset create",
         "dataset delete",

@@ -94,6 +94,35 @@ def test_on_this_machine_mount_paths_appear_below_the_sandbox() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rules", "kept"),
+    [
+        ({"keep_last": 3}, "the newest 3"),
+        ({"keep_last": 1}, "the newest"),
+        ({"keep_best": {"metric": "loss", "mode": "min"}}, "the newest and the one with the lowest 'loss'"),
+        (
+            {"keep_last": 2, "keep_best": {"metric": "acc", "mode": "max"}},
+            "the newest 2 and the one with the highest 'acc'",
+        ),
+    ],
+)
+def test_which_checkpoints_are_kept_and_how_they_are_stored(rules: dict[str, Any], kept: str) -> None:
+    template = {**TEMPLATE, "checkpoint": {"output_checkpoint_dir": "/workspace/ckpt", **rules}}
+    plan = build_plan(
+        JobSpec.model_validate(template),
+        find_vm(TEMPLATE["vm"]),
+        storage_uri="s3://bucket/jobs",
+        storage_credential="team-s3",
+        upload_bandwidth_bytes_per_s=52_428_800,
+    )
+    rows = describe_plan(plan)
+    assert rows[rows.index(("Checkpoints kept", kept)) :][:3] == [
+        ("Checkpoints kept", kept),
+        ("Upload bandwidth", "at most 52.4288 MB/s per node"),
+        ("Storage", "s3://bucket/jobs (credential 'team-s3')"),
+    ]
+
+
+@pytest.mark.parametrize(
     ("vm", "price"),
     [
         (

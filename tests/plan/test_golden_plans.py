@@ -15,7 +15,12 @@ GOLDEN_DIR = Path(__file__).parent / "golden"
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "cifar": {"storage_uri": "s3://team-bucket/periflow", "workspace_dir_name": "cifar"},
-    "pth-lightning": {"storage_uri": "abfs://jobs@team/periflow", "workspace_dir_name": "pth-lightning"},
+    "pth-lightning": {
+        "storage_uri": "abfs://jobs@team/periflow",
+        "storage_credential": "team-azure",
+        "upload_bandwidth_bytes_per_s": 50_000_000,
+        "workspace_dir_name": "pth-lightning",
+    },
     "local-2x1": {
         "storage_uri": "file:///data/periflow",
         "workspace_dir_name": "train",

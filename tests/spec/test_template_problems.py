@@ -78,6 +78,20 @@ max_failures: -1
     ]
 
 
+def test_what_to_keep_of_the_checkpoints_is_a_count_and_a_metric_with_its_direction() -> None:
+    rules = "checkpoint:\n  keep_last: 0\n  keep_best: {metric: loss, mode: minimum}\n"
+    assert problems_of(MINIMAL + rules) == [
+        "pf-template.yml:8:3: checkpoint.keep_last is the number 0; it must be a decimal whole number from 1 to "
+        "1000000",
+        "pf-template.yml:9:29: checkpoint.keep_best.mode is the text 'minimum'; it must be 'min' or 'max'. "
+        "Did you mean 'min'?",
+    ]
+    assert problems_of(MINIMAL + "checkpoint:\n  keep_best: {metric: loss}\n") == [
+        "pf-template.yml:8:3: checkpoint.keep_best.mode is missing; it is required: 'min' if the lowest value is the "
+        "best (a loss), 'max' if the highest is (an accuracy)."
+    ]
+
+
 def test_a_key_on_the_wrong_level_is_told_where_it_belongs() -> None:
     assert problems_of(MINIMAL + "image: pytorch\n") == [
         f"pf-template.yml:7:1: unknown key 'image'. It belongs in job_setting.docker. Allowed: {TOP_LEVEL_KEYS}"

@@ -15,6 +15,7 @@ from periflow_ray.spec import (
     DockerSpec,
     JobSetting,
     JobSpec,
+    KeepBest,
     PluginSpec,
     ResourcesSpec,
     SetupAndRun,
@@ -150,7 +151,7 @@ def test_a_job_may_use_a_huggingface_dataset_parallelism_degrees_and_plugins() -
     assert (spec.data.is_huggingface, spec.data.huggingface_name) == (True, "wikitext")
 
 
-def test_our_own_additions_are_launch_mode_resources_and_max_failures() -> None:
+def test_our_own_additions_are_launch_mode_resources_checkpoints_to_keep_and_max_failures() -> None:
     spec = load("own_additions.yml")
 
     assert spec == JobSpec(
@@ -162,6 +163,11 @@ def test_our_own_additions_are_launch_mode_resources_and_max_failures() -> None:
             docker=DockerSpec(command="python main.py --num-epochs 2"),
             launch_mode="device",
             resources=ResourcesSpec(cpus=0.5, memory="1.5GiB"),
+        ),
+        checkpoint=CheckpointSpec(
+            output_checkpoint_dir="/workspace/ckpt",
+            keep_last=3,
+            keep_best=KeepBest(metric="accuracy", mode="max"),
         ),
     )
     assert spec.job_setting.resources is not None

@@ -1,149 +1,82 @@
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
+import json
 
 import pytest
+from checkpoint_samples import STEP_10, STEP_20, BreakingRoot, save
 
-from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError
 from periflow_ray.store.checkpoints import (
-    LocalFile,
     Manifest,
-    StoredFile,
+    begin,
     checkpoint_key,
     choose_name,
     commit,
-    describe_files,
     find_checkpoint,
     latest_committed,
     list_committed,
-    merge_files,
+    mark_failed,
     read_manifest,
-    restore,
+    read_upload_note,
+    remove,
+    sweep_partials,
+    verify,
 )
-
-EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-
-
-def write_tree(directory: Path, contents: dict[str, bytes]) -> Path:
-    for name, content in contents.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return directory
-
-
-def read_tree(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
-def save(root, tmp_path, contents_by_node, *, step=10, name=None, job_id=1) -> Manifest:
-    """What the nodes and the monitor do together: describe, merge, upload, commit."""
-    name = name or choose_name(root, job_id, step)
-    snapshots = {
-        node_rank: write_tree(tmp_path / f"snapshot-{name}-{node_rank}", contents)
-        for node_rank, contents in contents_by_node.items()
-    }
-    files = merge_files({node_rank: describe_files(snapshot) for node_rank, snapshot in snapshots.items()})
-    for file in files:
-        root.upload_file(snapshots[file.node_rank] / file.path, checkpoint_key(job_id, name, file.key))
-    manifest = Manifest(
-        checkpoint=name,
-        job_id=job_id,
-        step=step,
-        attempt=1,
-        world_size=4,
-        num_nodes=len(contents_by_node),
-        created_unix_s=1_700_000_000.5,
-        files=tuple(files),
-        metrics={"loss": 0.5},
-    )
-    commit(root, manifest)
-    return manifest
-
-
-def test_files_are_described_by_path_size_and_checksum(tmp_path):
-    write_tree(tmp_path, {"b/model.pt": b"weights", "a.txt": b"", ".hidden": b"x"})
-    (tmp_path / "empty").mkdir()
-    assert describe_files(tmp_path) == [
-        LocalFile(".hidden", 1, hashlib.sha256(b"x").hexdigest()),
-        LocalFile("a.txt", 0, EMPTY_SHA256),
-        LocalFile("b/model.pt", 7, hashlib.sha256(b"weights").hexdigest()),
-    ]
-
-
-def test_a_link_to_a_file_counts_as_a_file_and_a_broken_one_as_nothing(tmp_path):
-    write_tree(tmp_path, {"epoch=1.ckpt": b"weights"})
-    (tmp_path / "last.ckpt").symlink_to("epoch=1.ckpt")
-    (tmp_path / "gone.ckpt").symlink_to("epoch=0.ckpt")
-    assert [(file.path, file.size) for file in describe_files(tmp_path)] == [("epoch=1.ckpt", 7), ("last.ckpt", 7)]
-
-
-def test_nodes_with_equal_files_upload_them_once():
-    model, optimizer = LocalFile("model.pt", 7, "aa"), LocalFile("optimizer.pt", 9, "bb")
-    assert merge_files({1: [model, optimizer], 0: [model]}) == [
-        StoredFile("model.pt", 7, "aa", 0, "files/model.pt"),
-        StoredFile("optimizer.pt", 9, "bb", 1, "files/optimizer.pt"),
-    ]
-
-
-def test_nodes_with_different_files_of_one_name_upload_one_each():
-    assert merge_files(
-        {
-            0: [LocalFile("rng.pt", 4, "00")],
-            1: [LocalFile("rng.pt", 4, "11")],
-            2: [LocalFile("rng.pt", 5, "00")],
-            3: [LocalFile("rng.pt", 4, "00")],
-        }
-    ) == [
-        StoredFile("rng.pt", 4, "00", 0, "files/rng.pt"),
-        StoredFile("rng.pt", 4, "11", 1, "node-1/rng.pt"),
-        StoredFile("rng.pt", 5, "00", 2, "node-2/rng.pt"),
-    ]
-
-
-def test_a_node_without_files_takes_part_with_none():
-    assert merge_files({0: [], 1: [LocalFile("a", 1, "aa")]}) == [StoredFile("a", 1, "aa", 1, "files/a")]
-    assert merge_files({}) == []
 
 
 def test_a_second_checkpoint_of_a_step_gets_a_number(root):
     assert choose_name(root, 1, 30) == "step-00000030"
     assert choose_name(root, 1, 30, pending=["step-00000030"]) == "step-00000030.2"
-    root.write_bytes(checkpoint_key(1, "step-00000030", "files", "partial"), b"")
-    root.write_bytes(checkpoint_key(1, "step-00000030.2", "files", "partial"), b"")
+    begin(root, 1, "step-00000030", step=30, attempt=1)
+    begin(root, 1, "step-00000030.2", step=30, attempt=1)
     assert choose_name(root, 1, 30) == "step-00000030.3"
     assert choose_name(root, 2, 30) == "step-00000030"
 
 
-def test_a_committed_checkpoint_reads_back(root, tmp_path):
+def test_a_committed_checkpoint_reads_back_and_is_no_longer_on_its_way(root, tmp_path):
     manifest = save(
         root, tmp_path, {0: {"model.pt": b"weights", "rng": b"0"}, 1: {"model.pt": b"weights", "rng": b"1"}}
     )
-    assert read_manifest(root, 1, "step-00000010") == manifest
+    assert read_manifest(root, 1, STEP_10) == manifest
     assert list_committed(root, 1) == [manifest]
-    assert manifest.size == 9
+    assert (manifest.size, manifest.checkpoint_id) == (9, "1/step-00000010")
+    assert set(root.list_files(checkpoint_key(1, STEP_10))) == {
+        "files/model.pt",
+        "files/rng",
+        "manifest.json",
+        "node-1/rng",
+    }
+
+
+def test_a_manifest_of_a_later_version_is_read_as_far_as_it_is_known(root, tmp_path):
+    manifest = save(root, tmp_path, {0: {"model.pt": b"weights"}})
+    key = checkpoint_key(1, STEP_10, "manifest.json")
+    document = root.read_json(key)
+    document["encryption"] = None
+    document["files"][0]["parts"] = []
+    root.write_json(key, document)
+    assert read_manifest(root, 1, STEP_10) == manifest
 
 
 def test_without_its_manifest_a_checkpoint_does_not_exist(root, tmp_path):
     manifest = save(root, tmp_path, {0: {"model.pt": b"weights"}})
-    root.upload_file(write_tree(tmp_path, {"x": b"x"}) / "x", checkpoint_key(1, "step-00000020", "files", "x"))
+    root.write_bytes(checkpoint_key(1, STEP_20, "files", "x"), b"x")
     assert list_committed(root, 1) == [manifest]
     assert latest_committed(root, 1) == manifest
     with pytest.raises(NotFoundError):
-        read_manifest(root, 1, "step-00000020")
+        read_manifest(root, 1, STEP_20)
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b'{"checkpoint": "step-0000', b"null", b"[]", b'{"files": [{"path": "a"}]}', b"{}"]
+    "damage", [b"", b'{"checkpoint": "step-0000', b"null", b"[]", b'{"files": [{"path": "a"}]}', b"{}", b"\xff"]
 )
 def test_a_damaged_manifest_is_said_to_be_and_the_one_before_is_the_latest(root, tmp_path, damage):
     older = save(root, tmp_path, {0: {"model.pt": b"old"}}, step=10)
     save(root, tmp_path, {0: {"model.pt": b"new"}}, step=20)
-    key = checkpoint_key(1, "step-00000020", "manifest.json")
+    key = checkpoint_key(1, STEP_20, "manifest.json")
     root.write_bytes(key, damage)
-    with pytest.raises(StorageError) as caught:
-        read_manifest(root, 1, "step-00000020")
+    with pytest.raises(CorruptCheckpointError) as caught:
+        read_manifest(root, 1, STEP_20)
     assert str(caught.value).startswith(f"the manifest '{key}' is damaged: ")
     assert latest_committed(root, 1) == older
     assert list_committed(root, 1) == [older]
@@ -156,10 +89,24 @@ def test_the_latest_checkpoint_is_the_one_of_the_highest_step(root, tmp_path):
     assert names == ["step-00000009", "step-00000010", "step-100000000", "step-00000010.2"]
     listed = [manifest.checkpoint for manifest in list_committed(root, 1)]
     assert listed == ["step-00000009", "step-00000010", "step-00000010.2", "step-100000000"]
-    latest = latest_committed(root, 1)
-    assert latest is not None
-    assert latest.checkpoint == "step-100000000"
+    latest = [latest_committed(root, 1, skip=skip) for skip in ((), ("step-100000000",), set(names))]
+    assert [manifest and manifest.checkpoint for manifest in latest] == ["step-100000000", "step-00000010.2", None]
     assert latest_committed(root, 2) is None
+
+
+class UnreadableRoot(BreakingRoot):
+    """A root that lists names and reads nothing."""
+
+    def read_bytes(self, key, start=None):
+        raise StorageError("no answer in time")
+
+
+def test_an_older_checkpoint_is_not_taken_because_the_root_does_not_answer(root, tmp_path):
+    save(root, tmp_path, {0: {"model.pt": b"weights"}})
+    unreadable = UnreadableRoot(root.uri, 0)
+    for read in (lambda: latest_committed(unreadable, 1), lambda: list_committed(unreadable, 1)):
+        with pytest.raises(StorageError, match="no answer in time"):
+            read()
 
 
 def test_a_checkpoint_is_found_by_its_id(root, tmp_path):
@@ -169,63 +116,138 @@ def test_a_checkpoint_is_found_by_its_id(root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "checkpoint_id", ["12/step-00000401", "13/step-00000400", "12", "step-00000400", "12/../12/step-00000400", ""]
+    ("checkpoint_id", "suggestion"),
+    [
+        ("12/step-0000400", " Did you mean '12/step-00000400'?"),
+        ("12", " Did you mean '12/step-00000400'?"),
+        ("13/step-00000400", ""),
+        ("step-00000400", ""),
+        ("12/../12/step-00000400", " Did you mean '12/step-00000400'?"),
+        ("", ""),
+    ],
 )
-def test_an_id_that_names_no_checkpoint_is_answered_with_what_one_looks_like(root, tmp_path, checkpoint_id):
+def test_an_id_that_names_no_checkpoint_is_answered_with_what_one_looks_like(root, tmp_path, checkpoint_id, suggestion):
     save(root, tmp_path, {0: {"model.pt": b"weights"}}, step=400, job_id=12)
     with pytest.raises(NotFoundError) as caught:
         find_checkpoint(root, checkpoint_id)
     assert str(caught.value) == (
-        f"checkpoint '{checkpoint_id}' does not exist. An ID is <job>/<name>, for example 12/step-00000400; "
-        "'periflow-ray job view 12' lists those of job 12."
+        f"checkpoint '{checkpoint_id}' does not exist.{suggestion} An ID is <job>/<name>, for example "
+        "12/step-00000400, or the name it was uploaded with. List them: periflow-ray checkpoint list"
     )
 
 
-def test_each_node_gets_its_own_variant_and_a_new_node_the_lowest_ones(root, tmp_path):
-    manifest = save(
-        root,
-        tmp_path,
-        {
-            0: {"model.pt": b"weights", "rng": b"node 0"},
-            1: {"model.pt": b"weights", "rng": b"node 1", "shards/1.pt": b"shard"},
-        },
-    )
-    for node_rank, rng in ((0, b"node 0"), (1, b"node 1"), (2, b"node 0")):
-        target = tmp_path / f"restored-{node_rank}"
-        restore(root, manifest, node_rank, target)
-        assert read_tree(target) == {"model.pt": b"weights", "rng": rng, "shards/1.pt": b"shard"}
+def test_an_id_of_an_uncommitted_checkpoint_is_answered_with_why(root):
+    begin(root, 1, STEP_10, step=10, attempt=1)
+    with pytest.raises(NotFoundError, match=f"^checkpoint '1/{STEP_10}' is not committed; it is still being uploaded$"):
+        find_checkpoint(root, f"1/{STEP_10}")
+    mark_failed(root, 1, STEP_10, "node 1 failed")
+    with pytest.raises(NotFoundError, match=f"'1/{STEP_10}' is not committed; it is partial: node 1 failed$"):
+        find_checkpoint(root, f"1/{STEP_10}")
 
 
-def test_restoring_replaces_what_was_there_before(root, tmp_path):
+def test_a_checkpoint_that_failed_keeps_its_name_and_reason_but_no_files(root):
+    begin(root, 1, STEP_10, step=10, attempt=2)
+    root.write_bytes(checkpoint_key(1, STEP_10, "files", "model.pt"), b"weig")
+    root.write_bytes(checkpoint_key(1, STEP_10, "node-1", "rng"), b"1")
+    mark_failed(root, 1, STEP_10, "the disk is full")
+    note = read_upload_note(root, 1, STEP_10)
+    assert note == {
+        "step": 10,
+        "attempt": 2,
+        "started_unix_s": note["started_unix_s"],
+        "reason": "the disk is full",
+    }
+    assert set(root.list_files(checkpoint_key(1, STEP_10))) == {"uploading.json"}
+    assert choose_name(root, 1, 10) == "step-00000010.2"
+
+
+def test_a_new_attempt_gives_up_what_the_one_before_left_uncommitted(root, tmp_path):
+    committed = save(root, tmp_path, {0: {"model.pt": b"weights"}}, step=10)
+    root.write_bytes(checkpoint_key(1, STEP_10, "uploading.json"), b"{}")
+    for step in (20, 30, 40, 50):
+        root.write_bytes(checkpoint_key(1, f"step-{step:08d}", "files", "model.pt"), b"weig")
+    begin(root, 1, STEP_20, step=20, attempt=1)
+    # A note that was cut short, a failure that was told before, and files that nobody has told of.
+    root.write_bytes(checkpoint_key(1, "step-00000030", "uploading.json"), b'{"step": 3')
+    root.write_json(checkpoint_key(1, "step-00000040", "uploading.json"), {"step": 40, "reason": "the disk is full"})
+    assert sweep_partials(root, 1, "attempt 1 ended before it was committed") == [
+        STEP_20,
+        "step-00000030",
+        "step-00000050",
+    ]
+    assert list_committed(root, 1) == [committed]
+    assert verify(root, committed) == []
+    assert set(root.list_files(checkpoint_key(1, STEP_10))) == {"files/model.pt", "manifest.json"}
+    for step, reason in ((20, None), (30, None), (40, "the disk is full"), (50, None)):
+        assert set(root.list_files(checkpoint_key(1, f"step-{step:08d}"))) == {"uploading.json"}
+        note = read_upload_note(root, 1, f"step-{step:08d}")
+        assert (note["step"], note["reason"]) == (step, reason or "attempt 1 ended before it was committed")
+    assert sweep_partials(root, 1, "another reason") == []
+
+
+def test_a_removed_checkpoint_is_gone_with_its_files_and_others_stay(root, tmp_path):
+    first = save(root, tmp_path, {0: {"model.pt": b"weights"}}, step=10)
+    second = save(root, tmp_path, {0: {"model.pt": b"weights"}}, step=20, previous=first)
+    remove(root, 1, STEP_10)
+    assert {key.partition("/")[0] for key in root.list_files("jobs/1/checkpoints")} == {STEP_20}
+    assert list_committed(root, 1) == [second]
+    assert verify(root, second) == []
+    remove(root, 1, STEP_10)
+
+
+@pytest.mark.parametrize("num_changes", range(5))
+def test_wherever_a_commit_breaks_off_the_checkpoint_is_whole_or_not_there(root, tmp_path, num_changes):
     manifest = save(root, tmp_path, {0: {"model.pt": b"weights"}})
-    target = write_tree(tmp_path / "ckpt", {"model.pt": b"newer but never saved", "deep/other.pt": b"x"})
-    restore(root, manifest, 0, target)
-    assert read_tree(target) == {"model.pt": b"weights"}
+    root.delete(checkpoint_key(1, STEP_10, "manifest.json"))
+    begin(root, 1, STEP_10, step=10, attempt=1)
+    breaking = BreakingRoot(root.uri, num_changes)
+    if num_changes == 0:
+        with pytest.raises(StorageError):
+            commit(breaking, manifest)
+        assert list_committed(root, 1) == []
+        mark_failed(root, 1, STEP_10, "the commit failed")
+        assert list_committed(root, 1) == []
+    else:
+        # The note that is left over counts for nothing.
+        commit(breaking, manifest)
+        assert sweep_partials(root, 1, "left over") == []
+        assert list_committed(root, 1) == [manifest]
+        assert verify(root, manifest) == []
 
 
-def test_restoring_goes_on_after_an_earlier_try_was_cut_short(root, tmp_path):
-    manifest = save(root, tmp_path, {0: {"model.pt": b"weights"}})
-    write_tree(tmp_path / ".ckpt.restoring", {"left-over": b"x"})
-    restore(root, manifest, 0, tmp_path / "ckpt")
-    assert read_tree(tmp_path / "ckpt") == {"model.pt": b"weights"}
+class AnswerlessRoot(BreakingRoot):
+    """A root that does the first write, but whose answer is lost."""
+
+    def write_bytes(self, key, content):
+        super().write_bytes(key, content)
+        raise StorageError("no answer in time")
 
 
-@pytest.mark.parametrize("damage", [b"weightz", b"weight", b"weights and more", b""])
-def test_a_damaged_file_is_refused_and_the_target_stays_untouched(root, tmp_path, damage):
-    manifest = save(root, tmp_path, {0: {"a.pt": b"fine", "model.pt": b"weights"}})
-    root.write_bytes(checkpoint_key(1, "step-00000010", "files", "model.pt"), damage)
-    target = write_tree(tmp_path / "ckpt", {"own.pt": b"own"})
-    with pytest.raises(StorageError) as caught:
-        restore(root, manifest, 0, target)
-    assert str(caught.value) == "checkpoint step-00000010: 'model.pt' differs from its manifest"
-    assert read_tree(target) == {"own.pt": b"own"}
+def test_a_commit_whose_answer_was_lost_is_a_commit(root, tmp_path):
+    manifest = save(root, tmp_path, {0: {"model.pt": b"weights"}}, metrics={"loss": float("nan")})
+    root.delete(checkpoint_key(1, STEP_10, "manifest.json"))
+    commit(AnswerlessRoot(root.uri, 1), manifest)
+    assert json.loads(root.read_bytes(checkpoint_key(1, STEP_10, "manifest.json")))["step"] == 10
 
 
-def test_a_lost_file_is_refused_and_the_target_stays_untouched(root, tmp_path):
-    manifest = save(root, tmp_path, {0: {"a.pt": b"fine", "model.pt": b"weights"}})
-    root.delete(checkpoint_key(1, "step-00000010", "files", "model.pt"))
-    target = write_tree(tmp_path / "ckpt", {"own.pt": b"own"})
-    with pytest.raises(StorageError) as caught:
-        restore(root, manifest, 0, target)
-    assert str(caught.value) == "checkpoint step-00000010 has lost its file 'model.pt'"
-    assert read_tree(target) == {"own.pt": b"own"}
+@pytest.mark.parametrize("num_changes", range(6))
+@pytest.mark.parametrize("give_up", ["mark_failed", "remove"])
+def test_wherever_giving_up_breaks_off_no_half_checkpoint_is_visible(root, tmp_path, num_changes, give_up):
+    manifest = save(root, tmp_path, {0: {"a.pt": b"aa", "b.pt": b"bb"}, 1: {"a.pt": b"11"}})
+    breaking = BreakingRoot(root.uri, num_changes)
+    try:
+        if give_up == "remove":
+            remove(breaking, 1, STEP_10)
+        else:
+            mark_failed(breaking, 1, STEP_10, "node 1 failed")
+    except StorageError:
+        visible = list_committed(root, 1)
+        assert visible in ([], [manifest])
+        assert all(verify(root, manifest) == [] for manifest in visible)
+
+
+def test_a_manifest_may_come_from_a_job_or_from_nowhere():
+    manifest = Manifest("resnet", None, 0, 0, 0, 1, 0.0, ())
+    assert manifest.checkpoint_id == "resnet"
+    assert checkpoint_key(None, "resnet", "manifest.json") == "checkpoints/resnet/manifest.json"
+    assert checkpoint_key(3, STEP_10, "files", "a") == "jobs/3/checkpoints/step-00000010/files/a"

@@ -1,0 +1,300 @@
+"""``checkpoint``: what jobs have saved, and checkpoints that came from elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import click
+from rich.console import Console
+
+from periflow_ray.cli.format import NOTHING, format_size, format_time, format_value, iso_time
+from periflow_ray.cli.lazy import LazyGroup
+from periflow_ray.cli.options import storage_option, yes_option
+from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
+from periflow_ray.cli.tree import build_file_tree
+from periflow_ray.errors import NotFoundError, StorageError, UsageError
+from periflow_ray.store.checkpoint_manifest import Manifest, is_job_number
+from periflow_ray.store.checkpoint_status import CheckpointEntry, find_entry, list_all
+from periflow_ray.store.checkpoint_trash import delete as delete_checkpoint
+from periflow_ray.store.checkpoint_trash import purge_expired, undelete
+from periflow_ray.store.checkpoints import destroy, latest_committed
+from periflow_ray.store.jobs import read_record
+from periflow_ray.store.root import StorageRoot
+
+_NUM_METRICS_IN_LIST = 3
+
+_COMMANDS = {
+    "list": ("periflow_ray.cli.checkpoint:list_command", "List checkpoints."),
+    "view": ("periflow_ray.cli.checkpoint:view", "Show a checkpoint: overview and files."),
+    "download": ("periflow_ray.cli.checkpoint_copy:download", "Copy a checkpoint's files to this machine, verified."),
+    "upload": ("periflow_ray.cli.checkpoint_copy:upload", "Make a checkpoint of a directory of this machine."),
+    "create": ("periflow_ray.cli.checkpoint_copy:create", "Make a checkpoint of files that stay where they are."),
+    "delete": ("periflow_ray.cli.checkpoint:delete", "Delete a checkpoint; for a week it can be restored."),
+    "restore": ("periflow_ray.cli.checkpoint:restore", "Take a deletion back."),
+    "verify": ("periflow_ray.cli.checkpoint_copy:verify_command", "Read every byte again and compare."),
+}
+
+
+@click.group(cls=LazyGroup, lazy_commands=_COMMANDS)
+def checkpoint() -> None:
+    """What jobs have saved, and checkpoints from elsewhere; a template names one under "checkpoint.input".
+
+    An ID is JOB/NAME, or NAME for a checkpoint that no job made. Where a checkpoint is read, JOB alone is the
+    latest of that job.
+
+    \b
+    Example:
+      periflow-ray checkpoint list --job 12
+      periflow-ray checkpoint download 12/step-00000400
+    """
+
+
+@click.command("list")
+@click.option("--job", "job_id", metavar="JOB", type=click.IntRange(min=1), help="Those of one job.")
+@click.option("-a", "--all", "shows_all", is_flag=True, help="Partial and deleted ones, too.")
+@storage_option
+@output_option
+def list_command(job_id: int | None, shows_all: bool, root: StorageRoot, output: str) -> None:
+    """List checkpoints by job and step. A partial one was not committed and is never resumed from.
+
+    \b
+    Example:
+      periflow-ray checkpoint list
+      periflow-ray checkpoint list --job 12 --all -o json
+    """
+    entries = _list_entries(root, job_id)
+    shown = [entry for entry in entries if shows_all or entry.status in ("committed", "uploading")]
+
+    def draw(console: Console) -> None:
+        columns = ["ID", "Status", "Step", "Size", "Files", "Created", "Metrics"]
+        rows = [_row(entry) for entry in shown]
+        if any(_note(entry) for entry in shown):
+            columns.append("Note")
+            rows = [[*row, _note(entry) or NOTHING] for row, entry in zip(rows, shown, strict=True)]
+        draw_table(console, columns, rows)
+
+    write_output(output, [_document(entry) for entry in shown], draw)
+    if num_hidden := len(entries) - len(shown):
+        click.echo(f"{num_hidden} partial or deleted ones are not shown. With them: --all", err=True)
+
+
+@click.command()
+@click.argument("checkpoint_id", metavar="ID")
+@storage_option
+@output_option
+def view(checkpoint_id: str, root: StorageRoot, output: str) -> None:
+    """Show a checkpoint: overview, and its files with their sizes.
+
+    \b
+    Example:
+      periflow-ray checkpoint view 12/step-00000400
+      periflow-ray checkpoint view 12
+    """
+    entry = find_entry(root, resolve_id(root, checkpoint_id))
+    files = entry.manifest.files if entry.manifest is not None else ()
+
+    def draw(console: Console) -> None:
+        panels: dict[str, Any] = {"Overview": build_fields(_overview(entry))}
+        if files:
+            # Where nodes' files of one name differ, the other nodes' stand below their node's key.
+            sizes = {file.key.removeprefix("files/"): file.size for file in files}
+            panels["Files"] = build_file_tree("/", sizes)
+        draw_panels(console, panels)
+
+    document = {
+        **_document(entry),
+        **_manifest_document(entry.manifest),
+        "files": [
+            {
+                "path": file.path,
+                "size_bytes": file.size,
+                "checksum": file.checksum,
+                "node_rank": file.node_rank,
+                "key": file.key,
+            }
+            for file in files
+        ],
+    }
+    write_output(output, document, draw)
+
+
+@click.command()
+@click.argument("checkpoint_id", metavar="ID")
+@yes_option
+@storage_option
+def delete(checkpoint_id: str, is_confirmed: bool, root: StorageRoot) -> None:
+    """Delete a checkpoint. Its files stay for seven days, in which "restore" takes the deletion back.
+
+    What is left of a partial checkpoint is deleted at once.
+
+    \b
+    Example:
+      periflow-ray checkpoint delete 12/step-00000400
+    """
+    entry = find_entry(root, checkpoint_id)
+    if entry.status == "deleted":
+        until = format_time(entry.restorable_until_unix_s)
+        raise UsageError(f"checkpoint '{checkpoint_id}' is deleted already; it can be restored until {until}.")
+    if entry.status == "uploading" and entry.job_id is not None:
+        raise UsageError(
+            f"checkpoint '{checkpoint_id}' is being uploaded by job {entry.job_id}; wait for it, or stop the job first."
+        )
+    if not is_confirmed:
+        click.confirm(_describe_deletion(root, entry), abort=True, err=True)
+    if entry.status == "committed":
+        until = format_time(delete_checkpoint(root, checkpoint_id))
+        click.echo(
+            f"Checkpoint '{checkpoint_id}' is deleted. Until {until} it can be restored: "
+            f"periflow-ray checkpoint restore {checkpoint_id}",
+            err=True,
+        )
+    else:
+        destroy(root, entry.job_id, entry.name)
+        click.echo(f"Checkpoint '{checkpoint_id}' is deleted.", err=True)
+    purge_expired(root, entry.job_id, time.time())
+
+
+@click.command()
+@click.argument("checkpoint_id", metavar="ID")
+@storage_option
+def restore(checkpoint_id: str, root: StorageRoot) -> None:
+    """Take the deletion of a checkpoint back, as long as "checkpoint list --all" shows it.
+
+    \b
+    Example:
+      periflow-ray checkpoint restore 12/step-00000400
+    """
+    manifest = undelete(root, checkpoint_id)
+    click.echo(f"Checkpoint '{manifest.checkpoint_id}' is restored.", err=True)
+
+
+def resolve_id(root: StorageRoot, checkpoint_id: str) -> str:
+    """The ID as it is; for the number of a job, the ID of the job's latest committed checkpoint.
+
+    Raises:
+        NotFoundError: the job does not exist or has no committed checkpoint.
+    """
+    if not is_job_number(checkpoint_id):
+        return checkpoint_id
+    job_id = int(checkpoint_id)
+    read_record(root, job_id)
+    manifest = latest_committed(root, job_id)
+    if manifest is None:
+        raise NotFoundError(
+            f"job {job_id} has no committed checkpoint. All of its checkpoints: periflow-ray checkpoint list "
+            f"--job {job_id} --all"
+        )
+    return manifest.checkpoint_id
+
+
+def _list_entries(root: StorageRoot, job_id: int | None) -> list[CheckpointEntry]:
+    now_unix_s = time.time()
+    owners: list[int | None]
+    if job_id is not None:
+        read_record(root, job_id)
+        owners = [job_id]
+    else:
+        owners = [None, *sorted(int(name) for name in root.list_names("jobs") if is_job_number(name))]
+    entries = []
+    for owner in owners:
+        found = list_all(root, owner)
+        kept = [entry for entry in found if not _is_over(entry, now_unix_s)]
+        if len(kept) < len(found):
+            # Who may only read here still gets the list; someone else's listing will delete the files.
+            with contextlib.suppress(OSError, StorageError):
+                purge_expired(root, owner, now_unix_s)
+        entries += kept
+    return entries
+
+
+def _is_over(entry: CheckpointEntry, now_unix_s: float) -> bool:
+    return entry.restorable_until_unix_s is not None and entry.restorable_until_unix_s <= now_unix_s
+
+
+def _row(entry: CheckpointEntry) -> list[str]:
+    metrics = entry.metrics or {}
+    shown = {name: metrics[name] for name in list(metrics)[:_NUM_METRICS_IN_LIST]}
+    more = ", …" if len(metrics) > len(shown) else ""
+    return [
+        entry.checkpoint_id,
+        entry.status,
+        _format_number(entry.step),
+        NOTHING if entry.size is None else format_size(entry.size),
+        NOTHING if entry.manifest is None else str(len(entry.manifest.files)),
+        format_time(entry.created_unix_s),
+        (_format_metrics(shown) + more) or NOTHING,
+    ]
+
+
+def _note(entry: CheckpointEntry) -> str:
+    if entry.restorable_until_unix_s is not None:
+        return f"restorable until {format_time(entry.restorable_until_unix_s)}"
+    return entry.reason or ""
+
+
+def _overview(entry: CheckpointEntry) -> dict[str, str]:
+    fields = {"ID": entry.checkpoint_id, "Status": entry.status, "Step": _format_number(entry.step)}
+    if (manifest := entry.manifest) is not None:
+        fields |= {
+            "Attempt": str(manifest.attempt or NOTHING),
+            "World size": str(manifest.world_size or NOTHING),
+            "Nodes": str(manifest.num_nodes),
+            "Size": format_size(manifest.size),
+            "Files": str(len(manifest.files)),
+            "Created": format_time(manifest.created_unix_s),
+            "Created by": manifest.created_by or NOTHING,
+            "Metrics": _format_metrics(manifest.metrics) or NOTHING,
+        }
+        if manifest.uri is not None:
+            fields["Linked to"] = manifest.uri
+    else:
+        fields["Started"] = format_time(entry.created_unix_s)
+    if entry.reason:
+        fields["Reason"] = entry.reason
+    if entry.restorable_until_unix_s is not None:
+        fields["Restorable"] = f"until {format_time(entry.restorable_until_unix_s)}"
+    return fields
+
+
+def _document(entry: CheckpointEntry) -> dict[str, Any]:
+    return {
+        "id": entry.checkpoint_id,
+        "job": entry.job_id,
+        "status": entry.status,
+        "step": entry.step,
+        "size_bytes": entry.size,
+        "num_files": None if entry.manifest is None else len(entry.manifest.files),
+        "created": iso_time(entry.created_unix_s),
+        "metrics": entry.metrics,
+        "reason": entry.reason,
+        "restorable_until": iso_time(entry.restorable_until_unix_s),
+    }
+
+
+def _manifest_document(manifest: Manifest | None) -> dict[str, Any]:
+    names = ("attempt", "world_size", "num_nodes", "created_by", "uri", "credential")
+    return {} if manifest is None else {name: getattr(manifest, name) for name in names}
+
+
+def _describe_deletion(root: StorageRoot, entry: CheckpointEntry) -> str:
+    question = f"Delete checkpoint '{entry.checkpoint_id}'?"
+    if entry.status != "committed":
+        return f"{question} It is {entry.status} and cannot be restored."
+    if entry.manifest is not None and entry.manifest.uri is not None:
+        return f"{question} Its files at {entry.manifest.uri} stay."
+    if entry.job_id is not None:
+        latest = latest_committed(root, entry.job_id)
+        if latest is not None and latest.checkpoint == entry.name:
+            return f"{question} It is the latest one of job {entry.job_id}, from which a restart would go on."
+    return question
+
+
+def _format_number(number: int | None) -> str:
+    return NOTHING if number is None else str(number)
+
+
+def _format_metrics(metrics: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {format_value(value)}" for name, value in metrics.items())

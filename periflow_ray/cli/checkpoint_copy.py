@@ -1,0 +1,200 @@
+"""``checkpoint download``, ``upload``, ``create`` and ``verify``: the commands that read every byte."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from periflow_ray.cli.checkpoint import resolve_id
+from periflow_ray.cli.format import format_size
+from periflow_ray.cli.options import storage_option
+from periflow_ray.cli.output import draw_table, output_option, talk_console, write_output
+from periflow_ray.errors import CorruptCheckpointError, StorageError, UsageError
+from periflow_ray.store.checkpoint_files import select_files
+from periflow_ray.store.checkpoint_imports import link_checkpoint, upload_checkpoint_dir
+from periflow_ray.store.checkpoint_manifest import Manifest, StoredFile
+from periflow_ray.store.checkpoint_restore import is_partly_restored
+from periflow_ray.store.checkpoints import find_checkpoint, restore, verify
+from periflow_ray.store.checksum import is_checksum_of
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.transfer import Transfer
+
+
+@click.command()
+@click.argument("checkpoint_id", metavar="ID")
+@click.option("-d", "--dest", type=click.Path(path_type=Path), help="Directory to make.  [default: ./NAME]")
+@click.option(
+    "--node",
+    "node_rank",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Whose file, where nodes saved different files of one name.",
+)
+@storage_option
+def download(checkpoint_id: str, dest: Path | None, node_rank: int, root: StorageRoot) -> None:
+    """Copy a checkpoint's files to this machine, each compared with its checksum.
+
+    The directory appears when all of it is there. A download that was cut short goes on where it ended when the
+    same command is run again.
+
+    \b
+    Example:
+      periflow-ray checkpoint download 12/step-00000400 -d ./resnet
+      periflow-ray checkpoint download 12
+    """
+    manifest = find_checkpoint(root, resolve_id(root, checkpoint_id))
+    files = select_files(manifest, node_rank)
+    target = dest or Path(manifest.checkpoint)
+    size = sum(file.size for file in files)
+    what = f"{len(files)} files, {format_size(size)}"
+    if _has_files(target):
+        if not _is_download_of(target, files):
+            raise UsageError(
+                f"'{target}' is not empty and holds something else than this checkpoint. Give another directory: -d DIR"
+            )
+        click.echo(f"Checkpoint '{manifest.checkpoint_id}' is in '{target}' already: {what}, verified.", err=True)
+        return
+    try:
+        with _progress("Downloading", size) as on_bytes:
+            restore(root, manifest, node_rank, target, on_bytes=on_bytes)
+    except (KeyboardInterrupt, OSError, StorageError):
+        if is_partly_restored(target):
+            click.echo("What has arrived is kept; the same command goes on from there.", err=True)
+        raise
+    click.echo(f"Checkpoint '{manifest.checkpoint_id}' is downloaded to '{target}': {what}, verified.", err=True)
+
+
+@click.command()
+@click.option("-n", "--name", required=True, help="Its name, which is its ID.")
+@click.option(
+    "-p", "--source-path", required=True, type=click.Path(path_type=Path), help="Directory with the checkpoint's files."
+)
+@click.option("--step", type=click.IntRange(min=0), default=0, help="Training steps done in it, if known.")
+@storage_option
+def upload(name: str, source_path: Path, step: int, root: StorageRoot) -> None:
+    """Make a checkpoint of a directory of this machine; a template can name it under "checkpoint.input".
+
+    \b
+    Example:
+      periflow-ray checkpoint upload -n resnet-base -p ./resnet
+    """
+    size = sum(path.stat().st_size for path in source_path.rglob("*") if path.is_file())
+    with _progress("Uploading", size) as on_bytes:
+        manifest = upload_checkpoint_dir(
+            root, source_path, name, step=step, created_by=_user_name(), transfer=Transfer(root, on_bytes=on_bytes)
+        )
+    click.echo(f"Checkpoint '{name}' is uploaded: {_describe(manifest)}.", err=True)
+
+
+@click.command()
+@click.option("-n", "--name", required=True, help="Its name, which is its ID.")
+@click.option("-u", "--uri", required=True, help="Where the files are: a path, s3://..., abfs://... or gs://...")
+@click.option("--credential", help="Name of the credential that opens the URI, here and in jobs.")
+@click.option("--step", type=click.IntRange(min=0), default=0, help="Training steps done in it, if known.")
+@storage_option
+def create(name: str, uri: str, credential: str | None, step: int, root: StorageRoot) -> None:
+    """Make a checkpoint of files that stay where they are; each is read once for its checksum.
+
+    \b
+    Example:
+      periflow-ray checkpoint create -n resnet-base -u s3://my-bucket/models/resnet
+    """
+    with talk_console().status("Reading") as status:
+        num_bytes = 0
+
+        def count(path: str, size: int) -> None:
+            nonlocal num_bytes
+            num_bytes += size
+            status.update(f"Reading: {format_size(num_bytes)}")
+
+        manifest = link_checkpoint(
+            root, uri, name, step=step, credential=credential, created_by=_user_name(), on_file=count
+        )
+    click.echo(f"Checkpoint '{name}' is linked to {manifest.uri}: {_describe(manifest)}.", err=True)
+
+
+@click.command("verify")
+@click.argument("checkpoint_id", metavar="ID")
+@storage_option
+@output_option
+def verify_command(checkpoint_id: str, root: StorageRoot, output: str) -> None:
+    """Read every byte of a checkpoint again and compare it with what was saved. Exit code 1 if something differs.
+
+    \b
+    Example:
+      periflow-ray checkpoint verify 12/step-00000400
+      periflow-ray checkpoint verify 12 -o json
+    """
+    manifest = find_checkpoint(root, resolve_id(root, checkpoint_id))
+    with _progress("Verifying", manifest.size) as on_bytes:
+        problems = verify(root, manifest, lambda file: on_bytes(file.size))
+    document = {
+        "id": manifest.checkpoint_id,
+        "is_intact": not problems,
+        "num_files": len(manifest.files),
+        "size_bytes": manifest.size,
+        "problems": [{"file": problem.key, "problem": problem.text} for problem in problems],
+    }
+
+    def draw(console: Console) -> None:
+        if problems:
+            draw_table(console, ("File", "Problem"), [(problem.key, problem.text) for problem in problems])
+        else:
+            console.print(f"Checkpoint '{manifest.checkpoint_id}' is intact: {_describe(manifest)}.")
+
+    write_output(output, document, draw)
+    if problems:
+        raise CorruptCheckpointError(
+            f"checkpoint '{manifest.checkpoint_id}' is not what was saved; see the files above"
+        )
+
+
+@contextlib.contextmanager
+def _progress(text: str, size: int) -> Iterator[Callable[[int], None]]:
+    """A bar with bytes per second on a terminal; yields what to call with each number of bytes."""
+    console = talk_console()
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(text, total=size)
+        yield lambda num_bytes: progress.advance(task, num_bytes)
+
+
+def _has_files(target: Path) -> bool:
+    """Whether something is in the way.
+
+    Raises:
+        UsageError: it is not a directory, or it is where we are.
+    """
+    if not target.exists():
+        return False
+    if not target.is_dir():
+        raise UsageError(f"'{target}' is not a directory. Give another one: -d DIR")
+    if target.samefile(Path.cwd()):
+        raise UsageError(f"'{target}' is the current directory. Give one that is made for the checkpoint: -d DIR")
+    return any(target.iterdir())
+
+
+def _is_download_of(target: Path, files: Sequence[StoredFile]) -> bool:
+    found = {path.relative_to(target).as_posix(): path for path in target.rglob("*") if not path.is_dir()}
+    if {path: found[path].stat().st_size for path in found} != {file.path: file.size for file in files}:
+        return False
+    return all(is_checksum_of(found[file.path], file.checksum) for file in files)
+
+
+def _describe(manifest: Manifest) -> str:
+    return f"{len(manifest.files)} files, {format_size(manifest.size)}"
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # A user id without an entry in the user database, as in containers.
+        return str(os.getuid())

@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from sample_jobs import NEW_YEAR_UNIX_S
+
+from periflow_ray.store.checkpoint_status import find_entry, list_all
+from periflow_ray.store.checkpoint_trash import delete, purge_expired
+from periflow_ray.store.checkpoints import (
+    Manifest,
+    begin,
+    checkpoint_key,
+    commit,
+    describe_files,
+    find_checkpoint,
+    merge_files,
+)
+
+NODES = {
+    0: {"model.pt": b"w" * 1500, "shards/0.pt": b"shard", "rng": b"0"},
+    1: {"model.pt": b"w" * 1500, "rng": b"1"},
+}
+ID = "2/step-00000400"
+
+
+def write_tree(directory: Path, contents: dict[str, bytes]) -> Path:
+    for name, content in contents.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return directory
+
+
+def read_tree(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def saved_root(sample_root, tmp_path):
+    """The sample jobs; job 2 has a committed checkpoint of two nodes, job 3 one on its way, job 1 a partial one."""
+    snapshots = {rank: write_tree(tmp_path / f"node-{rank}", contents) for rank, contents in NODES.items()}
+    planned = merge_files({rank: describe_files(snapshot) for rank, snapshot in snapshots.items()})
+    for file in planned:
+        sample_root.upload_file(snapshots[file.node_rank] / file.path, checkpoint_key(2, "step-00000400", file.key))
+    metrics = {"loss": 0.512345678, "acc": 0.9, "lr": 0.001, "epoch": 3}
+    files = tuple(file.as_stored() for file in planned)
+    commit(sample_root, Manifest("step-00000400", 2, 400, 1, 4, 2, NEW_YEAR_UNIX_S, files, metrics, "kim"))
+    begin(sample_root, 3, "step-00000007", step=7, attempt=1)
+    return sample_root
+
+
+LIST = """\
+┏━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━┳━━━━━━┳━━━━━━━━┳━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓
+┃ ID              ┃ Status    ┃ Step ┃ Size   ┃ Files ┃ Created             ┃ Metrics                             ┃
+┡━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━╇━━━━━━╇━━━━━━━━╇━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┩
+│ 2/step-00000400 │ committed │ 400  │ 1.5 kB │ 4     │ 2026-01-01 00:00:00 │ loss 0.512346, acc 0.9, lr 0.001, … │
+└─────────────────┴───────────┴──────┴────────┴───────┴─────────────────────┴─────────────────────────────────────┘
+"""
+
+VIEW = """\
+╭─────────────────────── Overview ────────────────────────╮
+│  ID          2/step-00000400                            │
+│  Status      committed                                  │
+│  Step        400                                        │
+│  Attempt     1                                          │
+│  World size  4                                          │
+│  Nodes       2                                          │
+│  Size        1.5 kB                                     │
+│  Files       4                                          │
+│  Created     2026-01-01 00:00:00                        │
+│  Created by  kim                                        │
+│  Metrics     loss 0.512346, acc 0.9, lr 0.001, epoch 3  │
+╰─────────────────────────────────────────────────────────╯
+╭──────── Files ────────╮
+│ /                     │
+│ ├── 📂 node-1         │
+│ │   └── rng (1 B)     │
+│ ├── 📂 shards         │
+│ │   └── 0.pt (5 B)    │
+│ ├── model.pt (1.5 kB) │
+│ └── rng (1 B)         │
+╰───────────────────────╯
+"""
+
+
+def test_the_list_is_a_table(run_cli, saved_root):
+    result = run_cli("checkpoint", "list", "--job", "2")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, LIST, "")
+
+
+def test_the_list_hides_what_cannot_be_resumed_from_until_it_is_asked_for(run_cli, saved_root):
+    result = run_cli("checkpoint", "list", "-o", "json")
+    shown = [(entry["id"], entry["status"]) for entry in json.loads(result.stdout)]
+    assert shown == [
+        ("1/step-00000010", "committed"),
+        ("1/step-00000020", "committed"),
+        ("2/step-00000400", "committed"),
+        ("3/step-00000007", "uploading"),
+    ]
+    assert result.stderr == "1 partial or deleted ones are not shown. With them: --all\n"
+    until_unix_s = delete(saved_root, "1/step-00000010", keep_s=3600)
+    result = run_cli("checkpoint", "list", "--job", "1", "--all", "-o", "json")
+    deleted, _, partial = json.loads(result.stdout)
+    assert result.stderr == ""
+    assert partial == {
+        "id": "1/step-00000030",
+        "job": 1,
+        "status": "partial",
+        "step": 30,
+        "size_bytes": None,
+        "num_files": None,
+        "created": None,
+        "metrics": None,
+        "reason": "the job ended before it was committed",
+        "restorable_until": None,
+    }
+    assert (deleted["status"], deleted["size_bytes"]) == ("deleted", 31_000_010)
+    assert find_entry(saved_root, "1/step-00000010").restorable_until_unix_s == until_unix_s
+    lines = run_cli("checkpoint", "list", "--job", "1", "--all").stdout.splitlines()
+    assert "│ restorable until 20" in lines[3]
+    assert lines[5].endswith("│ the job ended before it was committed │")
+
+
+def test_listing_deletes_the_files_of_what_cannot_be_restored_any_more(run_cli, saved_root):
+    delete(saved_root, ID, keep_s=0)
+    assert run_cli("checkpoint", "list", "--job", "2", "--all", "-o", "json").stdout == "[]\n"
+    assert saved_root.list_files("jobs/2/checkpoints") == {}
+
+
+def test_view_shows_overview_and_files_of_all_nodes(run_cli, saved_root):
+    # The number of a job is its latest checkpoint.
+    for checkpoint_id in (ID, "2"):
+        result = run_cli("checkpoint", "view", checkpoint_id)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, VIEW, "")
+
+
+def test_view_for_programs_has_every_file_with_its_checksum(run_cli, saved_root):
+    document = json.loads(run_cli("checkpoint", "view", ID, "-o", "json").stdout)
+    manifest = find_checkpoint(saved_root, ID)
+    assert document["files"][-1] == {
+        "path": "rng",
+        "size_bytes": 1,
+        "checksum": manifest.files[-1].checksum,
+        "node_rank": 1,
+        "key": "node-1/rng",
+    }
+    assert (document["status"], document["attempt"], document["world_size"]) == ("committed", 1, 4)
+    assert document["created_by"] == "kim"
+
+
+def test_view_says_why_a_checkpoint_is_partial(run_cli, saved_root):
+    assert (
+        "│  Reason   the job ended before it was committed  │"
+        in run_cli("checkpoint", "view", "1/step-00000030").stdout
+    )
+
+
+@pytest.mark.parametrize(("options", "rng"), [([], b"0"), (["--node", "1"], b"1"), (["--node", "7"], b"0")])
+def test_a_download_has_the_files_as_a_node_had_them(run_cli, saved_root, tmp_path, options, rng):
+    target = tmp_path / "downloads" / "resnet"
+    result = run_cli("checkpoint", "download", ID, "-d", str(target), *options)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == f"Checkpoint '{ID}' is downloaded to '{target}': 3 files, 1.5 kB, verified.\n"
+    assert read_tree(tmp_path / "downloads") == {
+        "resnet/model.pt": b"w" * 1500,
+        "resnet/shards/0.pt": b"shard",
+        "resnet/rng": rng,
+    }
+
+
+def test_a_download_goes_to_a_directory_of_its_name_by_default(run_cli, saved_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("checkpoint", "download", "2").exit_code == 0
+    assert read_tree(tmp_path / "step-00000400") == NODES[0]
+    again = run_cli("checkpoint", "download", "2")
+    assert (again.exit_code, again.stderr) == (
+        0,
+        f"Checkpoint '{ID}' is in 'step-00000400' already: 3 files, 1.5 kB, verified.\n",
+    )
+
+
+@pytest.mark.parametrize("contents", [{"notes.txt": b"mine"}, {**NODES[0], "notes.txt": b"mine"}, {"model.pt": b"w"}])
+def test_a_download_does_not_overwrite_what_is_something_else(run_cli, saved_root, tmp_path, contents):
+    target = write_tree(tmp_path / "resnet", contents)
+    result = run_cli("checkpoint", "download", ID, "-d", str(target))
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"Error: '{target}' is not empty and holds something else than this checkpoint. Give another directory: "
+        "-d DIR\n",
+    )
+    assert read_tree(target) == contents
+
+
+def test_a_download_needs_a_directory_of_its_own(run_cli, saved_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(write_tree(tmp_path / "here", {"file": b""}))
+    assert run_cli("checkpoint", "download", ID, "-d", "file").exit_code == 2
+    assert run_cli("checkpoint", "download", ID, "-d", ".").exit_code == 2
+    assert read_tree(tmp_path / "here") == {"file": b""}
+
+
+def test_a_damaged_checkpoint_is_not_downloaded(run_cli, saved_root, tmp_path):
+    saved_root.write_bytes(checkpoint_key(2, "step-00000400", "files", "rng"), b"00")
+    result = run_cli("checkpoint", "download", ID, "-d", str(tmp_path / "downloads" / "resnet"))
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"Error: checkpoint {ID} is damaged: 'files/rng' has 2 bytes, 1 in the manifest\n",
+    )
+    assert read_tree(tmp_path / "downloads") == {}
+
+
+def test_a_directory_is_uploaded_and_its_name_is_its_id(run_cli, root, tmp_path):
+    source = write_tree(tmp_path / "resnet", NODES[0])
+    result = run_cli("checkpoint", "upload", "-n", "resnet-base", "-p", str(source), "--step", "90")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "Checkpoint 'resnet-base' is uploaded: 3 files, 1.5 kB.\n"
+    (document,) = json.loads(run_cli("checkpoint", "list", "-o", "json").stdout)
+    assert (document["id"], document["job"], document["step"]) == ("resnet-base", None, 90)
+    assert run_cli("checkpoint", "download", "resnet-base", "-d", str(tmp_path / "copy")).exit_code == 0
+    assert read_tree(tmp_path / "copy") == NODES[0]
+
+
+def test_files_that_stay_where_they_are_are_linked(run_cli, root, tmp_path):
+    source = write_tree(tmp_path / "resnet", NODES[0])
+    result = run_cli("checkpoint", "create", "-n", "resnet-base", "-u", str(source))
+    assert result.exit_code == 0
+    assert result.stderr.endswith(f"Checkpoint 'resnet-base' is linked to {source}: 3 files, 1.5 kB.\n")
+    assert f"│  Linked to   {source}" in run_cli("checkpoint", "view", "resnet-base").stdout
+    assert run_cli("checkpoint", "verify", "resnet-base").exit_code == 0
+    question = run_cli("checkpoint", "delete", "resnet-base", input="n\n").stderr
+    assert question.startswith(f"Delete checkpoint 'resnet-base'? Its files at {source} stay. [y/N]: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "message"),
+    [
+        (["upload", "-n", "12", "-p", "."], 2, "checkpoint name '12' cannot be used: letters, digits, "),
+        (["upload", "-n", "resnet", "-p", "nothing"], 2, "'nothing' is not a directory. "),
+        (["create", "-n", "a/b", "-u", "."], 2, "checkpoint name 'a/b' cannot be used: letters, digits, "),
+        (["create", "-n", "resnet", "-u", "/nothing/there"], 1, "there are no files at '/nothing/there'"),
+        (["create", "-n", "resnet", "-u", "ftq://x"], 1, "storage root 'ftq://x' cannot be opened: "),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_made_is_an_error(run_cli, root, words, exit_code, message):
+    result = run_cli("checkpoint", *words)
+    assert result.exit_code == exit_code
+    assert result.stderr.splitlines()[-1].startswith(f"Error: {message}")
+    assert list_all(root, None) == []
+
+
+def test_delete_asks_and_a_no_changes_nothing(run_cli, saved_root):
+    result = run_cli("checkpoint", "delete", ID, input="n\n")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Delete checkpoint '{ID}'? It is the latest one of job 2, from which a restart would go on. [y/N]: n\n"
+        "Nothing was changed.\n"
+    )
+    assert run_cli("checkpoint", "delete", "1/step-00000010", input="n\n").stderr.startswith(
+        "Delete checkpoint '1/step-00000010'? [y/N]: "
+    )
+    assert find_entry(saved_root, ID).status == "committed"
+
+
+def test_a_deleted_checkpoint_can_be_restored(run_cli, saved_root):
+    result = run_cli("checkpoint", "delete", ID, "-y")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.startswith(f"Checkpoint '{ID}' is deleted. Until 20")
+    assert result.stderr.endswith(f" it can be restored: periflow-ray checkpoint restore {ID}\n")
+    assert run_cli("checkpoint", "download", ID).stderr == (
+        f"Error: checkpoint '{ID}' is deleted. Take that back: periflow-ray checkpoint restore {ID}\n"
+    )
+    assert run_cli("checkpoint", "delete", ID, "-y").exit_code == 2
+    result = run_cli("checkpoint", "restore", ID)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"Checkpoint '{ID}' is restored.\n")
+    assert run_cli("checkpoint", "verify", ID).exit_code == 0
+    result = run_cli("checkpoint", "restore", ID)
+    message = f"Error: checkpoint '{ID}' is not deleted; there is nothing to restore.\n"
+    assert (result.exit_code, result.stderr) == (2, message)
+
+
+def test_deleting_also_clears_what_was_deleted_long_ago(run_cli, saved_root):
+    delete(saved_root, "1/step-00000010", keep_s=0)
+    assert run_cli("checkpoint", "delete", "1/step-00000020", "-y").exit_code == 0
+    assert [entry.name for entry in list_all(saved_root, 1)] == ["step-00000020", "step-00000030"]
+    assert purge_expired(saved_root, 1, NEW_YEAR_UNIX_S) == []
+
+
+def test_what_is_left_of_a_partial_checkpoint_is_deleted_at_once(run_cli, saved_root):
+    question = run_cli("checkpoint", "delete", "1/step-00000030", input="n\n").stderr
+    assert question.startswith("Delete checkpoint '1/step-00000030'? It is partial and cannot be restored. [y/N]: ")
+    result = run_cli("checkpoint", "delete", "1/step-00000030", "-y")
+    assert (result.exit_code, result.stderr) == (0, "Checkpoint '1/step-00000030' is deleted.\n")
+    assert [entry.name for entry in list_all(saved_root, 1)] == ["step-00000010", "step-00000020"]
+
+
+def test_a_checkpoint_on_its_way_is_not_deleted(run_cli, saved_root):
+    result = run_cli("checkpoint", "delete", "3/step-00000007", "-y")
+    message = "checkpoint '3/step-00000007' is being uploaded by job 3; wait for it, or stop the job first."
+    assert (result.exit_code, result.stderr) == (2, f"Error: {message}\n")
+
+
+def test_verify_says_that_a_checkpoint_is_intact(run_cli, saved_root):
+    result = run_cli("checkpoint", "verify", "2")
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        0,
+        f"Checkpoint '{ID}' is intact: 4 files, 1.5 kB.\n",
+        "",
+    )
+
+
+def test_verify_lists_every_problem_and_fails(run_cli, saved_root):
+    saved_root.write_bytes(checkpoint_key(2, "step-00000400", "files", "rng"), b"00")
+    saved_root.delete(checkpoint_key(2, "step-00000400", "node-1", "rng"))
+    result = run_cli("checkpoint", "verify", ID)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: checkpoint '{ID}' is not what was saved; see the files above\n"
+    assert (
+        result.stdout
+        == """\
+┏━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓
+┃ File       ┃ Problem                        ┃
+┡━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┩
+│ files/rng  │ has 2 bytes, 1 in the manifest │
+│ node-1/rng │ is missing                     │
+└────────────┴────────────────────────────────┘
+"""
+    )
+    document = json.loads(run_cli("checkpoint", "verify", ID, "-o", "json").stdout)
+    assert document == {
+        "id": ID,
+        "is_intact": False,
+        "num_files": 4,
+        "size_bytes": 1507,
+        "problems": [
+            {"file": "files/rng", "problem": "has 2 bytes, 1 in the manifest"},
+            {"file": "node-1/rng", "problem": "is missing"},
+        ],
+    }
+
+
+@pytest.mark.parametrize("command", ["view", "download", "verify", "delete", "restore"])
+def test_an_unknown_id_is_answered_with_the_nearest_one(run_cli, saved_root, command):
+    options = ["-y"] if command == "delete" else []
+    result = run_cli("checkpoint", command, "2/step-0000400", *options)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(
+        "Error: checkpoint '2/step-0000400' does not exist. Did you mean '2/step-00000400'? "
+    )
+
+
+def test_a_job_without_checkpoints_has_no_latest_one(run_cli, saved_root):
+    result = run_cli("checkpoint", "view", "3")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "Error: job 3 has no committed checkpoint. All of its checkpoints: periflow-ray checkpoint list --job 3 "
+        "--all\n",
+    )
+    for words in (["view", "9"], ["list", "--job", "9"]):
+        assert run_cli("checkpoint", *words).stderr.startswith("Error: job 9 does not exist in storage root ")

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from periflow_ray.errors import ClusterError
+from periflow_ray.plan import JobPlan, build_plan, local_vm
+from periflow_ray.spec import JobSpec
+from periflow_ray.store import jobs
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.submit.jobs import submit_job
+from periflow_ray.submit.ray_jobs import RayJobs
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> StorageRoot:
+    return StorageRoot(str(tmp_path / "storage"))
+
+
+def plan_of(root: StorageRoot, **options: Any) -> JobPlan:
+    template = {"vm": "local", "num_devices": 1, "job_setting": {"type": "custom", "docker": {"command": "true"}}}
+    return build_plan(JobSpec.model_validate(template), local_vm(), storage_uri=root.uri, **options)
+
+
+def test_the_drivers_command_line_names_the_root_the_job_and_the_credential(root, server):
+    cluster = RayJobs(server.address)
+    submit_job(root, plan_of(root), cluster, workspace=None, secrets={}, created_by="ada")
+    plan = plan_of(root, storage_credential="team-s3")
+    submit_job(root, plan, cluster, workspace=None, secrets={}, created_by="ada", python="/opt/python")
+    assert [shlex.split(body["entrypoint"]) for _, _, body in server.requests] == [
+        ["python", "-m", "periflow_ray.runtime.driver", "--storage", root.uri, "--job-id", "1"],
+        [
+            *("/opt/python", "-m", "periflow_ray.runtime.driver", "--storage", root.uri, "--job-id", "2"),
+            *("--storage-credential", "team-s3"),
+        ],
+    ]
+    assert json.loads(root.read_bytes("jobs/2/plan.json"))["storage_credential"] == "team-s3"
+
+
+def test_cloud_variables_reach_a_local_driver_in_a_file_and_not_through_ray(root, server, monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t")
+    submit_job(
+        root,
+        plan_of(root),
+        RayJobs(server.address),
+        workspace=None,
+        secrets={},
+        created_by="ada",
+        cloud_environment_dir=tmp_path / "cloud",
+    )
+    (path,) = (tmp_path / "cloud").iterdir()
+    (request,) = server.requests
+    assert sorted(request[2]) == ["entrypoint", "submission_id"]
+    assert shlex.split(request[2]["entrypoint"])[:3] == [f"PERIFLOW_CLOUD_ENV_FILE={path}", "python", "-m"]
+    assert json.loads(path.read_text())["AWS_SECRET_ACCESS_KEY"] == "s3cr3t"
+    stored = [file.read_bytes() for file in Path(root.base_path).rglob("*") if file.is_file()]
+    assert len(stored) > 0
+    assert not any(b"s3cr3t" in content for content in [*stored, json.dumps(server.requests).encode()])
+
+
+def test_a_cluster_that_refuses_leaves_no_cloud_variables_behind(root, server, tmp_path):
+    server.token = "asked-for"
+    with pytest.raises(ClusterError):
+        submit_job(
+            root,
+            plan_of(root),
+            RayJobs(server.address),
+            workspace=None,
+            secrets={},
+            created_by="ada",
+            cloud_environment_dir=tmp_path / "cloud",
+        )
+    assert list((tmp_path / "cloud").iterdir()) == []
+    assert jobs.read_state(root, 1).status == "failed"
