@@ -7,6 +7,7 @@ slow one does not hold up the ranks' reports.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -195,28 +196,33 @@ class CheckpointBoard:
 
     async def _settle(self, checkpoint: CheckpointId, pending: _Pending) -> None:
         assert pending.name is not None
-        step, size = checkpoint[0], 0
+        step = checkpoint[0]
+        name: str | None = None
         try:
             name = await pending.name
             if pending.error is None:
-                manifest = self._describe(name, step, pending.plan or [])
-                size = manifest.size
-                await asyncio.to_thread(checkpoints.commit, self._root, manifest)
-                self.commits.append(manifest)
-                self._kept.append(manifest)
-                self._view.write_event(
-                    "checkpoint", f"checkpoint {name} committed at step {step} ({_describe_size(size)})"
-                )
-                self._tidying = asyncio.create_task(self._tidy(self._tidying))
-            else:
-                await asyncio.to_thread(checkpoints.mark_failed, self._root, self._job_id, name, pending.error)
+                await self._commit(self._describe(name, step, pending.plan or []))
         except (OSError, StorageError) as err:
-            pending.error = pending.error or str(err)
+            pending.error = str(err)
         if pending.error is not None:
             self._view.write_event("checkpoint_failed", f"checkpoint at step {step} was not saved: {pending.error}")
+            if name is not None:
+                # Where the storage does not even take this, the next attempt's sweep does it.
+                with contextlib.suppress(OSError, StorageError):
+                    await asyncio.to_thread(checkpoints.mark_failed, self._root, self._job_id, name, pending.error)
         async with self._changed:
             pending.is_settled = True
             self._changed.notify_all()
+
+    async def _commit(self, manifest: Manifest) -> None:
+        await asyncio.to_thread(checkpoints.commit, self._root, manifest)
+        self.commits.append(manifest)
+        self._kept.append(manifest)
+        size = _describe_size(manifest.size)
+        self._view.write_event(
+            "checkpoint", f"checkpoint {manifest.checkpoint} committed at step {manifest.step} ({size})"
+        )
+        self._tidying = asyncio.create_task(self._tidy(self._tidying))
 
     def _describe(self, name: str, step: int, plan: list[PlannedFile]) -> Manifest:
         facts = self._view.facts()
