@@ -2,7 +2,8 @@
 
 ``import periflow_ray as pf`` in a training script gives PeriFlow's SDK: ``pf.init``, ``pf.train_step``,
 ``pf.metric``, ``pf.upload_checkpoint``, ``pf.is_emergency_save``. ``periflow_ray.TorchTrainer`` runs a Python
-function as a job and imports Ray only when it is used; ``periflow_ray.dataset`` opens a dataset by its name.
+function as a job and imports Ray only when it is used; ``periflow_ray.dataset`` opens a dataset by its name;
+``periflow_ray.resumable_sampler`` goes on in the middle of an epoch and imports torch only when it is used.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from periflow_ray.sdk import (
 
 if TYPE_CHECKING:
     from periflow_ray.dataset_handle import dataset
+    from periflow_ray.resumable import resumable_sampler
     from periflow_ray.torch_trainer import TorchTrainer
 
 __version__ = "0.1.0"
@@ -39,6 +41,7 @@ __all__ = [
     "is_initialized",
     "latest_checkpoint_dir",
     "metric",
+    "resumable_sampler",
     "start_step",
     "train_step",
     "upload_checkpoint",
@@ -54,4 +57,8 @@ def __getattr__(name: str) -> Any:
         from periflow_ray.dataset_handle import dataset
 
         return dataset
+    if name == "resumable_sampler":
+        from periflow_ray.resumable import resumable_sampler
+
+        return resumable_sampler
     raise AttributeError(f"module 'periflow_ray' has no attribute {name!r}")

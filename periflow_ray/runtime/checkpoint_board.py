@@ -73,6 +73,7 @@ class _Pending:
     settling: asyncio.Task[None] | None = None
     error: str | None = None
     is_settled: bool = False
+    began_s: float = field(default_factory=time.monotonic)
 
     def abandon(self, reason: str) -> None:
         self.error = self.error or reason
@@ -98,6 +99,18 @@ class CheckpointBoard:
         self._tidying: asyncio.Task[None] | None = None
         self._has_warned_of_tidying = False
         self.commits: list[Manifest] = []
+        self.save_time_s = 0.0
+        """Seconds from the first snapshot of the newest committed checkpoint to its commit."""
+
+    @property
+    def newest(self) -> Manifest | None:
+        """The newest committed checkpoint of the job."""
+        return self._kept[-1] if self._kept else None
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether a checkpoint is on its way."""
+        return any(not pending.is_settled for pending in self._pending.values())
 
     async def begin_attempt(self) -> None:
         """Forget what the attempt before left unsettled, after its last commit is through."""
@@ -202,6 +215,7 @@ class CheckpointBoard:
             name = await pending.name
             if pending.error is None:
                 await self._commit(self._describe(name, step, pending.plan or []))
+                self.save_time_s = time.monotonic() - pending.began_s
         except (OSError, StorageError) as err:
             pending.error = str(err)
         if pending.error is not None:

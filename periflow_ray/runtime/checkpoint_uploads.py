@@ -48,7 +48,7 @@ class CheckpointUploads:
         self._waiting: deque[tuple[CheckpointId, Snapshot]] = deque()
         self._num_in_flight = 0
         self._is_finishing = False
-        self._last_error: str | None = None
+        self.last_error: str | None = None
         self._thread = threading.Thread(target=self._upload_in_order, name="checkpoint-upload", daemon=True)
         self._thread.start()
 
@@ -79,13 +79,18 @@ class CheckpointUploads:
             self._waiting.append((checkpoint, snapshot))
             self._changed.notify_all()
 
+    def wait_until_settled(self) -> None:
+        """Wait until nothing is on its way."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._num_in_flight == 0)
+
     def finish(self) -> str | None:
         """Wait until every snapshot is settled; the reason if the last one was not committed."""
         with self._changed:
             self._is_finishing = True
             self._changed.notify_all()
         self._thread.join()
-        return self._last_error
+        return self.last_error
 
     def _wait_for_turn(self, step: int, replace_waiting: bool) -> None:
         with self._changed:
@@ -104,9 +109,9 @@ class CheckpointUploads:
                     return
                 checkpoint, snapshot = self._waiting.popleft()
             try:
-                self._last_error, _ = self._uploader.upload(checkpoint, snapshot)
+                self.last_error, _ = self._uploader.upload(checkpoint, snapshot)
             except ray.exceptions.RayError as err:
-                self._last_error = str(err)
+                self.last_error = str(err)
             self._snapshots.release(snapshot)
             with self._changed:
                 self._num_in_flight -= 1

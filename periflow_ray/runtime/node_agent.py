@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 import socket
@@ -16,14 +15,16 @@ from typing import Any
 import ray
 import ray.train
 
-from periflow_ray.errors import JobFailedError, NotFoundError, StorageError
+from periflow_ray.errors import JobFailedError, NotFoundError, PeriflowRayError, StorageError
 from periflow_ray.plan import JobPlan, rewritten_mounts
 from periflow_ray.processes import end_leftovers
 from periflow_ray.runtime.checkpoint_restore import restore_agreed
 from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads, report_commits
 from periflow_ray.runtime.data_mount import DatasetMount, mount_dataset
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.runtime.monitor import Meeting
+from periflow_ray.runtime.attempt import MemberFacts
+from periflow_ray.runtime.monitor import Meeting, Next
+from periflow_ray.runtime.monitor_signals import MonitorSignals
 from periflow_ray.runtime.node_commands import NodeCommands
 from periflow_ray.runtime.node_log import NodeLog
 from periflow_ray.runtime.reporter import Reporter
@@ -34,6 +35,14 @@ from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.cloud_environment import set_cloud_environment
 from periflow_ray.store.events import EventWriter
 from periflow_ray.store.root import StorageRoot
+
+
+# After the last save's commit the monitor ends the attempt; this only bounds the wait for a monitor that is gone.
+END_TIMEOUT_S = 60.0
+
+
+class GroupReplacedError(PeriflowRayError):
+    """Tells Ray Train to start the workers again, elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -74,39 +83,61 @@ class NodeAgent:
         self._log = NodeLog(self._root, task.job_id, node_rank, self._secrets.values())
         self._dataset: DatasetMount | None = None
         self._attempt = 0
-        self._is_stopping = False
+        self._is_ending = False
+        self._ended = threading.Event()
 
     def run(self) -> None:
         """See ``run_agent``."""
-        meeting = ray.get(self._join())
-        self._attempt = meeting.attempt
-        try:
-            self._prepare()
-            meeting = dataclasses.replace(meeting, checkpoint=self._restore(meeting.checkpoint))
-            failure = self._run_commands(meeting)
-        except (OSError, NotFoundError, StorageError) as err:
-            failure = self._failure(str(err))
-        finally:
-            if self._dataset is not None:
-                self._dataset.close()
-        self._log.flush(is_last=True)
-        ray.get(self._monitor.leave.remote(self._node_rank, failure))
-        if failure is not None:
-            raise JobFailedError(failure.describe())
+        failure: Failure | None = None
+        following: Next = "restart"
+        round_in_group = 0
+        while following == "restart":
+            meeting = ray.get(self._join(round_in_group))
+            if meeting.is_over:
+                break
+            failure = self._run_attempt(meeting)
+            self._log.flush(is_last=True)
+            ray.get(self._monitor.leave.remote(self._node_rank, failure))
+            following = ray.get(self._monitor.decide.remote())
+            round_in_group += 1
+        if following == "new_group":
+            raise GroupReplacedError("this machine is taken away; the job goes on with other workers")
         # ray.train.report is a barrier over all workers, so every agent reports every commit, also those that it
         # had no file in, and stays until there are no more.
         report_commits(self._root, self._monitor, self._node_rank)
+        if failure is not None:
+            raise JobFailedError(failure.describe())
         self._sandbox.remove()
 
-    def _join(self) -> Any:
+    def _run_attempt(self, meeting: Meeting) -> Failure | None:
+        self._attempt = meeting.attempt
+        self._is_ending = False
+        self._ended.clear()
+        try:
+            self._prepare()
+            meeting = dataclasses.replace(meeting, checkpoint=self._restore(meeting.checkpoint))
+            return self._run_commands(meeting)
+        except (OSError, NotFoundError, StorageError) as err:
+            return self._failure(str(err))
+        finally:
+            if self._dataset is not None:
+                self._dataset.close()
+
+    def _join(self, round_in_group: int) -> Any:
         context = ray.get_runtime_context()
         with socket.socket() as probe:
             # Free now; the user's processes bind it a moment later.
             probe.bind(("", 0))
             port = probe.getsockname()[1]
-        return self._monitor.join.remote(
-            context.get_placement_group_id(), self._node_rank, self._node_rank, ray.util.get_node_ip_address(), port
+        facts = MemberFacts(
+            member=self._node_rank,
+            num_members=ray.train.get_context().get_world_size(),
+            node_rank=self._node_rank,
+            address=ray.util.get_node_ip_address(),
+            port=port,
+            ray_node_id=context.get_node_id(),
         )
+        return self._monitor.join.remote((context.get_placement_group_id(), round_in_group), facts)
 
     def _prepare(self) -> None:
         for pid in end_leftovers(self._sandbox.marker):
@@ -152,28 +183,35 @@ class NodeAgent:
         self._monitor.start.remote(self._node_rank)
         server = SessionServer(
             self._sandbox.socket_path,
-            lambda step, replace_waiting: uploads.save_snapshot(self._output_dir(), step, replace_waiting),
+            lambda step, replace_waiting: self._save(server, uploads, step, replace_waiting),
             self._notice,
         )
         reporter = Reporter(server, self._monitor, self._node_rank, self._log.flush)
         try:
             commands = NodeCommands(self._plan, self._sandbox, self._log, self._secrets, self._node_rank, meeting)
-            threading.Thread(target=self._stop_on_request, args=(commands,), name="stop-request", daemon=True).start()
+            MonitorSignals(self._monitor, meeting.attempt, server, reporter, self._log, lambda: self._end(commands))
             failure = commands.wait()
             upload_error = uploads.finish()
             server.finish()
             reporter.close()
         finally:
             server.close()
-        if self._is_stopping:
+        if self._is_ending:
             return None
         return failure or self._check_session(server, upload_error)
 
-    def _stop_on_request(self, commands: NodeCommands) -> None:
-        with contextlib.suppress(ray.exceptions.RayError):  # The monitor ends with the job.
-            ray.get(self._monitor.wait_for_stop.remote())
-            self._is_stopping = True
-            commands.stop()
+    def _save(self, server: SessionServer, uploads: CheckpointUploads, step: int, replace_waiting: bool) -> None:
+        uploads.save_snapshot(self._output_dir(), step, replace_waiting)
+        if server.is_last_save(step):
+            # The ranks wait here for the end: steps after this one would be lost. They go on if it is not committed.
+            uploads.wait_until_settled()
+            if uploads.last_error is None:
+                self._ended.wait(END_TIMEOUT_S)
+
+    def _end(self, commands: NodeCommands) -> None:
+        self._is_ending = True
+        commands.stop()
+        self._ended.set()
 
     def _report_start(self, meeting: Meeting) -> None:
         if meeting.checkpoint is not None:

@@ -22,10 +22,15 @@ class Reporter:
         self._node_rank = node_rank
         self._flush_log = flush_log
         self._closing = threading.Event()
+        self._lock = threading.Lock()
         self._sent: Any = None
         self._last_steps: dict[int, int] = {}
         self._thread = threading.Thread(target=self._send_until_closed, name="reporter", daemon=True)
         self._thread.start()
+
+    def answer_report(self) -> None:
+        """Send now what the ranks have just said, as the answer that the monitor waits for."""
+        self._send(answers_report=True)
 
     def close(self) -> None:
         """Send the rest."""
@@ -42,10 +47,11 @@ class Reporter:
             if self._sent is None or ray.wait([self._sent], timeout=0)[0]:
                 self._send()
 
-    def _send(self) -> None:
-        records = self._server.take_records()
-        if records.metrics or records.steps != self._last_steps:
-            self._last_steps = records.steps
-            self._sent = self._monitor.record.remote(
-                records.steps, records.total_train_steps, records.metrics, self._node_rank
-            )
+    def _send(self, answers_report: bool = False) -> None:
+        with self._lock:
+            records = self._server.take_records()
+            if records.metrics or records.steps != self._last_steps or answers_report:
+                self._last_steps = records.steps
+                self._sent = self._monitor.record.remote(
+                    records.steps, records.total_train_steps, records.metrics, self._node_rank, answers_report
+                )

@@ -75,6 +75,8 @@ class SessionServer:
         self._last_steps: dict[int, int] = {}
         self._total_train_steps: int | None = None
         self._num_greeted = 0
+        self._num_answers = 0
+        self._answered = threading.Event()
         self._has_warned_missing = False
         self._has_warned_slow = False
         self._announced_step: int | None = None
@@ -96,6 +98,24 @@ class SessionServer:
             metrics, self._metrics = self._metrics, []
             return Records(dict(self._last_steps), self._total_train_steps, metrics)
 
+    def ask_steps(self, timeout_s: float) -> None:
+        """Let every rank say its step at once, so that the next ``take_records`` has it."""
+        with self._lock:
+            self._num_answers = 0
+            connections = [rank.connection for rank in self._ranks.values()]
+        for connection in connections:
+            _send(connection, wire.encode("report"))
+        deadline_s = time.monotonic() + timeout_s
+        while self._num_answers < len(connections) and (left_s := deadline_s - time.monotonic()) > 0:
+            self._answered.wait(left_s)
+            self._answered.clear()
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """Process id of each connected rank."""
+        with self._lock:
+            return {rank.rank: rank.pid for rank in self._ranks.values()}
+
     def announce(self, step: int) -> None:
         """Tell every rank, also later ones, the step of an emergency save (-1 means now)."""
         with self._lock:
@@ -103,6 +123,10 @@ class SessionServer:
             connections = [rank.connection for rank in self._ranks.values()]
         for connection in connections:
             _send(connection, wire.encode("announced", step=step))
+
+    def is_last_save(self, step: int) -> bool:
+        """Whether this is the save that was announced."""
+        return self._announced_step is not None and step >= self._announced_step
 
     def finish(self) -> None:
         """Take in everything that the ranks sent; call it when their processes have ended."""
@@ -154,6 +178,12 @@ class SessionServer:
         elif kind == "records":
             self._record(key, message)
             self._save_if_all_wait()
+        elif kind == "step":
+            with self._lock:
+                rank = self._ranks[key]
+                rank.step = self._last_steps[rank.rank] = message["step"]
+                self._num_answers += 1
+            self._answered.set()
         elif kind == "checkpoint":
             with self._lock:
                 self._ranks[key].waiting_step = message["step"]

@@ -11,10 +11,9 @@ import ray
 import ray.train
 
 from periflow_ray.errors import PeriflowRayError
-from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.job_state import StateKeeper
-from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.runtime.monitor import JobRules, Monitor
 from periflow_ray.runtime.sandbox import Sandbox
 from periflow_ray.store.root import StorageRoot
 
@@ -28,9 +27,8 @@ class Supervision:
 
     Args:
         num_members: Ray Train workers of the job.
-        world_size: devices of the job.
         resources_per_member: what each worker asks Ray for.
-        retention: which committed checkpoints to keep.
+        rules: what the monitor is told of the job.
     """
 
     def __init__(
@@ -40,23 +38,28 @@ class Supervision:
         state: StateKeeper,
         *,
         num_members: int,
-        world_size: int,
         resources_per_member: Mapping[str, float],
-        retention: Retention,
+        rules: JobRules,
     ) -> None:
         # Every member may wait in the monitor at once.
         actor_class = ray.remote(num_cpus=0, max_concurrency=1000 + 4 * num_members)(Monitor)
-        self.monitor: Any = actor_class.remote(root, job_id, num_members, world_size, retention)
+        self.monitor: Any = actor_class.remote(root, job_id, rules)
         self._state = state
         self._num_members = num_members
         self._resources = resources_per_member
         self._thread = threading.Thread(target=self._follow_attempts, name="attempts", daemon=True)
         self._thread.start()
 
-    def finish(self) -> list[Failure]:
-        """Let the monitor write out everything and end it; returns the last attempt's failures, the cause first."""
+    def finish(self) -> tuple[str | None, list[Failure]]:
+        """Let the monitor write out everything and end it.
+
+        Returns:
+            Why the job was given up (None if it was not), and the last attempt's failures, the cause first.
+        """
         failures: list[Failure] = []
+        reason: str | None = None
         try:
+            reason = ray.get(self.monitor.why_over.remote(), timeout=MONITOR_TIMEOUT_S)
             failures = ray.get(self.monitor.attempt_failures.remote(), timeout=MONITOR_TIMEOUT_S)
             ray.get(self.monitor.close.remote(), timeout=MONITOR_TIMEOUT_S)
         except ray.exceptions.RayError as err:
@@ -64,7 +67,7 @@ class Supervision:
         ray.kill(self.monitor)
         # A thread that still talks to Ray when the interpreter ends would end it with an error.
         self._thread.join(timeout=MONITOR_TIMEOUT_S)
-        return failures
+        return reason, failures
 
     def _follow_attempts(self) -> None:
         wanted = f"{self._num_members} x ({_describe(self._resources)})"

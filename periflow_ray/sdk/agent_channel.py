@@ -39,9 +39,11 @@ class AgentChannel:
         self._is_lost = False
         self._is_closing = False
         self._on_announced_step: Callable[[int], None] = lambda step: None
+        self._read_step: Callable[[], int] = lambda: 0
 
-    def open(self, hello: Hello, on_announced_step: Callable[[int], None]) -> None:
+    def open(self, hello: Hello, on_announced_step: Callable[[int], None], read_step: Callable[[], int]) -> None:
         self._on_announced_step = on_announced_step
+        self._read_step = read_step
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.connect(self._socket_path)
@@ -91,6 +93,8 @@ class AgentChannel:
         for message in wire.read_messages(self._socket):
             if message["kind"] == "announced":
                 self._on_announced_step(int(message["step"]))
+            elif message["kind"] == "report":
+                self._send(wire.encode("step", step=self._read_step()))
             elif message["kind"] == "checkpointed":
                 with self._reply:
                     self._num_replies += 1

@@ -30,8 +30,11 @@ class MetricRecord:
 class Channel(Protocol):
     """Carries a session's records away. Everything but ``save_checkpoint`` is called off the step path."""
 
-    def open(self, hello: Hello, on_announced_step: Callable[[int], None]) -> None:
-        """Connect; later call ``on_announced_step`` when an emergency save is announced (-1 means now)."""
+    def open(self, hello: Hello, on_announced_step: Callable[[int], None], read_step: Callable[[], int]) -> None:
+        """Connect; later call ``on_announced_step`` when an emergency save is announced (-1 means now).
+
+        ``read_step`` gives the current step at any time, from any thread.
+        """
 
     def send(self, step: int, records: list[MetricRecord]) -> None:
         """Deliver the current step and the metrics since the last call. Never raises for a lost peer."""

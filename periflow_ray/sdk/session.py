@@ -59,6 +59,7 @@ class Session:
         self._step = 0
         self._is_in_step = False
         self._announced_step = _NO_STEP_ANNOUNCED
+        self._asked_step = -1
         self._metrics: deque[tuple[int, float, dict[str, Any]]] = deque(maxlen=MAX_BUFFERED_METRICS)
         self._append_metric: Callable[[tuple[int, float, dict[str, Any]]], None] | None = None
         self._train_step = _TrainStep(self)
@@ -113,8 +114,11 @@ class Session:
         """
         if self._append_metric is None:
             self._refuse("is_emergency_save")
-        announced = self._announced_step
-        return announced == self._step or announced == SAVE_NOW
+        step = self._asked_step = self._step
+        if self._announced_step == SAVE_NOW:
+            # Once: in the steps after this one it is False again.
+            self._announced_step = step
+        return self._announced_step == step
 
     # Off the step path.
 
@@ -131,10 +135,13 @@ class Session:
         _check_total(total_train_steps, resumed_step)
         self._close()
         self._announced_step = _NO_STEP_ANNOUNCED
+        self._asked_step = -1
         channel = (self._channel_factory or _default_channel)(local_log_name)
         rank, local_rank, local_world_size = find_rank()
         channel.open(
-            Hello(rank, local_rank, local_world_size, total_train_steps, os.getpid()), self._set_announced_step
+            Hello(rank, local_rank, local_world_size, total_train_steps, os.getpid()),
+            self._set_announced_step,
+            lambda: self._step,
         )
         self._step = resumed_step
         self._is_in_step = False
@@ -180,7 +187,8 @@ class Session:
         self._channel_factory = factory
 
     def _set_announced_step(self, step: int) -> None:
-        self._announced_step = step
+        # A rank that has asked at this step already, or is beyond it, saves as soon as it can: the others wait there.
+        self._announced_step = SAVE_NOW if step <= self._asked_step else step
 
     def _send_until_closed(self, channel: Channel, is_closing: threading.Event) -> None:
         while not is_closing.wait(SEND_INTERVAL_S):

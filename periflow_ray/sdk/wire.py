@@ -1,7 +1,7 @@
 """Messages between a rank and its node agent: one JSON object a line over a Unix-domain socket.
 
-Rank to agent:  hello, records (step and metrics), checkpoint, bye.
-Agent to rank:  announced (emergency step), checkpointed (with an error text or null).
+Rank to agent:  hello, records (step and metrics), step (the answer to report), checkpoint, bye.
+Agent to rank:  report (say your step at once), announced (emergency step), checkpointed (an error text or null).
 """
 
 from __future__ import annotations

@@ -1,0 +1,141 @@
+"""One attempt as the monitor sees it: who takes part, how far each rank is, and how it ends. No I/O, no waiting."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from periflow_ray.runtime.diagnosis import Failure
+from periflow_ray.runtime.restart_policy import Cause
+from periflow_ray.store.checkpoints import Manifest
+
+AttemptKey = tuple[str, int]
+"""(worker group of Ray Train, how many-th round in it): the same for all members of an attempt."""
+
+SPEED_WINDOW_S = 10.0
+
+
+@dataclass(frozen=True)
+class MemberFacts:
+    """A Ray Train worker: a node's agent in a command job, a rank in a function job.
+
+    ``address`` and ``port`` are where rank 0's process group may listen; ``ray_node_id`` is the machine, in hex.
+    """
+
+    member: int
+    num_members: int
+    node_rank: int
+    address: str
+    port: int
+    ray_node_id: str
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What the monitor asks of every member.
+
+    ``report``: send each rank's step at once. ``save``: tell the ranks the step of an emergency save (-1 is now).
+    ``dump``: write each rank's stack into the log. ``end``: end the user's processes and leave.
+    """
+
+    kind: Literal["report", "save", "dump", "end"]
+    step: int = 0
+
+
+@dataclass
+class Attempt:
+    """State of one attempt."""
+
+    number: int
+    key: AttemptKey
+    num_members: int
+    checkpoint: Manifest | None = None
+    members: dict[int, MemberFacts] = field(default_factory=dict)
+    restored: dict[str, set[int]] = field(default_factory=dict)
+    meetings: dict[tuple[tuple[int, int], str], set[int]] = field(default_factory=dict)
+    started: set[int] = field(default_factory=set)
+    left: set[int] = field(default_factory=set)
+    reported: set[int] = field(default_factory=set)
+    steps: dict[int, int] = field(default_factory=dict)
+    ranks_by_node: dict[int, set[int]] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    signals: list[Signal] = field(default_factory=list)
+    cause: Cause | Literal["stop"] | None = None
+    text: str = ""
+    is_recorded: bool = False
+    started_unix_s: float = field(default_factory=time.time)
+    first_step_unix_s: float | None = None
+    last_step_unix_s: float | None = None
+    _points: deque[tuple[float, int]] = field(default_factory=deque)
+
+    @property
+    def has_all_members(self) -> bool:
+        """Whether everybody has joined."""
+        return len(self.members) == self.num_members
+
+    @property
+    def has_everybody_left(self) -> bool:
+        """Whether no member's part goes on."""
+        return len(self.left) >= self.num_members
+
+    @property
+    def resumed_step(self) -> int:
+        """The step it began at."""
+        return self.checkpoint.step if self.checkpoint is not None else 0
+
+    @property
+    def last_step(self) -> int:
+        """The highest step of any rank."""
+        return max(self.steps.values(), default=self.resumed_step)
+
+    @property
+    def num_nodes(self) -> int:
+        """Distinct nodes of the members."""
+        return len({facts.node_rank for facts in self.members.values()})
+
+    def node_of(self, member: int) -> int:
+        """A member's node rank."""
+        return self.members[member].node_rank
+
+    def take_steps(self, node_rank: int, steps: dict[int, int]) -> None:
+        """What the ranks of a node have reported."""
+        before = self.last_step
+        self.steps.update(steps)
+        self.ranks_by_node.setdefault(node_rank, set()).update(steps)
+        if self.last_step > before:
+            now = time.time()
+            self.first_step_unix_s = self.first_step_unix_s or now
+            self.last_step_unix_s = now
+            self._points.append((now, self.last_step))
+            while now - self._points[0][0] > SPEED_WINDOW_S:
+                self._points.popleft()
+
+    def step_time_s(self) -> float | None:
+        """Duration of one step lately; None while it is unknown."""
+        if len(self._points) < 2:
+            return None
+        (first_s, first_step), (last_s, last_step) = self._points[0], self._points[-1]
+        return (last_s - first_s) / (last_step - first_step)
+
+    def may_still_save(self, node_rank: int, step: int) -> bool:
+        """Whether some rank of a node is not beyond this step, as far as is known."""
+        ranks = self.ranks_by_node.get(node_rank, set())
+        return not ranks or any(self.steps[rank] <= step for rank in ranks)
+
+    def has_passed(self, step: int) -> bool:
+        """Whether every rank is known to be beyond this step."""
+        return bool(self.steps) and min(self.steps.values()) > step
+
+    def ranks_on(self, ray_node_ids: set[str]) -> list[int]:
+        """Node ranks of the members on these machines."""
+        return sorted({facts.node_rank for facts in self.members.values() if facts.ray_node_id in ray_node_ids})
+
+    def end(self, cause: Cause | Literal["stop"], text: str) -> bool:
+        """Ask the members to leave; False if they were asked before."""
+        if self.cause is not None:
+            return False
+        self.cause, self.text = cause, text
+        self.signals.append(Signal("end"))
+        return True

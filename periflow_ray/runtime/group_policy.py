@@ -1,0 +1,44 @@
+"""Asks the monitor, rather than Ray Train's own counters, whether a broken worker group is replaced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision, FailurePolicy
+from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_actor
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+
+class MonitorPolicy(FailurePolicy):  # type: ignore[misc]
+    """Runs in Ray Train's controller."""
+
+    def __init__(self, failure_config: ray.train.FailureConfig, monitor: Any) -> None:
+        super().__init__(failure_config)
+        self._monitor = monitor
+        self._default = DefaultFailurePolicy(failure_config)
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Retry what Ray Train itself could not do as Ray does; for everything else the monitor knows more."""
+        if not isinstance(training_failed_error, WorkerGroupError):
+            return self._default.make_decision(training_failed_error)
+        lost, is_preempted = {}, False
+        for rank, error in training_failed_error.worker_failures.items():
+            cause = getattr(error, "health_check_failure", error)
+            is_preempted = is_preempted or _is_preempted_actor(error)
+            if isinstance(cause, ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError):
+                lost[rank] = str(cause)
+        may_replace = ray.get(self._monitor.may_replace_group.remote(lost, is_preempted))
+        return FailureDecision.RETRY if may_replace else FailureDecision.RAISE
+
+
+class MonitoredTrainer:
+    """Mixed into a Ray trainer: ``monitor`` decides on new worker groups."""
+
+    monitor: Any = None
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        failure_config = self.run_config.failure_config  # type: ignore[attr-defined]
+        options["failure_policy"] = MonitorPolicy(failure_config, self.monitor)
+        return super()._initialize_and_run_controller(**options)  # type: ignore[misc]

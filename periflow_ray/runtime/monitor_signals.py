@@ -1,0 +1,68 @@
+"""What the monitor asks of a node agent while the user's processes run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from periflow_ray.runtime.attempt import Signal
+from periflow_ray.runtime.node_log import NodeLog
+from periflow_ray.runtime.reporter import Reporter
+from periflow_ray.runtime.session_server import SessionServer
+from periflow_ray.runtime.stacks import dump_stacks
+
+REPORT_TIMEOUT_S = 0.3
+
+
+class MonitorSignals:
+    """A background thread that carries out the signals of one attempt, until the one that ends it.
+
+    Args:
+        on_end: called once when the user's processes have to end.
+    """
+
+    def __init__(
+        self,
+        monitor: Any,
+        attempt: int,
+        server: SessionServer,
+        reporter: Reporter,
+        log: NodeLog,
+        on_end: Callable[[], None],
+    ) -> None:
+        self._monitor = monitor
+        self._attempt = attempt
+        self._server = server
+        self._reporter = reporter
+        self._log = log
+        self._on_end = on_end
+        threading.Thread(target=self._follow, name="monitor-signals", daemon=True).start()
+
+    def _follow(self) -> None:
+        num_seen = 0
+        try:
+            while True:
+                signals = ray.get(self._monitor.wait_for_signals.remote(self._attempt, num_seen))
+                num_seen += len(signals)
+                for signal in signals:
+                    self._carry_out(signal)
+                    if signal.kind == "end":
+                        return
+        except ray.exceptions.RayError:  # The monitor ends with the job.
+            self._on_end()
+
+    def _carry_out(self, signal: Signal) -> None:
+        if signal.kind == "report":
+            self._server.ask_steps(REPORT_TIMEOUT_S)
+            self._reporter.answer_report()
+        elif signal.kind == "save":
+            self._server.announce(signal.step)
+        elif signal.kind == "dump":
+            for rank, pid in sorted(self._server.pids.items()):
+                for line in dump_stacks(pid):
+                    self._log.write(f"[rank {rank}] {line}")
+        else:
+            self._on_end()

@@ -1,0 +1,40 @@
+"""Whether a job goes on after an attempt has ended. Pure: it decides, the monitor and Ray Train carry it out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Cause = Literal["failure", "lost", "hang", "preemption", "driver"]
+"""Why an attempt ended: the user's code failed, a worker or machine was lost without notice, no rank made progress, a
+machine was taken away with notice, or the job's own driver died."""
+
+# The user's code or the machines are at fault; anything else costs the job nothing of its max_failures.
+COUNTED_CAUSES: frozenset[Cause] = frozenset({"failure", "lost", "hang"})
+MAX_ENDS_WITHOUT_PROGRESS = 3
+
+
+@dataclass(frozen=True)
+class AttemptEnd:
+    """How an attempt ended: at which step it was, and which step the next one resumes from."""
+
+    cause: Cause
+    last_step: int
+    resumable_step: int
+
+
+def refuse_restart(ends: Sequence[AttemptEnd], max_failures: int) -> str | None:
+    """Why the job must not be started again; None if it may.
+
+    Args:
+        ends: of all attempts so far, the newest last.
+        max_failures: how many counted ends the job survives; -1 for any number.
+    """
+    counted = [end for end in ends if end.cause in COUNTED_CAUSES]
+    newest = counted[-MAX_ENDS_WITHOUT_PROGRESS:]
+    if len(newest) == MAX_ENDS_WITHOUT_PROGRESS and len({(end.last_step, end.resumable_step) for end in newest}) == 1:
+        return f"it failed {MAX_ENDS_WITHOUT_PROGRESS} times in a row at step {newest[-1].last_step} without progress"
+    if max_failures >= 0 and len(counted) > max_failures:
+        return f"it failed {len(counted)} time(s); max_failures allows {max_failures}"
+    return None
