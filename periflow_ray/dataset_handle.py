@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from periflow_ray.errors import UsageError
+from periflow_ray.store.dataset_packs import open_packed
 from periflow_ray.store.datasets import list_dataset_files, locate_dataset, read_dataset
 from periflow_ray.store.huggingface_datasets import HUGGINGFACE_PREFIX
 from periflow_ray.store.local_datasets import LocalDataset, open_dataset
@@ -67,12 +68,17 @@ class DatasetHandle:
             raise UsageError(f"dataset '{self.name}' has no splits; only a huggingface: dataset has. Leave split out.")
         dataset = read_dataset(self.root, self.name)
         place, prefix = locate_dataset(self.root, dataset)
-        found = [file.path for file in list_dataset_files(self.root, dataset)]
-        reader, paths = _choose_reader(self.name, found)
+        files = {file.path: file for file in list_dataset_files(self.root, dataset)}
+        reader, paths = _choose_reader(self.name, list(files))
         import ray.data
 
-        full_paths = [place.path_of(posixpath.join(prefix, path)) for path in paths]
-        return getattr(ray.data, reader)(full_paths, filesystem=place.arrow_filesystem())
+        if any(files[path].pack is not None for path in paths):
+            filesystem = open_packed(place, prefix, [files[path] for path in paths])
+        else:
+            filesystem = place.arrow_filesystem()
+            keys = [path if dataset.is_linked else f"{prefix}/{files[path].stored_key}" for path in paths]
+            paths = [place.path_of(key) for key in keys]
+        return getattr(ray.data, reader)(paths, filesystem=filesystem)
 
 
 def dataset(name: str, storage: str | None = None) -> DatasetHandle:

@@ -14,8 +14,6 @@ def describe_unused(plan: JobPlan) -> list[str]:
     notes = []
     if plan.workspace_dir_name is None:
         notes.append(f"no workspace directory was given (-d DIR); {plan.workspace_mount_path} is empty in the job.")
-    if plan.data is not None and plan.data.is_huggingface:
-        notes.append(f"nothing is put at {plan.data.mount_path}: load '{plan.data.name}' with the datasets library.")
     if plan.image is not None:
         notes.append(f"the image '{plan.image}' is not used: the command runs in the cluster's Python environment.")
     if plan.plugin is not None:

@@ -164,7 +164,20 @@ def _mounts(spec: JobSpec, workspace_dir_name: str | None) -> tuple[Mount, ...]:
             )
         keys_by_path[mount.path] = key
         mounts.append(mount)
+    _check_data_mount(mounts)
     return tuple(mounts)
+
+
+def _check_data_mount(mounts: Sequence[Mount]) -> None:
+    """A dataset is read-only, so nothing else can be inside it."""
+    for data in mounts:
+        for inner in mounts:
+            if data.kind == "data" and inner.path.startswith(f"{data.path.rstrip('/')}/"):
+                raise PlanError(
+                    f"{inner.path!r} is inside data.mount_path {data.path!r}, which is read-only. Give the dataset a "
+                    "directory of its own.",
+                    ("data", "mount_path"),
+                )
 
 
 def _declared_mounts(spec: JobSpec, workspace_dir_name: str | None) -> Iterator[tuple[tuple[str, ...], Mount]]:

@@ -103,6 +103,7 @@ class FunctionRank:
         ray.get(self.monitor.start.remote(self.rank))
         ray.get(self.monitor.wait_for_start.remote(meeting.attempt))
         os.environ["PERIFLOW_ENABLED"] = "1"
+        os.environ["PERIFLOW_STORAGE"] = self._root.uri
         os.environ["CKPT_DIR"] = str(self._output_dir)
         os.environ["PROCESSED_ITERS"] = str(restored.step if restored else 0)
 

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,14 @@ class GroupReplacedError(PeriflowRayError):
 
 @dataclass(frozen=True)
 class AgentTask:
-    """What an agent needs; travels as the train loop's config."""
+    """What an agent needs; travels as the train loop's config, whose text Ray's dashboard shows."""
 
     plan_json: str
     job_id: int
     root: StorageRoot
     monitor: Any
-    secrets: Mapping[str, str]
-    cloud_variables: Mapping[str, str]
+    secrets: Mapping[str, str] = field(repr=False)
+    cloud_variables: Mapping[str, str] = field(repr=False)
 
 
 def run_agent(task: AgentTask) -> None:

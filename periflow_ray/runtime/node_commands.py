@@ -113,6 +113,9 @@ class NodeCommands:
             **self._secrets,
             marker_name: marker_value,
             "PERIFLOW_SESSION": str(self._sandbox.socket_path),
+            # For periflow_ray.dataset(): the root that this job is in.
+            "PERIFLOW_STORAGE": self._plan.storage_uri,
+            "PERIFLOW_STORAGE_CREDENTIAL": self._plan.storage_credential or "",
             "PYTHONPATH": os.pathsep.join(part for part in python_path if part),
             "PATH": os.pathsep.join(program_path),
             # Lines must reach the log when they are printed, not when a buffer is full.

@@ -26,13 +26,21 @@ class DatasetFile:
     """One file: path in the dataset with forward slashes, and size in bytes.
 
     ``checksum`` is known of uploaded files; ``version``, whatever the bucket tells one content from the next by, of
-    linked ones.
+    linked ones. ``pack`` is the pack that an uploaded file is stored in, ``offset`` where it begins there; None of both
+    when it is stored as a file.
     """
 
     path: str
     size: int
     checksum: str | None = None
     version: str | None = None
+    pack: str | None = None
+    offset: int | None = None
+
+    @property
+    def stored_key(self) -> str:
+        """Where an uploaded file is, below the dataset's own key."""
+        return f"files/{self.path}" if self.pack is None else f"packs/{self.pack}"
 
 
 @dataclass(frozen=True)
@@ -83,14 +91,27 @@ def describe_source(
     return tuple(described)
 
 
+def describe_change(changed: Sequence[SourceFile]) -> UsageError:
+    """The error that says that somebody writes to the sources while they are uploaded."""
+    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+    return UsageError(
+        f"'{changed[0].source}'{more} changed while the dataset was uploaded. Upload again when nobody writes to "
+        "the files; what is stored is not sent again."
+    )
+
+
 def dump_files(files: Sequence[DatasetFile]) -> list[dict[str, Any]]:
     """The files as JSON, without what a manifest does not keep."""
-    return [{"path": file.path, "size": file.size, "checksum": file.checksum} for file in files]
+    documents = [
+        {"path": file.path, "size": file.size, "checksum": file.checksum, "pack": file.pack, "offset": file.offset}
+        for file in files
+    ]
+    return [{key: value for key, value in document.items() if value is not None} for document in documents]
 
 
 def parse_files(document: Iterable[dict[str, Any]]) -> tuple[DatasetFile, ...]:
     """The opposite of ``dump_files``."""
-    return tuple(DatasetFile(entry["path"], entry["size"], entry["checksum"]) for entry in document)
+    return tuple(DatasetFile(**entry) for entry in document)
 
 
 def identify_content(files: Sequence[DatasetFile], uri: str = "") -> str:

@@ -6,12 +6,14 @@ import os
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from periflow_ray.errors import NotFoundError, StorageError, UsageError
-from periflow_ray.store.dataset_files import DatasetFile, SourceFile, dump_files, parse_files
+from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.store.dataset_files import DatasetFile, SourceFile, describe_change, dump_files, parse_files
+from periflow_ray.store.dataset_packs import upload_packs
 from periflow_ray.store.local_files import is_partial_name
 from periflow_ray.store.read_only import make_directories_writable, make_read_only
 from periflow_ray.store.root import StorageRoot
@@ -24,7 +26,7 @@ _NUM_WORKERS = 16
 def send_files(
     root: StorageRoot, prefix: str, described: Sequence[SourceFile], on_bytes: Callable[[int, int], None]
 ) -> str:
-    """Bring everything below ``<prefix>/files`` to what is described, by sending only what is not there yet.
+    """Bring what is stored below a prefix to what is described, by sending only what is not there yet.
 
     Returns:
         The upload's id, for ``end_upload``.
@@ -44,16 +46,13 @@ def send_files(
             sent_bytes += num_bytes
             on_bytes(sent_bytes, total_bytes)
 
-    transfer = Transfer(root, num_workers=_NUM_WORKERS, on_bytes=count)
-    transfer.upload_files([UploadItem(one.source, f"{prefix}/files/{one.file.path}") for one in waiting])
+    upload_packs(root, prefix, [one for one in waiting if one.file.pack is not None], count)
+    loose = [UploadItem(one.source, f"{prefix}/{one.file.stored_key}") for one in waiting if one.file.pack is None]
+    Transfer(root, num_workers=_NUM_WORKERS, on_bytes=count).upload_files(loose)
     changed = [one for one in waiting if not one.is_unchanged]
-    _delete_all(root, prefix, [one.file.path for one in changed])
+    _delete_all(root, prefix, {one.file.stored_key for one in changed})
     if changed:
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise UsageError(
-            f"'{changed[0].source}'{more} changed while the dataset was uploaded. Upload again when nobody writes to "
-            "the files; what is stored is not sent again."
-        )
+        raise describe_change(changed)
     return upload_id
 
 
@@ -90,23 +89,25 @@ def unseal_files(root: StorageRoot, prefix: str) -> None:
 def _begin(root: StorageRoot, prefix: str, described: Sequence[SourceFile]) -> tuple[str, list[SourceFile]]:
     """Write the journal, what the upload is to be, and find what of it is not stored yet.
 
-    What is stored is always content of the journal's files: stored files that are to be others are deleted before the
-    journal says so. That is why path and size are enough to know a stored file again.
+    What is stored is always content of the journal's files: stored keys that are to hold others are deleted before the
+    journal says so. That is why key and size are enough to know a stored file again.
     """
     planned = _read_journal_files(root, prefix)
     unseal_files(root, prefix)
     if planned is None:
         root.delete(prefix)
         planned = {}
-    stored = root.list_files(f"{prefix}/files") if planned else {}
-    wanted = {one.file.path: one.file for one in described}
-    kept = {path for path, size in stored.items() if _is_stored(wanted.get(path), planned.get(path), size)}
+    stored = _list_stored(root, prefix) if planned else {}
+    wanted = _sum_sizes([one.file for one in described])
+    same = {one.file.stored_key for one in described if one.file == planned.get(one.file.path)}
+    kept = {key for key, size in stored.items() if key in same and size == wanted[key]}
     _delete_all(root, prefix, stored.keys() - kept)
     _remove_partial_files(root, prefix, wanted)
     upload_id = uuid.uuid4().hex
-    journal = {"upload_id": upload_id, "started_unix_s": time.time(), "files": dump_files(list(wanted.values()))}
+    files = dump_files([one.file for one in described])
+    journal = {"upload_id": upload_id, "started_unix_s": time.time(), "files": files}
     root.write_json(f"{prefix}/{JOURNAL}", journal)
-    return upload_id, [one for one in described if one.file.path not in kept]
+    return upload_id, [one for one in described if one.file.stored_key not in kept]
 
 
 def _read_journal_files(root: StorageRoot, prefix: str) -> dict[str, DatasetFile] | None:
@@ -116,8 +117,18 @@ def _read_journal_files(root: StorageRoot, prefix: str) -> dict[str, DatasetFile
         return None
 
 
-def _is_stored(wanted: DatasetFile | None, planned: DatasetFile | None, stored_size: int) -> bool:
-    return wanted is not None and wanted == planned and wanted.size == stored_size
+def _list_stored(root: StorageRoot, prefix: str) -> dict[str, int]:
+    """Keys below the prefix that hold files of the dataset, and their sizes in bytes."""
+    found = root.list_files(prefix)
+    return {key: size for key, size in found.items() if key.startswith(("files/", "packs/"))}
+
+
+def _sum_sizes(files: Iterable[DatasetFile]) -> Counter[str]:
+    """Keys below the prefix that shall be there, and their sizes in bytes."""
+    sizes: Counter[str] = Counter()
+    for file in files:
+        sizes[file.stored_key] += file.size
+    return sizes
 
 
 def _remove_partial_files(root: StorageRoot, prefix: str, wanted: Collection[str]) -> None:
@@ -127,10 +138,10 @@ def _remove_partial_files(root: StorageRoot, prefix: str, wanted: Collection[str
     top = root.local_path(f"{prefix}/files")
     for parent, _, names in os.walk(top):
         for path in (Path(parent, name) for name in names if is_partial_name(name)):
-            if path.relative_to(top).as_posix() not in wanted:
+            if f"files/{path.relative_to(top).as_posix()}" not in wanted:
                 path.unlink()
 
 
-def _delete_all(root: StorageRoot, prefix: str, paths: Iterable[str]) -> None:
+def _delete_all(root: StorageRoot, prefix: str, keys: Iterable[str]) -> None:
     with ThreadPoolExecutor(_NUM_WORKERS) as pool:
-        list(pool.map(lambda path: root.delete(f"{prefix}/files/{path}"), paths))
+        list(pool.map(lambda key: root.delete(f"{prefix}/{key}"), keys))

@@ -26,6 +26,7 @@ from periflow_ray.store.dataset_files import (
     list_versions,
     parse_files,
 )
+from periflow_ray.store.dataset_packs import plan_packs
 from periflow_ray.store.dataset_upload import JOURNAL, end_upload, seal_files, send_files, unseal_files
 from periflow_ray.store.root import StorageRoot
 
@@ -84,6 +85,8 @@ def upload_dataset(
     _check_new_name(root, name)
     progress = on_progress or (lambda phase, num_bytes, total_bytes: None)
     described = describe_source(source, contents_only, lambda done, total: progress("reading", done, total))
+    if not root.is_local:
+        described = plan_packs(described)
     files = tuple(one.file for one in described)
     upload_id = send_files(root, _key(name), described, lambda done, total: progress("uploading", done, total))
     root.write_json(_key(name, "files.json"), dump_files(files))
@@ -178,10 +181,13 @@ def list_dataset_files(root: StorageRoot, dataset: Dataset) -> tuple[DatasetFile
 
 
 def locate_dataset(root: StorageRoot, dataset: Dataset) -> tuple[StorageRoot, str]:
-    """Where the dataset's files are: a storage root, and the key that they are below (empty: at its top)."""
+    """The storage root that has the dataset's files, and the key below which each has its ``stored_key``.
+
+    The key is empty for a linked dataset, whose files have their paths for keys.
+    """
     if dataset.is_linked:
         return StorageRoot(dataset.uri, credential=dataset.credential), ""
-    return root, _key(dataset.name, "files")
+    return root, _key(dataset.name)
 
 
 def edit_dataset(
@@ -237,7 +243,7 @@ def delete_dataset(root: StorageRoot, name: str) -> None:
 def _copy_files(root: StorageRoot, dataset: Dataset, new_name: str) -> None:
     files = list_dataset_files(root, dataset)
     _delete_keys(root, new_name)
-    keys = [f"files/{file.path}" for file in files]
+    keys = {file.stored_key for file in files}
     with ThreadPoolExecutor(_NUM_WORKERS) as pool:
         list(pool.map(lambda key: root.copy_file(_key(dataset.name, key), _key(new_name, key)), keys))
     seal_files(root, _key(new_name))

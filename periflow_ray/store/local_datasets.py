@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.store.dataset_cache import CacheUse, DatasetCache
 from periflow_ray.store.dataset_files import identify_content
+from periflow_ray.store.dataset_packs import download_packs
 from periflow_ray.store.datasets import list_dataset_files, locate_dataset, read_dataset
 from periflow_ray.store.huggingface_datasets import HUGGINGFACE_PREFIX, save_huggingface_dataset
 from periflow_ray.store.root import StorageRoot
@@ -61,6 +63,7 @@ def open_dataset(
         StorageError: it cannot be fetched.
     """
     notice = on_notice or (lambda text: None)
+    count = on_bytes or (lambda num_bytes: None)
 
     def tell_waiting() -> None:
         notice(f"waits for another process of this machine that fetches dataset '{name}'")
@@ -76,7 +79,7 @@ def open_dataset(
     dataset = read_dataset(root, name)
     place, prefix = locate_dataset(root, dataset)
     if place.is_local:
-        path = place.local_path(prefix)
+        path = place.local_path("" if dataset.is_linked else f"{prefix}/files")
         if not path.is_dir():
             raise NotFoundError(
                 f"dataset '{name}' is the directory {path}, which does not exist on {socket.gethostname()}. Put it on "
@@ -89,9 +92,19 @@ def open_dataset(
 
     def fetch(directory: Path) -> None:
         notice(f"fetches dataset '{name}': {len(files):,} files, {sum(file.size for file in files):,} bytes")
-        lead = f"{prefix}/" if prefix else ""
-        items = [DownloadItem(lead + file.path, directory / file.path, file.size, file.checksum) for file in files]
-        Transfer(place, num_workers=_NUM_WORKERS, on_bytes=on_bytes).download_files(items)
+        download_packs(place, prefix, [file for file in files if file.pack is not None], directory, count)
+        items = [
+            DownloadItem(
+                file.path if dataset.is_linked else f"{prefix}/{file.stored_key}",
+                directory / file.path,
+                file.size,
+                file.checksum,
+            )
+            for file in files
+            if file.pack is None
+        ]
+        Transfer(place, num_workers=_NUM_WORKERS, on_bytes=count).download_files(items)
+        _remove_others(directory, {file.path for file in files})
         if dataset.is_linked and list_dataset_files(root, dataset) != files:
             raise StorageError(f"dataset '{name}' changed at '{dataset.uri}' while it was fetched. Run the job again.")
 
@@ -101,6 +114,14 @@ def open_dataset(
         _cache_key(name, content_id), fetch, size_bytes=size_bytes, on_wait=tell_waiting
     )
     return LocalDataset(use.path, use)
+
+
+def _remove_others(directory: Path, paths: Collection[str]) -> None:
+    """Delete what an earlier fetch that was killed left half written."""
+    for parent, _, names in os.walk(directory):
+        for path in (Path(parent, name) for name in names):
+            if path.relative_to(directory).as_posix() not in paths:
+                path.unlink()
 
 
 def _cache_key(name: str, content_id: str) -> str:

@@ -38,10 +38,10 @@ def replacing(target: str) -> Iterator[str]:
     try:
         yield partial
         os.replace(partial, target)
-    finally:
-        # Also after the replacement: it does nothing where both names are links to the same file already.
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(partial)
+        raise
 
 
 def write_whole(target: str, content: bytes) -> None:
@@ -84,6 +84,9 @@ def link(source: str, target: str) -> bool:
         if err.errno not in _NO_LINK:
             raise
         return False
+    # Replacing does nothing where both names are links to the same file already.
+    with contextlib.suppress(OSError):
+        os.unlink(partial)
     return True
 
 
@@ -104,9 +107,10 @@ def copy_content(
     """
     with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0) as writer:
         num_left = os.fstat(reader.fileno()).st_size
-        if num_left and _clone(reader.fileno(), writer.fileno()):
+        if num_left > _READ_BYTES and _clone(reader.fileno(), writer.fileno()):
             return
-        while num_left > 0:
+        # A small file is copied sooner than the kernel says whether it could.
+        while num_left > _READ_BYTES:
             num_asked = min(chunk_bytes, num_left)
             if on_chunk is not None:
                 on_chunk(num_asked)

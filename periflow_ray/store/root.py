@@ -96,11 +96,13 @@ class StorageRoot:
 
     def arrow_filesystem(self) -> Any:
         """The root's file system for pyarrow and Ray Train, which resolve paths below ``base_path``."""
-        import pyarrow.fs
-
         if self._is_local:
+            import pyarrow.fs
+
             return pyarrow.fs.LocalFileSystem()
-        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.filesystem))
+        from periflow_ray.store.arrow import open_arrow_filesystem
+
+        return open_arrow_filesystem(self)
 
     @property
     def operations(self) -> Operations:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from periflow_ray.store.download import DownloadItem, Downloads
 from periflow_ray.store.limits import BandwidthLimit, ByteBudget
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.transfer_work import TransferContext, run_work
+from periflow_ray.store.transfer_work import TransferContext, Work, run_work
 from periflow_ray.store.upload import UploadItem, Uploads
 
 __all__ = ["PART_BYTES", "DownloadItem", "Transfer", "UploadItem"]
@@ -39,6 +39,7 @@ class Transfer:
     ) -> None:
         self._num_workers = num_workers
         self._stop = threading.Event()
+        self._is_cancelled = False
         self._context = TransferContext(
             root=root,
             operations=dataclasses.replace(root.operations, num_tries=_NUM_TRIES, stop=self._stop),
@@ -57,8 +58,7 @@ class Transfer:
         """
         uploads = Uploads(self._context, items)
         try:
-            run_work(uploads.works(), num_workers=self._num_workers, stop=self._stop)
-            self._context.operations.check_stopped()
+            self._run(uploads.works())
         finally:
             uploads.abort()
 
@@ -76,11 +76,19 @@ class Transfer:
         downloads = Downloads(self._context, items)
         try:
             for works in (downloads.preparations(), downloads.works()):
-                run_work(works, num_workers=self._num_workers, stop=self._stop)
-                self._context.operations.check_stopped()
+                self._run(works)
         finally:
             downloads.close()
 
     def cancel(self) -> None:
         """Stop what runs, from any thread; the call that runs raises StorageError, and so do later ones."""
+        self._is_cancelled = True
         self._stop.set()
+
+    def _run(self, works: Iterator[Work]) -> None:
+        # A failure has set it; the same transfer may be run again.
+        self._stop.clear()
+        if self._is_cancelled:
+            self._stop.set()
+        run_work(works, num_workers=self._num_workers, stop=self._stop)
+        self._context.operations.check_stopped()

@@ -102,11 +102,11 @@ class _PartedUpload:
             self._num_left -= 1
             is_last = self._num_left == 0
         if is_last:
-            self._end()
+            self._complete()
 
     def abort(self) -> None:
-        """To be called when no thread puts a part any more."""
-        if self._num_left > 0 and self._fd is not None:
+        """Give up what is not complete; to be called when no thread puts a part any more."""
+        if self._fd is not None:
             os.close(self._fd)
             self._fd = None
             self._writer.abort()
@@ -115,17 +115,22 @@ class _PartedUpload:
         with self._lock:
             if self._fd is None:
                 # One descriptor for all parts, so that a source that is replaced meanwhile is not mixed with the old.
-                self._fd = os.open(self._item.source, os.O_RDONLY | os.O_CLOEXEC)
-                self._writer.begin()
+                fd = os.open(self._item.source, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    self._writer.begin()
+                except BaseException:
+                    os.close(fd)
+                    raise
+                self._fd = fd
             return self._fd
 
-    def _end(self) -> None:
+    def _complete(self) -> None:
         assert self._fd is not None
         if os.fstat(self._fd).st_size != self._size:
             raise _changed(self._item)
+        self._writer.complete()
         os.close(self._fd)
         self._fd = None
-        self._writer.complete()
 
 
 def _put_local(context: TransferContext, item: UploadItem, size: int) -> None:

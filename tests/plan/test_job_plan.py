@@ -113,6 +113,12 @@ def test_the_command_line_wins_over_env_var_and_secrets_leave_the_plan() -> None
             "Give each its own directory.",
         ),
         (
+            {"data": {"name": "d", "mount_path": "/data"}, "checkpoint": {"output_checkpoint_dir": "/data/ckpt"}},
+            ("data", "mount_path"),
+            "'/data/ckpt' is inside data.mount_path '/data', which is read-only. Give the dataset a directory of its "
+            "own.",
+        ),
+        (
             {"data": {"name": "d", "mount_path": "/workspace"}},
             ("data", "mount_path"),
             "job_setting.workspace.mount_path and data.mount_path are both '/workspace'. Give each its own directory.",

@@ -90,8 +90,8 @@ class BreakingRoot(StorageRoot):
         super().write_bytes(key, content)
 
     def delete(self, prefix: str) -> None:
-        if self.num_left == 0 and (files := self.list_files(prefix)):
-            super().delete(f"{prefix}/{min(files)}")
+        if self.num_left == 0 and self.list_names(prefix):
+            super().delete(f"{prefix}/{min(self.list_files(prefix))}")
         self._count(prefix)
         super().delete(prefix)
 

@@ -1,0 +1,40 @@
+"""Checkpoints for tests to look at, beside the sample jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sample_jobs import NEW_YEAR_UNIX_S
+
+from periflow_ray.store.checkpoints import Manifest, begin, checkpoint_key, commit, describe_files, merge_files
+from periflow_ray.store.root import StorageRoot
+
+NODES = {
+    0: {"model.pt": b"w" * 1500, "shards/0.pt": b"shard", "rng": b"0"},
+    1: {"model.pt": b"w" * 1500, "rng": b"1"},
+}
+ID = "2/step-00000400"
+
+
+def write_sample_checkpoints(root: StorageRoot, scratch_dir: Path) -> None:
+    """Job 2 has a committed checkpoint of two nodes, job 3 one on its way; job 1 has a partial one as a sample job."""
+    snapshots = {rank: write_tree(scratch_dir / f"node-{rank}", contents) for rank, contents in NODES.items()}
+    planned = merge_files({rank: describe_files(snapshot) for rank, snapshot in snapshots.items()})
+    for file in planned:
+        root.upload_file(snapshots[file.node_rank] / file.path, checkpoint_key(2, "step-00000400", file.key))
+    metrics = {"loss": 0.512345678, "acc": 0.9, "lr": 0.001, "epoch": 3}
+    files = tuple(file.as_stored() for file in planned)
+    commit(root, Manifest("step-00000400", 2, 400, 1, 4, 2, NEW_YEAR_UNIX_S, files, metrics, "kim"))
+    begin(root, 3, "step-00000007", step=7, attempt=1)
+
+
+def write_tree(directory: Path, contents: dict[str, bytes]) -> Path:
+    for name, content in contents.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return directory
+
+
+def read_tree(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
