@@ -14,7 +14,9 @@ import ray.train.torch
 from periflow_ray.errors import UsageError
 from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.function_worker import FunctionTask, run_function
+from periflow_ray.runtime.group_policy import MonitoredTrainer
 from periflow_ray.runtime.job_state import StateKeeper
+from periflow_ray.runtime.monitor import JobRules
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.runtime.train_run import (
     WithoutPlacementGroupCleaner,
@@ -117,9 +119,8 @@ class TorchTrainer:
             job_id,
             state,
             num_members=self._num_devices,
-            world_size=self._num_devices,
             resources_per_member=resources,
-            retention=self._retention,
+            rules=JobRules(devices_per_member=1, max_failures=self._max_failures, retention=self._retention),
         )
         task = FunctionTask(self._train_loop, self._config, job_id, root, supervision.monitor)
         trainer = _RayTorchTrainer(
@@ -131,9 +132,10 @@ class TorchTrainer:
                 use_gpu=use_gpu,
                 resources_per_worker={**resources, **({"GPU": 1} if use_gpu else {})},
             ),
-            run_config=train_run_config(root, job_id, max_failures=self._max_failures),
+            run_config=train_run_config(root, job_id),
             datasets=self._datasets,
         )
+        trainer.monitor = supervision.monitor
         try:
             result = trainer.fit()
         except KeyboardInterrupt:
@@ -141,7 +143,8 @@ class TorchTrainer:
             state.enter("stopped", "interrupted")
             raise
         except Exception as err:
-            state.enter("failed", describe_error(supervision.finish(), err))
+            reason, failures = supervision.finish()
+            state.enter("failed", describe_error(failures, err, reason))
             raise
         finally:
             remove_sandboxes(root.uri, job_id, num_nodes=1)
@@ -177,7 +180,7 @@ class TorchTrainer:
         return record
 
 
-class _RayTorchTrainer(WithoutPlacementGroupCleaner, ray.train.torch.TorchTrainer):  # type: ignore[misc]
+class _RayTorchTrainer(MonitoredTrainer, WithoutPlacementGroupCleaner, ray.train.torch.TorchTrainer):  # type: ignore[misc]
     pass
 
 

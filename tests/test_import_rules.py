@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": set(),
     "processes": set(),
     "sdk": set(),
+    "resumable": set(),
     "submit": {"plan", "store", "processes"},
     "runtime": {"plan", "sdk", "store", "processes"},
     "cluster": {"plan", "spec", "store"},

@@ -24,7 +24,9 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.checkpoint_board import Retention
+from periflow_ray.runtime.group_policy import MonitoredTrainer
 from periflow_ray.runtime.job_state import StateKeeper
+from periflow_ray.runtime.monitor import JobRules
 from periflow_ray.runtime.node_agent import AgentTask, run_agent
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.runtime.train_run import WithoutPlacementGroupCleaner, set_train_environment, train_run_config
@@ -33,6 +35,9 @@ from periflow_ray.store.cloud_environment import read_cloud_environment
 from periflow_ray.store.jobs import job_key
 from periflow_ray.store.retention import KeepBest
 from periflow_ray.store.root import StorageRoot
+
+# Ray kills a driver that takes longer to end (RAY_JOB_STOP_WAIT_TIME_S).
+STOP_SAVE_TIMEOUT_S = 45.0
 
 
 def main() -> None:
@@ -57,9 +62,6 @@ def main() -> None:
 
 def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper, cloud_variables: Mapping[str, str]) -> bool:
     set_train_environment()
-    if plan.vm.is_local:
-        # Nobody takes this machine away; the watcher would be one more process to start.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = _resources_per_node(plan)
     supervision = Supervision(
@@ -67,9 +69,12 @@ def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper, clou
         job_id,
         state,
         num_members=plan.num_nodes,
-        world_size=plan.num_devices,
         resources_per_member=resources,
-        retention=Retention(plan.keep_last, KeepBest(**plan.keep_best.model_dump()) if plan.keep_best else None),
+        rules=JobRules(
+            devices_per_member=plan.devices_per_node,
+            max_failures=plan.max_failures,
+            retention=Retention(plan.keep_last, KeepBest(**plan.keep_best.model_dump()) if plan.keep_best else None),
+        ),
     )
     signal.signal(signal.SIGTERM, _stop_with(state, supervision))
     task = AgentTask(
@@ -80,6 +85,7 @@ def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper, clou
         secrets=_open_secrets(root, job_id),
         cloud_variables=cloud_variables,
     )
+    # The monitor decides on restarts; Ray's own counters stay out of it.
     trainer = _AgentTrainer(
         _run_agent_loop,
         train_loop_config={"task": task},
@@ -89,15 +95,19 @@ def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper, clou
             resources_per_worker=resources,
             placement_strategy="PACK" if plan.vm.is_local else "STRICT_SPREAD",
         ),
-        run_config=train_run_config(root, job_id, max_failures=plan.max_failures),
+        run_config=train_run_config(root, job_id),
     )
+    trainer.monitor = supervision.monitor
     try:
         trainer.fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as err:
-        state.enter("failed", describe_error(supervision.finish(), err))
-        remove_sandboxes(root.uri, job_id, plan.num_nodes)
-        return False
-    supervision.finish()
+        reason, failures = supervision.finish()
+        if state.status != "stopping":
+            state.enter("failed", describe_error(failures, err, reason))
+            remove_sandboxes(root.uri, job_id, plan.num_nodes)
+            return False
+    else:
+        supervision.finish()
     if state.status == "stopping":
         state.enter("stopped", "stopped on request")
         return False
@@ -105,7 +115,7 @@ def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper, clou
     return True
 
 
-class _AgentTrainer(WithoutPlacementGroupCleaner, DataParallelTrainer):  # type: ignore[misc]
+class _AgentTrainer(MonitoredTrainer, WithoutPlacementGroupCleaner, DataParallelTrainer):  # type: ignore[misc]
     """TorchTrainer's base class, because the agents need neither torch nor a process group.
 
     Without them the user's first line comes seconds earlier. Nor do they read Ray Data datasets.
@@ -140,7 +150,7 @@ def _stop_with(state: StateKeeper, supervision: Supervision) -> Any:
         if state.status == "running":
             # The agents end their commands and leave, then fit() returns. Ray kills a driver that takes too long.
             state.enter("stopping", "stops on request")
-            supervision.monitor.stop.remote()
+            supervision.monitor.stop.remote(STOP_SAVE_TIMEOUT_S)
         elif state.status != "stopping":
             state.enter("stopped", "stopped on request")
             # The actors end with this process, and with the agents everything they started.

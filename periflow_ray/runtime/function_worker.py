@@ -17,10 +17,12 @@ import ray
 import ray.train
 
 from periflow_ray.errors import PeriFlowError
+from periflow_ray.runtime.attempt import MemberFacts, Signal
 from periflow_ray.runtime.checkpoint_board import CheckpointId
 from periflow_ray.runtime.checkpoint_restore import restore_agreed
 from periflow_ray.runtime.checkpoint_uploads import MAX_IN_FLIGHT, SnapshotUploader, as_ray_checkpoint
 from periflow_ray.runtime.diagnosis import NUM_SHOWN_LINES, Failure
+from periflow_ray.runtime.group_policy import GroupReplacedError
 from periflow_ray.runtime.output_tee import copy_output
 from periflow_ray.runtime.sandbox import Sandbox
 from periflow_ray.runtime.snapshot import Snapshot, Snapshots
@@ -31,6 +33,12 @@ from periflow_ray.store.metrics import Metric
 from periflow_ray.store.root import StorageRoot
 
 OUTPUT_MOUNT_PATH = "/ckpt"
+# The monitor ends the attempt right after the commit of the announced save.
+END_SIGNAL_TIMEOUT_S = 5.0
+
+
+class MachineLeavesError(BaseException):
+    """Unwinds the user's function after the announced save; no Exception, so that no handler there takes it."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,10 @@ def run_function(task: FunctionTask) -> Any:
             result = _call_and_trace(task.train_loop, task.config)
         use_channel_factory(None)
         flow.finish_uploads()
+    except MachineLeavesError:
+        use_channel_factory(None)
+        ray.get(task.monitor.leave.remote(rank, None))
+        raise GroupReplacedError("this machine is taken away; the job goes on with other workers") from None
     except BaseException as err:
         use_channel_factory(None)
         ray.get(task.monitor.leave.remote(rank, _describe_exception(err, flow.node_rank, rank)))
@@ -87,11 +99,23 @@ class FunctionRank:
         self._num_saves_by_step: Counter[int] = Counter()
         self._uploads_done = threading.Condition()
         self._num_uploading = 0
+        self._attempt = 0
+        self._announced_step: int | None = None
+        self._ended = threading.Event()
 
     def prepare(self) -> None:
         """Join the attempt; the first rank of each node makes its directories and restores the checkpoint."""
-        group = ray.get_runtime_context().get_placement_group_id()
-        meeting = ray.get(self.monitor.join.remote(group, self.rank, self.node_rank, ray.util.get_node_ip_address(), 0))
+        context = ray.get_runtime_context()
+        facts = MemberFacts(
+            member=self.rank,
+            num_members=ray.train.get_context().get_world_size(),
+            node_rank=self.node_rank,
+            address=ray.util.get_node_ip_address(),
+            port=0,
+            ray_node_id=context.get_node_id(),
+        )
+        meeting = ray.get(self.monitor.join.remote((context.get_placement_group_id(), 0), facts))
+        self._attempt = meeting.attempt
         target = None
         if self.local_rank == 0:
             target = self._output_dir
@@ -125,6 +149,41 @@ class FunctionRank:
             delete_local_checkpoint_after_upload=False,
             checkpoint_upload_fn=None if snapshot is None else lambda *_: self._upload(checkpoint, snapshot),
         )
+
+        if self._announced_step is not None and step >= self._announced_step:
+            self._wait_for_end(checkpoint)
+
+    def follow_signals(self, on_announced_step: Callable[[int], None], read_step: Callable[[], int]) -> None:
+        """Carry out what the monitor asks of this rank, from a background thread."""
+
+        def carry_out(signal: Signal) -> None:
+            if signal.kind == "report":
+                self.monitor.record.remote({self.rank: read_step()}, None, [], self.node_rank, True)
+            elif signal.kind == "save":
+                self._announced_step = signal.step
+                on_announced_step(signal.step)
+            elif signal.kind == "end":
+                self._ended.set()
+
+        def follow() -> None:
+            num_seen = 0
+            while not self._ended.is_set():
+                try:
+                    signals = ray.get(self.monitor.wait_for_signals.remote(self._attempt, num_seen))
+                except ray.exceptions.RayError:  # The monitor ends with the job.
+                    return
+                num_seen += len(signals)
+                for signal in signals:
+                    carry_out(signal)
+
+        threading.Thread(target=follow, name="monitor-signals", daemon=True).start()
+
+    def _wait_for_end(self, checkpoint: CheckpointId) -> None:
+        """Steps after the announced save would be lost: wait for the attempt's end, unless nothing was committed."""
+        self.finish_uploads()
+        ray.get(self.monitor.meet.remote(self.rank, checkpoint, "settled"))
+        if self._ended.wait(END_SIGNAL_TIMEOUT_S):
+            raise MachineLeavesError
 
     def finish_uploads(self) -> None:
         """Wait until this rank's uploads are settled."""
@@ -167,8 +226,9 @@ class _FunctionChannel:
         self._sent: Any = None
         self._last_step = -1
 
-    def open(self, hello: Hello, on_announced_step: Callable[[int], None]) -> None:
+    def open(self, hello: Hello, on_announced_step: Callable[[int], None], read_step: Callable[[], int]) -> None:
         self._total_train_steps = hello.total_train_steps
+        self._rank.follow_signals(on_announced_step, read_step)
 
     def send(self, step: int, records: list[MetricRecord]) -> None:
         if step == self._last_step and not records:

@@ -10,6 +10,12 @@ from ray.train.v2._internal.execution.failure_handling import DefaultFailurePoli
 from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_actor
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from periflow_ray.errors import PeriflowRayError
+
+
+class GroupReplacedError(PeriflowRayError):
+    """A worker raises it to have its group started again, elsewhere."""
+
 
 class MonitorPolicy(FailurePolicy):  # type: ignore[misc]
     """Runs in Ray Train's controller."""

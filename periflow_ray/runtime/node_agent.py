@@ -15,14 +15,15 @@ from typing import Any
 import ray
 import ray.train
 
-from periflow_ray.errors import JobFailedError, NotFoundError, PeriflowRayError, StorageError
+from periflow_ray.errors import JobFailedError, NotFoundError, StorageError
 from periflow_ray.plan import JobPlan, rewritten_mounts
 from periflow_ray.processes import end_leftovers
+from periflow_ray.runtime.attempt import MemberFacts
 from periflow_ray.runtime.checkpoint_restore import restore_agreed
 from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads, report_commits
 from periflow_ray.runtime.data_mount import DatasetMount, mount_dataset
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.runtime.attempt import MemberFacts
+from periflow_ray.runtime.group_policy import GroupReplacedError
 from periflow_ray.runtime.monitor import Meeting, Next
 from periflow_ray.runtime.monitor_signals import MonitorSignals
 from periflow_ray.runtime.node_commands import NodeCommands
@@ -36,13 +37,8 @@ from periflow_ray.store.cloud_environment import set_cloud_environment
 from periflow_ray.store.events import EventWriter
 from periflow_ray.store.root import StorageRoot
 
-
 # After the last save's commit the monitor ends the attempt; this only bounds the wait for a monitor that is gone.
 END_TIMEOUT_S = 60.0
-
-
-class GroupReplacedError(PeriflowRayError):
-    """Tells Ray Train to start the workers again, elsewhere."""
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,17 @@ class Supervision:
             return
 
 
-def describe_error(failures: list[Failure], error: Exception) -> str:
-    """Why a job failed: a worker that died, else the first member's diagnosis, else what Ray says."""
+def describe_error(failures: list[Failure], error: Exception, reason: str | None = None) -> str:
+    """Why a job failed: a worker that died, else the first member's diagnosis, else what Ray says.
+
+    Args:
+        reason: why it is not started again, where that is worth a line.
+    """
+    text = _describe_cause(failures, error)
+    return text if reason is None else f"{text}\nNot started again: {reason}."
+
+
+def _describe_cause(failures: list[Failure], error: Exception) -> str:
     causes = getattr(error, "worker_failures", None) or {}
     for rank in sorted(causes):
         # Ray wraps what killed a worker into a failed health check.

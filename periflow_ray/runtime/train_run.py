@@ -37,6 +37,8 @@ def set_train_environment() -> None:
     """Set the variables that Ray Train reads in the driver and hands on to its controller and workers."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_INTERVAL_S))
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
+    # The monitor watches for machines that go, and saves at an agreed step; Ray's watcher would be a second one.
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # The patched print hands every line on twice, to Ray's log and to the output that we copy.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
@@ -55,11 +57,10 @@ def ensure_ray() -> None:
     ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
 
 
-def train_run_config(root: StorageRoot, job_id: int, *, max_failures: int) -> ray.train.RunConfig:
+def train_run_config(root: StorageRoot, job_id: int) -> ray.train.RunConfig:
     """The run's directory is ``jobs/<id>``, because Ray Train takes checkpoints only from below it."""
     return ray.train.RunConfig(
         name=str(job_id),
         storage_path=root.path_of("jobs"),
         storage_filesystem=root.arrow_filesystem(),
-        failure_config=ray.train.FailureConfig(max_failures=max_failures),
     )

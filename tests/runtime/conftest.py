@@ -10,7 +10,7 @@ import pytest
 from simulated_nodes import Node
 
 from periflow_ray.runtime.checkpoint_board import Retention
-from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.runtime.monitor import JobRules, Monitor
 from periflow_ray.store.root import StorageRoot
 
 DEADLINE_S = 60.0
@@ -27,10 +27,15 @@ def run_monitor(root: StorageRoot) -> Callable[..., None]:
     """Runs a scenario against the monitor of job 1: ``run_monitor(scenario, num_members=2)``."""
 
     def run(
-        scenario: Callable[[Monitor], Awaitable[None]], num_members: int = 2, retention: Retention | None = None
+        scenario: Callable[[Monitor], Awaitable[None]],
+        num_members: int = 2,
+        retention: Retention | None = None,
+        max_failures: int = -1,
     ) -> None:
         async def main() -> None:
-            monitor = Monitor(root, 1, num_members, world_size=4, retention=retention or Retention())
+            rules = JobRules(4 // num_members, max_failures, retention or Retention())
+            monitor = Monitor(root, 1, rules)
+            Node.num_members = num_members
             try:
                 await asyncio.wait_for(scenario(monitor), DEADLINE_S)
             finally:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from periflow_ray.runtime.attempt import MemberFacts
 from periflow_ray.runtime.checkpoint_board import CheckpointId
 from periflow_ray.runtime.checkpoint_uploads import bring_files
 from periflow_ray.runtime.diagnosis import Failure
@@ -19,6 +20,8 @@ from periflow_ray.store.transfer import Transfer
 class Node:
     """A node agent's side of the monitor; what its command wrote is in ``snapshot_dir``."""
 
+    num_members = 2
+
     def __init__(self, monitor: Monitor, root: StorageRoot, base_dir: Path, node_rank: int) -> None:
         self.monitor = monitor
         self.node_rank = node_rank
@@ -26,9 +29,8 @@ class Node:
         self.snapshot_dir.mkdir(parents=True, exist_ok=True)
         self._root = root
 
-    async def join(self, worker_group: str = "group-1") -> Meeting:
-        address = f"10.0.0.{self.node_rank}"
-        return await self.monitor.join(worker_group, self.node_rank, self.node_rank, address, 29500 + self.node_rank)
+    async def join(self, worker_group: str = "group-1", round_in_group: int = 0) -> Meeting:
+        return await self.monitor.join((worker_group, round_in_group), facts_of(self.node_rank, self.num_members))
 
     async def record(self, step: int) -> None:
         """Its two ranks are at this step."""
@@ -41,6 +43,12 @@ class Node:
         name, own_files = await self.monitor.begin_checkpoint(self.node_rank, checkpoint, files)
         bring_files(self._root, 1, name, own_files, self.snapshot_dir, Transfer(self._root))
         return await self.monitor.end_checkpoint(self.node_rank, checkpoint, error)
+
+
+def facts_of(node_rank: int, num_members: int) -> MemberFacts:
+    return MemberFacts(
+        node_rank, num_members, node_rank, f"10.0.0.{node_rank}", 29500 + node_rank, f"ray-node-{node_rank}"
+    )
 
 
 async def join_all(nodes: Sequence[Node], worker_group: str = "group-1") -> list[Meeting]:
