@@ -1,0 +1,140 @@
+"""One node that saves checkpoints the way the runtime does, without a cluster; and what a checkpoint must be then.
+
+The contents of a checkpoint follow from its step alone, so that whoever finds one knows what has to be in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from periflow_ray.errors import StorageError
+from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard, Retention
+from periflow_ray.runtime.checkpoint_uploads import bring_files
+from periflow_ray.store import checkpoints
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.transfer import DownloadItem, Transfer
+
+
+class LoneNode:
+    """The monitor's part for one node of one rank: it is there, and it saves at every step."""
+
+    def facts(self) -> AttemptFacts:
+        return AttemptFacts(attempt=1, world_size=1, num_nodes=1)
+
+    def present_nodes(self) -> set[int]:
+        return {0}
+
+    def may_still_save(self, node_rank: int, step: int) -> bool:
+        return True
+
+    def newest_metrics(self) -> Mapping[str, Any]:
+        return {}
+
+    def write_event(self, kind: str, text: str) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class Saver:
+    """Saves checkpoints of a job.
+
+    Args:
+        model_bytes: size of the file that differs in every checkpoint.
+        part_bytes, num_workers: as ``Transfer`` takes them.
+        scratch_dir: where snapshots lie; None for the usual directory of temporary files.
+    """
+
+    root: StorageRoot
+    job_id: int
+    model_bytes: int
+    part_bytes: int
+    num_workers: int = 1
+    scratch_dir: Path | None = None
+
+    def make_contents(self, step: int) -> dict[str, bytes]:
+        """What the checkpoint of a step consists of: one file in parts, a small one, an empty one, a constant one."""
+        return {
+            "model.pt": random.Random(step).randbytes(self.model_bytes),
+            "shards/step.txt": str(step).encode(),
+            "shards/empty": b"",
+            "tokenizer.json": b"the same in all checkpoints",
+        }
+
+    def save(self, step: int) -> str | None:
+        """Save the checkpoint of a step in an attempt of its own; None when it is committed, else why it is not."""
+        directory = Path(tempfile.mkdtemp(prefix="periflow-snapshot-", dir=self.scratch_dir))
+        try:
+            for path, content in self.make_contents(step).items():
+                (directory / path).parent.mkdir(exist_ok=True)
+                (directory / path).write_bytes(content)
+            return asyncio.run(self._save(step, directory))
+        finally:
+            shutil.rmtree(directory)
+
+    async def _save(self, step: int, directory: Path) -> str | None:
+        board = CheckpointBoard(self.root, self.job_id, Retention(), asyncio.Condition(), LoneNode())
+        transfer = Transfer(self.root, num_workers=self.num_workers, part_bytes=self.part_bytes)
+        error: str | None = None
+        try:
+            await board.begin_attempt()
+            name, planned = await board.begin(0, (step, 1), checkpoints.describe_files(directory))
+        except (OSError, StorageError) as err:
+            return str(err)
+        try:
+            await asyncio.to_thread(bring_files, self.root, self.job_id, name, planned, directory, transfer)
+        except (OSError, StorageError) as err:
+            error = str(err)
+        outcome = await board.finish(0, (step, 1), error)
+        await board.close()
+        return outcome
+
+    def list_visible_steps(self, root: StorageRoot) -> list[int]:
+        """Steps of the checkpoints that can be seen; ``root`` is the saver's, perhaps reached in another way."""
+        return [manifest.step for manifest in checkpoints.list_committed(root, self.job_id)]
+
+    def comes_back(self, root: StorageRoot, step: int) -> bool:
+        """Whether every byte of a checkpoint is restored as it was saved."""
+        manifest = checkpoints.read_manifest(root, self.job_id, f"step-{step:08d}")
+        directory = Path(tempfile.mkdtemp(prefix="periflow-restored-", dir=self.scratch_dir))
+        try:
+            target = directory / "target"
+            checkpoints.restore(root, manifest, 0, target)
+            files = [path for path in target.rglob("*") if path.is_file()]
+            restored = {path.relative_to(target).as_posix(): path.read_bytes() for path in files}
+            return restored == self.make_contents(step)
+        finally:
+            shutil.rmtree(directory)
+
+
+def save_until_killed(tell_begin: Callable[[], None], saver: Saver) -> None:
+    """Save checkpoints of the steps 1, 2, 3, ..."""
+    saver.root.list_names("")  # Makes the client, which takes as long as saving does.
+    tell_begin()
+    for step in itertools.count(1):
+        reason = saver.save(step)
+        assert reason is None, reason
+
+
+def download_until_killed(
+    tell_begin: Callable[[], None], root: StorageRoot, item: DownloadItem, part_bytes: int, num_bytes: int
+) -> None:
+    """Download until so many bytes are there, and wait to be killed then."""
+    num_left = num_bytes
+
+    def count_down(num_arrived: int) -> None:
+        nonlocal num_left
+        num_left -= num_arrived
+        if num_left <= 0:
+            tell_begin()
+            threading.Event().wait()
+
+    Transfer(root, num_workers=1, part_bytes=part_bytes, on_bytes=count_down).download_files([item])
