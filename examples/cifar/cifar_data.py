@@ -60,30 +60,18 @@ def read_cifar(data_path: Path, dataset: str) -> Cifar:
 
 
 class AugmentedImages(Dataset):
-    """Training images, cropped and flipped at random.
+    """Training images, cropped and flipped at random."""
 
-    The randomness of a sample follows from (seed, epoch, index), not from which worker process loads it or how
-    often the training was interrupted.
-    """
-
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, seed: int) -> None:
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.images = images
         self.labels = labels
-        self.seed = seed
-        self.epoch = 0
         self.augment = transforms.Compose([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()])
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.random.fork_rng(devices=[]):
-            # torch's CPU generator, not the CUDA ones: worker processes must not touch the GPU.
-            torch.default_generator.manual_seed((self.seed * 1_000_003 + self.epoch) * len(self) + index)
-            return self.augment(self.images[index]), self.labels[index]
+        return self.augment(self.images[index]), self.labels[index]
 
 
 normalize = transforms.Compose(

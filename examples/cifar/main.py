@@ -18,11 +18,11 @@ import torch
 import torch.distributed as dist
 import torchvision
 from cifar_data import AugmentedImages, Cifar, normalize, read_cifar
-from resumable import ResumableDataLoader, gather_rng_states, restore_rng_states
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import periflow_ray as pf
+from periflow_ray.resumable import ResumableDataLoader, SeededSamples, gather_rng_states, restore_rng_states
 
 CHECKPOINT_NAME = "checkpoint.pt"
 
@@ -43,11 +43,10 @@ def main() -> None:
 def train(args: argparse.Namespace, rank: int, world_size: int, device: torch.device) -> None:
     cifar = read_cifar(args.data_path, args.dataset)
     loader = ResumableDataLoader(
-        AugmentedImages(cifar.train_images, cifar.train_labels, args.seed),
+        SeededSamples(AugmentedImages(cifar.train_images, cifar.train_labels), args.seed),
         args.batch_size // world_size,
-        rank=rank,
-        world_size=world_size,
         seed=args.seed,
+        drop_last=True,
         num_workers=args.num_dataloader_workers,
         pin_memory=device.type == "cuda",
     )

@@ -14,11 +14,11 @@ from typing import Any
 import pytorch_lightning as pl
 from model import KnowledgeTracer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
-from resumable import ResumableDataLoader, gather_rng_states, restore_rng_states
 from students import make_students
 from torch.utils.data import DataLoader, Subset
 
 from periflow_ray.lightning import PeriFlowCallback, PeriFlowTrainer, latest_checkpoint
+from periflow_ray.resumable import ResumableDataLoader, gather_rng_states, restore_rng_states
 
 
 def main() -> None:
@@ -59,13 +59,8 @@ class StudentsDataModule(pl.LightningDataModule):
         self.val_students = Subset(students, range(num_val))
 
     def train_dataloader(self) -> ResumableDataLoader:
-        return ResumableDataLoader(
-            self.train_students,
-            self.args.batch_size,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-            seed=self.args.seed,
-        )
+        # Each rank's share of them, in an order that goes on after a restart.
+        return ResumableDataLoader(self.train_students, self.args.batch_size, seed=self.args.seed, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
         # Lightning shares it out to the ranks.

@@ -15,10 +15,10 @@ import pytorch_lightning as pl
 import torch
 from mnist_datamodule import MnistDataModule
 from pytorch_lightning.callbacks import ModelCheckpoint
-from resumable import gather_rng_states, restore_rng_states
 from torch import nn
 
 from periflow_ray.lightning import PeriFlowCallback, PeriFlowTrainer, latest_checkpoint
+from periflow_ray.resumable import gather_rng_states, restore_rng_states
 
 
 def main() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytorch_lightning as pl
-from resumable import ResumableDataLoader
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import MNIST
+
+from periflow_ray.resumable import ResumableDataLoader
 
 
 class MnistDataModule(pl.LightningDataModule):
@@ -38,13 +39,9 @@ class MnistDataModule(pl.LightningDataModule):
             ) from None
 
     def train_dataloader(self) -> ResumableDataLoader:
+        # Each rank's share of them, in an order that goes on after a restart.
         return ResumableDataLoader(
-            self.train_images,
-            self.batch_size,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-            seed=self.seed,
-            num_workers=self.num_workers,
+            self.train_images, self.batch_size, seed=self.seed, drop_last=True, num_workers=self.num_workers
         )
 
     def val_dataloader(self) -> DataLoader:

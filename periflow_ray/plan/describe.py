@@ -7,7 +7,7 @@ from typing import Any
 
 from periflow_ray.plan.environment import device_environment, node_environment
 from periflow_ray.plan.job_plan import JobPlan
-from periflow_ray.plan.masking import MASK, mask_environment, mask_text
+from periflow_ray.plan.masking import MASK, mask_address, mask_environment, mask_text
 from periflow_ray.plan.mounts import Mount, rewrite_paths
 
 SANDBOX_PLACEHOLDER = "<sandbox>"
@@ -28,6 +28,8 @@ def plan_document(plan: JobPlan) -> dict[str, Any]:
     document["env"] = _masked_environment(plan, plan.env)
     document["command"] = mask_text(plan.command)
     document["storage_uri"] = mask_text(plan.storage_uri)
+    if plan.plugin and plan.plugin.webhook and plan.plugin.webhook.url:
+        document["plugin"]["webhook"]["url"] = mask_address(plan.plugin.webhook.url)
     return document
 
 

@@ -30,6 +30,13 @@ def mask_text(text: str) -> str:
     return _URL_LOGIN.sub(rf"\g<scheme>{MASK}@", text)
 
 
+def mask_address(url: str) -> str:
+    """Hide all of a URL but its server: where messages are posted, path and query are often a key."""
+    scheme, _, rest = url.partition("://")
+    server = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
+    return f"{scheme}://{server}" if len(rest) == len(server) else f"{scheme}://{server}/{MASK}"
+
+
 def mask_environment(env: dict[str, str]) -> dict[str, str]:
     """Hide the values of secret-looking names, and what looks like a secret inside the others."""
     return {name: MASK if looks_secret(name) else mask_text(value) for name, value in env.items()}

@@ -347,6 +347,9 @@ class Monitor:
         if attempt.is_recorded:
             return
         attempt.is_recorded = True
+        if attempt.cause == "failure" and attempt.failures:
+            # The first rank that failed, not the first member that said so: later ones are usually casualties.
+            attempt.text = min(attempt.failures, key=lambda failure: failure.time_unix_s).headline()
         newest = self._board.newest
         record = attempts.AttemptRecord(
             number=attempt.number,

@@ -17,6 +17,7 @@ from periflow_ray.spec.models import (
     SetupAndRun,
     SlackPlugin,
     WandbPlugin,
+    WebhookPlugin,
     WorkspaceSpec,
 )
 from periflow_ray.spec.schema import build_json_schema
@@ -36,6 +37,7 @@ __all__ = [
     "SlackPlugin",
     "Template",
     "WandbPlugin",
+    "WebhookPlugin",
     "WorkspaceSpec",
     "build_json_schema",
     "load_template",

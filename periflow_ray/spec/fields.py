@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -129,6 +130,23 @@ def read_absolute_path(value: object) -> str:
     if not text.startswith("/") or not parts or ".." in parts:
         raise refuse(f"is {quote(text)}; it must be an absolute path below / without '..', for example '/workspace'")
     return "/" + "/".join(parts)
+
+
+def read_http_url(value: object) -> str:
+    """A URL for requests: http or https, with a host and without a login."""
+    text = read_text(value)
+    try:
+        url = urlsplit(text)
+        is_usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and " " not in text
+        has_login = url.username is not None
+    except ValueError:
+        is_usable = has_login = False
+    # The text itself is not repeated: such a URL is often a secret.
+    if not is_usable:
+        raise refuse("must be a URL that starts with http:// or https://, for example 'https://example.com/hook'")
+    if has_login:
+        raise refuse("holds a login; put the URL and an authorization into a credential, and name it in credential_id")
+    return text
 
 
 def read_memory(value: object) -> str:
@@ -253,6 +271,9 @@ Text = Annotated[str, BeforeValidator(read_text), WithJsonSchema({"type": ["stri
 Command = Annotated[str, BeforeValidator(read_command), WithJsonSchema({"type": "string", "pattern": r"\S"})]
 AbsolutePath = Annotated[
     str, BeforeValidator(read_absolute_path), WithJsonSchema({"type": "string", "pattern": r"^\s*/+[^/\s]"})
+]
+HttpUrl = Annotated[
+    str, BeforeValidator(read_http_url), WithJsonSchema({"type": "string", "pattern": r"^\s*[Hh][Tt][Tt][Pp][Ss]?://"})
 ]
 Memory = Annotated[
     str,

@@ -20,6 +20,7 @@ from periflow_ray.spec.fields import (
     CountFromZero,
     EnvVarName,
     EnvVarValue,
+    HttpUrl,
     Memory,
     PositiveNumber,
     Text,
@@ -206,6 +207,23 @@ class SlackPlugin(Section):
     credential_id: Text = Field(description="Credential of type slack.")
 
 
+class WebhookPlugin(Section):
+    """Messages about the job as JSON, to any server that takes them."""
+
+    url: HttpUrl | None = Field(
+        default=None, description="Where the job's messages are posted; a secret URL belongs into a credential."
+    )
+    credential_id: Text | None = Field(default=None, description="Credential of type webhook, instead of 'url'.")
+
+    @model_validator(mode="after")
+    def _require_one_address(self) -> WebhookPlugin:
+        # A secret of the one must not go to the address of the other.
+        if (self.url is None) == (self.credential_id is None):
+            given = "neither" if self.url is None else "both"
+            raise refuse(f"has {given} of 'url' and 'credential_id'; it must have exactly one of them")
+        return self
+
+
 class WandbPlugin(Section):
     """Metrics at Weights & Biases."""
 
@@ -216,6 +234,7 @@ class PluginSpec(Section):
     """Services that hear of the job."""
 
     slack: SlackPlugin | None = Field(default=None, description="Messages about the job in a Slack channel.")
+    webhook: WebhookPlugin | None = Field(default=None, description="Messages about the job as JSON, to a server.")
     wandb: WandbPlugin | None = Field(default=None, description="Metrics at Weights & Biases.")
 
 

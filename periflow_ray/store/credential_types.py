@@ -103,6 +103,15 @@ CREDENTIAL_TYPES: Mapping[str, CredentialType] = {
             ),
             (("token",), ("webhook_url",)),
         ),
+        CredentialType(
+            "webhook",
+            (
+                # Most such URLs hold a key.
+                CredentialValue("url", ("WEBHOOK_URL",), is_url=True),
+                CredentialValue("authorization", ("WEBHOOK_AUTHORIZATION",)),
+            ),
+            (("url",),),
+        ),
         CredentialType("wandb", (CredentialValue("api_key", ("WANDB_API_KEY",)),), (("api_key",),)),
     )
 }

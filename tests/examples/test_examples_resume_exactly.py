@@ -70,7 +70,8 @@ def test_cifar_on_two_ranks_resumes_in_the_middle_of_an_epoch(tmp_path, run_exam
     assert actual["latest_step"] == expected["latest_step"] == 60
     assert_same_tensors(actual["model"], expected["model"])
     assert_same_tensors(actual["optimizer"]["state"], expected["optimizer"]["state"])
-    assert actual["loader"] == expected["loader"] == {"epoch": 2, "num_batches_taken": 14}
+    assert actual["loader"] == expected["loader"]
+    assert (actual["loader"]["epoch"], actual["loader"]["num_batches_taken"]) == (2, 14)
     assert "nothing left to train" in run_example(command(disturbed))
 
 

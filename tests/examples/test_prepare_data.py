@@ -120,8 +120,3 @@ def test_if_missing_leaves_a_dataset_that_is_there_alone(tmp_path):
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar-100-python"]
     assert (folder / "train").read_text() == "the real one"
-
-
-def test_every_example_carries_the_same_resumable_loader():
-    copies = [(EXAMPLES_DIR / name / "resumable.py").read_text() for name in ["cifar", "pth-lightning", "dkt"]]
-    assert copies[0] == copies[1] == copies[2]

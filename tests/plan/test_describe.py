@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from periflow_ray.plan import build_plan, describe_plan, find_vm, local_vm, plan_document
-from periflow_ray.plan.masking import looks_secret, mask_text
+from periflow_ray.plan.masking import looks_secret, mask_address, mask_text
 from periflow_ray.spec import JobSpec
 
 TEMPLATE: dict[str, Any] = {
@@ -159,6 +159,26 @@ def test_the_document_is_the_plan_with_secrets_masked() -> None:
     }
     assert not any(secret in json.dumps(document) for secret in ("hf_clear", "abc123", "me:pw"))
     assert plan.env["HF_TOKEN"] == "hf_clear"
+
+
+def test_where_messages_are_posted_is_shown_without_the_key_in_its_path() -> None:
+    hook = {"plugin": {"webhook": {"url": "https://hooks.example.com/services/hunter2"}}}
+    plan = build_plan(JobSpec.model_validate(TEMPLATE | hook), find_vm(TEMPLATE["vm"]), storage_uri="/data")
+    assert plan_document(plan)["plugin"]["webhook"]["url"] == "https://hooks.example.com/***"
+    assert ("Plugins", "webhook") in describe_plan(plan)
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("https://example.com", "https://example.com"),
+        ("https://example.com:8443/", "https://example.com:8443/***"),
+        ("http://example.com?key=k", "http://example.com/***"),
+        ("https://me:pw@example.com/a/b", "https://example.com/***"),
+    ],
+)
+def test_an_address_keeps_its_server_alone(url: str, masked: str) -> None:
+    assert mask_address(url) == masked
 
 
 @pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "db_password", "ApiKey", "GCP_CREDENTIALS"])

@@ -55,6 +55,12 @@ async def join_all(nodes: Sequence[Node], worker_group: str = "group-1") -> list
     return await asyncio.gather(*(node.join(worker_group) for node in nodes))
 
 
+async def join_ranks_of_one_node(monitor: Monitor, num_ranks: int = 2) -> None:
+    """As the workers of a function job on one machine."""
+    ranks = [MemberFacts(rank, num_ranks, 0, "10.0.0.0", 0, "ray-node-0") for rank in range(num_ranks)]
+    await asyncio.gather(*(monitor.join(("group-1", 0), facts) for facts in ranks))
+
+
 async def save_all(nodes: Sequence[Node], checkpoint: CheckpointId) -> list[str | None]:
     return await asyncio.gather(*(node.save(checkpoint) for node in nodes))
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from simulated_nodes import event_texts, failure_of, join_all, save_all
+from simulated_nodes import event_texts, failure_of, join_all, join_ranks_of_one_node, save_all
 
 from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.checkpoint_uploads import bring_files
@@ -181,7 +181,7 @@ def test_a_second_upload_of_one_step_gets_a_number(run_monitor, nodes, root):
 
 def test_a_checkpoint_of_a_function_job_counts_its_nodes_not_its_ranks(run_monitor, nodes, root):
     async def scenario(monitor: Monitor) -> None:
-        await asyncio.gather(*(monitor.join("group-1", rank, 0, "10.0.0.0", 0) for rank in range(2)))
+        await join_ranks_of_one_node(monitor)
         assert await nodes(monitor, 1)[0].save((10, 1)) is None
 
     run_monitor(scenario)

@@ -3,9 +3,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
-from simulated_nodes import Node, event_texts, failure_of, join_all, save_all
+from simulated_nodes import Node, event_texts, failure_of, join_all, join_ranks_of_one_node, save_all
 
 from periflow_ray.runtime import recorder
+from periflow_ray.runtime.attempt import Signal
 from periflow_ray.runtime.monitor import Meeting, Monitor
 from periflow_ray.store.checkpoints import (
     latest_committed,
@@ -26,7 +27,7 @@ def test_no_member_gets_on_before_all_have_joined(run_monitor, nodes):
 
         meetings = await asyncio.gather(*(join(node) for node in reversed(nodes(monitor, 3))))
         assert log == ["came"] * 3 + ["got on"] * 3
-        assert meetings == [Meeting(1, "10.0.0.0", 29500, None)] * 3
+        assert meetings == [Meeting(1, 3, "10.0.0.0", 29500, None)] * 3
 
     run_monitor(scenario, num_members=3)
 
@@ -60,7 +61,7 @@ def test_a_new_worker_group_is_a_new_attempt_from_the_latest_checkpoint(run_moni
         second_attempt = asyncio.create_task(monitor.wait_for_attempt(2))
         meetings = await join_all(pair, "group-2")
         committed = latest_committed(root, 1)
-        assert meetings == [Meeting(2, "10.0.0.0", 29500, committed)] * 2
+        assert meetings == [Meeting(2, 2, "10.0.0.0", 29500, committed)] * 2
         assert await second_attempt == 2
         assert await monitor.attempt_failures() == []
         # The steps of the first attempt are forgotten: node 1 has not passed step 12 this time.
@@ -120,7 +121,7 @@ def test_the_first_failure_in_time_is_the_cause(run_monitor, nodes):
 
 def test_ranks_of_one_node_meet_at_every_phase_of_a_checkpoint(run_monitor):
     async def scenario(monitor: Monitor) -> None:
-        await asyncio.gather(*(monitor.join("group-1", rank, 0, "10.0.0.0", 0) for rank in range(2)))
+        await join_ranks_of_one_node(monitor)
         log: list[str] = []
 
         async def save(rank: int) -> None:
@@ -138,7 +139,7 @@ def test_ranks_of_one_node_meet_at_every_phase_of_a_checkpoint(run_monitor):
 
 def test_a_rank_that_left_is_not_met(run_monitor):
     async def scenario(monitor: Monitor) -> None:
-        await asyncio.gather(*(monitor.join("group-1", rank, 0, "10.0.0.0", 0) for rank in range(2)))
+        await join_ranks_of_one_node(monitor)
         meeting = asyncio.create_task(monitor.meet(0, (10, 1), "written"))
         await asyncio.sleep(0)
         await monitor.leave(1, None)
@@ -149,7 +150,7 @@ def test_a_rank_that_left_is_not_met(run_monitor):
 
 def test_a_rank_that_is_beyond_the_step_is_not_met(run_monitor):
     async def scenario(monitor: Monitor) -> None:
-        await asyncio.gather(*(monitor.join("group-1", rank, 0, "10.0.0.0", 0) for rank in range(2)))
+        await join_ranks_of_one_node(monitor)
         meeting = asyncio.create_task(monitor.meet(0, (10, 1), "written"))
         await asyncio.sleep(0)
         await monitor.record({1: 11}, None, [], 0)
@@ -204,10 +205,10 @@ def test_one_batch_of_records_says_nothing_of_the_speed(run_monitor, nodes, root
 def test_every_member_that_waits_hears_of_a_stop(run_monitor, nodes):
     async def scenario(monitor: Monitor) -> None:
         await join_all(nodes(monitor))
-        waiting = [asyncio.create_task(monitor.wait_for_stop()) for _ in range(2)]
-        await monitor.stop()
-        await asyncio.gather(*waiting)
-        await monitor.wait_for_stop()
+        waiting = [asyncio.create_task(monitor.wait_for_signals(1, 0)) for _ in range(2)]
+        await monitor.stop(timeout_s=0)
+        assert await asyncio.gather(*waiting) == [[Signal("end")]] * 2
+        assert await monitor.wait_for_signals(1, 0) == [Signal("end")]
 
     run_monitor(scenario)
 

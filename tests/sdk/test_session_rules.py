@@ -35,7 +35,7 @@ class BlockingChannel:
         self.released = threading.Event()
         self.num_records = 0
 
-    def open(self, hello: Hello, on_announced_step: Any) -> None:
+    def open(self, hello: Hello, on_announced_step: Any, read_step: Any) -> None:
         self.hello = hello
         self.announce = on_announced_step
 

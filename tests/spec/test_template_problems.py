@@ -138,6 +138,27 @@ def test_plugins_need_their_credentials() -> None:
     ]
 
 
+def test_a_webhook_needs_one_address_which_no_message_repeats() -> None:
+    def webhook(text: str) -> list[str]:
+        return problems_of(f"{MINIMAL}plugin:\n  webhook: {text}\n")
+
+    assert webhook("{}") == [
+        "pf-template.yml:8:3: plugin.webhook has neither of 'url' and 'credential_id'; it must have exactly one of them"
+    ]
+    assert webhook("{url: 'https://h/k', credential_id: hook}") == [
+        "pf-template.yml:8:3: plugin.webhook has both of 'url' and 'credential_id'; it must have exactly one of them"
+    ]
+    for url in ("ftp://h/hunter2", "https:///hunter2", "hunter2", "https://h:x/hunter2", "https://h/hunter2 hunter2"):
+        assert webhook(f"{{url: '{url}'}}") == [
+            "pf-template.yml:8:13: plugin.webhook.url must be a URL that starts with http:// or https://, for example "
+            "'https://example.com/hook'"
+        ]
+    assert webhook("{url: 'https://ada:hunter2@h/k'}") == [
+        "pf-template.yml:8:13: plugin.webhook.url holds a login; put the URL and an authorization into a credential, "
+        "and name it in credential_id"
+    ]
+
+
 def test_a_huggingface_dataset_needs_a_name() -> None:
     assert problems_of(MINIMAL + "data: {name: 'huggingface:', mount_path: /data}\n") == [
         "pf-template.yml:7:8: data.name is 'huggingface:' without a dataset; it must be huggingface:<dataset>"

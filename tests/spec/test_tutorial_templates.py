@@ -21,6 +21,7 @@ from periflow_ray.spec import (
     SetupAndRun,
     SlackPlugin,
     WandbPlugin,
+    WebhookPlugin,
     WorkspaceSpec,
     load_template,
 )
@@ -126,6 +127,13 @@ def test_a_command_may_have_a_setup_and_its_environment_is_text() -> None:
         ),
     )
     assert spec.job_setting.workspace.mount_path == "/workspace"
+
+
+def test_a_job_may_post_its_messages_to_a_webhook() -> None:
+    plugin = PluginSpec.model_validate({"webhook": {"url": " https://hooks.example.com:8443/s?k=1 "}})
+    assert plugin == PluginSpec(webhook=WebhookPlugin(url="https://hooks.example.com:8443/s?k=1"))
+    plugin = PluginSpec.model_validate({"webhook": {"url": None, "credential_id": "hook"}})
+    assert plugin == PluginSpec(webhook=WebhookPlugin(credential_id="hook"))
 
 
 def test_a_job_may_use_a_huggingface_dataset_parallelism_degrees_and_plugins() -> None:

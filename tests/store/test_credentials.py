@@ -141,6 +141,8 @@ def test_a_name_has_letters_digits_and_few_other_characters(name):
         ("docker", {"username": "ada", "password": "p", "registry": "registry.example.com"}),
         ("slack", {"token": "xoxb"}),
         ("slack", {"webhook_url": "https://hooks.example.com/a"}),
+        ("webhook", {"url": "https://example.com/hook?key=k"}),
+        ("webhook", {"url": "http://example.com", "authorization": "Bearer k"}),
         ("wandb", {"api_key": "k"}),
     ],
 )
@@ -161,7 +163,8 @@ def test_a_service_accounts_key_is_taken_as_text_or_as_a_mapping():
         (
             "s4",
             S3,
-            "credential type 's4' is unknown. Did you mean 's3'? Types: s3, azure-blob, gcs, docker, slack, wandb",
+            "credential type 's4' is unknown. Did you mean 's3'? "
+            "Types: s3, azure-blob, gcs, docker, slack, webhook, wandb",
         ),
         (
             "s3",
