@@ -152,7 +152,7 @@ class NodeAgent:
         self._monitor.start.remote(self._node_rank)
         server = SessionServer(
             self._sandbox.socket_path,
-            lambda step, replace_waiting: uploads.save_snapshot(self._output_dir(), step, replace_waiting),
+            lambda step, replace_waiting: self._save(uploads, reporter, step, replace_waiting),
             self._notice,
         )
         reporter = Reporter(server, self._monitor, self._node_rank, self._log.flush)
@@ -168,6 +168,11 @@ class NodeAgent:
         if self._is_stopping:
             return None
         return failure or self._check_session(server, upload_error)
+
+    def _save(self, uploads: CheckpointUploads, reporter: Reporter, step: int, replace_waiting: bool) -> None:
+        # The manifest has the metrics that the monitor knows when the snapshot is taken.
+        reporter.deliver()
+        uploads.save_snapshot(self._output_dir(), step, replace_waiting)
 
     def _stop_on_request(self, commands: NodeCommands) -> None:
         with contextlib.suppress(ray.exceptions.RayError):  # The monitor ends with the job.

@@ -22,18 +22,23 @@ class Reporter:
         self._node_rank = node_rank
         self._flush_log = flush_log
         self._closing = threading.Event()
+        self._lock = threading.Lock()
         self._sent: Any = None
         self._last_steps: dict[int, int] = {}
         self._thread = threading.Thread(target=self._send_until_closed, name="reporter", daemon=True)
         self._thread.start()
 
+    def deliver(self) -> None:
+        """Send what was recorded so far; returns when the monitor has it."""
+        self._send()
+        if self._sent is not None:
+            ray.get(self._sent)
+
     def close(self) -> None:
         """Send the rest."""
         self._closing.set()
         self._thread.join()
-        self._send()
-        if self._sent is not None:
-            ray.get(self._sent)
+        self.deliver()
 
     def _send_until_closed(self) -> None:
         while not self._closing.wait(SEND_INTERVAL_S):
@@ -43,9 +48,10 @@ class Reporter:
                 self._send()
 
     def _send(self) -> None:
-        records = self._server.take_records()
-        if records.metrics or records.steps != self._last_steps:
-            self._last_steps = records.steps
-            self._sent = self._monitor.record.remote(
-                records.steps, records.total_train_steps, records.metrics, self._node_rank
-            )
+        with self._lock:
+            records = self._server.take_records()
+            if records.metrics or records.steps != self._last_steps:
+                self._last_steps = records.steps
+                self._sent = self._monitor.record.remote(
+                    records.steps, records.total_train_steps, records.metrics, self._node_rank
+                )
