@@ -28,7 +28,7 @@ from periflow_ray.store import jobs
 from periflow_ray.store.jobs import JobRecord, JobState
 from periflow_ray.store.retention import KeepBest
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.root_choice import choose_root
+from periflow_ray.store.root_choice import ChosenRoot, choose_root
 
 
 class TorchTrainer:
@@ -103,14 +103,16 @@ class TorchTrainer:
             ray.train.TrainingFailedError: the function failed more often than ``max_failures`` allows.
         """
         set_train_environment()
-        root = choose_root(self._storage, self._storage_credential).root
+        chosen = choose_root(self._storage, self._storage_credential)
+        root = chosen.root
         root.check_writable()
         ensure_ray()
         record = self._record_job(root)
         with StateKeeper(root, record.job_id) as state:
-            return self._fit(root, record.job_id, state)
+            return self._fit(chosen, record.job_id, state)
 
-    def _fit(self, root: StorageRoot, job_id: int, state: StateKeeper) -> ray.train.Result:
+    def _fit(self, chosen: ChosenRoot, job_id: int, state: StateKeeper) -> ray.train.Result:
+        root = chosen.root
         print(f"Job ({job_id}) started successfully.", flush=True)
         use_gpu = self._wants_gpus()
         resources = self._choose_resources()
@@ -122,7 +124,14 @@ class TorchTrainer:
             resources_per_member=resources,
             rules=JobRules(devices_per_member=1, max_failures=self._max_failures, retention=self._retention),
         )
-        task = FunctionTask(self._train_loop, self._config, job_id, root, supervision.monitor)
+        task = FunctionTask(
+            train_loop=self._train_loop,
+            config=self._config,
+            job_id=job_id,
+            root=root,
+            storage_credential=chosen.credential,
+            monitor=supervision.monitor,
+        )
         trainer = _RayTorchTrainer(
             _run_function_loop,
             train_loop_config={"task": task},

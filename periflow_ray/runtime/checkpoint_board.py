@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from periflow_ray.errors import StorageError
+from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import LocalFile, Manifest, PlannedFile
+from periflow_ray.store.jobs import read_record
 from periflow_ray.store.retention import KeepBest, choose_expired
 from periflow_ray.store.root import StorageRoot
 
@@ -71,6 +72,7 @@ class _Pending:
     plan: list[PlannedFile] | None = None
     finished_nodes: set[int] = field(default_factory=set)
     settling: asyncio.Task[None] | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     is_settled: bool = False
     began_s: float = field(default_factory=time.monotonic)
@@ -98,6 +100,7 @@ class CheckpointBoard:
         self._kept: list[Manifest] = []
         self._tidying: asyncio.Task[None] | None = None
         self._has_warned_of_tidying = False
+        self._created_by: str | None = None
         self.commits: list[Manifest] = []
         self.save_time_s = 0.0
         """Seconds from the first snapshot of the newest committed checkpoint to its commit."""
@@ -121,12 +124,18 @@ class CheckpointBoard:
         self._chosen_names = set()
         self._failed_nodes = set()
         self.commits = []
+        with contextlib.suppress(NotFoundError):
+            self._created_by = (await asyncio.to_thread(read_record, self._root, self._job_id)).created_by
         await asyncio.to_thread(checkpoints.sweep_partials, self._root, self._job_id, _CUT_SHORT)
         self._kept = await asyncio.to_thread(checkpoints.list_committed, self._root, self._job_id)
 
     def announce(self, node_rank: int, checkpoint: CheckpointId) -> None:
         """A node takes its snapshot; ``begin`` or ``withdraw`` follows."""
-        self._pending_of(checkpoint).announced_nodes.add(node_rank)
+        pending = self._pending_of(checkpoint)
+        pending.announced_nodes.add(node_rank)
+        if node_rank == 0:
+            # Rank 0 is on node 0 and has just reported; later on its metrics are those of later steps.
+            pending.metrics = dict(self._view.newest_metrics())
 
     def withdraw(self, checkpoint: CheckpointId, reason: str) -> None:
         """A node that announced itself will not upload; nobody's upload is needed then."""
@@ -214,7 +223,7 @@ class CheckpointBoard:
         try:
             name = await pending.name
             if pending.error is None:
-                await self._commit(self._describe(name, step, pending.plan or []))
+                await self._commit(self._describe(name, step, pending))
                 self.save_time_s = time.monotonic() - pending.began_s
         except (OSError, StorageError) as err:
             pending.error = str(err)
@@ -238,7 +247,7 @@ class CheckpointBoard:
         )
         self._tidying = asyncio.create_task(self._tidy(self._tidying))
 
-    def _describe(self, name: str, step: int, plan: list[PlannedFile]) -> Manifest:
+    def _describe(self, name: str, step: int, pending: _Pending) -> Manifest:
         facts = self._view.facts()
         return Manifest(
             checkpoint=name,
@@ -248,8 +257,9 @@ class CheckpointBoard:
             world_size=facts.world_size,
             num_nodes=facts.num_nodes,
             created_unix_s=time.time(),
-            files=tuple(file.as_stored() for file in plan),
-            metrics=dict(self._view.newest_metrics()),
+            created_by=self._created_by,
+            files=tuple(file.as_stored() for file in pending.plan or ()),
+            metrics=pending.metrics,
         )
 
     async def _tidy(self, earlier: asyncio.Task[None] | None) -> None:

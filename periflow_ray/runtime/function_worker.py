@@ -49,6 +49,7 @@ class FunctionTask:
     config: dict[str, Any] | None
     job_id: int
     root: StorageRoot
+    storage_credential: str | None
     monitor: Any
 
 
@@ -89,6 +90,7 @@ class FunctionRank:
         self.monitor = task.monitor
         self._job_id = task.job_id
         self._root = task.root
+        self._storage_credential = task.storage_credential
         # The same path on every node: rank 0 tells the others where to write, as Lightning does.
         self._sandbox = Sandbox(task.root.uri, task.job_id, 0)
         self._output_dir = self._sandbox.path_of(OUTPUT_MOUNT_PATH)
@@ -128,6 +130,7 @@ class FunctionRank:
         ray.get(self.monitor.wait_for_start.remote(meeting.attempt))
         os.environ["PERIFLOW_ENABLED"] = "1"
         os.environ["PERIFLOW_STORAGE"] = self._root.uri
+        os.environ["PERIFLOW_STORAGE_CREDENTIAL"] = self._storage_credential or ""
         os.environ["CKPT_DIR"] = str(self._output_dir)
         os.environ["PROCESSED_ITERS"] = str(restored.step if restored else 0)
 
@@ -242,6 +245,9 @@ class _FunctionChannel:
         self._sent = rank.monitor.record.remote({rank.rank: step}, self._total_train_steps, metrics, rank.node_rank)
 
     def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
+        if self._sent is not None:
+            # The manifest has the metrics that the monitor knows when the snapshot is taken.
+            ray.get(self._sent)
         try:
             self._rank.save_checkpoint(step)
         except OSError as err:

@@ -179,7 +179,7 @@ class NodeAgent:
         self._monitor.start.remote(self._node_rank)
         server = SessionServer(
             self._sandbox.socket_path,
-            lambda step, replace_waiting: self._save(server, uploads, step, replace_waiting),
+            lambda step, replace_waiting: self._save(server, uploads, reporter, step, replace_waiting),
             self._notice,
         )
         reporter = Reporter(server, self._monitor, self._node_rank, self._log.flush)
@@ -196,7 +196,11 @@ class NodeAgent:
             return None
         return failure or self._check_session(server, upload_error)
 
-    def _save(self, server: SessionServer, uploads: CheckpointUploads, step: int, replace_waiting: bool) -> None:
+    def _save(
+        self, server: SessionServer, uploads: CheckpointUploads, reporter: Reporter, step: int, replace_waiting: bool
+    ) -> None:
+        # The manifest has the metrics that the monitor knows when the snapshot is taken.
+        reporter.deliver()
         uploads.save_snapshot(self._output_dir(), step, replace_waiting)
         if server.is_last_save(step):
             # The ranks wait here for the end: steps after this one would be lost. They go on if it is not committed.

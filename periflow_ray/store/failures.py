@@ -38,7 +38,7 @@ _TRANSIENT_ERRNOS = frozenset(
 _NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "CredentialUnavailableError"})
 # DefaultAzureCredential has looked everywhere.
 _NO_TOKEN = "failed to retrieve a token"
-_NO_CONNECTION = frozenset({"EndpointConnectionError", "ClientConnectorError", "ConnectionRefusedError"})
+_NO_CONNECTION = frozenset({"EndpointConnectionError", "ClientConnectorError", "ClientConnectorDNSError"})
 _BAD_SETTINGS = frozenset({"InvalidConfigError", "ProfileNotFound", "ParamValidationError", "InvalidEndpointError"})
 
 

@@ -20,6 +20,7 @@ _BYTES_PER_TIMEOUT = 1 << 20
 _MAX_CONNECTIONS = 64
 
 _EXTRAS = {"s3": "aws", "s3a": "aws", "abfs": "azure", "abfss": "azure", "az": "azure", "gs": "gcp", "gcs": "gcp"}
+_CREDENTIAL_TYPES = {"aws": "s3", "azure": "azure-blob", "gcp": "gcs"}
 _CLOUD_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_")
 _PUBLIC_VALUES = frozenset({"region", "endpoint_url", "account_name"})
 
@@ -68,6 +69,7 @@ def open_filesystem(
         fs.retries = 1  # s3fs would try again by itself, below the retries of this project.
     elif extra == "azure":
         _limit_azure_client(fs, timeout_s)
+        _keep_question_marks(fs)
     return fs, base
 
 
@@ -75,6 +77,12 @@ def scheme_of(uri: str) -> str:
     """The URI's scheme; ``file`` for a plain path."""
     scheme, separator, _ = uri.partition("://")
     return scheme if separator else "file"
+
+
+def credential_type_of(uri: str) -> str | None:
+    """The type of credential that opens a URI; None where there is none."""
+    extra = _EXTRAS.get(scheme_of(uri))
+    return _CREDENTIAL_TYPES[extra] if extra else None
 
 
 def read_timeout(default_s: float = _READ_TIMEOUT_S) -> float:
@@ -198,6 +206,17 @@ def _limit_azure_client(fs: Any, timeout_s: float) -> None:
         connection_timeout=min(_CONNECT_TIMEOUT_S, timeout_s),
         read_timeout=timeout_s,
     )
+
+
+def _keep_question_marks(fs: Any) -> None:
+    """Let adlfs take paths as they are: it would parse them as URIs, and store a file 'why?' as 'why'."""
+    strip_protocol = fs._strip_protocol
+
+    def strip(path: Any) -> Any:
+        is_plain = isinstance(path, str) and "://" not in path
+        return path.lstrip("/") if is_plain else strip_protocol(path)
+
+    fs._strip_protocol = strip
 
 
 def _gcs_options(values: Mapping[str, str] | None, timeout_s: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -95,7 +96,7 @@ def claim_job_id(root: StorageRoot) -> int:
     """Reserve the next free job number, safe against others who submit at the same moment."""
     taken = [int(name) for name in root.list_names("jobs") if name.isdigit()]
     job_id = max(taken, default=0) + 1
-    while not root.create_exclusive(job_key(job_id, "claim"), b""):
+    while not root.create_exclusive(job_key(job_id, "claim"), uuid.uuid4().hex.encode()):
         job_id += 1
     return job_id
 
@@ -192,4 +193,4 @@ def delete_job(root: StorageRoot, job_id: int) -> None:
         )
     root.delete(job_key(job_id))
     # The number is not given to another job.
-    root.create_exclusive(job_key(job_id, "claim"), b"")
+    root.create_exclusive(job_key(job_id, "claim"), uuid.uuid4().hex.encode())

@@ -67,9 +67,9 @@ class Operations:
             # The clients' exceptions have no common base.
             except Exception as err:
                 is_last = num_tried == self.num_tries or time.monotonic() - started_s > self.give_up_after_s
+                if self.is_local and (is_last or not isinstance(err, OSError) or not is_transient(err)):
+                    raise
                 if is_last or not is_transient(err):
-                    if self.is_local and isinstance(err, OSError):
-                        raise
                     raise self.failed(key, err) from err
             # Jitter keeps workers that failed together from coming back together.
             self.stop.wait(pause_s * random.uniform(0.5, 1.5))

@@ -5,33 +5,34 @@ Keys are relative paths with forward slashes, for example ``jobs/12/plan.json``.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import posixpath
 import shutil
 import threading
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import platformdirs
 from fsspec.implementations.local import LocalFileSystem
 
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.store import local_files
 from periflow_ray.store.failures import is_already_there
-from periflow_ray.store.filesystem import cloud_variables, open_filesystem, read_timeout, secrets_of
+from periflow_ray.store.filesystem import (
+    cloud_variables,
+    credential_type_of,
+    open_filesystem,
+    secrets_of,
+)
 from periflow_ray.store.operations import Operations
 from periflow_ray.store.parts import copy_on_server, delete_on_server
+from periflow_ray.store.root_check import check_directory, check_server
+from periflow_ray.store.root_uri import STORAGE_VARIABLE, resolve_storage_uri
 
-STORAGE_VARIABLE = "PERIFLOW_STORAGE"
+__all__ = ["STORAGE_VARIABLE", "StorageRoot", "resolve_storage_uri"]
+
 _NUM_TRIES = 3
-# What checking a root may take: connecting, and one answer, each with another try when the first fails at once.
-_CHECK_TIMEOUT_S = 6.0
-_CHECK_GIVE_UP_S = 3.0
-
 _Result = TypeVar("_Result")
 
 
@@ -45,19 +46,19 @@ class StorageRoot:
         uri: ``/path``, ``file:///path``, ``s3://bucket/prefix``, ``abfs://container/prefix``, ``gs://...``.
         credential: name of a stored credential; None leaves it to the cloud's usual chain.
     Raises:
-        StorageError: the scheme is unknown or needs an extra that is not installed.
+        StorageError: the scheme is unknown or needs an extra that is not installed, or the credential does not fit.
         NotFoundError: there is no credential of that name.
     """
 
     def __init__(self, uri: str, credential: str | None = None) -> None:
-        self._open(uri, _read_credential_values(credential), cloud_variables())
+        self._open(uri, _read_credential_values(uri, credential), cloud_variables())
 
     def _open(self, uri: str, values: Mapping[str, str] | None, variables: Mapping[str, str]) -> None:
         self._given_uri = uri
         self._credential_values = values
         self._variables = variables
         self._lock = threading.Lock()
-        fs, base = open_filesystem(uri, values, variables=variables)
+        fs, base = self._open_filesystem()
         self._fs, self._fs_pid = fs, os.getpid()
         self._is_local = isinstance(fs, LocalFileSystem)
         self._base: str = os.path.abspath(base) if self._is_local else base.rstrip("/")
@@ -90,7 +91,7 @@ class StorageRoot:
         if self._fs_pid != os.getpid():
             # This process was forked: the event loop of an asynchronous file system stayed with the parent.
             with self._lock:
-                self._fs, _ = open_filesystem(self._given_uri, self._credential_values, variables=self._variables)
+                self._fs, _ = self._open_filesystem()
                 self._fs_pid = os.getpid()
         return self._fs
 
@@ -131,9 +132,12 @@ class StorageRoot:
             StorageError: with the URI and the reason.
         """
         if self._is_local:
-            self._check_directory()
+            check_directory(self._base)
         else:
-            self._check_server()
+            check_server(
+                self._operations,
+                lambda timeout_s: self._open_filesystem(read_timeout_s=timeout_s),
+            )
 
     def read_bytes(self, key: str, start: int | None = None) -> bytes:
         """The content of a key, from byte ``start`` on.
@@ -144,10 +148,10 @@ class StorageRoot:
         path = self.path_of(key)
         if self._is_local:
             return self._found(key, lambda: _read_local(path, start or 0))
-        # Object stores refuse a range that begins at the end.
+        # Object stores refuse a range that begins at the end, which for an empty key is any range.
         if start and start >= self._size(key):
             return b""
-        content: bytes = self._found(key, lambda: self._call("cat_file", path, start=start))
+        content: bytes = self._found(key, lambda: self._call("cat_file", path, start=start or None))
         return content
 
     def write_bytes(self, key: str, content: bytes) -> None:
@@ -276,36 +280,10 @@ class StorageRoot:
             return
         delete_on_server(self._operations, self.filesystem, prefix, list(self._find(prefix)))
 
-    def _check_directory(self) -> None:
-        refused = f"storage root '{self.uri}' is not writable"
-        if os.path.exists(self._base) and not os.path.isdir(self._base):
-            raise StorageError(f"{refused}: it is a file, not a directory")
-        marker = self.path_of(f".writable-{uuid.uuid4().hex}")
-        try:
-            local_files.write_whole(marker, b"")
-            os.unlink(marker)
-        except OSError as err:
-            raise StorageError(f"{refused}: {err.strerror}") from err
-
-    def _check_server(self) -> None:
-        """Like any writing, but with shorter timeouts and fewer tries."""
-        marker = self.path_of(f".writable-{uuid.uuid4().hex}")
-        timeout_s = read_timeout(_CHECK_TIMEOUT_S)
-        fs, _ = open_filesystem(
-            self._given_uri, self._credential_values, variables=self._variables, read_timeout_s=timeout_s
+    def _open_filesystem(self, read_timeout_s: float | None = None) -> tuple[Any, str]:
+        return open_filesystem(
+            self._given_uri, self._credential_values, variables=self._variables, read_timeout_s=read_timeout_s
         )
-        check = dataclasses.replace(
-            self._operations,
-            place_of_root="storage root '{uri}' is not writable",
-            num_tries=2,
-            give_up_after_s=_CHECK_GIVE_UP_S,
-        )
-
-        def run(method: str, *content: bytes) -> None:
-            check.run("", lambda: check.call(fs, method, marker, *content, timeout_s=timeout_s))
-
-        run("pipe_file", b"")
-        run("rm_file")
 
     def _size(self, key: str) -> int:
         """Bytes of a key."""
@@ -335,43 +313,23 @@ class StorageRoot:
         return self._operations.call(self.filesystem, method, *args, **kwargs)
 
 
-def resolve_storage_uri(option: str | None = None) -> str:
-    """The storage root to use: the option, else ``PERIFLOW_STORAGE``, else the config file, else a user directory."""
-    configured = option or os.environ.get(STORAGE_VARIABLE) or _read_config().get("storage")
-    if configured:
-        return str(configured)
-    return str(Path(platformdirs.user_data_dir("periflow-ray", appauthor=False)) / "storage")
-
-
-def _read_config() -> dict[str, Any]:
-    path = Path(platformdirs.user_config_dir("periflow-ray", appauthor=False)) / "config.yaml"
-    if not path.is_file():
-        return {}
-    import yaml
-
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as err:
-        raise StorageError(f"{path} is not valid YAML: {err}") from err
-    if config is None:
-        return {}
-    if not isinstance(config, dict) or not isinstance(config.get("storage", ""), str):
-        raise StorageError(f"{path} must be a mapping such as 'storage: s3://bucket/prefix'.")
-    return config
-
-
 def _reopen(uri: str, values: Mapping[str, str] | None, variables: Mapping[str, str]) -> StorageRoot:
     root = StorageRoot.__new__(StorageRoot)
     root._open(uri, values, variables)
     return root
 
 
-def _read_credential_values(credential: str | None) -> Mapping[str, str] | None:
-    if credential is None:
+def _read_credential_values(uri: str, name: str | None) -> Mapping[str, str] | None:
+    if name is None:
         return None
     from periflow_ray.store.credentials import read_credential
 
-    return read_credential(credential).values
+    credential = read_credential(name)
+    needed = credential_type_of(uri)
+    if credential.type != needed:
+        wanted = f"one of type {needed}" if needed else "none"
+        raise StorageError(f"storage root '{uri}' needs {wanted}; credential '{name}' is of type {credential.type}")
+    return credential.values
 
 
 def _read_local(path: str, start: int) -> bytes:

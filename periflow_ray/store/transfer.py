@@ -90,5 +90,5 @@ class Transfer:
         self._stop.clear()
         if self._is_cancelled:
             self._stop.set()
-        run_work(works, num_workers=self._num_workers, stop=self._stop)
+        run_work(list(works), num_workers=self._num_workers, stop=self._stop)
         self._context.operations.check_stopped()

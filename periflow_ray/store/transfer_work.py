@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ class TransferContext:
         self.operations.check_stopped()
 
 
-def run_work(works: Iterator[Work], *, num_workers: int, stop: threading.Event) -> None:
+def run_work(works: Sequence[Work], *, num_workers: int, stop: threading.Event) -> None:
     """Run pieces of work in threads, in their order; the first failure stops all and is raised.
 
     Args:
@@ -60,9 +60,11 @@ def run_work(works: Iterator[Work], *, num_workers: int, stop: threading.Event) 
     failures: list[BaseException] = []
     lock = threading.Lock()
 
+    waiting = iter(works)
+
     def take() -> Work | None:
         with lock:
-            return None if stop.is_set() else next(works, None)
+            return None if stop.is_set() else next(waiting, None)
 
     def work() -> None:
         try:
@@ -74,7 +76,10 @@ def run_work(works: Iterator[Work], *, num_workers: int, stop: threading.Event) 
                 failures.append(err)
             stop.set()
 
-    threads = [threading.Thread(target=work, name=f"transfer-{number}", daemon=True) for number in range(num_workers)]
+    threads = [
+        threading.Thread(target=work, name=f"transfer-{number}", daemon=True)
+        for number in range(min(num_workers, len(works)))
+    ]
     try:
         for thread in threads:
             thread.start()

@@ -93,18 +93,16 @@ def test_a_storage_root_that_is_away_for_a_while_does_not_end_it(running_root, c
     path = running_root.local_path(job_key(1, "state.json"))
 
     def break_state() -> None:
-        path.unlink()
-        path.mkdir()
+        path.write_text("{")
 
     def mend_state() -> None:
-        path.rmdir()
         write_lines(running_root, 0, "written meanwhile")
         write_state(running_root, 1, JobState("stopped"))
 
     talk = ReactingFile({"running": break_state, "trying again": mend_state})
     assert follow_job(running_root, 1, console=Console(file=talk, width=200)) == JobState("stopped")
     assert capsys.readouterr().out.splitlines()[-1] == "[node 0] written meanwhile"
-    assert "Job (1) cannot be read just now, trying again: [Errno 21] Is a directory" in talk.getvalue()
+    assert "Job (1) cannot be read just now, trying again: 'jobs/1/state.json' in storage root" in talk.getvalue()
 
 
 def test_only_what_the_view_selects_is_printed_and_only_so_many_of_the_lines_before(running_root, capsys):

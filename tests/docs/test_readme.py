@@ -16,8 +16,13 @@ from pydantic import BaseModel
 
 import periflow_ray
 from periflow_ray.cli.main import cli
+from periflow_ray.dataset_handle import DatasetHandle
 from periflow_ray.plan import build_plan, device_environment, load_catalogue, local_vm, node_environment
 from periflow_ray.spec import JobSpec, load_template
+from periflow_ray.store.credential_types import CREDENTIAL_TYPES
+from periflow_ray.store.credentials import CREDENTIALS_FILE_VARIABLE, create_credential
+from periflow_ray.store.filesystem import open_filesystem
+from periflow_ray.store.root import STORAGE_VARIABLE
 
 ROOT_DIR = Path(__file__).parents[2]
 README = (ROOT_DIR / "README.md").read_text(encoding="utf-8")
@@ -47,6 +52,23 @@ PERIFLOW_KEYS = {
     "plugin.slack.credential_id",
     "plugin.wandb.credential_id",
 }
+# What processes of a job tell each other; a user has no reason to set these.
+INTERNAL_VARIABLES = {
+    "PERIFLOW_CLOUD_ENV_FILE",
+    "PERIFLOW_COMMAND_ID",
+    "PERIFLOW_ENABLED",
+    "PERIFLOW_SANDBOX",
+    "PERIFLOW_SECRETS_KEY",
+    "PERIFLOW_SESSION",
+}
+
+
+@pytest.fixture(autouse=True)
+def _of_the_readmes_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the user who runs the tests is read; the credential of the README's examples exists."""
+    monkeypatch.setenv(STORAGE_VARIABLE, str(tmp_path / "storage"))
+    monkeypatch.setenv(CREDENTIALS_FILE_VARIABLE, str(tmp_path / "credentials.json"))
+    create_credential("team-s3", "s3", {"access_key_id": "an-id", "secret_access_key": "a-key"})
 
 
 def find_blocks(language: str) -> list[str]:
@@ -184,12 +206,16 @@ def test_the_table_of_additions_has_the_keys_that_periflow_had_not() -> None:
         {"vm": "local", "num_devices": 1, "job_setting": {"type": "custom", "docker": {"command": "true"}}}
     )
 
+    assert spec.checkpoint is None
     assert set(defaults) == set(find_keys(JobSpec)) - PERIFLOW_KEYS
     assert set(find_keys(JobSpec)) >= PERIFLOW_KEYS
     assert defaults == {
         "job_setting.launch_mode": spec.job_setting.launch_mode,
         "job_setting.resources.cpus": "",
         "job_setting.resources.memory": "",
+        "checkpoint.keep_last": "",
+        "checkpoint.keep_best.metric": "",
+        "checkpoint.keep_best.mode": "",
         "max_failures": str(spec.max_failures),
     }
     assert spec.job_setting.resources is None
@@ -205,6 +231,38 @@ def test_the_table_of_the_environment_has_every_variable() -> None:
 
     assert set().union(*on_nodes) == set(per_node)
     assert on_devices == set(per_device) - set(per_node)
+
+
+def test_the_table_of_variables_has_every_one_that_a_user_may_set() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT_DIR / "periflow_ray").rglob("*.py")]
+    read = {name for source in sources for name in re.findall(r'"(PERIFLOW_[A-Z_]+)"', source)}
+
+    shown = [row[0].strip("`") for row in find_table("Variables of the commands")]
+    assert sorted(shown) == sorted(read - INTERNAL_VARIABLES)
+
+
+def test_every_storage_root_of_the_table_opens() -> None:
+    rows = find_table("Where things are kept")
+    # The extra gcp is not among those that the tests install.
+    uris = [row[0].strip("`") for row in rows if row[1] != "`gcp`"]
+    variables = {"AZURE_STORAGE_ACCOUNT_NAME": "account", "AZURE_STORAGE_ACCOUNT_KEY": "a2V5"}
+
+    paths = [open_filesystem(uri, variables=variables)[1] for uri in uris]
+    assert paths == ["/shared/periflow", "bucket/prefix", "container/prefix"]
+
+
+def test_every_type_of_credential_is_named() -> None:
+    section = README.split("# Credentials\n", 1)[1].split("\n#", 1)[0]
+
+    assert [name for name in CREDENTIAL_TYPES if f"`{name}`" not in section] == []
+
+
+def test_a_dataset_handle_has_the_methods_that_the_example_calls() -> None:
+    (example,) = [code for code in find_blocks("python") if "periflow_ray.dataset(" in code]
+    called = set(re.findall(r"\bhandle\.(\w+)\(", example))
+
+    assert called == {"local_path", "ray_dataset"}
+    assert [name for name in called if not hasattr(DatasetHandle, name)] == []
 
 
 def test_every_link_leads_somewhere() -> None:

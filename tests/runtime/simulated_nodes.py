@@ -39,6 +39,7 @@ class Node:
 
     async def save(self, checkpoint: CheckpointId, error: str | None = None) -> str | None:
         """Announce the snapshot, upload what the monitor asks for, report it."""
+        await self.monitor.announce_snapshot(self.node_rank, checkpoint)
         files = describe_files(self.snapshot_dir)
         name, own_files = await self.monitor.begin_checkpoint(self.node_rank, checkpoint, files)
         bring_files(self._root, 1, name, own_files, self.snapshot_dir, Transfer(self._root))

@@ -234,6 +234,24 @@ def test_only_the_newest_and_the_best_checkpoints_are_kept(run_monitor, nodes, r
     assert [manifest.step for manifest in list_committed(root, 1)] == [20, 30, 40]
 
 
+def test_a_manifest_has_the_metrics_of_its_step_however_long_the_upload_takes(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        first, second = nodes(monitor)
+        await join_all([first, second])
+        await monitor.record({0: 10}, None, [Metric(10, 0, 0, 1.0, {"loss": 3.0})], 0)
+        await monitor.announce_snapshot(0, (10, 1))
+        await monitor.record({0: 11}, None, [Metric(11, 0, 0, 2.0, {"loss": 2.0})], 0)
+        await monitor.announce_snapshot(1, (10, 1))
+        begun = asyncio.gather(
+            *(monitor.begin_checkpoint(n.node_rank, (10, 1), []) for n in (first, second)),
+        )
+        await begun
+        await asyncio.gather(*(monitor.end_checkpoint(n.node_rank, (10, 1), None) for n in (first, second)))
+
+    run_monitor(scenario)
+    assert [dict(manifest.metrics) for manifest in list_committed(root, 1)] == [{"loss": 3.0}]
+
+
 def test_checkpoints_of_earlier_attempts_count_for_what_is_kept(run_monitor, nodes, root):
     async def scenario(monitor: Monitor) -> None:
         (node,) = nodes(monitor, 1)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from periflow_ray.errors import NotFoundError, StorageError
-from periflow_ray.store.root import StorageRoot, resolve_storage_uri
 
 
 def test_a_key_reads_back_what_was_written(root):
@@ -145,67 +144,61 @@ def test_delete_does_not_take_a_key_for_a_pattern(root, key):
     assert root.list_names("") == ["ab.json", "abc.json"]
 
 
-def test_a_writable_root_keeps_no_trace_of_the_check(root):
-    root.check_writable()
-    assert root.list_files("") == {}
+def test_a_copy_stays_when_its_source_is_replaced_or_deleted(root):
+    root.write_bytes("a/model.pt", b"weights")
+    root.copy_file("a/model.pt", "b/deep/model.pt")
+    root.copy_file("a/model.pt", "b/deep/model.pt")
+    root.write_bytes("a/model.pt", b"newer weights")
+    assert root.read_bytes("b/deep/model.pt") == b"weights"
+    root.delete("a")
+    assert root.list_files("") == {"b/deep/model.pt": 7}
+    with pytest.raises(NotFoundError) as caught:
+        root.copy_file("a/model.pt", "c")
+    assert str(caught.value) == f"'a/model.pt' does not exist in storage root '{root.uri}'"
 
 
-def test_a_root_below_a_file_is_not_writable(tmp_path):
-    (tmp_path / "file").write_text("")
-    root = StorageRoot(str(tmp_path / "file" / "storage"))
-    with pytest.raises(StorageError) as caught:
-        root.check_writable()
-    assert str(caught.value).startswith(f"storage root '{tmp_path}/file/storage' is not writable: [Errno ")
+def test_names_that_begin_with_a_dot_are_listed_like_others(root):
+    for key in (".hydra/config.yaml", "a/.hidden", "a/b"):
+        root.write_bytes(key, b"")
+    assert root.list_names("") == [".hydra", "a"]
+    assert root.list_names("a") == [".hidden", "b"]
+    assert root.list_files("") == {".hydra/config.yaml": 0, "a/.hidden": 0, "a/b": 0}
 
 
-def test_a_scheme_that_nobody_knows_is_refused():
-    with pytest.raises(StorageError) as caught:
-        StorageRoot("nfs4://server/export")
-    assert str(caught.value) == "storage root 'nfs4://server/export' cannot be opened: Protocol not known: nfs4"
+def test_what_a_killed_writer_left_is_not_listed(local_root):
+    local_root.write_bytes("a/model.pt", b"")
+    local_root.local_path("a/.model.pt.0badcafe.partial").write_bytes(b"half")
+    assert local_root.list_names("a") == ["model.pt"]
+    assert local_root.list_files("a") == {"model.pt": 0}
 
 
-def test_a_path_and_its_file_url_are_the_same_local_root(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    roots = [StorageRoot(uri) for uri in (str(tmp_path / "s"), f"file://{tmp_path}/s", "s", "./x/../s/")]
-    assert {(root.uri, root.is_local, root.local_path("a/b")) for root in roots} == {
-        (f"{tmp_path}/s", True, tmp_path / "s" / "a" / "b")
-    }
+def test_a_key_lists_no_names_below_itself(root):
+    root.write_bytes("a/model.pt", b"")
+    assert root.list_names("a/model.pt") == []
 
 
-def test_a_uri_opens_the_same_memory_root_again(root):
-    root.write_bytes("key", b"content")
-    assert StorageRoot(root.uri).read_bytes("key") == b"content"
+def test_keys_outside_the_root_are_refused(root):
+    for use in (root.read_bytes, root.exists, root.delete, root.list_files):
+        with pytest.raises(StorageError) as caught:
+            use("jobs/../../etc/passwd")
+        assert str(caught.value) == (
+            f"'jobs/../../etc/passwd' is not a key of storage root '{root.uri}': it must not contain '..'"
+        )
 
 
-def test_arrow_reads_a_key_under_the_root(root):
-    root.write_bytes("checkpoints/a/files/model.pt", b"weights")
-    with root.arrow_filesystem().open_input_stream(root.path_of("checkpoints/a/files/model.pt")) as stream:
-        assert stream.read() == b"weights"
+@pytest.mark.parametrize("prefix", ["", "/"])
+def test_the_whole_root_is_never_deleted(root, prefix):
+    root.write_bytes("a", b"")
+    with pytest.raises(StorageError):
+        root.delete(prefix)
+    assert root.list_files("") == {"a": 0}
 
 
-def test_the_option_wins_over_the_variable_over_the_config_file_over_the_user_directory(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.delenv("PERIFLOW_STORAGE")
-    assert resolve_storage_uri() == str(tmp_path / "data" / "periflow-ray" / "storage")
-    config = tmp_path / "config" / "periflow-ray" / "config.yaml"
-    config.parent.mkdir(parents=True)
-    config.write_text("")
-    assert resolve_storage_uri() == str(tmp_path / "data" / "periflow-ray" / "storage")
-    config.write_text("storage: s3://bucket/prefix\n")
-    assert resolve_storage_uri() == "s3://bucket/prefix"
-    monkeypatch.setenv("PERIFLOW_STORAGE", "gs://team")
-    assert resolve_storage_uri() == "gs://team"
-    assert resolve_storage_uri("memory://x") == "memory://x"
-
-
-@pytest.mark.parametrize("text", ["storage: [a, b]", "just text", "storage: {"])
-def test_a_config_file_that_is_not_one_is_refused(tmp_path, monkeypatch, text):
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.delenv("PERIFLOW_STORAGE")
-    path = tmp_path / "periflow-ray" / "config.yaml"
-    path.parent.mkdir()
-    path.write_text(text)
-    with pytest.raises(StorageError) as caught:
-        resolve_storage_uri()
-    assert str(path) in str(caught.value)
+def test_delete_removes_a_link_and_not_what_it_leads_to(local_root, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").write_bytes(b"")
+    local_root.write_bytes("datasets/other", b"")
+    local_root.local_path("datasets/linked").symlink_to(tmp_path / "data")
+    local_root.delete("datasets/linked")
+    assert (tmp_path / "data" / "file").exists()
+    assert local_root.list_names("datasets") == ["other"]
