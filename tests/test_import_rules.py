@@ -28,7 +28,6 @@ ALLOWED: dict[str, set[str]] = {
     "lightning": {"sdk", "periflow_ray"},
     "huggingface": {"sdk", "periflow_ray"},
     "torch_trainer": {"plan", "runtime", "sdk", "store"},
-    "resumable": set(),
     "dataset_handle": {"store"},
     "__init__": {"sdk", "dataset_handle", "resumable", "torch_trainer"},
 }

@@ -16,16 +16,16 @@ def describe_unused(plan: JobPlan) -> list[str]:
         notes.append(f"no workspace directory was given (-d DIR); {plan.workspace_mount_path} is empty in the job.")
     if plan.image is not None:
         notes.append(f"the image '{plan.image}' is not used: the command runs in the cluster's Python environment.")
-    if plan.plugin is not None:
-        notes.append("the template's plugins (slack, wandb) are accepted, but nothing is sent to them yet.")
     return [*notes, *_describe_unfit_credentials(plan)]
 
 
 def _describe_unfit_credentials(plan: JobPlan) -> list[str]:
-    # Notes, not errors: nothing uses these credentials yet.
+    # Notes, not errors: a job runs without its plugins, and they are read where its driver runs.
     named = {"job_setting.docker": ("docker", plan.image_credential_id)}
     if plan.plugin is not None and plan.plugin.slack is not None:
         named["plugin.slack"] = ("slack", plan.plugin.slack.credential_id)
+    if plan.plugin is not None and plan.plugin.webhook is not None:
+        named["plugin.webhook"] = ("webhook", plan.plugin.webhook.credential_id)
     if plan.plugin is not None and plan.plugin.wandb is not None:
         named["plugin.wandb"] = ("wandb", plan.plugin.wandb.credential_id)
     wanted = [(section, type_name, name) for section, (type_name, name) in named.items() if name is not None]

@@ -37,11 +37,13 @@ class Signal:
     """What the monitor asks of every member.
 
     ``report``: send each rank's step at once. ``save``: tell the ranks the step of an emergency save (-1 is now).
-    ``dump``: write each rank's stack into the log. ``end``: end the user's processes and leave.
+    ``dump``: write each rank's stack into the log. ``end``: end the user's processes and leave. ``kill_rank`` and
+    ``kill_node`` rehearse a crash: whoever has the rank or is the node ``target`` kills it.
     """
 
-    kind: Literal["report", "save", "dump", "end"]
+    kind: Literal["report", "save", "dump", "end", "kill_rank", "kill_node"]
     step: int = 0
+    target: int = 0
 
 
 @dataclass

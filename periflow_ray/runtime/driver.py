@@ -12,8 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
-from types import FrameType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -25,6 +24,7 @@ from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.group_policy import MonitoredTrainer
+from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor import JobRules
 from periflow_ray.runtime.node_agent import AgentTask, run_agent
@@ -76,7 +76,10 @@ def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper, clou
             retention=Retention(plan.keep_last, KeepBest(**plan.keep_best.model_dump()) if plan.keep_best else None),
         ),
     )
-    signal.signal(signal.SIGTERM, _stop_with(state, supervision))
+    stop = _stop_with(state, supervision)
+    signal.signal(signal.SIGTERM, lambda signum, frame: stop(STOP_SAVE_TIMEOUT_S))
+    signal.signal(signal.SIGINT, lambda signum, frame: stop(STOP_SAVE_TIMEOUT_S))
+    JobRequests(root, job_id, supervision, on_stop=stop)
     task = AgentTask(
         plan_json=plan.model_dump_json(),
         job_id=job_id,
@@ -145,13 +148,13 @@ def _open_secrets(root: StorageRoot, job_id: int) -> dict[str, str]:
     return {} if key is None else sealed_secrets.unseal(root, job_id, key)
 
 
-def _stop_with(state: StateKeeper, supervision: Supervision) -> Any:
-    def stop(signum: int, frame: FrameType | None) -> None:
-        if state.status == "running":
-            # The agents end their commands and leave, then fit() returns. Ray kills a driver that takes too long.
+def _stop_with(state: StateKeeper, supervision: Supervision) -> Callable[[float], None]:
+    def stop(timeout_s: float) -> None:
+        if state.status in ("running", "stopping"):
+            # The ranks save, the agents end their commands and leave, then fit() returns.
             state.enter("stopping", "stops on request")
-            supervision.monitor.stop.remote(STOP_SAVE_TIMEOUT_S)
-        elif state.status != "stopping":
+            supervision.monitor.stop.remote(timeout_s)
+        else:
             state.enter("stopped", "stopped on request")
             # The actors end with this process, and with the agents everything they started.
             os._exit(1)

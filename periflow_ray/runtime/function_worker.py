@@ -11,6 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from signal import SIGKILL
 from typing import Any
 
 import ray
@@ -167,6 +168,8 @@ class FunctionRank:
                 on_announced_step(signal.step)
             elif signal.kind == "end":
                 self._ended.set()
+            elif (signal.kind, signal.target) in (("kill_rank", self.rank), ("kill_node", self.node_rank)):
+                os.kill(os.getpid(), SIGKILL)
 
         def follow() -> None:
             num_seen = 0

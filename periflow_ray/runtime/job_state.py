@@ -42,6 +42,11 @@ class StateKeeper:
         """The status as it was written last."""
         return self._state.status
 
+    @property
+    def attempt(self) -> int:
+        """The newest attempt."""
+        return self._state.attempt
+
     def enter(self, status: JobStatus, text: str | None, attempt: int | None = None) -> None:
         """Change the status; ``text`` is the event's sentence, and an ended job's message."""
         now = time.time()

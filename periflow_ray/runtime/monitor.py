@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from periflow_ray.runtime.restart_policy import AttemptEnd, Cause, refuse_restar
 from periflow_ray.store import attempts, checkpoints
 from periflow_ray.store.checkpoints import LocalFile, Manifest, PlannedFile
 from periflow_ray.store.events import EventWriter
+from periflow_ray.store.jobs import read_progress
 from periflow_ray.store.metrics import Metric
 from periflow_ray.store.root import StorageRoot
 
@@ -82,7 +84,7 @@ class Monitor:
         self._emergency = EmergencySave(self._changed, self._board, self.write_event)
         self._unusable: set[str] = set()
         self._history = attempts.read_attempts(root, job_id)
-        self._attempt = Attempt(max((record.number for record in self._history), default=0), ("", 0), 0)
+        self._attempt = Attempt(self._history[-1].number if self._history else 0, ("", 0), 0)
         self._over: str | None = None
         self._is_stopping = False
         self._closing = asyncio.Event()
@@ -241,7 +243,8 @@ class Monitor:
                 draining = set(await read_draining_nodes())
                 nodes = {attempt.members[member].ray_node_id for member in lost_workers if member in attempt.members}
                 cause: Cause = "preemption" if is_preempted or nodes & draining else "lost"
-                names = ", ".join(str(rank) for rank in attempt.ranks_on(nodes)) or "?"
+                ranks = {attempt.node_of(member) for member in lost_workers if member in attempt.members}
+                names = ", ".join(str(rank) for rank in sorted(ranks)) or "?"
                 what = "was taken away" if cause == "preemption" else "was lost: its agent or its machine died"
                 attempt.end(cause, f"node {names} {what}")
                 self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
@@ -276,6 +279,20 @@ class Monitor:
         async with self._changed:
             attempt.end("stop", "stopped on request")
             self._changed.notify_all()
+
+    async def drill(self, what: str, notice_s: float, node_rank: int, rank: int) -> None:
+        """Rehearse a loss on the running attempt: ``notice``, ``kill_rank`` or ``kill_node``."""
+        attempt = self._attempt
+        if what == "notice":
+            reason = f"drill: node {node_rank} is taken away in {notice_s:.0f} s"
+            await self._leave_nodes(attempt, [node_rank], reason, time.time() + notice_s)
+            what = "kill_node"
+        async with self._changed:
+            if attempt.cause is None and not attempt.has_everybody_left:
+                target = rank if what == "kill_rank" else node_rank
+                self.write_event("notice", f"drill: {what.replace('_', ' ')} {target}")
+                attempt.signals.append(Signal("kill_rank" if what == "kill_rank" else "kill_node", target=target))
+                self._changed.notify_all()
 
     async def why_over(self) -> str | None:
         """Why the job was given up; None if it was not."""
@@ -331,6 +348,25 @@ class Monitor:
         self._recorder.forget_speed()
         await self._board.begin_attempt()
         self._attempt.checkpoint = await self._find_checkpoint()
+        await self._record_lost_driver()
+        self._history.append(self._describe_attempt(self._attempt))
+        await self._write_attempt()
+
+    async def _record_lost_driver(self) -> None:
+        """An attempt that nobody ended was cut short by the death of the job's driver, and of this one's forerunner."""
+        if not self._history or self._history[-1].ended_unix_s is not None:
+            return
+        progress = await asyncio.to_thread(read_progress, self._root, self._job_id)
+        self._history[-1] = attempts.close_attempt(
+            self._history[-1],
+            ended_unix_s=time.time(),
+            last_step=progress.step,
+            resumable_step=self._attempt.resumed_step,
+        )
+        await self._write_attempt()
+
+    async def _write_attempt(self) -> None:
+        await asyncio.to_thread(attempts.write_attempt, self._root, self._job_id, self._history[-1])
 
     async def _may_restart(self, attempt: Attempt) -> bool:
         await self._record_end(attempt)
@@ -350,24 +386,26 @@ class Monitor:
         if attempt.cause == "failure" and attempt.failures:
             # The first rank that failed, not the first member that said so: later ones are usually casualties.
             attempt.text = min(attempt.failures, key=lambda failure: failure.time_unix_s).headline()
+        self._history[-1] = dataclasses.replace(self._describe_attempt(attempt), ended_unix_s=time.time())
+        await self._write_attempt()
+
+    def _describe_attempt(self, attempt: Attempt) -> attempts.AttemptRecord:
         newest = self._board.newest
-        record = attempts.AttemptRecord(
+        return attempts.AttemptRecord(
             number=attempt.number,
             num_nodes=attempt.num_nodes,
             num_devices=attempt.num_members * self._rules.devices_per_member,
             started_unix_s=attempt.started_unix_s,
-            first_step_unix_s=attempt.first_step_unix_s,
-            last_step_unix_s=attempt.last_step_unix_s,
-            ended_unix_s=time.time(),
             resumed_step=attempt.resumed_step,
             last_step=attempt.last_step,
             resumable_step=newest.step if newest is not None else 0,
+            first_step_unix_s=attempt.first_step_unix_s,
+            last_step_unix_s=attempt.last_step_unix_s,
+            ended_unix_s=None,
             cause=attempt.cause,
             text=attempt.text,
             save=self._emergency.describe(attempt),
         )
-        self._history.append(record)
-        await asyncio.to_thread(attempts.write_attempt, self._root, self._job_id, record)
 
     async def _find_checkpoint(self) -> Manifest | None:
         return await asyncio.to_thread(checkpoints.latest_committed, self._root, self._job_id, self._unusable)

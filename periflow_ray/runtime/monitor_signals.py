@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
+from signal import SIGKILL
 from typing import Any
 
 import ray
@@ -28,6 +30,7 @@ class MonitorSignals:
         self,
         monitor: Any,
         attempt: int,
+        node_rank: int,
         server: SessionServer,
         reporter: Reporter,
         log: NodeLog,
@@ -35,6 +38,7 @@ class MonitorSignals:
     ) -> None:
         self._monitor = monitor
         self._attempt = attempt
+        self._node_rank = node_rank
         self._server = server
         self._reporter = reporter
         self._log = log
@@ -64,5 +68,11 @@ class MonitorSignals:
             for rank, pid in sorted(self._server.pids.items()):
                 for line in dump_stacks(pid):
                     self._log.write(f"[rank {rank}] {line}")
+        elif signal.kind == "kill_rank":
+            if signal.target in self._server.pids:
+                os.kill(self._server.pids[signal.target], SIGKILL)
+        elif signal.kind == "kill_node":
+            if signal.target == self._node_rank:
+                os.kill(os.getpid(), SIGKILL)
         else:
             self._on_end()

@@ -185,7 +185,15 @@ class NodeAgent:
         reporter = Reporter(server, self._monitor, self._node_rank, self._log.flush)
         try:
             commands = NodeCommands(self._plan, self._sandbox, self._log, self._secrets, self._node_rank, meeting)
-            MonitorSignals(self._monitor, meeting.attempt, server, reporter, self._log, lambda: self._end(commands))
+            MonitorSignals(
+                self._monitor,
+                meeting.attempt,
+                self._node_rank,
+                server,
+                reporter,
+                self._log,
+                on_end=lambda: self._end(commands),
+            )
             failure = commands.wait()
             upload_error = uploads.finish()
             server.finish()

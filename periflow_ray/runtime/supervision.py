@@ -72,7 +72,7 @@ class Supervision:
     def _follow_attempts(self) -> None:
         wanted = f"{self._num_members} x ({_describe(self._resources)})"
         self._state.enter("allocating", f"asks for {wanted}")
-        attempt = 0
+        attempt = self._state.attempt
         try:
             while True:
                 started = self.monitor.wait_for_attempt.remote(attempt + 1)

@@ -26,8 +26,9 @@ class SaveRecord:
 
 @dataclass(frozen=True)
 class AttemptRecord:
-    """One attempt that has ended; ``cause`` is None if the job succeeded. Times in Unix seconds.
+    """One attempt; ``cause`` is None if the job succeeded. Times in Unix seconds.
 
+    ``ended_unix_s`` is None while it runs; then ``last_step`` and ``last_step_unix_s`` need not be the newest.
     ``resumable_step`` is that of the newest committed checkpoint at its end: where the next attempt goes on.
     """
 
@@ -37,7 +38,7 @@ class AttemptRecord:
     started_unix_s: float
     first_step_unix_s: float | None
     last_step_unix_s: float | None
-    ended_unix_s: float
+    ended_unix_s: float | None
     resumed_step: int
     last_step: int
     resumable_step: int
@@ -47,12 +48,12 @@ class AttemptRecord:
 
 
 def write_attempt(root: StorageRoot, job_id: int, record: AttemptRecord) -> None:
-    """Store how an attempt ended."""
+    """Store how an attempt goes or how it ended."""
     root.write_json(job_key(job_id, "attempts", f"{record.number}.json"), dataclasses.asdict(record))
 
 
 def read_attempts(root: StorageRoot, job_id: int) -> list[AttemptRecord]:
-    """All attempts that have ended, in their order."""
+    """All attempts in their order; only the newest can be one that has not ended, unless a driver died."""
     names = [name for name in root.list_names(job_key(job_id, "attempts")) if name.endswith(".json")]
     records = []
     for name in names:
@@ -60,3 +61,37 @@ def read_attempts(root: StorageRoot, job_id: int) -> list[AttemptRecord]:
         save = document.pop("save")
         records.append(AttemptRecord(**document, save=SaveRecord(**save) if save else None))
     return sorted(records, key=lambda record: record.number)
+
+
+def close_attempt(record: AttemptRecord, *, ended_unix_s: float, last_step: int, resumable_step: int) -> AttemptRecord:
+    """An attempt whose end nobody could record, because the job's driver died with it; an ended one stays as it is.
+
+    Args:
+        ended_unix_s: when it had surely ended.
+        last_step: the last step that was reported.
+        resumable_step: step of the newest committed checkpoint, 0 without one.
+    """
+    if record.ended_unix_s is not None:
+        return record
+    has_steps = record.first_step_unix_s is not None
+    return dataclasses.replace(
+        record,
+        ended_unix_s=max(ended_unix_s, record.last_step_unix_s or record.started_unix_s),
+        last_step=max(record.last_step, last_step) if has_steps else record.last_step,
+        last_step_unix_s=_estimate_last_step_unix_s(record, ended_unix_s, last_step),
+        resumable_step=max(record.resumable_step, resumable_step),
+        cause="driver",
+        text="the job's driver died",
+    )
+
+
+def _estimate_last_step_unix_s(record: AttemptRecord, ended_unix_s: float, last_step: int) -> float | None:
+    """When the last step was made, if the steps after the record's newest one took as long as those before."""
+    first_unix_s, last_unix_s = record.first_step_unix_s, record.last_step_unix_s
+    if first_unix_s is None or last_unix_s is None or last_step <= record.last_step:
+        return last_unix_s
+    num_intervals = record.last_step - record.resumed_step - 1
+    if num_intervals < 1:
+        return max(ended_unix_s, last_unix_s)
+    step_time_s = (last_unix_s - first_unix_s) / num_intervals
+    return max(last_unix_s, min(ended_unix_s, last_unix_s + (last_step - record.last_step) * step_time_s))

@@ -113,7 +113,7 @@ def _head_env(directory: LocalClusterDir, temp_dir: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(directory.token_path),
         "RAY_USAGE_STATS_ENABLED": "0",
         # A driver that is told to stop gets this long; after Ray's 3 s it would leave its sandboxes behind.
-        "RAY_JOB_STOP_WAIT_TIME_S": "30",
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
         # Without it Ray replaces 127.0.0.1 by the machine's own address on Linux, and listens there.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Their defaults are fixed ports, which two clusters on one machine cannot share.

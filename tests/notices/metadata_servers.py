@@ -181,13 +181,13 @@ class _Handler(BaseHTTPRequestHandler):
         service.requests.append(f"{self.command} {self.path}")
         body = self.rfile.read(int(self.headers.get("Content-Length", "0"))).decode()
         headers = {name.lower(): value for name, value in self.headers.items()}
-        status, text, own = service.reply(self.command, self.path, headers, body)
-        if service.failure == "status":
-            status, text = service.failure_status, ""
-        elif service.failure == "nonsense":
+        status, text, own = service.failure_status, "", {}
+        if service.failure == "nonsense":
             status, text = 200, '{"Events": [{'
         elif service.failure == "hang":
             service.closing.wait()
+        elif not service.failure:
+            status, text, own = service.reply(self.command, self.path, headers, body)
         if service.failure in ("hang", "cut"):
             self.close_connection = True
             return

@@ -103,6 +103,7 @@ def test_notes_say_which_credentials_of_the_template_are_not_there(tmp_path: Pat
         "    credential_id: registry\n"
         "plugin:\n"
         "  slack: {channel: training, credential_id: chat}\n"
+        "  webhook: {credential_id: chat}\n"
         "  wandb: {credential_id: nowhere}\n"
     )
     options = ("--address", server.address, "--storage", str(tmp_path / "storage"), "--no-follow", "-y")
@@ -111,6 +112,7 @@ def test_notes_say_which_credentials_of_the_template_are_not_there(tmp_path: Pat
     assert [line for line in result.stderr.splitlines() if "credential" in line] == [
         "Note: job_setting.docker.credential_id names 'registry', and nothing uses it yet: no image is fetched.",
         "Note: plugin.slack.credential_id names 'chat', and that credential is of type wandb, not slack.",
+        "Note: plugin.webhook.credential_id names 'chat', and that credential is of type wandb, not webhook.",
         "Note: plugin.wandb.credential_id names 'nowhere', and there is no such credential on this machine. "
         "Create it: periflow-ray credential create nowhere --type wandb",
     ]

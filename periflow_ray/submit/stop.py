@@ -1,0 +1,131 @@
+"""Ends a job: with a save at an agreed step, which its driver is asked for, or at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+from periflow_ray.errors import ClusterError
+from periflow_ray.store import jobs
+from periflow_ray.store.jobs import JobRecord, JobState
+from periflow_ray.store.requests import clear_requests, post_request
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.submit.jobs import SUSPECT_AFTER_S, check_state, connect_to_job
+from periflow_ray.submit.ray_jobs import ENDED_RAY_STATUSES
+
+SAVE_TIMEOUT_S = 60.0
+# From the save, or from Ray's signal, to the end: Ray itself gives a driver 30 s.
+END_TIMEOUT_S = 60.0
+# The driver looks for requests about once a second; its storage root may be slow.
+ANSWER_TIMEOUT_S = 10.0
+# What the driver is given to end the job by itself, without a save, before Ray does it.
+NOW_GRACE_S = 5.0
+_POLL_S = 0.2
+
+
+def ask_to_stop(root: StorageRoot, job_id: int, *, save_timeout_s: float = SAVE_TIMEOUT_S) -> JobState:
+    """Begin to stop a job, with a save first; returns once its driver, or else Ray, is at it.
+
+    Raises:
+        NotFoundError: there is no such job.
+        ClusterError: neither its driver nor its cluster can be reached.
+    """
+    record = jobs.read_record(root, job_id)
+    state = check_state(root, job_id)
+    if state.has_ended or state.status == "stopping":
+        return state
+    if _is_driver_alive(state):
+        post_request(root, job_id, "stop", timeout_s=save_timeout_s)
+        state = _wait(root, job_id, ANSWER_TIMEOUT_S, lambda state: state.status == "stopping")
+        if state.has_ended or state.status == "stopping":
+            return state
+    _stop_through_ray(root, record)
+    return jobs.read_state(root, job_id)
+
+
+def stop_job(root: StorageRoot, job_id: int, *, save_timeout_s: float = SAVE_TIMEOUT_S) -> JobState:
+    """Stop a job with a save first and wait until it has ended; an ended job is left as it is.
+
+    Args:
+        save_timeout_s: how long the save may take.
+    Raises:
+        NotFoundError: there is no such job.
+        ClusterError: neither its driver nor its cluster can be reached, or it did not end in time.
+    """
+    record = jobs.read_record(root, job_id)
+    if ask_to_stop(root, job_id, save_timeout_s=save_timeout_s).has_ended:
+        return jobs.read_state(root, job_id)
+    return _wait_for_end(root, record, save_timeout_s + END_TIMEOUT_S)
+
+
+def stop_job_now(root: StorageRoot, job_id: int) -> JobState:
+    """End a job without a save and wait until it has ended; an ended job is left as it is.
+
+    Raises:
+        NotFoundError: there is no such job.
+        ClusterError: its cluster cannot be reached, or the job did not end in time.
+    """
+    record = jobs.read_record(root, job_id)
+    state = check_state(root, job_id)
+    if not state.has_ended and _is_driver_alive(state):
+        # Also ends a save that is under way. Ray's signal alone would ask for one.
+        post_request(root, job_id, "stop", timeout_s=0.0)
+        state = _wait(root, job_id, NOW_GRACE_S, lambda state: False)
+    if state.has_ended:
+        return state
+    _stop_through_ray(root, record)
+    return _wait_for_end(root, record, END_TIMEOUT_S)
+
+
+def _is_driver_alive(state: JobState) -> bool:
+    return state.heartbeat_unix_s is not None and time.time() - state.heartbeat_unix_s < SUSPECT_AFTER_S
+
+
+def _wait(root: StorageRoot, job_id: int, timeout_s: float, is_enough: Callable[[JobState], bool]) -> JobState:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        state = jobs.read_state(root, job_id)
+        if state.has_ended or is_enough(state) or time.monotonic() > deadline:
+            return state
+        time.sleep(_POLL_S)
+
+
+def _stop_through_ray(root: StorageRoot, record: JobRecord) -> None:
+    if record.ray_submission_id is None:
+        raise ClusterError(
+            f"job {record.job_id} was started from Python, and its driver does not answer. End it where it runs: "
+            "Ctrl-C in its terminal, or end its process."
+        )
+    # What a driver that comes back would find.
+    clear_requests(root, record.job_id)
+    connect_to_job(record).stop(record.ray_submission_id)
+
+
+def _wait_for_end(root: StorageRoot, record: JobRecord, timeout_s: float) -> JobState:
+    job_id = record.job_id
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        state = check_state(root, job_id)
+        if state.has_ended:
+            # Ray itself takes its whole grace time to notice that a stopped driver has ended.
+            return state
+        if record.ray_submission_id is not None and not _is_driver_running(record):
+            state = jobs.read_state(root, job_id)
+            if not state.has_ended:
+                # The driver was ended before it could say so.
+                state = dataclasses.replace(
+                    state, status="stopped", ended_unix_s=time.time(), message="stopped on request"
+                )
+                jobs.write_state(root, job_id, state)
+            return state
+        time.sleep(_POLL_S)
+    raise ClusterError(
+        f"job {job_id} did not end within {timeout_s:.0f} s. End it at once: periflow-ray job stop {job_id} --now"
+    )
+
+
+def _is_driver_running(record: JobRecord) -> bool:
+    assert record.ray_submission_id is not None
+    ray_job = connect_to_job(record).read(record.ray_submission_id)
+    return ray_job is not None and ray_job.status not in ENDED_RAY_STATUSES

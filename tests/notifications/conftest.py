@@ -1,0 +1,56 @@
+"""Plans with plugins, and servers that take their messages."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from message_server import MessageServer
+
+from periflow_ray.plan import JobPlan, build_plan, local_vm
+from periflow_ray.spec import JobSpec
+
+
+@pytest.fixture(autouse=True)
+def _own_credentials_and_no_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERIFLOW_CREDENTIALS_FILE", str(tmp_path / "credentials.json"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def make_server() -> Iterator[Callable[[], MessageServer]]:
+    """Starts servers; they end with the test, which need not have let them speak."""
+    servers: list[MessageServer] = []
+
+    def make() -> MessageServer:
+        server = MessageServer()
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return server
+
+    yield make
+    for server in servers:
+        server.speaks.set()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def server(make_server: Callable[[], MessageServer]) -> MessageServer:
+    """One server."""
+    return make_server()
+
+
+@pytest.fixture
+def make_plan() -> Callable[..., JobPlan]:
+    """Makes a plan with these plugins: ``make_plan({"slack": {...}}, name="cifar")``."""
+
+    def make(plugin: dict[str, Any] | None, **template: Any) -> JobPlan:
+        setting = {"type": "custom", "docker": {"command": "true"}}
+        spec = {"vm": "local", "num_devices": 2, "job_setting": setting, "plugin": plugin, **template}
+        return build_plan(JobSpec.model_validate(spec), local_vm(), storage_uri="/storage")
+
+    return make
