@@ -16,7 +16,7 @@ from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.function_worker import FunctionTask, run_function
 from periflow_ray.runtime.group_policy import MonitoredTrainer
 from periflow_ray.runtime.job_state import StateKeeper
-from periflow_ray.runtime.monitor import JobRules
+from periflow_ray.runtime.meeting import JobRules
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.runtime.train_run import (
     WithoutPlacementGroupCleaner,

@@ -189,10 +189,11 @@ def _handle_interrupt(root: StorageRoot, job_id: int, console: Console, ask_on_i
             err=True,
         )
         if answer == "stop":
-            from periflow_ray.submit.jobs import stop_job
+            from periflow_ray.submit.stop import ask_to_stop
 
-            console.print(f"Stopping job ({job_id}).")
-            stop_job(root, job_id)
+            # Its last lines, the save's among them, are followed as all others.
+            console.print(f"Stopping job ({job_id}) with a save. Without: periflow-ray job stop {job_id} --now")
+            ask_to_stop(root, job_id)
     except (click.Abort, KeyboardInterrupt):
         answer = "leave"
     finally:

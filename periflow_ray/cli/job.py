@@ -9,10 +9,12 @@ from periflow_ray.cli.lazy import LazyGroup
 JOB_COMMANDS = {
     "run": ("periflow_ray.cli.submit:submit", "The same as periflow-ray submit."),
     "list": ("periflow_ray.cli.job_list:list_command", "List jobs, newest first."),
-    "view": ("periflow_ray.cli.job_view:view", "Show one job: overview, checkpoints, last events."),
+    "view": ("periflow_ray.cli.job_view:view", "Show one job: overview, attempts, checkpoints, last events."),
     "log": ("periflow_ray.cli.job_log:log", "Show, follow or export a job's log."),
-    "events": ("periflow_ray.cli.job_view:events", "Show what happened to a job and when."),
-    "stop": ("periflow_ray.cli.job_end:stop", "Stop a job."),
+    "events": ("periflow_ray.cli.job_events:events", "Show what happened to a job and when."),
+    "stop": ("periflow_ray.cli.job_end:stop", "Save, then stop a job."),
+    "resume": ("periflow_ray.cli.job_resume:resume", "Go on with a job that was stopped or has failed."),
+    "drill": ("periflow_ray.cli.job_drill:drill", "Rehearse on a running job what happens when a node dies."),
     "delete": ("periflow_ray.cli.job_end:delete", "Delete an ended job with all it stored."),
     "metrics": ("periflow_ray.cli.job_metrics:metrics", "List and plot a job's metrics."),
     "template": ("periflow_ray.cli.template:template", "Write a pf-template.yml."),
@@ -22,7 +24,7 @@ JOB_COMMANDS = {
 
 @click.group(cls=LazyGroup, lazy_commands=JOB_COMMANDS)
 def job() -> None:
-    """Run, list, view, stop and delete jobs; their logs and metrics.
+    """Run, list, view, stop, resume and delete jobs; their logs and metrics.
 
     \b
     Example:

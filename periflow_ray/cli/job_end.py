@@ -4,35 +4,51 @@ from __future__ import annotations
 
 import click
 
+from periflow_ray.cli.duration import duration_callback
 from periflow_ray.cli.options import job_argument, storage_option, yes_option
-from periflow_ray.errors import PeriflowRayError
-from periflow_ray.store.jobs import delete_job, read_job, read_record
+from periflow_ray.errors import UsageError
+from periflow_ray.store.jobs import delete_job, read_job
 from periflow_ray.store.root import StorageRoot
 
 
 @click.command()
 @job_argument
+@click.option(
+    "--timeout",
+    "save_timeout_s",
+    metavar="DURATION",
+    callback=duration_callback,
+    help="How long the save may take: 30s, 5m.  [default: 60s]",
+)
+@click.option("--now", "is_now", is_flag=True, help="Do not save: what was done since the newest checkpoint is lost.")
 @storage_option
-def stop(job_id: int, root: StorageRoot) -> None:
-    """Stop a job and wait until it has stopped. Its log, metrics and checkpoints stay.
+def stop(job_id: int, save_timeout_s: float | None, is_now: bool, root: StorageRoot) -> None:
+    """Save at the step that all ranks can agree on, stop the job, and wait until it has stopped.
+
+    Its log, metrics and checkpoints stay, and it can be resumed. A script that never asks pf.is_emergency_save() is
+    stopped without a save.
 
     \b
-    Example:
+    Examples:
       periflow-ray job stop 3
+      periflow-ray job stop 3 --now
     """
-    from periflow_ray.submit.jobs import check_state, stop_job
+    from periflow_ray.submit.jobs import check_state
+    from periflow_ray.submit.stop import SAVE_TIMEOUT_S, stop_job, stop_job_now
 
-    read_record(root, job_id)
+    if is_now and save_timeout_s is not None:
+        raise UsageError("--now saves nothing; it cannot be used with --timeout.")
     state = check_state(root, job_id)
     if state.has_ended:
         click.echo(f"Job ({job_id}) has already ended: {state.status}.", err=True)
         return
-    state = stop_job(root, job_id)
-    if not state.has_ended:
-        raise PeriflowRayError(
-            f"job {job_id} is still {state.status}. See what it does: periflow-ray job log {job_id} -f"
-        )
-    click.echo(f"Job ({job_id}) ended: {state.status}.", err=True)
+    if is_now:
+        state = stop_job_now(root, job_id)
+    else:
+        state = stop_job(root, job_id, save_timeout_s=SAVE_TIMEOUT_S if save_timeout_s is None else save_timeout_s)
+    click.echo(f"Job ({job_id}) ended: {state.status}; {_describe_saved(root, job_id)}.", err=True)
+    if state.status != "success":
+        click.echo(f"Go on with it: periflow-ray job resume {job_id}", err=True)
 
 
 @click.command()
@@ -53,3 +69,17 @@ def delete(job_id: int, is_confirmed: bool, root: StorageRoot) -> None:
         click.confirm(f"Delete job {job_id}{named} with its log, metrics and checkpoints?", abort=True, err=True)
     delete_job(root, job_id)
     click.echo(f"Job ({job_id}) is deleted.", err=True)
+
+
+def _describe_saved(root: StorageRoot, job_id: int) -> str:
+    from periflow_ray.store.attempts import read_attempts
+    from periflow_ray.store.checkpoints import latest_committed
+
+    newest = latest_committed(root, job_id)
+    if newest is None:
+        return "it has no checkpoint"
+    attempts = read_attempts(root, job_id)
+    save = attempts[-1].save if attempts and attempts[-1].cause == "stop" else None
+    if save is not None and save.step is not None:
+        return f"saved at step {save.step}"
+    return f"its newest checkpoint is of step {newest.step}"

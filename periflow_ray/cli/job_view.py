@@ -1,4 +1,4 @@
-"""``job view`` and ``job events``."""
+"""``job view``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
+from periflow_ray.cli.account_view import (
+    account_document,
+    attempt_document,
+    build_attempt_table,
+    describe_account,
+    read_account,
+)
 from periflow_ray.cli.format import NOTHING, format_duration, format_size, format_time, format_value, iso_time
+from periflow_ray.cli.job_events import event_document
 from periflow_ray.cli.job_table import format_progress, job_document, measure_duration_s
 from periflow_ray.cli.options import job_argument, storage_option
-from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
+from periflow_ray.cli.output import build_fields, draw_panels, output_option, write_output
 from periflow_ray.store.checkpoints import Manifest, list_committed
 from periflow_ray.store.events import Event, read_events
 from periflow_ray.store.jobs import Job, read_progress, read_record
@@ -26,7 +34,9 @@ _NUM_LAST_EVENTS = 10
 @storage_option
 @output_option
 def view(job_id: int, root: StorageRoot, output: str) -> None:
-    """Show one job: overview with its error if it failed, checkpoints, last events.
+    """Show one job: overview with its error if it failed, attempts with what they cost, checkpoints, last events.
+
+    Goodput is the share of the devices' time that made steps which no later attempt had to make again.
 
     \b
     Example:
@@ -39,44 +49,25 @@ def view(job_id: int, root: StorageRoot, output: str) -> None:
     job = Job(record, check_state(root, job_id), read_progress(root, job_id))
     checkpoints = list_committed(root, job_id)
     last_events = read_events(root, job_id)[-_NUM_LAST_EVENTS:]
+    account = read_account(root, job, checkpoints[-1].step if checkpoints else 0)
     document = {
         **job_document(job),
+        "attempts": [attempt_document(attempt) for attempt in account.attempts],
+        "account": account_document(account),
         "checkpoints": [_checkpoint_document(checkpoint) for checkpoint in checkpoints],
-        "events": [_event_document(event) for event in last_events],
+        "events": [event_document(event) for event in last_events],
     }
 
     def draw(console: Console) -> None:
-        draw_panels(
-            console,
-            {
-                "Overview": build_fields(_overview(job)),
-                "Checkpoints": _build_checkpoint_table(checkpoints) if checkpoints else "No checkpoints.",
-                "Last events": _build_event_table(last_events) if last_events else "No events.",
-            },
-        )
+        panels: dict[str, RenderableType] = {"Overview": build_fields(_overview(job))}
+        if account.attempts:
+            panels["Attempts"] = build_attempt_table(account)
+            panels["Account"] = build_fields(describe_account(account))
+        panels["Checkpoints"] = _build_checkpoint_table(checkpoints) if checkpoints else "No checkpoints."
+        panels["Last events"] = _build_event_table(last_events) if last_events else "No events."
+        draw_panels(console, panels)
 
     write_output(output, document, draw)
-
-
-@click.command()
-@job_argument
-@storage_option
-@output_option
-def events(job_id: int, root: StorageRoot, output: str) -> None:
-    """Show everything that happened to a job and when.
-
-    \b
-    Example:
-      periflow-ray job events 3
-    """
-    read_record(root, job_id)
-    found = read_events(root, job_id)
-    rows = [(format_time(e.time_unix_s), str(e.attempt or NOTHING), e.kind, e.text) for e in found]
-
-    def draw(console: Console) -> None:
-        draw_table(console, ("Time", "Attempt", "Kind", "Event"), rows)
-
-    write_output(output, [_event_document(event) for event in found], draw)
 
 
 def _overview(job: Job) -> dict[str, str]:
@@ -128,7 +119,3 @@ def _checkpoint_document(checkpoint: Manifest) -> dict[str, Any]:
         "attempt": checkpoint.attempt,
         "num_files": len(checkpoint.files),
     }
-
-
-def _event_document(event: Event) -> dict[str, Any]:
-    return {"time": iso_time(event.time_unix_s), "attempt": event.attempt, "kind": event.kind, "text": event.text}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import click
 
 from periflow_ray.cli.options import chosen_credential, storage_option, upload_bandwidth_option, yes_option
 from periflow_ray.cli.output import build_fields, output_option, talk_console, write_output
+from periflow_ray.cli.target import Target, connect_target, count_gpus, driver_options
 from periflow_ray.cli.tree import build_file_tree
 from periflow_ray.errors import ClusterError, PlanError, TemplateError, UsageError
 
@@ -20,16 +20,6 @@ if TYPE_CHECKING:
     from periflow_ray.plan import JobPlan, VmType
     from periflow_ray.spec import Template
     from periflow_ray.store.root import StorageRoot
-    from periflow_ray.submit.ray_jobs import RayJobs
-
-
-@dataclass(frozen=True)
-class _Target:
-    """Where to run: the embedded cluster, or the one at ``address``; neither is only good for a dry run."""
-
-    is_local: bool
-    devices_per_node: int | None
-    address: str | None
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -121,14 +111,13 @@ def submit(
 
     from periflow_ray.cli.submit_notes import describe_unused
     from periflow_ray.submit.jobs import submit_job
-    from periflow_ray.submit.local_cluster import LocalClusterDir
     from periflow_ray.submit.workspace import scan_workspace
 
     workspace = scan_workspace(workspace_dir) if workspace_dir is not None else None
     # An unusable root is known now, and not after an hour of training; nothing has been created yet.
     root.check_writable()
     _check_inputs(root, plan)
-    cluster = _connect(target, cluster_address)
+    cluster = connect_target(target.is_local, cluster_address)
     talk = talk_console()
     if workspace is not None:
         label = f"{plan.workspace_mount_path}/{workspace.name}"
@@ -146,9 +135,7 @@ def submit(
         workspace=workspace,
         secrets=secrets,
         created_by=_user_name(),
-        # The embedded cluster runs this very Python; a remote one has its own.
-        python=sys.executable if target.is_local else "python",
-        cloud_environment_dir=LocalClusterDir().cloud_environment_dir if target.is_local else None,
+        **driver_options(target.is_local),
     )
     click.echo(f"Job ({record.job_id}) started successfully.")
     talk.print(f"Log: periflow-ray job log {record.job_id} -f    State: periflow-ray job view {record.job_id}")
@@ -171,7 +158,7 @@ def _read_template(config_file: str, overrides: dict[str, Any]) -> Template:
     return load_template(text, source=source, overrides=overrides, known_vms=load_catalogue())
 
 
-def _choose_target(template: Template, is_local: bool, devices_per_node: int | None, address: str | None) -> _Target:
+def _choose_target(template: Template, is_local: bool, devices_per_node: int | None, address: str | None) -> Target:
     from periflow_ray.plan import LOCAL_VM_NAME
 
     if is_local and address:
@@ -179,13 +166,13 @@ def _choose_target(template: Template, is_local: bool, devices_per_node: int | N
     is_local = is_local or (template.spec.vm == LOCAL_VM_NAME and not address)
     if devices_per_node is not None and not is_local:
         raise UsageError("--devices-per-node is for --local; elsewhere the VM type decides.")
-    return _Target(is_local, devices_per_node, None if is_local else address or os.environ.get("RAY_ADDRESS"))
+    return Target(is_local, devices_per_node, None if is_local else address or os.environ.get("RAY_ADDRESS"))
 
 
-def _build_plan(template: Template, target: _Target, **options: Any) -> JobPlan:
+def _build_plan(template: Template, target: Target, **options: Any) -> JobPlan:
     from periflow_ray.plan import build_plan
 
-    num_gpus = _count_gpus()
+    num_gpus = count_gpus()
     try:
         return build_plan(
             template.spec,
@@ -198,7 +185,7 @@ def _build_plan(template: Template, target: _Target, **options: Any) -> JobPlan:
         raise TemplateError(f"{template.locate(err.key_path)}: {err}") from err
 
 
-def _find_vm(template: Template, target: _Target, num_gpus: int) -> VmType:
+def _find_vm(template: Template, target: Target, num_gpus: int) -> VmType:
     from periflow_ray.plan import find_vm, local_vm
 
     if target.is_local:
@@ -206,16 +193,7 @@ def _find_vm(template: Template, target: _Target, num_gpus: int) -> VmType:
     return find_vm(template.spec.vm)
 
 
-def _count_gpus() -> int:
-    try:
-        num_gpus = len(os.listdir("/proc/driver/nvidia/gpus"))
-    except OSError:
-        return 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return num_gpus if visible is None else min(num_gpus, len([part for part in visible.split(",") if part.strip()]))
-
-
-def _require_cluster(target: _Target, plan: JobPlan) -> str | None:
+def _require_cluster(target: Target, plan: JobPlan) -> str | None:
     if target.is_local or target.address:
         return target.address
     raise ClusterError(
@@ -223,21 +201,6 @@ def _require_cluster(target: _Target, plan: JobPlan) -> str | None:
         "with --address http://127.0.0.1:8265 (or RAY_ADDRESS). "
         "To run on this machine instead: --local --num-devices 2"
     )
-
-
-def _connect(target: _Target, address: str | None) -> RayJobs:
-    if target.is_local:
-        from periflow_ray.submit.local_cluster import ensure_local_cluster, find_local_cluster
-
-        if find_local_cluster() is None:
-            talk_console().print("Starting the embedded Ray cluster on this machine ...")
-        return ensure_local_cluster()
-    from periflow_ray.submit.ray_jobs import connect
-
-    assert address is not None
-    cluster = connect(address)
-    cluster.check()
-    return cluster
 
 
 def _check_inputs(root: StorageRoot, plan: JobPlan) -> None:

@@ -66,7 +66,6 @@ class Attempt:
     signals: list[Signal] = field(default_factory=list)
     cause: Cause | Literal["stop"] | None = None
     text: str = ""
-    is_recorded: bool = False
     started_unix_s: float = field(default_factory=time.time)
     first_step_unix_s: float | None = None
     last_step_unix_s: float | None = None

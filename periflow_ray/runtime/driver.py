@@ -26,13 +26,20 @@ from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.group_policy import MonitoredTrainer
 from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
-from periflow_ray.runtime.monitor import JobRules
+from periflow_ray.runtime.meeting import JobRules
 from periflow_ray.runtime.node_agent import AgentTask, run_agent
+from periflow_ray.runtime.notifications import (
+    MessageKind,
+    Notifier,
+    make_notifier,
+    read_wandb_run,
+    wandb_environment,
+)
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.runtime.train_run import WithoutPlacementGroupCleaner, set_train_environment, train_run_config
 from periflow_ray.store import sealed_secrets
 from periflow_ray.store.cloud_environment import read_cloud_environment
-from periflow_ray.store.jobs import job_key
+from periflow_ray.store.jobs import job_key, read_record
 from periflow_ray.store.retention import KeepBest
 from periflow_ray.store.root import StorageRoot
 
@@ -55,15 +62,32 @@ def main() -> None:
         sys.exit(f"{err}. Can this machine see the storage root? A path must be on a shared file system.")
     except StorageError as err:
         sys.exit(str(err))
+    plan = JobPlan.model_validate_json(plan_json)
     with StateKeeper(root, options.job_id) as state:
-        succeeded = _run(JobPlan.model_validate_json(plan_json), root, options.job_id, state, cloud_variables)
+        notifier = make_notifier(plan, options.job_id, state.note)
+        succeeded = _run(plan, root, options.job_id, state, cloud_variables, notifier)
+    if notifier is not None:
+        kind: MessageKind = "success" if succeeded else "stopped" if state.status == "stopped" else "failed"
+        notifier.notify(kind, state.message or "", attempt=state.attempt)
+        notifier.close()
     sys.exit(0 if succeeded else 1)
 
 
-def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper, cloud_variables: Mapping[str, str]) -> bool:
+def _run(
+    plan: JobPlan,
+    root: StorageRoot,
+    job_id: int,
+    state: StateKeeper,
+    cloud_variables: Mapping[str, str],
+    notifier: Notifier | None,
+) -> bool:
     set_train_environment()
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = _resources_per_node(plan)
+    secrets = _open_secrets(root, job_id)
+    wandb_run = read_wandb_run(plan, read_record(root, job_id), state.note)
+    if wandb_run is not None:
+        secrets = {**wandb_environment(plan, wandb_run), **secrets}
     supervision = Supervision(
         root,
         job_id,
@@ -74,7 +98,9 @@ def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper, clou
             devices_per_member=plan.devices_per_node,
             max_failures=plan.max_failures,
             retention=Retention(plan.keep_last, KeepBest(**plan.keep_best.model_dump()) if plan.keep_best else None),
+            wandb_run=wandb_run,
         ),
+        notifier=notifier,
     )
     stop = _stop_with(state, supervision)
     signal.signal(signal.SIGTERM, lambda signum, frame: stop(STOP_SAVE_TIMEOUT_S))
@@ -85,7 +111,7 @@ def _run(plan: JobPlan, root: StorageRoot, job_id: int, state: StateKeeper, clou
         job_id=job_id,
         root=root,
         monitor=supervision.monitor,
-        secrets=_open_secrets(root, job_id),
+        secrets=secrets,
         cloud_variables=cloud_variables,
     )
     # The monitor decides on restarts; Ray's own counters stay out of it.

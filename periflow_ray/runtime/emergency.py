@@ -38,9 +38,9 @@ class EmergencySave:
         self._record: SaveRecord | None = None
         self._running: asyncio.Task[bool] | None = None
 
-    def is_saving_for(self, nodes: Sequence[int]) -> bool:
-        """Whether a save for these nodes is under way or was made."""
-        return set(nodes) <= self._nodes
+    def is_saving_for(self, attempt: Attempt, nodes: Sequence[int]) -> bool:
+        """Whether a save for these nodes is under way or was made in this attempt."""
+        return self._attempt is attempt and set(nodes) <= self._nodes
 
     async def save(self, attempt: Attempt, reason: str, deadline_unix_s: float, nodes: Sequence[int] = ()) -> bool:
         """Whether a checkpoint was committed in time. A second call during the first joins it."""

@@ -47,6 +47,15 @@ class StateKeeper:
         """The newest attempt."""
         return self._state.attempt
 
+    @property
+    def message(self) -> str | None:
+        """An ended job's message, or what it waits for."""
+        return self._state.message
+
+    def note(self, text: str) -> None:
+        """A sentence for the user that changes nothing."""
+        self._events.write("notice", text, self._state.attempt)
+
     def enter(self, status: JobStatus, text: str | None, attempt: int | None = None) -> None:
         """Change the status; ``text`` is the event's sentence, and an ended job's message."""
         now = time.time()

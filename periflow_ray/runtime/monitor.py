@@ -4,70 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from periflow_ray.runtime.attempt import Attempt, AttemptKey, MemberFacts, Signal
-from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard, CheckpointId, Retention
+from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard, CheckpointId
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.draining import read_draining_nodes
 from periflow_ray.runtime.emergency import EmergencySave
+from periflow_ray.runtime.hazards import Hazards
+from periflow_ray.runtime.history import History
+from periflow_ray.runtime.meeting import JobRules, Meeting, Next, RestoreVerdict
+from periflow_ray.runtime.notifications import WandbForwarder
 from periflow_ray.runtime.recorder import Recorder
-from periflow_ray.runtime.restart_policy import AttemptEnd, Cause, refuse_restart
-from periflow_ray.store import attempts, checkpoints
+from periflow_ray.runtime.restart_policy import Cause
+from periflow_ray.store import checkpoints
+from periflow_ray.store.attempts import AttemptRecord
 from periflow_ray.store.checkpoints import LocalFile, Manifest, PlannedFile
 from periflow_ray.store.events import EventWriter
-from periflow_ray.store.jobs import read_progress
 from periflow_ray.store.metrics import Metric
 from periflow_ray.store.root import StorageRoot
 
 WATCH_INTERVAL_S = 0.5
-
-
-@dataclass(frozen=True)
-class JobRules:
-    """What the monitor is told of the job.
-
-    Args:
-        devices_per_member: devices of one Ray Train worker.
-        max_failures: restarts after failures, beside those after preemptions; -1 for any number.
-        hang_timeout_s: seconds without a step on any rank that count as a hang; None to wait for ever.
-    """
-
-    devices_per_member: int
-    max_failures: int
-    retention: Retention
-    hang_timeout_s: float | None = None
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """What a member learns when all have joined. ``checkpoint`` is where to resume, None at the beginning.
-
-    ``is_over``: the job has ended, and there is nothing left to do but to leave.
-    """
-
-    attempt: int
-    num_members: int
-    master_addr: str
-    master_port: int
-    checkpoint: Manifest | None
-    is_over: bool = False
-
-
-@dataclass(frozen=True)
-class RestoreVerdict:
-    """Whether all members could restore the checkpoint; if not, ``checkpoint`` is the one to try next."""
-
-    is_agreed: bool
-    checkpoint: Manifest | None
-
-
-Next = Literal["end", "restart", "new_group"]
-"""What follows an attempt: nothing, another one with the same workers, or one with new workers."""
 
 
 class Monitor:
@@ -82,9 +41,11 @@ class Monitor:
         self._changed = asyncio.Condition()
         self._board = CheckpointBoard(root, job_id, rules.retention, self._changed, self)
         self._emergency = EmergencySave(self._changed, self._board, self.write_event)
+        self._wandb = WandbForwarder(rules.wandb_run, self._notice) if rules.wandb_run is not None else None
         self._unusable: set[str] = set()
-        self._history = attempts.read_attempts(root, job_id)
-        self._attempt = Attempt(self._history[-1].number if self._history else 0, ("", 0), 0)
+        self._hazards = Hazards(self._changed, self._emergency, self.write_event, rules.hang_timeout_s)
+        self._history = History(root, job_id, rules.devices_per_member, rules.max_failures)
+        self._attempt = Attempt(self._history.last_number, ("", 0), 0)
         self._over: str | None = None
         self._is_stopping = False
         self._closing = asyncio.Event()
@@ -149,6 +110,8 @@ class Monitor:
         if answers_report:
             attempt.reported.add(node_rank)
         self._recorder.record(attempt.steps.get(0), total_train_steps, metrics)
+        if self._wandb is not None:
+            self._wandb.forward(metrics)
         async with self._changed:
             self._changed.notify_all()
 
@@ -260,6 +223,12 @@ class Monitor:
             await self._changed.wait_for(lambda: self._attempt.number >= number and self._attempt.has_all_members)
             return self._attempt.number
 
+    async def wait_for_end(self, number: int) -> AttemptRecord | None:
+        """How an attempt ended, once it has."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._history.find_ended(number) is not None)
+            return self._history.find_ended(number)
+
     async def wait_for_start(self, number: int) -> None:
         """Wait until all members of this attempt run the user's code, or the attempt is over."""
         async with self._changed:
@@ -282,17 +251,7 @@ class Monitor:
 
     async def drill(self, what: str, notice_s: float, node_rank: int, rank: int) -> None:
         """Rehearse a loss on the running attempt: ``notice``, ``kill_rank`` or ``kill_node``."""
-        attempt = self._attempt
-        if what == "notice":
-            reason = f"drill: node {node_rank} is taken away in {notice_s:.0f} s"
-            await self._leave_nodes(attempt, [node_rank], reason, time.time() + notice_s)
-            what = "kill_node"
-        async with self._changed:
-            if attempt.cause is None and not attempt.has_everybody_left:
-                target = rank if what == "kill_rank" else node_rank
-                self.write_event("notice", f"drill: {what.replace('_', ' ')} {target}")
-                attempt.signals.append(Signal("kill_rank" if what == "kill_rank" else "kill_node", target=target))
-                self._changed.notify_all()
+        await self._hazards.drill(self._attempt, what, notice_s, node_rank, rank)
 
     async def why_over(self) -> str | None:
         """Why the job was given up; None if it was not."""
@@ -308,6 +267,8 @@ class Monitor:
         await asyncio.gather(*self._tasks)
         await self._board.close()
         self._recorder.close()
+        if self._wandb is not None:
+            await asyncio.to_thread(self._wandb.close)
 
     # The board asks these.
 
@@ -333,14 +294,17 @@ class Monitor:
         """Add to the job's events."""
         self._events.write(kind, text, self._attempt.number)
 
+    def _notice(self, text: str) -> None:
+        self.write_event("notice", text)
+
     def _start_tasks(self) -> None:
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._flush()), asyncio.create_task(self._watch())]
 
     async def _begin_attempt(self, key: AttemptKey, num_members: int) -> None:
         before = self._attempt
-        if before.number > 0 and not before.is_recorded and before.members:
-            # Ray Train replaced the workers without asking, for example because they did not come up.
+        if before.members:
+            # Ray Train may have replaced the workers without asking, for example because they did not come up.
             if before.end("lost", "a worker or its machine died"):
                 self.write_event("attempt_failed", f"attempt {before.number} ended: {before.text}")
             await self._record_end(before)
@@ -348,64 +312,18 @@ class Monitor:
         self._recorder.forget_speed()
         await self._board.begin_attempt()
         self._attempt.checkpoint = await self._find_checkpoint()
-        await self._record_lost_driver()
-        self._history.append(self._describe_attempt(self._attempt))
-        await self._write_attempt()
-
-    async def _record_lost_driver(self) -> None:
-        """An attempt that nobody ended was cut short by the death of the job's driver, and of this one's forerunner."""
-        if not self._history or self._history[-1].ended_unix_s is not None:
-            return
-        progress = await asyncio.to_thread(read_progress, self._root, self._job_id)
-        self._history[-1] = attempts.close_attempt(
-            self._history[-1],
-            ended_unix_s=time.time(),
-            last_step=progress.step,
-            resumable_step=self._attempt.resumed_step,
-        )
-        await self._write_attempt()
-
-    async def _write_attempt(self) -> None:
-        await asyncio.to_thread(attempts.write_attempt, self._root, self._job_id, self._history[-1])
+        await self._history.begin(self._attempt)
 
     async def _may_restart(self, attempt: Attempt) -> bool:
         await self._record_end(attempt)
-        if self._over is None:
-            ends = [
-                AttemptEnd(record.cause, record.last_step, record.resumable_step)
-                for record in self._history
-                if record.cause is not None and record.cause != "stop"
-            ]
-            self._over = refuse_restart(ends, self._rules.max_failures)
+        self._over = self._over or self._history.refuse_restart()
         return self._over is None
 
     async def _record_end(self, attempt: Attempt) -> None:
-        if attempt.is_recorded:
-            return
-        attempt.is_recorded = True
-        if attempt.cause == "failure" and attempt.failures:
-            # The first rank that failed, not the first member that said so: later ones are usually casualties.
-            attempt.text = min(attempt.failures, key=lambda failure: failure.time_unix_s).headline()
-        self._history[-1] = dataclasses.replace(self._describe_attempt(attempt), ended_unix_s=time.time())
-        await self._write_attempt()
-
-    def _describe_attempt(self, attempt: Attempt) -> attempts.AttemptRecord:
         newest = self._board.newest
-        return attempts.AttemptRecord(
-            number=attempt.number,
-            num_nodes=attempt.num_nodes,
-            num_devices=attempt.num_members * self._rules.devices_per_member,
-            started_unix_s=attempt.started_unix_s,
-            resumed_step=attempt.resumed_step,
-            last_step=attempt.last_step,
-            resumable_step=newest.step if newest is not None else 0,
-            first_step_unix_s=attempt.first_step_unix_s,
-            last_step_unix_s=attempt.last_step_unix_s,
-            ended_unix_s=None,
-            cause=attempt.cause,
-            text=attempt.text,
-            save=self._emergency.describe(attempt),
-        )
+        resumable_step = newest.step if newest is not None else 0
+        await self._history.end(attempt, resumable_step, self._emergency.describe(attempt))
+        self._changed.notify_all()
 
     async def _find_checkpoint(self) -> Manifest | None:
         return await asyncio.to_thread(checkpoints.latest_committed, self._root, self._job_id, self._unusable)
@@ -417,45 +335,7 @@ class Monitor:
             await asyncio.to_thread(self._recorder.flush)
 
     async def _watch(self) -> None:
-        """Look for machines that are about to go, and for ranks that stand still."""
         while not self._closing.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), WATCH_INTERVAL_S)
-            await self._watch_draining()
-            await self._watch_hang()
-
-    async def _watch_draining(self) -> None:
-        attempt = self._attempt
-        if attempt.cause is not None or not attempt.has_all_members:
-            return
-        draining = await read_draining_nodes()
-        nodes = attempt.ranks_on(set(draining))
-        if not nodes or self._emergency.is_saving_for(nodes):
-            return
-        deadline_unix_s = min(deadline for node, deadline in draining.items() if attempt.ranks_on({node}))
-        names = ", ".join(str(node) for node in nodes)
-        notice_s = max(0.0, deadline_unix_s - time.time())
-        reason = f"node {names} is taken away in {notice_s:.0f} s"
-        self._tasks.append(asyncio.create_task(self._leave_nodes(attempt, nodes, reason, deadline_unix_s)))
-
-    async def _leave_nodes(self, attempt: Attempt, nodes: list[int], reason: str, deadline_unix_s: float) -> None:
-        is_saved = await self._emergency.save(attempt, reason, deadline_unix_s, nodes)
-        if not is_saved:
-            return
-        async with self._changed:
-            if attempt.end("preemption", reason.replace("is taken", "was taken")):
-                self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
-            self._changed.notify_all()
-
-    async def _watch_hang(self) -> None:
-        attempt, timeout_s = self._attempt, self._rules.hang_timeout_s
-        if timeout_s is None or attempt.cause is not None or attempt.last_step_unix_s is None:
-            return
-        silent_s = time.time() - attempt.last_step_unix_s
-        if silent_s < timeout_s:
-            return
-        async with self._changed:
-            attempt.signals.append(Signal("dump"))
-            if attempt.end("hang", f"no rank made a step for {silent_s:.0f} s after step {attempt.last_step}"):
-                self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
-            self._changed.notify_all()
+            await self._hazards.look(self._attempt)

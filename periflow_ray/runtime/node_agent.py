@@ -24,7 +24,7 @@ from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads, report_co
 from periflow_ray.runtime.data_mount import DatasetMount, mount_dataset
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.group_policy import GroupReplacedError
-from periflow_ray.runtime.monitor import Meeting, Next
+from periflow_ray.runtime.meeting import Meeting, Next
 from periflow_ray.runtime.monitor_signals import MonitorSignals
 from periflow_ray.runtime.node_commands import NodeCommands
 from periflow_ray.runtime.node_log import NodeLog

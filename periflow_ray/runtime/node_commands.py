@@ -15,7 +15,7 @@ import periflow_ray.sdk
 from periflow_ray.plan import JobPlan, device_environment, node_environment, rewrite_paths
 from periflow_ray.processes import Command
 from periflow_ray.runtime.diagnosis import Failure, diagnose
-from periflow_ray.runtime.monitor import Meeting
+from periflow_ray.runtime.meeting import Meeting
 from periflow_ray.runtime.node_log import NodeLog
 from periflow_ray.runtime.sandbox import Sandbox
 

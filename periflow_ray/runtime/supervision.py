@@ -13,8 +13,11 @@ import ray.train
 from periflow_ray.errors import PeriflowRayError
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.job_state import StateKeeper
-from periflow_ray.runtime.monitor import JobRules, Monitor
+from periflow_ray.runtime.meeting import JobRules
+from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.runtime.notifications import MessageKind, Notifier
 from periflow_ray.runtime.sandbox import Sandbox
+from periflow_ray.store.attempts import AttemptRecord
 from periflow_ray.store.root import StorageRoot
 
 WAIT_NOTICE_S = 10.0
@@ -29,6 +32,7 @@ class Supervision:
         num_members: Ray Train workers of the job.
         resources_per_member: what each worker asks Ray for.
         rules: what the monitor is told of the job.
+        notifier: told of ended and resumed attempts.
     """
 
     def __init__(
@@ -40,11 +44,13 @@ class Supervision:
         num_members: int,
         resources_per_member: Mapping[str, float],
         rules: JobRules,
+        notifier: Notifier | None = None,
     ) -> None:
         # Every member may wait in the monitor at once.
         actor_class = ray.remote(num_cpus=0, max_concurrency=1000 + 4 * num_members)(Monitor)
         self.monitor: Any = actor_class.remote(root, job_id, rules)
         self._state = state
+        self._notifier = notifier
         self._num_members = num_members
         self._resources = resources_per_member
         self._thread = threading.Thread(target=self._follow_attempts, name="attempts", daemon=True)
@@ -85,8 +91,16 @@ class Supervision:
                 self._state.enter("preparing", f"attempt {attempt} starts on {self._num_members} worker(s)", attempt)
                 ray.get(self.monitor.wait_for_start.remote(attempt))
                 self._state.enter("running", f"attempt {attempt} runs", attempt)
+                if self._notifier is not None and attempt > 1:
+                    self._notifier.notify("resumed", attempt=attempt)
+                self._notify(ray.get(self.monitor.wait_for_end.remote(attempt)))
         except ray.exceptions.RayError:  # The monitor has ended; the main thread says how the job did.
             return
+
+    def _notify(self, record: AttemptRecord | None) -> None:
+        if self._notifier is not None and record is not None and record.cause not in (None, "stop"):
+            kind: MessageKind = "preempted" if record.cause == "preemption" else "attempt_failed"
+            self._notifier.notify(kind, record.text, step=record.last_step, attempt=record.number)
 
 
 def describe_error(failures: list[Failure], error: Exception, reason: str | None = None) -> str:

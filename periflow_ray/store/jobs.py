@@ -1,7 +1,8 @@
 """Job records: what was submitted (``job.json``, ``plan.json``) and how it stands (``state.json``).
 
-``job.json`` is written once. ``state.json`` has one writer at a time: the submitter until the driver starts, then
-the driver. A driver that dies leaves a stale heartbeat, which readers report.
+``job.json`` is written by the submitter alone, and again by who resumes the job. ``state.json`` has one writer at a
+time: the submitter until the driver starts, then the driver. A driver that dies leaves a stale heartbeat, which readers
+report.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ HEARTBEAT_LOST_S = 60.0
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What was submitted. Times in Unix seconds; ``ray_submission_id`` is the Ray job's id at ``ray_address``."""
+    """What was submitted. Times in Unix seconds; ``ray_submission_id`` is the Ray job's id at ``ray_address``.
+
+    ``resumed_unix_s`` is when a user last took the job up again after it had ended.
+    """
 
     job_id: int
     name: str | None
@@ -49,6 +53,7 @@ class JobRecord:
     created_unix_s: float
     ray_address: str | None = None
     ray_submission_id: str | None = None
+    resumed_unix_s: float | None = None
 
 
 @dataclass(frozen=True)

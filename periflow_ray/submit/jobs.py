@@ -1,4 +1,4 @@
-"""Submits, checks and stops jobs through the Jobs API of the cluster that runs them."""
+"""Submits and checks jobs through the Jobs API of the cluster that runs them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,11 @@ from periflow_ray.submit.local_cluster import LocalClusterDir
 from periflow_ray.submit.ray_jobs import ENDED_RAY_STATUSES, RayJobs, connect
 from periflow_ray.submit.workspace import Workspace, pack_workspace
 
-STOP_TIMEOUT_S = 60.0
 # A driver that is this late with its heartbeat may be dead: ask Ray.
 SUSPECT_AFTER_S = 3 * HEARTBEAT_INTERVAL_S
 # A new job's driver needs a few seconds to its first heartbeat.
 DRIVER_START_S = 10.0
 NUM_OUTPUT_LINES = 15
-_POLL_S = 0.2
 
 
 def submit_job(
@@ -53,7 +51,7 @@ def submit_job(
         StorageError, WorkspaceError: the job could not be stored.
     """
     job_id = jobs.claim_job_id(root)
-    submission_id = _submission_id(root, job_id)
+    submission_id = choose_submission_id(root, job_id)
     record = JobRecord(
         job_id=job_id,
         name=plan.name,
@@ -71,21 +69,44 @@ def submit_job(
     root.write_bytes(jobs.job_key(job_id, "plan.json"), plan.model_dump_json(indent=1).encode())
     if workspace is not None:
         _store_workspace(root, job_id, workspace)
-    driver_env = {sealed_secrets.KEY_VARIABLE: sealed_secrets.seal(root, job_id, secrets)} if secrets else {}
     jobs.write_state(root, job_id, JobState("waiting"))
     jobs.write_record(root, record)
+    start_driver(root, plan, record, cluster, secrets, python, cloud_environment_dir)
+    return record
+
+
+def start_driver(
+    root: StorageRoot,
+    plan: JobPlan,
+    record: JobRecord,
+    cluster: RayJobs,
+    secrets: Mapping[str, str],
+    python: str,
+    cloud_environment_dir: Path | None,
+) -> None:
+    """Start the driver of a job that is stored and waits; see ``submit_job`` for the arguments.
+
+    Raises:
+        ClusterError: the cluster refused; the job is recorded as failed.
+        StorageError: the secrets could not be stored; so is it then.
+    """
+    job_id = record.job_id
+    assert record.ray_submission_id is not None
     cloud_path = None
     try:
+        driver_env = {sealed_secrets.KEY_VARIABLE: sealed_secrets.seal(root, job_id, secrets)} if secrets else {}
         if cloud_environment_dir is not None:
             cloud_path = cloud_environment.write_cloud_environment(cloud_environment_dir, os.environ)
         entrypoint = _entrypoint(root, plan, job_id, python, cloud_path)
-        cluster.submit(entrypoint, submission_id, driver_env)
+        cluster.submit(entrypoint, record.ray_submission_id, driver_env)
     except (PeriflowRayError, OSError) as err:
         if cloud_path is not None:
             cloud_path.unlink(missing_ok=True)
-        jobs.write_state(root, job_id, JobState("failed", ended_unix_s=time.time(), message=str(err)))
+        ended = dataclasses.replace(
+            jobs.read_state(root, job_id), status="failed", ended_unix_s=time.time(), message=str(err)
+        )
+        jobs.write_state(root, job_id, ended)
         raise
-    return record
 
 
 def check_state(root: StorageRoot, job_id: int) -> JobState:
@@ -96,7 +117,8 @@ def check_state(root: StorageRoot, job_id: int) -> JobState:
     """
     record = jobs.read_record(root, job_id)
     state = jobs.read_state(root, job_id)
-    last_sign_unix_s = state.heartbeat_unix_s or record.created_unix_s + DRIVER_START_S
+    submitted_unix_s = record.resumed_unix_s or record.created_unix_s
+    last_sign_unix_s = state.heartbeat_unix_s or submitted_unix_s + DRIVER_START_S
     if state.has_ended or time.time() - last_sign_unix_s < SUSPECT_AFTER_S or record.ray_submission_id is None:
         return state
     cluster = connect_to_job(record)
@@ -116,41 +138,6 @@ def check_state(root: StorageRoot, job_id: int) -> JobState:
     return _end(root, job_id, state, _describe_dead_driver(how, output))
 
 
-def stop_job(root: StorageRoot, job_id: int) -> JobState:
-    """End a job and wait until it has ended; an ended job is left as it is.
-
-    Raises:
-        NotFoundError: there is no such job.
-        ClusterError: its cluster cannot be reached, or the job did not end in time.
-    """
-    record = jobs.read_record(root, job_id)
-    state = check_state(root, job_id)
-    if state.has_ended or record.ray_submission_id is None:
-        return state
-    cluster = connect_to_job(record)
-    cluster.stop(record.ray_submission_id)
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while time.monotonic() < deadline:
-        state = jobs.read_state(root, job_id)
-        if state.has_ended:
-            # Ray itself takes its whole grace time to notice that a stopped driver has ended.
-            return state
-        ray_job = cluster.read(record.ray_submission_id)
-        if ray_job is None or ray_job.status in ENDED_RAY_STATUSES:
-            state = jobs.read_state(root, job_id)
-            if not state.has_ended:
-                # The driver was ended before it could say so.
-                state = dataclasses.replace(
-                    state, status="stopped", ended_unix_s=time.time(), message="stopped on request"
-                )
-                jobs.write_state(root, job_id, state)
-            return state
-        time.sleep(_POLL_S)
-    raise ClusterError(
-        f"job {job_id} did not end within {STOP_TIMEOUT_S:.0f} s; ask again: periflow-ray job stop {job_id}"
-    )
-
-
 def connect_to_job(record: JobRecord) -> RayJobs:
     """The Jobs API of the cluster that a job was submitted to."""
     assert record.ray_address is not None
@@ -160,8 +147,8 @@ def connect_to_job(record: JobRecord) -> RayJobs:
     return connect(record.ray_address, directory.token_path if is_local else None)
 
 
-def _submission_id(root: StorageRoot, job_id: int) -> str:
-    # Jobs of several storage roots may run on one cluster.
+def choose_submission_id(root: StorageRoot, job_id: int) -> str:
+    """An id for a new Ray job that runs a job's driver; jobs of several storage roots may run on one cluster."""
     return f"periflow-{hashlib.sha256(root.uri.encode()).hexdigest()[:8]}-{job_id}-{os.urandom(3).hex()}"
 
 
@@ -169,7 +156,7 @@ def _entrypoint(root: StorageRoot, plan: JobPlan, job_id: int, python: str, clou
     options = ["--storage", root.uri, "--job-id", str(job_id)]
     if plan.storage_credential is not None:
         options += ["--storage-credential", plan.storage_credential]
-    command = shlex.join([python, "-m", "periflow_ray.runtime.driver", *options])
+    command = shlex.join([python, "-m", "periflow_ray.runtime.driver_keeper", *options])
     if cloud_path is None:
         return command
     # Set by the shell and not by a runtime environment, for which Ray would start all of the job's workers anew.

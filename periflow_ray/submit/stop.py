@@ -9,7 +9,7 @@ from collections.abc import Callable
 from periflow_ray.errors import ClusterError
 from periflow_ray.store import jobs
 from periflow_ray.store.jobs import JobRecord, JobState
-from periflow_ray.store.requests import clear_requests, post_request
+from periflow_ray.store.requests import post_request
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.jobs import SUSPECT_AFTER_S, check_state, connect_to_job
 from periflow_ray.submit.ray_jobs import ENDED_RAY_STATUSES
@@ -53,10 +53,14 @@ def stop_job(root: StorageRoot, job_id: int, *, save_timeout_s: float = SAVE_TIM
         NotFoundError: there is no such job.
         ClusterError: neither its driver nor its cluster can be reached, or it did not end in time.
     """
-    record = jobs.read_record(root, job_id)
-    if ask_to_stop(root, job_id, save_timeout_s=save_timeout_s).has_ended:
-        return jobs.read_state(root, job_id)
-    return _wait_for_end(root, record, save_timeout_s + END_TIMEOUT_S)
+    state = ask_to_stop(root, job_id, save_timeout_s=save_timeout_s)
+    timeout_s = save_timeout_s + END_TIMEOUT_S
+    if state.status != "stopping":
+        return state if state.has_ended else _wait_with_ray(root, job_id, timeout_s)
+    state = _wait(root, job_id, timeout_s, lambda state: False)
+    if not state.has_ended:
+        raise _took_too_long(job_id, timeout_s)
+    return state
 
 
 def stop_job_now(root: StorageRoot, job_id: int) -> JobState:
@@ -75,7 +79,7 @@ def stop_job_now(root: StorageRoot, job_id: int) -> JobState:
     if state.has_ended:
         return state
     _stop_through_ray(root, record)
-    return _wait_for_end(root, record, END_TIMEOUT_S)
+    return _wait_with_ray(root, job_id, END_TIMEOUT_S)
 
 
 def _is_driver_alive(state: JobState) -> bool:
@@ -85,7 +89,7 @@ def _is_driver_alive(state: JobState) -> bool:
 def _wait(root: StorageRoot, job_id: int, timeout_s: float, is_enough: Callable[[JobState], bool]) -> JobState:
     deadline = time.monotonic() + timeout_s
     while True:
-        state = jobs.read_state(root, job_id)
+        state = check_state(root, job_id)
         if state.has_ended or is_enough(state) or time.monotonic() > deadline:
             return state
         time.sleep(_POLL_S)
@@ -97,20 +101,22 @@ def _stop_through_ray(root: StorageRoot, record: JobRecord) -> None:
             f"job {record.job_id} was started from Python, and its driver does not answer. End it where it runs: "
             "Ctrl-C in its terminal, or end its process."
         )
-    # What a driver that comes back would find.
-    clear_requests(root, record.job_id)
     connect_to_job(record).stop(record.ray_submission_id)
 
 
-def _wait_for_end(root: StorageRoot, record: JobRecord, timeout_s: float) -> JobState:
-    job_id = record.job_id
+def _wait_with_ray(root: StorageRoot, job_id: int, timeout_s: float) -> JobState:
+    """Wait for the end of a job that Ray was asked to stop, and record it if the driver cannot."""
+    record = jobs.read_record(root, job_id)
+    assert record.ray_submission_id is not None
+    cluster = connect_to_job(record)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        state = check_state(root, job_id)
+        state = jobs.read_state(root, job_id)
         if state.has_ended:
             # Ray itself takes its whole grace time to notice that a stopped driver has ended.
             return state
-        if record.ray_submission_id is not None and not _is_driver_running(record):
+        ray_job = cluster.read(record.ray_submission_id)
+        if ray_job is None or ray_job.status in ENDED_RAY_STATUSES:
             state = jobs.read_state(root, job_id)
             if not state.has_ended:
                 # The driver was ended before it could say so.
@@ -120,12 +126,10 @@ def _wait_for_end(root: StorageRoot, record: JobRecord, timeout_s: float) -> Job
                 jobs.write_state(root, job_id, state)
             return state
         time.sleep(_POLL_S)
-    raise ClusterError(
+    raise _took_too_long(job_id, timeout_s)
+
+
+def _took_too_long(job_id: int, timeout_s: float) -> ClusterError:
+    return ClusterError(
         f"job {job_id} did not end within {timeout_s:.0f} s. End it at once: periflow-ray job stop {job_id} --now"
     )
-
-
-def _is_driver_running(record: JobRecord) -> bool:
-    assert record.ray_submission_id is not None
-    ray_job = connect_to_job(record).read(record.ray_submission_id)
-    return ray_job is not None and ray_job.status not in ENDED_RAY_STATUSES

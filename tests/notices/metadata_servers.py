@@ -165,6 +165,8 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # One packet for each answer; a second one would wait 40 ms for the first one's acknowledgement.
+    wbufsize = -1
     server: _Server
 
     def setup(self) -> None:

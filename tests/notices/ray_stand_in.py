@@ -2,6 +2,7 @@
 
     address  -> [the GCS's HOST:PORT, the node's id]
     draining -> Ray's own table of draining nodes: {node id: deadline in Unix milliseconds}
+    rest     -> null, after the end of the only work on the node
     saving NODE_ID JOB_ID, saved NODE_ID [JOB_ID] -> null, after what a job's monitor would call
 
 Ends with its input.
@@ -19,19 +20,31 @@ from periflow_ray.runtime.notices.acknowledgement import mark_saved, mark_saving
 from periflow_ray.runtime.train_run import ensure_ray
 
 
-def answer(words: list[str]) -> object:
+def answer(words: list[str], work: ray.actor.ActorHandle) -> object:
     if words == ["address"]:
         context = ray.get_runtime_context()
         return [context.gcs_address, context.get_node_id()]
     if words == ["draining"]:
         return ray._private.state.state.get_draining_nodes()
+    if words == ["rest"]:
+        return ray.kill(work)
     if words[0] == "saving":
         return mark_saving(words[1], int(words[2]))
     return mark_saved(words[1], *map(int, words[2:]))
 
 
+@ray.remote(num_cpus=0.1)
+class Work:
+    """Without any work a drained node leaves Ray at once."""
+
+    def is_running(self) -> bool:
+        return True
+
+
 if __name__ == "__main__":
     ensure_ray()
+    work = Work.remote()
+    assert ray.get(work.is_running.remote())
     for line in sys.stdin:
-        print(json.dumps(answer(line.split())), flush=True)
+        print(json.dumps(answer(line.split(), work)), flush=True)
     ray.shutdown()

@@ -24,16 +24,21 @@ class Machine:
         self.is_work_saved = False
         self.drains: list[tuple[str, float]] = []
 
+        self.released: list[str] = []
+
     def drain(self, reason: str, deadline_unix_s: float) -> list[str]:
         if self.failure:
             raise ClusterError(self.failure)
         self.drains.append((reason, deadline_unix_s))
         return [NODE_ID]
 
-    def is_saved(self, node_ids: Sequence[str]) -> bool:
+    def is_needed(self, node_ids: Sequence[str]) -> bool:
         if self.failure:
             raise ClusterError(self.failure)
-        return self.is_work_saved and node_ids == [NODE_ID]
+        return not self.is_work_saved
+
+    def release(self, node_ids: Sequence[str], reason: str) -> None:
+        self.released += node_ids
 
 
 class Bench:
@@ -98,18 +103,20 @@ def test_from_notice_to_acknowledgement(azure: FakeAzure, bench: Bench):
     bench.run(5)
     assert azure.started == ["event-1"]
     assert bench.take_lines() == [
-        "the work on this machine is saved",
+        "the work on this machine is saved or has ended",
         "told Azure that it may take this machine now",
     ]
 
 
-def test_the_acknowledged_machines_deadline_is_now(azure: FakeAzure, bench: Bench):
+def test_ray_expects_the_loss_of_a_machine_before_its_cloud_may_take_it(azure: FakeAzure, bench: Bench):
+    announce_preemption(azure, bench)
+    bench.run(5)
+    assert bench.machine.released == []
     bench.machine.is_work_saved = True
-    reason, deadline_unix_s = announce_preemption(azure, bench)
-    bench.run(10)
-    (first, last) = bench.machine.drains
-    assert first == (reason, deadline_unix_s)
-    assert START_UNIX_S + 3 <= last[1] <= START_UNIX_S + 5
+    azure.failure = "status"
+    bench.run(2)
+    assert bench.machine.released[:1] == [NODE_ID]
+    assert azure.started == []
 
 
 def test_a_machine_stays_some_seconds_even_if_one_job_has_saved_at_once(azure: FakeAzure, bench: Bench):

@@ -89,8 +89,8 @@ def clean_environment() -> dict[str, str]:
     return {**{name: value for name, value in os.environ.items() if not name.startswith("RAY_")}, "PYTHONPATH": paths}
 
 
-@pytest.fixture(scope="module")
-def ray_node() -> Iterator[RayNode]:
+@contextlib.contextmanager
+def run_ray_node() -> Iterator[RayNode]:
     # Ray's sockets lie below it, and their paths are limited to about 100 characters.
     with tempfile.TemporaryDirectory(prefix="pf-", ignore_cleanup_errors=True) as directory:
         node = RayNode(Path(directory))
@@ -98,6 +98,12 @@ def ray_node() -> Iterator[RayNode]:
         assert node.process.stdin is not None
         node.process.stdin.close()
         node.process.wait(END_DEADLINE_S)
+
+
+@pytest.fixture(scope="module")
+def ray_node() -> Iterator[RayNode]:
+    with run_ray_node() as node:
+        yield node
 
 
 @pytest.fixture
@@ -144,7 +150,7 @@ def test_azure_takes_a_machine_whose_work_is_saved(ray_node: RayNode, start: Any
     assert re.fullmatch(re.escape(reason) + r"; (100|9\d) s left, draining this machine in Ray", notice)
     assert others == [
         f"drained Ray node {ray_node.node_id}",
-        "the work on this machine is saved",
+        "the work on this machine is saved or has ended",
         "told Azure that it may take this machine now",
         "ended; 0 requests to the metadata service failed",
     ]
@@ -165,6 +171,7 @@ def test_aws_interrupts_a_machine_after_its_metadata_service_was_away(
     aws.interruption = json.dumps({"action": "terminate", "time": stated})
     with serve_metadata(aws):
         wait_until(lambda: ray_node.deadline_unix_s() == deadline_unix_s)
+        wait_until(lambda: len(watcher.lines()) == 5)
         assert watcher.end() == 0
     lines = watcher.lines()
     assert lines[0] == "watching AWS's notices"
@@ -172,6 +179,18 @@ def test_aws_interrupts_a_machine_after_its_metadata_service_was_away(
     assert lines[2].startswith("the metadata service answers again, after ")
     assert lines[3].startswith(f"AWS takes this spot instance back at {stated} (action: terminate); ")
     assert lines[4] == f"drained Ray node {ray_node.node_id}"
+
+
+@pytest.mark.ray
+def test_azure_takes_a_machine_without_work(start: Any, wait_until: WaitUntil):
+    with run_ray_node() as node, serve_metadata(FakeAzure()) as azure:
+        watcher = start(azure, "--address", node.address, **node.environment)
+        azure.announce("Preempt", "event-1", not_before=formatdate(time.time() + 100, usegmt=True))
+        wait_until(lambda: node.deadline_unix_s() is not None)
+        assert azure.started == []
+        node.ask("rest")
+        wait_until(lambda: azure.started == ["event-1"])
+        assert watcher.end() == 0
 
 
 @pytest.mark.ray

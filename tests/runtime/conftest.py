@@ -10,7 +10,8 @@ import pytest
 from simulated_nodes import Node
 
 from periflow_ray.runtime.checkpoint_board import Retention
-from periflow_ray.runtime.monitor import JobRules, Monitor
+from periflow_ray.runtime.meeting import JobRules
+from periflow_ray.runtime.monitor import Monitor
 from periflow_ray.store.root import StorageRoot
 
 DEADLINE_S = 60.0

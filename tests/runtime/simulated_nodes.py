@@ -10,7 +10,8 @@ from periflow_ray.runtime.attempt import MemberFacts
 from periflow_ray.runtime.checkpoint_board import CheckpointId
 from periflow_ray.runtime.checkpoint_uploads import bring_files
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.runtime.monitor import Meeting, Monitor
+from periflow_ray.runtime.meeting import Meeting
+from periflow_ray.runtime.monitor import Monitor
 from periflow_ray.store.checkpoints import describe_files
 from periflow_ray.store.events import read_events
 from periflow_ray.store.root import StorageRoot

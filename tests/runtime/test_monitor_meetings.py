@@ -7,7 +7,8 @@ from simulated_nodes import Node, event_texts, failure_of, join_all, join_ranks_
 
 from periflow_ray.runtime import recorder
 from periflow_ray.runtime.attempt import Signal
-from periflow_ray.runtime.monitor import Meeting, Monitor
+from periflow_ray.runtime.meeting import Meeting
+from periflow_ray.runtime.monitor import Monitor
 from periflow_ray.store.checkpoints import (
     latest_committed,
 )

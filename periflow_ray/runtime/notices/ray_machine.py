@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -31,8 +32,12 @@ class DrainableMachine(Protocol):
         """Tell Ray that this machine is preempted; returns the hexadecimal ids of its nodes, at least one."""
         ...
 
-    def is_saved(self, node_ids: Sequence[str]) -> bool:
-        """Whether the jobs have committed what they had on these nodes."""
+    def is_needed(self, node_ids: Sequence[str]) -> bool:
+        """Whether one of these nodes has work that is neither saved nor ended."""
+        ...
+
+    def release(self, node_ids: Sequence[str], reason: str) -> None:
+        """Move the deadline of drained nodes to the present."""
         ...
 
 
@@ -53,21 +58,20 @@ class RayMachine:
         with self._translate_errors():
             client = self._connect()
             node_ids = self._find_node_ids(client)
-            from ray.core.generated.autoscaler_pb2 import DrainNodeReason
-
-            preemption = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-            for node_id in node_ids:
-                is_accepted, refusal = client.drain_node(
-                    node_id, preemption, reason, int(deadline_unix_s * 1000), timeout=CALL_TIMEOUT_S
-                )
-                if not is_accepted:
-                    raise ClusterError(f"Ray refuses to drain node {node_id}: {refusal}")
+            _drain_nodes(client, node_ids, reason, deadline_unix_s)
         return node_ids
 
-    def is_saved(self, node_ids: Sequence[str]) -> bool:
+    def is_needed(self, node_ids: Sequence[str]) -> bool:
         with self._translate_errors():
             client = self._connect()
-            return all(acknowledgement.is_saved(client, node_id, CALL_TIMEOUT_S) for node_id in node_ids)
+            # A drained node leaves Ray by itself when nothing runs on it, at once if it was idle.
+            alive = _find_living_nodes(client).keys() & set(node_ids)
+            return not all(acknowledgement.is_saved(client, node_id, CALL_TIMEOUT_S) for node_id in alive)
+
+    def release(self, node_ids: Sequence[str], reason: str) -> None:
+        with self._translate_errors():
+            # For a node that has left, Ray accepts this too and does nothing.
+            _drain_nodes(self._connect(), node_ids, reason, time.time())
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Any:
@@ -95,16 +99,13 @@ class RayMachine:
         return self._client
 
     def _find_node_ids(self, client: Any) -> list[str]:
-        from ray.core.generated.gcs_pb2 import GcsNodeInfo
-
-        nodes = client.get_all_node_info(timeout=CALL_TIMEOUT_S).items()
-        alive = {node_id.hex(): node for node_id, node in nodes if node.state == GcsNodeInfo.ALIVE}
+        alive = _find_living_nodes(client)
         if self._node_id_hex is not None:
             # Ray accepts the drain of a node that it does not know.
             if self._node_id_hex not in alive:
                 raise ClusterError(f"Ray has no living node {self._node_id_hex}")
             return [self._node_id_hex]
-        own = [node_id for node_id, node in alive.items() if is_own_address(node.node_manager_address)]
+        own = [node_id for node_id, address in alive.items() if is_own_address(address)]
         if not own:
             raise ClusterError("Ray has no living node on this machine")
         return own
@@ -119,6 +120,26 @@ def is_own_address(address: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def _find_living_nodes(client: Any) -> dict[str, str]:
+    """Hexadecimal node id -> IP address."""
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo
+
+    nodes = client.get_all_node_info(timeout=CALL_TIMEOUT_S).items()
+    return {node_id.hex(): node.node_manager_address for node_id, node in nodes if node.state == GcsNodeInfo.ALIVE}
+
+
+def _drain_nodes(client: Any, node_ids: Sequence[str], reason: str, deadline_unix_s: float) -> None:
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    preemption = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline_unix_ms = int(deadline_unix_s * 1000)
+    for node_id in node_ids:
+        # The same call as that of `ray drain-node`, without the seconds that its start takes.
+        is_accepted, refusal = client.drain_node(node_id, preemption, reason, deadline_unix_ms, timeout=CALL_TIMEOUT_S)
+        if not is_accepted:
+            raise ClusterError(f"Ray refuses to drain node {node_id}: {refusal}")
 
 
 def _require_listener(address: str) -> None:

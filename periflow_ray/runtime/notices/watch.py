@@ -32,7 +32,7 @@ class Departure:
     node_ids: Sequence[str] = ()
     drained_unix_s: float | None = None
     has_failed: bool = False
-    is_saved: bool = False
+    is_needed: bool = True
 
 
 class Watcher:
@@ -131,7 +131,7 @@ class Watcher:
             if departure.drained_unix_s is None:
                 self._drain(departure)
             elif self._unix_s() >= departure.drained_unix_s + MIN_STAY_S:
-                self._acknowledge_if_saved(departure)
+                self._acknowledge_when_done(departure)
         except (ClusterError, MetadataError) as err:
             if not departure.has_failed:
                 self._log(f"trying again until the deadline: {err}")
@@ -146,15 +146,15 @@ class Watcher:
         departure.has_failed = False
         self._log(f"drained Ray node {', '.join(departure.node_ids)}")
 
-    def _acknowledge_if_saved(self, departure: Departure) -> None:
-        if not departure.is_saved:
-            if not self._machine.is_saved(departure.node_ids):
+    def _acknowledge_when_done(self, departure: Departure) -> None:
+        if departure.is_needed:
+            if self._machine.is_needed(departure.node_ids):
                 return
-            departure.is_saved = True
-            self._log("the work on this machine is saved")
+            departure.is_needed = False
+            self._log("the work on this machine is saved or has ended")
         if departure.notice.is_acknowledgeable:
             # A node that is lost before its deadline counts as failed in Ray, not as preempted.
-            self._machine.drain(departure.notice.text, self._unix_s())
+            self._machine.release(departure.node_ids, departure.notice.text)
             self._acknowledge(departure.notice)
         self._departure = None
 

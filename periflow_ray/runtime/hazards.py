@@ -1,0 +1,92 @@
+"""What threatens a running attempt: machines that are about to go, ranks that stand still, and rehearsals of both."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from periflow_ray.runtime.attempt import Attempt, Signal
+from periflow_ray.runtime.draining import read_draining_nodes
+from periflow_ray.runtime.emergency import EmergencySave
+from periflow_ray.runtime.restart_policy import Cause
+
+
+class Hazards:
+    """Ends an attempt before its machines go, once it is saved, or when it hangs.
+
+    Args:
+        changed: the monitor's condition.
+        write_event: takes an event's kind and text.
+        hang_timeout_s: seconds without a step on any rank that count as a hang; None to wait for ever.
+    """
+
+    def __init__(
+        self,
+        changed: asyncio.Condition,
+        emergency: EmergencySave,
+        write_event: Callable[[str, str], None],
+        hang_timeout_s: float | None,
+    ) -> None:
+        self._changed = changed
+        self._emergency = emergency
+        self._write_event = write_event
+        self._hang_timeout_s = hang_timeout_s
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def look(self, attempt: Attempt) -> None:
+        """React to what threatens the attempt now."""
+        if attempt.cause is not None or not attempt.has_all_members:
+            return
+        await self._look_for_draining(attempt)
+        await self._look_for_hang(attempt)
+
+    async def drill(self, attempt: Attempt, what: str, notice_s: float, node_rank: int, rank: int) -> None:
+        """Rehearse a loss: ``notice``, ``kill_rank`` or ``kill_node``."""
+        if what == "notice":
+            reason = f"drill: node {node_rank} is taken away in {notice_s:.0f} s"
+            await self._leave_nodes(attempt, [node_rank], reason, time.time() + notice_s)
+        async with self._changed:
+            if attempt.cause is not None or attempt.has_everybody_left:
+                return
+            if what == "kill_rank":
+                signal, text = Signal("kill_rank", target=rank), f"drill: kills rank {rank}"
+            else:
+                signal, text = Signal("kill_node", target=node_rank), f"drill: kills node {node_rank}"
+            self._write_event("notice", text)
+            attempt.signals.append(signal)
+            self._changed.notify_all()
+
+    async def _look_for_draining(self, attempt: Attempt) -> None:
+        draining = await read_draining_nodes()
+        nodes = attempt.ranks_on(set(draining))
+        if not nodes or self._emergency.is_saving_for(attempt, nodes):
+            return
+        deadline_unix_s = min(deadline for node, deadline in draining.items() if attempt.ranks_on({node}))
+        names = ", ".join(str(node) for node in nodes)
+        reason = f"node {names} is taken away in {max(0.0, deadline_unix_s - time.time()):.0f} s"
+        task = asyncio.create_task(self._leave_nodes(attempt, nodes, reason, deadline_unix_s))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _leave_nodes(self, attempt: Attempt, nodes: Sequence[int], reason: str, deadline_unix_s: float) -> None:
+        if not await self._emergency.save(attempt, reason, deadline_unix_s, nodes):
+            # A periodic checkpoint is all there is; the attempt goes on until the machines are gone.
+            await asyncio.sleep(max(0.0, deadline_unix_s - time.time()))
+            return
+        await self._end(attempt, "preemption", reason.replace("is taken", "was taken"))
+
+    async def _look_for_hang(self, attempt: Attempt) -> None:
+        if self._hang_timeout_s is None or attempt.last_step_unix_s is None:
+            return
+        silent_s = time.time() - attempt.last_step_unix_s
+        if silent_s < self._hang_timeout_s:
+            return
+        attempt.signals.append(Signal("dump"))
+        await self._end(attempt, "hang", f"no rank made a step for {silent_s:.0f} s after step {attempt.last_step}")
+
+    async def _end(self, attempt: Attempt, cause: Cause, text: str) -> None:
+        async with self._changed:
+            if attempt.end(cause, text):
+                self._write_event("attempt_failed", f"attempt {attempt.number} ended: {text}")
+            self._changed.notify_all()

@@ -1,0 +1,92 @@
+"""The job's attempts so far: written to the storage root as they begin and end, and whether there may be another."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+
+from periflow_ray.runtime.attempt import Attempt
+from periflow_ray.runtime.restart_policy import AttemptEnd, refuse_restart
+from periflow_ray.store import attempts
+from periflow_ray.store.attempts import AttemptRecord, SaveRecord
+from periflow_ray.store.jobs import read_progress
+from periflow_ray.store.root import StorageRoot
+
+
+class History:
+    """Reads what earlier drivers of the job recorded.
+
+    Args:
+        devices_per_member: devices of one Ray Train worker.
+        max_failures: restarts after failures; -1 for any number.
+    """
+
+    def __init__(self, root: StorageRoot, job_id: int, devices_per_member: int, max_failures: int) -> None:
+        self._root = root
+        self._job_id = job_id
+        self._devices_per_member = devices_per_member
+        self._max_failures = max_failures
+        self._records = attempts.read_attempts(root, job_id)
+
+    @property
+    def last_number(self) -> int:
+        """The newest attempt's number; 0 before the first."""
+        return self._records[-1].number if self._records else 0
+
+    def find_ended(self, number: int) -> AttemptRecord | None:
+        """An attempt that has ended."""
+        return next((r for r in self._records if r.number == number and r.ended_unix_s is not None), None)
+
+    async def begin(self, attempt: Attempt) -> None:
+        """Record a new attempt; one that nobody ended was cut short by the death of an earlier driver of the job."""
+        if self._records and self._records[-1].ended_unix_s is None:
+            progress = await asyncio.to_thread(read_progress, self._root, self._job_id)
+            self._records[-1] = attempts.close_attempt(
+                self._records[-1],
+                ended_unix_s=time.time(),
+                last_step=progress.step,
+                resumable_step=attempt.resumed_step,
+            )
+            await self._write_newest()
+        self._records.append(self._describe(attempt, attempt.resumed_step, None))
+        await self._write_newest()
+
+    async def end(self, attempt: Attempt, resumable_step: int, save: SaveRecord | None) -> None:
+        """Record how the newest attempt ended; once."""
+        if self.find_ended(attempt.number) is not None:
+            return
+        if attempt.cause == "failure" and attempt.failures:
+            # The first rank that failed, not the first member that said so: later ones are usually casualties.
+            attempt.text = min(attempt.failures, key=lambda failure: failure.time_unix_s).headline()
+        self._records[-1] = dataclasses.replace(self._describe(attempt, resumable_step, save), ended_unix_s=time.time())
+        await self._write_newest()
+
+    def refuse_restart(self) -> str | None:
+        """Why there must not be another attempt; None if there may."""
+        ends = [
+            AttemptEnd(record.cause, record.last_step, record.resumable_step)
+            for record in self._records
+            if record.cause is not None and record.cause != "stop"
+        ]
+        return refuse_restart(ends, self._max_failures)
+
+    async def _write_newest(self) -> None:
+        await asyncio.to_thread(attempts.write_attempt, self._root, self._job_id, self._records[-1])
+
+    def _describe(self, attempt: Attempt, resumable_step: int, save: SaveRecord | None) -> AttemptRecord:
+        return AttemptRecord(
+            number=attempt.number,
+            num_nodes=attempt.num_nodes,
+            num_devices=attempt.num_members * self._devices_per_member,
+            started_unix_s=attempt.started_unix_s,
+            first_step_unix_s=attempt.first_step_unix_s,
+            last_step_unix_s=attempt.last_step_unix_s,
+            ended_unix_s=None,
+            resumed_step=attempt.resumed_step,
+            last_step=attempt.last_step,
+            resumable_step=resumable_step,
+            cause=attempt.cause,
+            text=attempt.text,
+            save=save,
+        )
