@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
+
+import ray
 
 from periflow_ray.runtime.attempt import Attempt, Signal
 from periflow_ray.runtime.draining import read_draining_nodes
 from periflow_ray.runtime.emergency import EmergencySave
+from periflow_ray.runtime.notices.acknowledgement import mark_saved, mark_saving
 from periflow_ray.runtime.restart_policy import Cause
 
 
@@ -23,16 +27,20 @@ class Hazards:
 
     def __init__(
         self,
+        job_id: int,
         changed: asyncio.Condition,
         emergency: EmergencySave,
         write_event: Callable[[str, str], None],
         hang_timeout_s: float | None,
     ) -> None:
+        self._job_id = job_id
         self._changed = changed
         self._emergency = emergency
         self._write_event = write_event
         self._hang_timeout_s = hang_timeout_s
         self._leaving: set[asyncio.Task[None]] = set()
+        self.announced_machines: set[str] = set()
+        """Ray's ids of machines that were known to go, also when they are gone."""
 
     async def look(self, attempt: Attempt) -> None:
         """React to what threatens the attempt now."""
@@ -59,22 +67,39 @@ class Hazards:
 
     async def _look_for_draining(self, attempt: Attempt) -> None:
         draining = await read_draining_nodes()
+        self.announced_machines.update(draining)
         nodes = attempt.ranks_on(set(draining))
         if not nodes or self._emergency.is_saving_for(attempt, nodes):
             return
         deadline_unix_s = min(deadline for node, deadline in draining.items() if attempt.ranks_on({node}))
         names = ", ".join(str(node) for node in nodes)
         reason = f"node {names} is taken away in {max(0.0, deadline_unix_s - time.time()):.0f} s"
-        task = asyncio.create_task(self._leave_nodes(attempt, nodes, reason, deadline_unix_s))
+        machines = [machine for machine in draining if attempt.ranks_on({machine})]
+        task = asyncio.create_task(self._leave_nodes(attempt, nodes, reason, deadline_unix_s, machines))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
-    async def _leave_nodes(self, attempt: Attempt, nodes: Sequence[int], reason: str, deadline_unix_s: float) -> None:
+    async def _leave_nodes(
+        self,
+        attempt: Attempt,
+        nodes: Sequence[int],
+        reason: str,
+        deadline_unix_s: float,
+        machines: Sequence[str] = (),
+    ) -> None:
+        await asyncio.to_thread(self._mark, mark_saving, machines)
         if not await self._emergency.save(attempt, reason, deadline_unix_s, nodes):
             # A periodic checkpoint is all there is; the attempt goes on until the machines are gone.
             await asyncio.sleep(max(0.0, deadline_unix_s - time.time()))
             return
         await self._end(attempt, "preemption", reason.replace("is taken", "was taken"))
+        # The watcher on the machine may let the cloud have it now.
+        await asyncio.to_thread(self._mark, mark_saved, machines)
+
+    def _mark(self, mark: Callable[[str, int], None], machines: Sequence[str]) -> None:
+        for machine in machines:
+            with contextlib.suppress(ray.exceptions.RayError, RuntimeError):
+                mark(machine, self._job_id)
 
     async def _look_for_hang(self, attempt: Attempt) -> None:
         if self._hang_timeout_s is None or attempt.last_step_unix_s is None:

@@ -11,7 +11,6 @@ from typing import Any
 from periflow_ray.runtime.attempt import Attempt, AttemptKey, MemberFacts, Signal
 from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard, CheckpointId
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.runtime.draining import read_draining_nodes
 from periflow_ray.runtime.emergency import EmergencySave
 from periflow_ray.runtime.hazards import Hazards
 from periflow_ray.runtime.history import History
@@ -43,7 +42,7 @@ class Monitor:
         self._emergency = EmergencySave(self._changed, self._board, self.write_event)
         self._wandb = WandbForwarder(rules.wandb_run, self._notice) if rules.wandb_run is not None else None
         self._unusable: set[str] = set()
-        self._hazards = Hazards(self._changed, self._emergency, self.write_event, rules.hang_timeout_s)
+        self._hazards = Hazards(job_id, self._changed, self._emergency, self.write_event, rules.hang_timeout_s)
         self._history = History(root, job_id, rules.devices_per_member, rules.max_failures)
         self._attempt = Attempt(self._history.last_number, ("", 0), 0)
         self._over: str | None = None
@@ -203,9 +202,8 @@ class Monitor:
         async with self._changed:
             attempt = self._attempt
             if lost_workers and attempt.cause is None:
-                draining = set(await read_draining_nodes())
                 nodes = {attempt.members[member].ray_node_id for member in lost_workers if member in attempt.members}
-                cause: Cause = "preemption" if is_preempted or nodes & draining else "lost"
+                cause: Cause = "preemption" if is_preempted or nodes & self._hazards.announced_machines else "lost"
                 ranks = {attempt.node_of(member) for member in lost_workers if member in attempt.members}
                 names = ", ".join(str(rank) for rank in sorted(ranks)) or "?"
                 what = "was taken away" if cause == "preemption" else "was lost: its agent or its machine died"

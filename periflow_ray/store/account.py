@@ -17,6 +17,8 @@ from periflow_ray.store.attempts import AttemptRecord, EndCause, SaveRecord, clo
 from periflow_ray.store.jobs import JobState
 
 _SUBJECT = re.compile(r"(node \d+(?:, rank \d+)?): it ")
+# A notice is told with its exact duration.
+_ANNOUNCED = re.compile(r" in \d+ s$")
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def _describe_end(attempt: AttemptRecord) -> str:
         return "starts" if attempt.first_step_unix_s is None else f"runs, at step {attempt.last_step}"
     text = _SUBJECT.sub(r"\1 ", attempt.text).removesuffix(".")
     if attempt.cause == "preemption" and attempt.save is not None:
-        return f"{text}, {format_number(attempt.save.notice_s)} s notice"
+        return f"{_ANNOUNCED.sub('', text)}, {format_number(attempt.save.notice_s)} s notice"
     if attempt.cause in ("stop", "hang"):
         return text
     return f"{text} {'before its first step' if attempt.first_step_unix_s is None else f'at step {attempt.last_step}'}"

@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from periflow_ray.errors import ClusterError
@@ -20,8 +21,6 @@ _SETTINGS = {
     # Ray waits 30 s for the GCS of a new client, during which no signal is heard.
     "RAY_py_gcs_connect_timeout_s": "2",
     "RAY_gcs_rpc_server_connect_timeout_s": "1",
-    # The watcher says in one line what went wrong.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
 
@@ -64,9 +63,11 @@ class RayMachine:
     def is_needed(self, node_ids: Sequence[str]) -> bool:
         with self._translate_errors():
             client = self._connect()
-            # A drained node leaves Ray by itself when nothing runs on it, at once if it was idle.
-            alive = _find_living_nodes(client).keys() & set(node_ids)
-            return not all(acknowledgement.is_saved(client, node_id, CALL_TIMEOUT_S) for node_id in alive)
+            # A drained node leaves Ray by itself when nothing runs on it, at once if it was idle. One that Ray does not
+            # know may be working: a GCS that was started anew has forgotten its nodes.
+            dead = {node_id for node_id, node in _read_nodes(client).items() if not node.is_alive}
+            left = (node_id for node_id in node_ids if node_id not in dead)
+            return not all(acknowledgement.is_saved(client, node_id, CALL_TIMEOUT_S) for node_id in left)
 
     def release(self, node_ids: Sequence[str], reason: str) -> None:
         with self._translate_errors():
@@ -74,7 +75,7 @@ class RayMachine:
             _drain_nodes(self._connect(), node_ids, reason, time.time())
 
     @contextlib.contextmanager
-    def _translate_errors(self) -> Any:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except ClusterError:
@@ -99,16 +100,22 @@ class RayMachine:
         return self._client
 
     def _find_node_ids(self, client: Any) -> list[str]:
-        alive = _find_living_nodes(client)
+        alive = {node_id: node for node_id, node in _read_nodes(client).items() if node.is_alive}
         if self._node_id_hex is not None:
             # Ray accepts the drain of a node that it does not know.
             if self._node_id_hex not in alive:
                 raise ClusterError(f"Ray has no living node {self._node_id_hex}")
             return [self._node_id_hex]
-        own = [node_id for node_id, address in alive.items() if is_own_address(address)]
+        own = [node_id for node_id, node in alive.items() if is_own_address(node.address)]
         if not own:
             raise ClusterError("Ray has no living node on this machine")
         return own
+
+
+@dataclass(frozen=True)
+class _Node:
+    address: str
+    is_alive: bool
 
 
 def is_own_address(address: str) -> bool:
@@ -122,12 +129,12 @@ def is_own_address(address: str) -> bool:
     return True
 
 
-def _find_living_nodes(client: Any) -> dict[str, str]:
-    """Hexadecimal node id -> IP address."""
+def _read_nodes(client: Any) -> dict[str, _Node]:
+    """Every node that Ray knows, by its hexadecimal id."""
     from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
     nodes = client.get_all_node_info(timeout=CALL_TIMEOUT_S).items()
-    return {node_id.hex(): node.node_manager_address for node_id, node in nodes if node.state == GcsNodeInfo.ALIVE}
+    return {node_id.hex(): _Node(node.node_manager_address, node.state == GcsNodeInfo.ALIVE) for node_id, node in nodes}
 
 
 def _drain_nodes(client: Any, node_ids: Sequence[str], reason: str, deadline_unix_s: float) -> None:

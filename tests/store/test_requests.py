@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from periflow_ray.errors import StorageError
+from periflow_ray.store.jobs import job_key
+from periflow_ray.store.requests import Request, clear_requests, post_request, take_requests, withdraw_request
+from periflow_ray.store.root import StorageRoot
+
+
+def test_a_request_is_taken_once_with_all_it_says(root):
+    before_unix_s = time.time()
+    key = post_request(root, 3, "drill", what="notice", notice_s=30.0, node=1)
+    (request,) = take_requests(root, 3)
+    assert before_unix_s <= request.time_unix_s <= time.time()
+    assert request == Request("drill", request.time_unix_s, {"what": "notice", "notice_s": 30.0, "node": 1})
+    assert not root.exists(key)
+    assert take_requests(root, 3) == []
+
+
+def test_requests_are_taken_in_the_order_of_their_posting(root):
+    for moment_unix_ms, timeout_s in ((1_700_000_000_002, 2), (1_700_000_000_010, 3), (999_999_999_999, 1)):
+        key = job_key(1, "requests", f"{moment_unix_ms:013}-x.json")
+        root.write_json(key, {"kind": "stop", "time_unix_s": moment_unix_ms / 1000, "timeout_s": timeout_s})
+    assert [request.fields["timeout_s"] for request in take_requests(root, 1)] == [1, 2, 3]
+
+
+def test_requests_of_another_job_stay(root):
+    post_request(root, 1, "stop", timeout_s=60.0)
+    assert take_requests(root, 2) == []
+    assert len(take_requests(root, 1)) == 1
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'"stop"', b"{}", b'{"kind": "stop"}', b'{"kind": "dance", "time_unix_s": 1.0}']
+)
+def test_a_damaged_request_is_deleted_and_left_out(root, content):
+    root.write_bytes(job_key(1, "requests", "0000000000001-x.json"), content)
+    post_request(root, 1, "stop", timeout_s=0.0)
+    assert [request.kind for request in take_requests(root, 1)] == ["stop"]
+    assert root.list_names(job_key(1, "requests")) == []
+
+
+def test_a_request_can_be_taken_back_until_the_driver_has_it(root):
+    key = post_request(root, 1, "drill", what="kill_node", node=0)
+    assert withdraw_request(root, key)
+    assert take_requests(root, 1) == []
+    key = post_request(root, 1, "stop", timeout_s=1.0)
+    take_requests(root, 1)
+    assert not withdraw_request(root, key)
+
+
+def test_cleared_requests_are_gone(root):
+    post_request(root, 1, "stop", timeout_s=1.0)
+    clear_requests(root, 1)
+    clear_requests(root, 1)
+    assert take_requests(root, 1) == []
+
+
+class _FailsFromSecondRead(StorageRoot):
+    num_reads = 0
+
+    def read_bytes(self, key: str, start: int | None = None) -> bytes:
+        self.num_reads += 1
+        if self.num_reads > 1:
+            raise StorageError("the network is away")
+        return super().read_bytes(key, start)
+
+
+def test_what_was_taken_before_the_storage_failed_is_not_lost(tmp_path):
+    root = _FailsFromSecondRead(str(tmp_path))
+    for _ in range(2):
+        post_request(root, 1, "stop", timeout_s=1.0)
+    assert len(take_requests(root, 1)) == 1
+    with pytest.raises(StorageError):
+        take_requests(root, 1)
+    assert len(take_requests(StorageRoot(str(tmp_path)), 1)) == 1
