@@ -82,7 +82,7 @@ def resume(
     click.echo(f"Job ({job_id}) resumes {where}.")
     talk = talk_console()
     nodes = f"{record.num_nodes} x {plan.devices_per_node} {record.accelerator}"
-    talk.print(f"VM {record.vm}, nodes {nodes}.    Log: periflow-ray job log {job_id} -f")
+    talk.print(f"VM {record.vm}, nodes {nodes}.    Log: periflow-ray job log {job_id} -f", soft_wrap=True)
     if follow:
         from periflow_ray.cli.follow import follow_job, raise_unless_success
 

@@ -27,13 +27,12 @@ def read_resumable_plan(root: StorageRoot, job_id: int) -> JobPlan:
         NotFoundError: there is no such job.
         UsageError: it has not ended, has succeeded, or was started from Python.
     """
-    record = jobs.read_record(root, job_id)
     _require_resumable(job_id, check_state(root, job_id))
     try:
         content = root.read_bytes(jobs.job_key(job_id, "plan.json"))
     except NotFoundError:
         raise UsageError(
-            f"job {job_id} ('{record.name or job_id}') was started from Python, not from a template: run its script "
+            f"job {job_id} was started from Python, not from a template: run its script "
             "again. To start from its checkpoint, see: periflow-ray checkpoint list"
         ) from None
     return JobPlan.model_validate_json(content)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from driver_stand_in import DriverStandIn
 from rich.console import Console
 from sample_jobs import build_record
 
@@ -20,6 +21,7 @@ from periflow_ray.cli.log_view import LogView
 from periflow_ray.errors import JobFailedError, NotFoundError
 from periflow_ray.store.jobs import JobProgress, JobState, job_key, write_progress, write_record, write_state
 from periflow_ray.store.logs import LogWriter
+from periflow_ray.store.requests import Request
 from periflow_ray.store.root import StorageRoot
 
 DEADLINE_S = 30.0
@@ -183,6 +185,22 @@ def test_ctrl_c_on_a_terminal_asks_and_can_leave_the_job_running(running_root):
         terminal.type("\n")
         terminal.wait_for("Job (1) keeps running.")
         assert terminal.process.wait(DEADLINE_S) == 130
+
+
+def test_ctrl_c_on_a_terminal_asks_and_can_stop_the_job_with_a_save(running_root):
+    def stop(request: Request) -> None:
+        write_lines(running_root, 0, "saved")
+        write_state(running_root, 1, JobState("stopped"))
+
+    with DriverStandIn(running_root, stop) as driver, Terminal(FOLLOW) as terminal:
+        terminal.wait_for("running")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.wait_for("[leave]: ")
+        terminal.type("stop\n")
+        terminal.wait_for("Stopping job (1) with a save. Without: periflow-ray job stop 1 --now")
+        terminal.wait_for("[node 0] saved")
+        assert terminal.process.wait(DEADLINE_S) == 1
+    assert [(request.kind, request.fields) for request in driver.requests] == [("stop", {"timeout_s": 60.0})]
 
 
 class Terminal:

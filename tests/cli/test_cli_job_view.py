@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
+from driver_stand_in import ended_attempt
 from sample_jobs import build_record
 
+from periflow_ray.store.attempts import write_attempt
 from periflow_ray.store.jobs import JobState, list_jobs, write_record, write_state
 
 JOB_1 = """\
@@ -73,22 +76,67 @@ def test_json_has_checkpoints_and_events(run_cli, sample_root):
     }
 
 
-def test_events_are_a_table(run_cli, sample_root):
-    assert (
-        run_cli("job", "events", "1").stdout
-        == """\
-┏━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓
-┃ Time                ┃ Attempt ┃ Kind      ┃ Event                              ┃
-┡━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┩
-│ 2026-01-01 00:00:00 │ 1       │ started   │ Attempt 1 starts on 2 nodes.       │
-│ 2026-01-01 00:00:09 │ 2       │ succeeded │ Every node ended with exit code 0. │
-└─────────────────────┴─────────┴───────────┴────────────────────────────────────┘
-"""
+def test_attempts_are_shown_with_what_they_cost(run_cli, root):
+    write_record(root, build_record(1))
+    write_state(root, 1, JobState("success", 1000.0, 1011.0, attempt=2))
+    write_attempt(root, 1, ended_attempt(resumable_step=33))
+    write_attempt(
+        root,
+        1,
+        dataclasses.replace(
+            ended_attempt(2, last_step=41, cause="stop"),
+            started_unix_s=1008.0,
+            first_step_unix_s=1009.0,
+            last_step_unix_s=1009.875,
+            ended_unix_s=1010.0,
+            resumed_step=33,
+            cause=None,
+        ),
     )
+    lines = [" ".join(line.strip("│").split()) for line in run_cli("job", "view", "1").stdout.splitlines()]
+    start = lines.index("Attempt Steps Duration What happened")
+    assert lines[start + 1 : start + 3] == [
+        "1 0 to 41 6s node 0, rank 1 was killed by SIGKILL at step 41; resumed at step 33 after 3 s; "
+        "lost 8 steps, 2 device-seconds",
+        "2 33 to 41 2s ran to the end at step 41",
+    ]
+    assert lines[start + 5 : start + 7] == [
+        "Goodput 51.2 % of 20 device-seconds made steps that were kept",
+        "Lost 8 steps, 2 device-seconds",
+    ]
+    document = json.loads(run_cli("job", "view", "1", "-o", "json").stdout)
+    assert document["account"] == {
+        "goodput": 0.5125,
+        "productive_device_s": 10.25,
+        "wall_device_s": 20.0,
+        "num_lost_steps": 8,
+        "lost_device_s": 2.0,
+    }
+    assert document["attempts"][0] == {
+        "number": 1,
+        "num_devices": 2,
+        "started": "1970-01-01T00:16:40.000+00:00",
+        "ended": "1970-01-01T00:16:46.000+00:00",
+        "resumed_step": 0,
+        "last_step": 41,
+        "cause": "failure",
+        "text": "node 0, rank 1 was killed by SIGKILL at step 41; resumed at step 33 after 3 s; "
+        "lost 8 steps, 2 device-seconds",
+        "downtime_s": 3.0,
+        "num_lost_steps": 8,
+        "lost_device_s": 2.0,
+    }
 
 
 def test_an_unknown_job_is_an_error(run_cli, sample_root):
-    for words in (["view", "9"], ["events", "9"], ["log", "9"], ["metrics", "list", "9"], ["stop", "9"]):
+    for words in (
+        ["view", "9"],
+        ["events", "9"],
+        ["log", "9"],
+        ["metrics", "list", "9"],
+        ["stop", "9"],
+        ["resume", "9"],
+    ):
         result = run_cli("job", *words)
         message = f"Error: job 9 does not exist in storage root '{sample_root.uri}'. List jobs: periflow-ray job list\n"
         assert (result.exit_code, result.stdout, result.stderr) == (1, "", message)

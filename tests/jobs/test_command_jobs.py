@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workbench import Workbench, processes_with, wait_until
+from workbench import Workbench, find_agent, processes_with, wait_until
 
 from periflow_ray.runtime.sandbox import Sandbox
 from periflow_ray.store import checkpoints, jobs
@@ -170,7 +170,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("victim", ["agent", "driver", "stop"])
+@pytest.mark.parametrize("victim", ["agent", "stop"])
 def test_no_process_of_a_job_survives_it(workbench: Workbench, write_job: WriteJob, victim: str) -> None:
     job_id = workbench.start(*write_job(LONG_SCRIPT))
     sandbox = str(Sandbox(workbench.root.uri, job_id, 0).directory)
@@ -181,7 +181,7 @@ def test_no_process_of_a_job_survives_it(workbench: Workbench, write_job: WriteJ
         stopped = workbench.run("job", "stop", job_id)
         assert stopped.exit_code == 0, stopped
     else:
-        os.kill(_find_agent(sandbox) if victim == "agent" else _find_driver(job_id), signal.SIGKILL)
+        os.kill(find_agent(sandbox), signal.SIGKILL)
     wait_until(lambda: not processes_with(sandbox), "every process of the job ends", 60)
 
     followed = workbench.run("job", "log", job_id, "-f")
@@ -192,23 +192,6 @@ def test_no_process_of_a_job_survives_it(workbench: Workbench, write_job: WriteJ
     if victim == "agent":
         assert "died" in (state.message or "")
         assert followed.exit_code == 1
-
-
-def _find_agent(sandbox: str) -> int:
-    # The keeper's parent is the agent, a Ray worker process.
-    keepers = [pid for pid in processes_with(sandbox) if "keeper.py" in Path(f"/proc/{pid}/cmdline").read_text()]
-    return int(Path(f"/proc/{keepers[0]}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def _find_driver(job_id: int) -> int:
-    wanted = f"--job-id\0{job_id}\0"
-    return next(
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit()
-        and (content := (entry / "cmdline").read_text()).endswith(wanted)
-        and "periflow_ray.runtime.driver" in content
-    )
 
 
 def test_secrets_and_variables_reach_the_command_and_secrets_nothing_else(

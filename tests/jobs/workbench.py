@@ -86,3 +86,19 @@ def processes_with(text: str) -> list[int]:
         if text.encode() in content and not is_zombie:
             found.append(int(entry.name))
     return found
+
+
+def find_agent(sandbox: str) -> int:
+    """The agent of a node whose command runs: the parent of the command's keeper, a Ray worker process."""
+    keepers = [pid for pid in processes_with(sandbox) if "keeper.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return int(Path(f"/proc/{keepers[0]}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def find_driver(job_id: int) -> int:
+    """The driver of a job; not the program that keeps it running."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            arguments = (entry / "cmdline").read_text().split("\0")
+            if "periflow_ray.runtime.driver" in arguments and str(job_id) in arguments:
+                return int(entry.name)
+    raise AssertionError(f"job {job_id} has no driver")

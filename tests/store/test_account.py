@@ -217,12 +217,12 @@ def test_steps_of_earlier_attempts_are_lost_when_a_checkpoint_turns_out_to_be_da
 
 def test_a_running_attempt_counts_up_to_now():
     account = build_account(
-        [running(1, at_s=0, resumed_step=0)], RUNNING, now_unix_s=START_UNIX_S + 11, step=101, resumable_step=0
+        [running(1, at_s=0, resumed_step=0)], RUNNING, now_unix_s=START_UNIX_S + 11, step=81, resumable_step=0
     )
-    assert account.attempts[0].text == "runs, at step 101"
+    assert account.attempts[0].text == "runs, at step 81"
     assert account.attempts[0].ended_unix_s is None
     assert account.wall_device_s == 22
-    assert account.productive_device_s == 2 * 101 * 10 / 100
+    assert account.productive_device_s == 2 * 81 * STEP_TIME_S
 
 
 def test_an_attempt_that_nobody_ended_died_with_the_driver():

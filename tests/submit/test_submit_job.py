@@ -32,9 +32,9 @@ def test_the_drivers_command_line_names_the_root_the_job_and_the_credential(root
     plan = plan_of(root, storage_credential="team-s3")
     submit_job(root, plan, cluster, workspace=None, secrets={}, created_by="ada", python="/opt/python")
     assert [shlex.split(body["entrypoint"]) for _, _, body in server.requests] == [
-        ["python", "-m", "periflow_ray.runtime.driver", "--storage", root.uri, "--job-id", "1"],
+        ["python", "-m", "periflow_ray.runtime.driver_keeper", "--storage", root.uri, "--job-id", "1"],
         [
-            *("/opt/python", "-m", "periflow_ray.runtime.driver", "--storage", root.uri, "--job-id", "2"),
+            *("/opt/python", "-m", "periflow_ray.runtime.driver_keeper", "--storage", root.uri, "--job-id", "2"),
             *("--storage-credential", "team-s3"),
         ],
     ]

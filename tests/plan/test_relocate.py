@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from periflow_ray.errors import PlanError
+from periflow_ray.plan import JobPlan, build_plan, find_vm, local_vm
+from periflow_ray.plan.relocate import move_plan
+from periflow_ray.spec import JobSpec
+
+SPOT = "aws-16gb-v100-4g-us-east-2-spot"
+LIST_PRICE = "aws-16gb-v100-4g-us-east-2"
+
+
+def plan_of(vm_name: str, *, num_devices: int = 8, **resources: Any) -> JobPlan:
+    setting: dict[str, Any] = {"type": "custom", "docker": {"command": "true"}}
+    if resources:
+        setting["resources"] = resources
+    spec = JobSpec.model_validate({"vm": vm_name, "num_devices": num_devices, "job_setting": setting})
+    vm = find_vm(vm_name)
+    return build_plan(spec, vm, storage_uri="/storage", num_local_cpus=16)
+
+
+@pytest.mark.parametrize("vm_name", ["local", SPOT, LIST_PRICE])
+@pytest.mark.parametrize("num_devices", [4, 8, 16])
+def test_moving_gives_what_a_new_template_would(vm_name, num_devices):
+    moved = move_plan(
+        plan_of(SPOT), vm=find_vm(vm_name), num_devices=num_devices, storage_uri="/storage", num_local_cpus=16
+    )
+    assert moved == plan_of(vm_name, num_devices=num_devices)
+
+
+def test_on_vms_of_the_same_type_a_device_keeps_what_the_template_asked_for():
+    plan = plan_of(SPOT, cpus=2, memory="8GiB")
+    moved = move_plan(plan, vm=plan.vm, num_devices=4, storage_uri="/storage")
+    assert moved == plan_of(SPOT, num_devices=4, cpus=2, memory="8GiB")
+    elsewhere = move_plan(plan, vm=local_vm(), num_devices=8, storage_uri="/storage", num_local_cpus=4)
+    assert (elsewhere.cpus_per_device, elsewhere.memory_bytes_per_device) == (0.5, None)
+
+
+def test_the_storage_root_is_named_anew():
+    plan = plan_of(SPOT)
+    moved = move_plan(plan, vm=plan.vm, num_devices=8, storage_uri="s3://bucket", storage_credential="team-s3")
+    assert (moved.storage_uri, moved.storage_credential) == ("s3://bucket", "team-s3")
+
+
+def test_devices_that_do_not_divide_are_refused():
+    plan = plan_of(SPOT)
+    with pytest.raises(PlanError, match="num_devices 6 is not a whole number of vm"):
+        move_plan(plan, vm=plan.vm, num_devices=6, storage_uri="/storage")
+    with pytest.raises(PlanError, match="num_devices 8 is more than the 2 GPUs of this machine"):
+        move_plan(plan, vm=local_vm(num_gpus=2), num_devices=8, storage_uri="/storage", num_local_gpus=2)
