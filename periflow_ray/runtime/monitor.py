@@ -214,6 +214,10 @@ class Monitor:
         """What manifests say of the attempt."""
         return AttemptFacts(self._attempt, self._world_size, len(set(self._node_of.values())))
 
+    def restored_checkpoint(self) -> Manifest | None:
+        """What the nodes were given at the beginning of the attempt."""
+        return self._checkpoint
+
     def present_nodes(self) -> set[int]:
         """Ranks of the nodes that still take part."""
         return {node_rank for member, node_rank in self._node_of.items() if member not in self._left}
