@@ -49,6 +49,9 @@ class AttemptView(Protocol):
     def facts(self) -> AttemptFacts:
         """Of the attempt under way."""
 
+    def restored_checkpoint(self) -> Manifest | None:
+        """What the nodes were given at the beginning of the attempt."""
+
     def present_nodes(self) -> set[int]:
         """Ranks of the nodes that still take part in the attempt."""
 
@@ -156,7 +159,9 @@ class CheckpointBoard:
             self._changed.notify_all()
             await self._changed.wait_for(lambda: pending.plan is not None or self._is_complete(checkpoint, pending))
             if pending.plan is None:
-                pending.plan = checkpoints.merge_files(pending.files_by_node, self._kept[-1] if self._kept else None)
+                previous = self._kept[-1] if self._kept else None
+                restored = self._view.restored_checkpoint()
+                pending.plan = checkpoints.merge_files(pending.files_by_node, previous, restored)
         try:
             name = await pending.name
         except (OSError, StorageError) as err:

@@ -275,6 +275,10 @@ class Monitor:
         attempt = self._attempt
         return AttemptFacts(attempt.number, attempt.num_members * self._rules.devices_per_member, attempt.num_nodes)
 
+    def restored_checkpoint(self) -> Manifest | None:
+        """What the nodes were given at the beginning of the attempt."""
+        return self._checkpoint
+
     def present_nodes(self) -> set[int]:
         """Ranks of the nodes that still take part."""
         attempt = self._attempt

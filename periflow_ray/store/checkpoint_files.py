@@ -35,13 +35,21 @@ def describe_files(directory: Path) -> list[LocalFile]:
 
 
 def merge_files(
-    files_by_node: Mapping[int, Sequence[LocalFile]], previous: Manifest | None = None
+    files_by_node: Mapping[int, Sequence[LocalFile]],
+    previous: Manifest | None = None,
+    restored: Manifest | None = None,
 ) -> list[PlannedFile]:
     """Decide which node stores what: equal files once, differing files of one name once per node.
 
+    After a restart every node has the files of all: what a node was given and left alone gives way to what another
+    node wrote since, and is gone where another node deleted it.
+
     Args:
         previous: an earlier committed checkpoint of the job, whose equal files are copied instead of uploaded.
+        restored: the checkpoint that the nodes were given at the beginning of the attempt.
     """
+    if restored is not None:
+        files_by_node = _leave_out_stale(files_by_node, restored)
     earlier: dict[tuple[int, str], str] = {}
     if previous is not None and previous.uri is None:
         earlier = {(file.size, file.checksum): f"{previous.checkpoint}/{file.key}" for file in previous.files}
@@ -81,6 +89,28 @@ def open_place(root: StorageRoot, manifest: Manifest) -> FilesPlace:
     if manifest.uri is not None:
         return FilesPlace(StorageRoot(manifest.uri, manifest.credential), "")
     return FilesPlace(root, checkpoint_key(manifest.job_id, manifest.checkpoint))
+
+
+def _leave_out_stale(
+    files_by_node: Mapping[int, Sequence[LocalFile]], restored: Manifest
+) -> dict[int, list[LocalFile]]:
+    given = {
+        node_rank: {file.path: (file.size, file.checksum) for file in select_files(restored, node_rank)}
+        for node_rank in files_by_node
+    }
+    present = {node_rank: {file.path for file in files} for node_rank, files in files_by_node.items()}
+
+    def is_untouched(node_rank: int, file: LocalFile) -> bool:
+        return given[node_rank].get(file.path) == (file.size, file.checksum)
+
+    rewritten = {
+        file.path for node_rank, files in files_by_node.items() for file in files if not is_untouched(node_rank, file)
+    }
+    deleted = {path for node_rank, paths in given.items() for path in paths.keys() - present[node_rank]}
+    return {
+        node_rank: [file for file in files if not is_untouched(node_rank, file) or file.path not in rewritten | deleted]
+        for node_rank, files in files_by_node.items()
+    }
 
 
 def _leads_out(path: str) -> bool:

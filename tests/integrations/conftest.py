@@ -66,7 +66,7 @@ class RecordingChannel:
     def send(self, step: int, records: list[MetricRecord]) -> None:
         self.records += [(record.step, dict(record.values)) for record in records]
 
-    def save_checkpoint(self, step: int) -> None:
+    def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
         directory = Path(os.environ["CKPT_DIR"])
         self.uploads.append((step, sorted(str(path.relative_to(directory)) for path in directory.rglob("*.*"))))
 

@@ -167,7 +167,7 @@ def test_an_emergency_saves_beside_the_users_checkpoints_where_there_is_no_ckpt_
 ):
     channel.announced_step = 1
     monkeypatch.delenv("CKPT_DIR")
-    monkeypatch.setattr(channel, "save_checkpoint", lambda step: channel.uploads.append((step, [])))
+    monkeypatch.setattr(channel, "save_checkpoint", lambda step, _: channel.uploads.append((step, [])))
     checkpoint = ModelCheckpoint(dirpath=tmp_path / "mine", save_top_k=0)
     fit(TinyRegression(), max_epochs=1, enable_checkpointing=True, callbacks=[checkpoint, PeriFlowCallback()])
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["emergency.ckpt"]

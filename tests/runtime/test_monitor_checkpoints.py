@@ -207,6 +207,32 @@ def test_a_file_that_did_not_change_is_copied_within_the_storage_root(run_monito
     assert restored_files(root, "step-00000020") == {"model.pt": b"weights", "rng.pt": b"another"}
 
 
+def test_after_a_restart_a_nodes_new_file_wins_over_what_the_others_were_given(run_monitor, nodes, root, tmp_path):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        (pair[0].snapshot_dir / "old.ckpt").write_bytes(b"old")
+        (pair[1].snapshot_dir / "shard-1").write_bytes(b"shard 1 of step 10")
+        await save_all(pair, (10, 1))
+        meetings = await join_all(pair, "group-2")
+        for node, meeting in zip(pair, meetings, strict=True):
+            restore(root, meeting.checkpoint, node.node_rank, node.snapshot_dir)
+        (pair[0].snapshot_dir / "old.ckpt").unlink()
+        (pair[1].snapshot_dir / "shard-1").write_bytes(b"shard 1 of step 20")
+        assert await save_all(pair, (20, 1)) == [None, None]
+
+    run_monitor(scenario)
+    manifest = read_manifest(root, 1, "step-00000020")
+    assert [(file.path, file.node_rank) for file in manifest.files] == [
+        ("model.pt", 0),
+        ("rng.pt", 0),
+        ("rng.pt", 1),
+        ("shard-1", 1),
+    ]
+    restore(root, manifest, 0, tmp_path / "restored")
+    assert (tmp_path / "restored" / "shard-1").read_bytes() == b"shard 1 of step 20"
+
+
 def test_a_withdrawn_checkpoint_is_told_to_all_and_the_next_one_works(run_monitor, nodes, root):
     async def scenario(monitor: Monitor) -> None:
         first, second = nodes(monitor)

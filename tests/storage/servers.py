@@ -183,7 +183,9 @@ def _wait_for_answer(server: subprocess.Popen[bytes], port: int, log: Path) -> N
         except (OSError, http.client.HTTPException):
             if server.poll() is not None or time.monotonic() > deadline_s:
                 state = "has ended" if server.poll() is not None else f"does not answer within {START_DEADLINE_S} s"
-                raise RuntimeError(f"'{' '.join(server.args)}' {state}:\n{log.read_text(errors='replace')}") from None
+                raise RuntimeError(
+                    f"the storage server '{log.stem}' {state}:\n{log.read_text(errors='replace')}"
+                ) from None
             time.sleep(0.02)
         finally:
             connection.close()

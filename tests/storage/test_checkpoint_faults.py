@@ -5,8 +5,9 @@ Afterwards the checkpoint is committed and every byte comes back, or it is not v
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -47,10 +48,18 @@ def make_case(
         assert undisturbed.save(FIRST) is None
         set_variables(proxied_server.reached_through(proxy.port))
         saver = dataclasses.replace(undisturbed, root=StorageRoot(uri))
-        monkeypatch.setenv("PERIFLOW_STORAGE_TIMEOUT_S", "0.3")
-        return Case(saver, dataclasses.replace(undisturbed, root=StorageRoot(uri)), undisturbed.root)
+        with impatience():
+            return Case(saver, dataclasses.replace(undisturbed, root=StorageRoot(uri)), undisturbed.root)
 
     return make
+
+
+@contextlib.contextmanager
+def impatience() -> Iterator[None]:
+    """Hardly any time for a server to answer; only where it is to run out, because a busy machine takes long too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERIFLOW_STORAGE_TIMEOUT_S", "0.3")
+        yield
 
 
 @pytest.mark.parametrize("fault", ["answer_503", "reset_after_forwarding", "hang", "cut"])
@@ -99,7 +108,11 @@ def count_requests(case: Case, proxy: FaultProxy) -> list[str]:
 
 def check_save(case: Case, proxy: FaultProxy, fault: Fault, position: int, lasts: Lasting = "once") -> None:
     proxy.plan(fault, position, lasts)
-    reason = (case.impatient_saver if fault == "hang" else case.saver).save(DISTURBED)
+    if fault == "hang":
+        with impatience():
+            reason = case.impatient_saver.save(DISTURBED)
+    else:
+        reason = case.saver.save(DISTURBED)
     place = f"{fault} at {position}: {proxy.requests[position - 1 :]}"
     assert proxy.has_struck, place
     visible = case.saver.list_visible_steps(case.root)
