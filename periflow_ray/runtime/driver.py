@@ -178,7 +178,8 @@ def _stop_with(state: StateKeeper, supervision: Supervision) -> Callable[[float]
     def stop(timeout_s: float) -> None:
         if state.status in ("running", "stopping"):
             # The ranks save, the agents end their commands and leave, then fit() returns.
-            state.enter("stopping", "stops on request")
+            if state.status == "running":
+                state.enter("stopping", "stops on request")
             supervision.monitor.stop.remote(timeout_s)
         else:
             state.enter("stopped", "stopped on request")

@@ -11,7 +11,10 @@ from periflow_ray.runtime.restart_policy import AttemptEnd, refuse_restart
 from periflow_ray.store import attempts
 from periflow_ray.store.attempts import AttemptRecord, SaveRecord
 from periflow_ray.store.jobs import read_progress
+from periflow_ray.store.resumes import read_resumed_attempts
 from periflow_ray.store.root import StorageRoot
+
+UPDATE_INTERVAL_S = 5.0
 
 
 class History:
@@ -28,6 +31,9 @@ class History:
         self._devices_per_member = devices_per_member
         self._max_failures = max_failures
         self._records = attempts.read_attempts(root, job_id)
+        # Whoever resumes a job by hand gives it all its restarts again.
+        self._last_resumed_attempt = max(read_resumed_attempts(root, job_id), default=0)
+        self._next_update_s = 0.0
 
     @property
     def last_number(self) -> int:
@@ -52,6 +58,18 @@ class History:
         self._records.append(self._describe(attempt, attempt.resumed_step, None))
         await self._write_newest()
 
+    async def update(self, attempt: Attempt) -> None:
+        """Record how far the running attempt is: at its first step, and every few seconds."""
+        if attempt.first_step_unix_s is None or self.find_ended(attempt.number) is not None:
+            return
+        newest = self._records[-1]
+        is_first = newest.first_step_unix_s is None
+        if newest.number != attempt.number or not (is_first or time.monotonic() > self._next_update_s):
+            return
+        self._next_update_s = time.monotonic() + UPDATE_INTERVAL_S
+        self._records[-1] = self._describe(attempt, newest.resumable_step, None)
+        await self._write_newest()
+
     async def end(self, attempt: Attempt, resumable_step: int, save: SaveRecord | None) -> None:
         """Record how the newest attempt ended; once."""
         if self.find_ended(attempt.number) is not None:
@@ -67,7 +85,7 @@ class History:
         ends = [
             AttemptEnd(record.cause, record.last_step, record.resumable_step)
             for record in self._records
-            if record.cause is not None and record.cause != "stop"
+            if record.cause is not None and record.cause != "stop" and record.number > self._last_resumed_attempt
         ]
         return refuse_restart(ends, self._max_failures)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from periflow_ray.errors import StorageError
 from periflow_ray.runtime.attempt import Attempt, AttemptKey, MemberFacts, Signal
 from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard, CheckpointId
 from periflow_ray.runtime.diagnosis import Failure
@@ -277,7 +278,7 @@ class Monitor:
 
     def restored_checkpoint(self) -> Manifest | None:
         """What the nodes were given at the beginning of the attempt."""
-        return self._checkpoint
+        return self._attempt.checkpoint
 
     def present_nodes(self) -> set[int]:
         """Ranks of the nodes that still take part."""
@@ -341,3 +342,5 @@ class Monitor:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), WATCH_INTERVAL_S)
             await self._hazards.look(self._attempt)
+            with contextlib.suppress(OSError, StorageError):  # The next look tries again.
+                await self._history.update(self._attempt)

@@ -59,7 +59,7 @@ class RecordingChannel:
         self.records: list[tuple[int, dict[str, Any]]] = []
         self.uploads: list[tuple[int, list[str]]] = []
 
-    def open(self, hello: Hello, on_announced_step: Any) -> None:
+    def open(self, hello: Hello, on_announced_step: Any, read_step: Any) -> None:
         self.hello = hello
         on_announced_step(self.announced_step)
 
