@@ -100,6 +100,7 @@ class CheckpointBoard:
         self._naming = asyncio.Lock()
         self._chosen_names: set[str] = set()
         self._failed_nodes: set[int] = set()
+        self._strict_step: int | None = None
         self._kept: list[Manifest] = []
         self._tidying: asyncio.Task[None] | None = None
         self._has_warned_of_tidying = False
@@ -116,7 +117,7 @@ class CheckpointBoard:
     @property
     def has_pending(self) -> bool:
         """Whether a checkpoint is on its way."""
-        return any(not pending.is_settled for pending in self._pending.values())
+        return bool(self._unsettled())
 
     async def begin_attempt(self) -> None:
         """Forget what the attempt before left unsettled, after its last commit is through."""
@@ -126,14 +127,32 @@ class CheckpointBoard:
         self._pending = {}
         self._chosen_names = set()
         self._failed_nodes = set()
+        self._strict_step = None
         self.commits = []
         with contextlib.suppress(NotFoundError):
             self._created_by = (await asyncio.to_thread(read_record, self._root, self._job_id)).created_by
         await asyncio.to_thread(checkpoints.sweep_partials, self._root, self._job_id, _CUT_SHORT)
         self._kept = await asyncio.to_thread(checkpoints.list_committed, self._root, self._job_id)
 
+    def require_all_nodes(self, step: int) -> None:
+        """From this step on a checkpoint without every node's files, or of different steps, is none.
+
+        Without it a node whose ranks are beyond the step is taken for one that does not save.
+        """
+        self._strict_step = step
+
+    def abandon_from(self, step: int, reason: str) -> None:
+        """Give up what is on its way from this step on."""
+        for (pending_step, _), pending in self._pending.items():
+            if pending_step >= step and pending.settling is None:
+                pending.abandon(reason)
+
     def announce(self, node_rank: int, checkpoint: CheckpointId) -> None:
         """A node takes its snapshot; ``begin`` or ``withdraw`` follows."""
+        if self._strict_step is not None and checkpoint[0] >= self._strict_step:
+            others = {step for step, _ in self._unsettled() if step >= self._strict_step} - {checkpoint[0]}
+            if others:
+                self.abandon_from(self._strict_step, f"nodes saved at different steps ({min(others)}, {checkpoint[0]})")
         pending = self._pending_of(checkpoint)
         pending.announced_nodes.add(node_rank)
         if node_rank == 0:
@@ -193,6 +212,9 @@ class CheckpointBoard:
         if self._tidying is not None:
             await self._tidying
 
+    def _unsettled(self) -> list[CheckpointId]:
+        return [checkpoint for checkpoint, pending in self._pending.items() if not pending.is_settled]
+
     def _pending_of(self, checkpoint: CheckpointId) -> _Pending:
         if checkpoint not in self._pending:
             self._pending[checkpoint] = _Pending()
@@ -206,6 +228,8 @@ class CheckpointBoard:
 
     def _is_complete(self, checkpoint: CheckpointId, pending: _Pending) -> bool:
         absent = self._view.present_nodes() - set(pending.files_by_node)
+        if self._strict_step is not None and checkpoint[0] >= self._strict_step:
+            return not absent
         # A node whose ranks are all beyond the step will not come.
         return not any(
             node_rank in pending.announced_nodes or self._view.may_still_save(node_rank, checkpoint[0])

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 
 from periflow_ray.runtime.attempt import Attempt, Signal
 from periflow_ray.runtime.checkpoint_board import CheckpointBoard
-from periflow_ray.runtime.save_step import choose_save_step
+from periflow_ray.runtime.save_step import ANNOUNCE_S, choose_save_step
 from periflow_ray.sdk.session import SAVE_NOW
 from periflow_ray.store.attempts import SaveRecord
+from periflow_ray.store.checkpoints import Manifest
 
 # How long the members may take to say how far their ranks are.
 REPORT_TIMEOUT_S = 0.5
@@ -36,6 +37,8 @@ class EmergencySave:
         self._nodes: set[int] = set()
         self._deadline_unix_s = 0.0
         self._record: SaveRecord | None = None
+        self._announced_step: int | None = None
+        self._is_missed = False
         self._running: asyncio.Task[bool] | None = None
 
     def is_saving_for(self, attempt: Attempt, nodes: Sequence[int]) -> bool:
@@ -58,41 +61,66 @@ class EmergencySave:
         """What was asked for and saved in this attempt."""
         return self._record if self._attempt is attempt else None
 
+    async def miss(self, step: int) -> None:
+        """A rank heard of the announced step too late: another one has to be agreed on."""
+        async with self._changed:
+            if step == self._announced_step:
+                self._is_missed = True
+                self._board.abandon_from(step, "a rank was already beyond the agreed step")
+                self._changed.notify_all()
+
     async def _save(self, attempt: Attempt, deadline_unix_s: float) -> bool:
         began_unix_s = time.time()
         if not attempt.steps or attempt.cause is not None:
             return False
-        await self._ask_for_steps(attempt)
-        step = choose_save_step(
-            attempt.steps.values(),
-            attempt.step_time_s(),
-            save_time_s=self._board.save_time_s,
-            time_left_s=deadline_unix_s - time.time(),
-        )
         self._record = SaveRecord(notice_s=deadline_unix_s - began_unix_s, step=None, save_time_s=None)
-        num_commits = len(self._board.commits)
-        at = "at once: no agreed step can be saved in time" if step == SAVE_NOW else f"at step {step}"
-        self._write_event("notice", f"all ranks are asked to save {at}")
-        await self._signal(attempt, Signal("save", step))
-        wanted = attempt.last_step if step == SAVE_NOW else step
-        while time.time() < self._deadline_unix_s and attempt.cause is None and not attempt.has_everybody_left:
-            commits = self._board.commits[num_commits:]
-            saved = next((manifest for manifest in commits if manifest.step >= wanted), None)
+        announce_s = ANNOUNCE_S
+        while self._may_go_on(attempt):
+            saved = await self._save_once(attempt, announce_s)
             if saved is not None:
                 took_s = time.time() - began_unix_s
                 self._record = SaveRecord(deadline_unix_s - began_unix_s, saved.step, took_s)
                 self._write_event("notice", f"saved at step {saved.step}, {took_s:.1f} s after the notice")
                 return True
+            if not self._is_missed:
+                break
+            announce_s *= 2
+        return False
+
+    async def _save_once(self, attempt: Attempt, announce_s: float) -> Manifest | None:
+        """Announce one step and wait for its commit; None if there is none, or a rank heard of it too late."""
+        await self._ask_for_steps(attempt)
+        step = choose_save_step(
+            attempt.steps.values(),
+            attempt.step_time_s(),
+            announce_s=announce_s,
+            save_time_s=self._board.save_time_s,
+            time_left_s=self._deadline_unix_s - time.time(),
+        )
+        self._is_missed, self._announced_step = False, step
+        wanted = attempt.last_step if step == SAVE_NOW else step
+        num_commits = len(self._board.commits)
+        self._board.require_all_nodes(wanted)
+        at = "at once: no agreed step can be saved in time" if step == SAVE_NOW else f"at step {step}"
+        self._write_event("notice", f"all ranks are asked to save {at}")
+        await self._signal(attempt, Signal("save", step))
+        while self._may_go_on(attempt) and not self._is_missed:
+            for manifest in self._board.commits[num_commits:]:
+                if manifest.step >= wanted:
+                    return manifest
             if attempt.has_passed(wanted + 1) and not self._board.has_pending:
-                self._write_event(
-                    "notice", f"the script did not save at step {wanted}: it never asked is_emergency_save()"
-                )
-                return False
+                text = f"the script did not save at step {wanted}: it never asked is_emergency_save()"
+                self._write_event("notice", text)
+                return None
             async with self._changed:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), _POLL_S)
-        self._write_event("notice", "no checkpoint was saved in time")
-        return False
+        if not self._is_missed:
+            self._write_event("notice", "no checkpoint was saved in time")
+        return None
+
+    def _may_go_on(self, attempt: Attempt) -> bool:
+        return time.time() < self._deadline_unix_s and attempt.cause is None and not attempt.has_everybody_left
 
     async def _ask_for_steps(self, attempt: Attempt) -> None:
         async with self._changed:

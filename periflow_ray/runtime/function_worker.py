@@ -157,7 +157,7 @@ class FunctionRank:
         if self._announced_step is not None and step >= self._announced_step:
             self._wait_for_end(checkpoint)
 
-    def follow_signals(self, on_announced_step: Callable[[int], None], read_step: Callable[[], int]) -> None:
+    def follow_signals(self, on_announced_step: Callable[[int], bool], read_step: Callable[[], int]) -> None:
         """Carry out what the monitor asks of this rank, from a background thread."""
 
         def carry_out(signal: Signal) -> None:
@@ -165,7 +165,8 @@ class FunctionRank:
                 self.monitor.record.remote({self.rank: read_step()}, None, [], self.node_rank, True)
             elif signal.kind == "save":
                 self._announced_step = signal.step
-                on_announced_step(signal.step)
+                if not on_announced_step(signal.step):
+                    self.monitor.miss_save.remote(self._attempt, signal.step)
             elif signal.kind == "end":
                 self._ended.set()
             elif (signal.kind, signal.target) in (("kill_rank", self.rank), ("kill_node", self.node_rank)):
@@ -232,7 +233,7 @@ class _FunctionChannel:
         self._sent: Any = None
         self._last_step = -1
 
-    def open(self, hello: Hello, on_announced_step: Callable[[int], None], read_step: Callable[[], int]) -> None:
+    def open(self, hello: Hello, on_announced_step: Callable[[int], bool], read_step: Callable[[], int]) -> None:
         self._total_train_steps = hello.total_train_steps
         self._rank.follow_signals(on_announced_step, read_step)
 

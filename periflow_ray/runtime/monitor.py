@@ -126,6 +126,11 @@ class Monitor:
                 return [Signal("end")]
             return attempt.signals[num_seen:] or [Signal("end")]
 
+    async def miss_save(self, attempt_number: int, step: int) -> None:
+        """A rank was already beyond the step of an announced save when it heard of it."""
+        if attempt_number == self._attempt.number:
+            await self._emergency.miss(step)
+
     async def announce_snapshot(self, node_rank: int, checkpoint: CheckpointId) -> None:
         """A node takes a snapshot before its ranks train on; ``begin_checkpoint`` or ``withdraw_snapshot`` follows."""
         self._board.announce(node_rank, checkpoint)

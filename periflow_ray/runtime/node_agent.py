@@ -181,6 +181,7 @@ class NodeAgent:
             self._sandbox.socket_path,
             lambda step, replace_waiting: self._save(server, uploads, reporter, step, replace_waiting),
             self._notice,
+            on_late=lambda step: self._monitor.miss_save.remote(meeting.attempt, step),
         )
         reporter = Reporter(server, self._monitor, self._node_rank, self._log.flush)
         try:

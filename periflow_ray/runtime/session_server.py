@@ -62,13 +62,19 @@ class SessionServer:
         save_snapshot: called when all ranks of the node wait, with the step and whether it may take the place of a
             checkpoint whose upload has not begun; an exception's text goes to the ranks.
         on_notice: called with sentences the user should read.
+        on_late: called when a rank is already beyond the step of an announced save.
     """
 
     def __init__(
-        self, socket_path: Path, save_snapshot: Callable[[int, bool], None], on_notice: Callable[[str], None]
+        self,
+        socket_path: Path,
+        save_snapshot: Callable[[int, bool], None],
+        on_notice: Callable[[str], None],
+        on_late: Callable[[int], None] = lambda step: None,
     ) -> None:
         self._save_snapshot = save_snapshot
         self._on_notice = on_notice
+        self._on_late = on_late
         self._lock = threading.Lock()
         self._ranks: dict[int, RankState] = {}
         self._metrics: list[Metric] = []
@@ -184,6 +190,8 @@ class SessionServer:
                 rank.step = self._last_steps[rank.rank] = message["step"]
                 self._num_answers += 1
             self._answered.set()
+        elif kind == "late":
+            self._on_late(message["step"])
         elif kind == "checkpoint":
             with self._lock:
                 self._ranks[key].waiting_step = message["step"]

@@ -38,10 +38,10 @@ class AgentChannel:
         self._reply_error: str | None = None
         self._is_lost = False
         self._is_closing = False
-        self._on_announced_step: Callable[[int], None] = lambda step: None
+        self._on_announced_step: Callable[[int], bool] = lambda step: True
         self._read_step: Callable[[], int] = lambda: 0
 
-    def open(self, hello: Hello, on_announced_step: Callable[[int], None], read_step: Callable[[], int]) -> None:
+    def open(self, hello: Hello, on_announced_step: Callable[[int], bool], read_step: Callable[[], int]) -> None:
         self._on_announced_step = on_announced_step
         self._read_step = read_step
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -92,7 +92,8 @@ class AgentChannel:
         assert self._socket is not None
         for message in wire.read_messages(self._socket):
             if message["kind"] == "announced":
-                self._on_announced_step(int(message["step"]))
+                if not self._on_announced_step(int(message["step"])):
+                    self._send(wire.encode("late", step=message["step"]))
             elif message["kind"] == "report":
                 self._send(wire.encode("step", step=self._read_step()))
             elif message["kind"] == "checkpointed":

@@ -30,8 +30,10 @@ class MetricRecord:
 class Channel(Protocol):
     """Carries a session's records away. Everything but ``save_checkpoint`` is called off the step path."""
 
-    def open(self, hello: Hello, on_announced_step: Callable[[int], None], read_step: Callable[[], int]) -> None:
+    def open(self, hello: Hello, on_announced_step: Callable[[int], bool], read_step: Callable[[], int]) -> None:
         """Connect; later call ``on_announced_step`` when an emergency save is announced (-1 means now).
+
+        It gives False where this rank is beyond the step already; whoever announced it has to know.
 
         ``read_step`` gives the current step at any time, from any thread.
         """

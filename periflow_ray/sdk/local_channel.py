@@ -18,7 +18,7 @@ class LocalChannel:
         self._log_path: Path | None = None
         self._hello: Hello | None = None
 
-    def open(self, hello: Hello, on_announced_step: Callable[[int], None], read_step: Callable[[], int]) -> None:
+    def open(self, hello: Hello, on_announced_step: Callable[[int], bool], read_step: Callable[[], int]) -> None:
         self._hello = hello
         if self._log_name is not None:
             self._log_path = Path(self._log_name)

@@ -60,6 +60,7 @@ class Session:
         self._is_in_step = False
         self._announced_step = _NO_STEP_ANNOUNCED
         self._asked_step = -1
+        self._answered_step = -1
         self._metrics: deque[tuple[int, float, dict[str, Any]]] = deque(maxlen=MAX_BUFFERED_METRICS)
         self._append_metric: Callable[[tuple[int, float, dict[str, Any]]], None] | None = None
         self._train_step = _TrainStep(self)
@@ -118,7 +119,10 @@ class Session:
         if self._announced_step == SAVE_NOW:
             # Once: in the steps after this one it is False again.
             self._announced_step = step
-        return self._announced_step == step
+        if self._announced_step == step:
+            self._answered_step = step
+            return True
+        return False
 
     # Off the step path.
 
@@ -186,9 +190,10 @@ class Session:
         self._close()
         self._channel_factory = factory
 
-    def _set_announced_step(self, step: int) -> None:
-        # A rank that has asked at this step already, or is beyond it, saves as soon as it can: the others wait there.
-        self._announced_step = SAVE_NOW if step <= self._asked_step else step
+    def _set_announced_step(self, step: int) -> bool:
+        # Set before the look at what was asked: a step that begins in between sees it, and is at worst called late.
+        self._announced_step = step
+        return step == SAVE_NOW or step > self._asked_step or step == self._answered_step
 
     def _send_until_closed(self, channel: Channel, is_closing: threading.Event) -> None:
         while not is_closing.wait(SEND_INTERVAL_S):

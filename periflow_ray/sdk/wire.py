@@ -1,6 +1,7 @@
 """Messages between a rank and its node agent: one JSON object a line over a Unix-domain socket.
 
-Rank to agent:  hello, records (step and metrics), step (the answer to report), checkpoint, bye.
+Rank to agent:  hello, records (step and metrics), step (the answer to report), late (the announced step is over),
+                checkpoint, bye.
 Agent to rank:  report (say your step at once), announced (emergency step), checkpointed (an error text or null).
 """
 
