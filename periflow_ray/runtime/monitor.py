@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from periflow_ray.errors import StorageError
 from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard, CheckpointId, Retention
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.recorder import Recorder
@@ -52,6 +55,7 @@ class Monitor:
         self._num_members = num_members
         self._world_size = world_size
         self._events = EventWriter(self._root, job_id, "monitor")
+        self._event_thread = ThreadPoolExecutor(1, thread_name_prefix="events")
         self._recorder = Recorder(self._root, job_id)
         self._changed = asyncio.Condition()
         self._board = CheckpointBoard(root, job_id, retention, self._changed, self)
@@ -206,6 +210,7 @@ class Monitor:
         if self._flusher is not None:
             await self._flusher
         await self._board.close()
+        await asyncio.to_thread(self._event_thread.shutdown)
         self._recorder.close()
 
     # The board asks these.
@@ -233,13 +238,17 @@ class Monitor:
 
     def write_event(self, kind: str, text: str) -> None:
         """Add to the job's events."""
-        self._events.write(kind, text, self._attempt)
+        # Elsewhere, because a storage that hangs must not hold up the members.
+        self._event_thread.submit(self._events.write, kind, text, self._attempt)
 
     async def _flush_until_closed(self) -> None:
         while not self._closing.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), self._recorder.flush_interval_s)
-            await asyncio.to_thread(self._recorder.flush)
+            try:
+                await asyncio.to_thread(self._recorder.flush)
+            except (OSError, StorageError) as err:  # Nothing is lost: the next flush has it too.
+                print(f"metrics are delayed: {err}", file=sys.stderr)
 
     def _reset_attempt(self) -> None:
         self._node_of: dict[int, int] = {}
