@@ -8,6 +8,7 @@ import threading
 import time
 from types import TracebackType
 
+from periflow_ray.errors import StorageError
 from periflow_ray.store import jobs
 from periflow_ray.store.events import EventWriter
 from periflow_ray.store.jobs import ENDED_STATUSES, HEARTBEAT_INTERVAL_S, JobStatus
@@ -94,7 +95,7 @@ class StateKeeper:
         self._state = dataclasses.replace(self._state, heartbeat_unix_s=time.time())
         try:
             jobs.write_state(self._root, self._job_id, self._state)
-        except OSError as err:  # The next heartbeat tries again.
+        except (OSError, StorageError) as err:  # The next heartbeat tries again.
             print(f"the state of job {self._job_id} could not be written: {err}", file=sys.stderr)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from periflow_ray.errors import StorageError
@@ -37,6 +39,7 @@ class Monitor:
         self._job_id = job_id
         self._rules = rules
         self._events = EventWriter(root, job_id, "monitor")
+        self._event_thread = ThreadPoolExecutor(1, thread_name_prefix="events")
         self._recorder = Recorder(root, job_id)
         self._changed = asyncio.Condition()
         self._board = CheckpointBoard(root, job_id, rules.retention, self._changed, self)
@@ -270,6 +273,7 @@ class Monitor:
         self._closing.set()
         await asyncio.gather(*self._tasks)
         await self._board.close()
+        await asyncio.to_thread(self._event_thread.shutdown)
         self._recorder.close()
         if self._wandb is not None:
             await asyncio.to_thread(self._wandb.close)
@@ -300,7 +304,8 @@ class Monitor:
 
     def write_event(self, kind: str, text: str) -> None:
         """Add to the job's events."""
-        self._events.write(kind, text, self._attempt.number)
+        # Elsewhere, because a storage that hangs must not hold up the members.
+        self._event_thread.submit(self._events.write, kind, text, self._attempt.number)
 
     def _notice(self, text: str) -> None:
         self.write_event("notice", text)
@@ -340,7 +345,10 @@ class Monitor:
         while not self._closing.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), self._recorder.flush_interval_s)
-            await asyncio.to_thread(self._recorder.flush)
+            try:
+                await asyncio.to_thread(self._recorder.flush)
+            except (OSError, StorageError) as err:  # Nothing is lost: the next flush has it too.
+                print(f"metrics are delayed: {err}", file=sys.stderr)
 
     async def _watch(self) -> None:
         while not self._closing.is_set():

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable
 
+from periflow_ray.errors import StorageError
 from periflow_ray.store.logs import LogWriter
 from periflow_ray.store.root import StorageRoot
 
@@ -46,5 +47,5 @@ class NodeLog:
         with self._lock:
             try:
                 self._writer.flush()
-            except OSError as err:  # The lines stay buffered; the next flush tries again.
+            except (OSError, StorageError) as err:  # The lines stay buffered; the next flush tries again.
                 print(f"log lines of node {self._node_rank} are delayed: {err}", file=sys.stderr)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import asdict, dataclass
 
+from periflow_ray.errors import StorageError
 from periflow_ray.store.jobs import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.segments import SegmentWriter, read_lines
@@ -28,10 +30,13 @@ class EventWriter:
         self._segments = SegmentWriter(root, job_key(job_id, "events", writer_name))
 
     def write(self, kind: str, text: str, attempt: int = 0) -> None:
-        """Record an event now."""
+        """Record an event now; where the storage fails, it is told with the next one."""
         event = Event(time.time(), kind, text, attempt)
         self._segments.append(json.dumps(asdict(event)).encode() + b"\n")
-        self._segments.flush()
+        try:
+            self._segments.flush()
+        except (OSError, StorageError) as err:  # An event is never worth a job.
+            print(f"an event is delayed ({text}): {err}", file=sys.stderr)
 
 
 def read_events(root: StorageRoot, job_id: int) -> list[Event]:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bench_figures.ckpt_commit import measure_ckpt_commit
+from bench_figures.ckpt_interference import measure_ckpt_interference
+from bench_figures.ckpt_memory import measure_ckpt_memory
+from bench_figures.ckpt_slow_store import measure_ckpt_slow_store
+from bench_figures.ckpt_stall import measure_ckpt_stall
 from bench_figures.cli_start import measure_cli_start
+from bench_figures.dataset_small_files import measure_dataset_small_files
 from bench_figures.ddp_throughput import measure_ddp_throughput
 from bench_figures.row import Row
 from bench_figures.sdk_step import measure_sdk_step
@@ -15,4 +21,10 @@ FIGURES: dict[str, Callable[[], list[Row]]] = {
     "ddp_throughput": measure_ddp_throughput,
     "submit_latency": measure_submit_latency,
     "cli_start": measure_cli_start,
+    "ckpt_stall": measure_ckpt_stall,
+    "ckpt_commit": measure_ckpt_commit,
+    "ckpt_interference": measure_ckpt_interference,
+    "ckpt_slow_store": measure_ckpt_slow_store,
+    "ckpt_memory": measure_ckpt_memory,
+    "dataset_small_files": measure_dataset_small_files,
 }

@@ -1,11 +1,15 @@
-"""``scripts/bench``: what a row says, and that the cheapest figure can be measured."""
+"""``scripts/bench``: what a row says, and that figures can be measured, in small where they are large."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 SCRIPTS_DIR = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS_DIR))
@@ -40,19 +44,52 @@ def test_the_ratio_is_the_median_of_the_neighbours_ratios():
 
 
 def test_the_promised_figures_are_all_there():
-    assert list(FIGURES) == ["sdk_step", "ddp_throughput", "submit_latency", "cli_start"]
+    assert list(FIGURES) == [
+        "sdk_step",
+        "ddp_throughput",
+        "submit_latency",
+        "cli_start",
+        "ckpt_stall",
+        "ckpt_commit",
+        "ckpt_interference",
+        "ckpt_slow_store",
+        "ckpt_memory",
+        "dataset_small_files",
+    ]
 
 
 def test_cli_start_is_measured_and_written_as_json(tmp_path):
+    rows, lines = _measure(tmp_path, "cli_start")
+    assert [row["name"] for row in rows] == ["cli_start_help", "cli_start_vm_list"]
+    assert [line.split()[0] for line in lines] == ["name", "cli_start_help", "cli_start_vm_list"]
+
+
+def test_moving_a_dataset_is_measured_with_a_smaller_one(tmp_path):
+    rows, _ = _measure(tmp_path, "dataset_small_files", PERIFLOW_BENCH_NUM_FILES="150")
+    assert [(row["name"], row["unit"], row["goal"]) for row in rows] == [
+        ("dataset_small_files_upload", "files/s", ">=3"),
+        ("dataset_small_files_fetch", "files/s", ">=3"),
+    ]
+
+
+@pytest.mark.ray
+def test_a_checkpoint_on_a_slow_store_is_measured_with_a_smaller_one(tmp_path):
+    rows, _ = _measure(tmp_path, "ckpt_slow_store", PERIFLOW_BENCH_CHECKPOINT_MIB="8")
+    assert [(row["name"], row["unit"], row["goal"]) for row in rows] == [("ckpt_slow_store", "s", "<=0.1")]
+    # Two MiB at 50 MB/s: Ray's side went through the slow proxy.
+    assert rows[0]["baseline"] > 2 * 2**20 / 50e6
+
+
+def _measure(tmp_path: Path, figure: str, **env: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows as JSON, and the lines of the table."""
     target = tmp_path / "figures.json"
     done = subprocess.run(
-        [sys.executable, "-m", "bench_figures", "cli_start", "--json", str(target)],
+        [sys.executable, "-m", "bench_figures", figure, "--json", str(target)],
         cwd=SCRIPTS_DIR,
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    rows = json.loads(target.read_text())
-    assert [row["name"] for row in rows] == ["cli_start_help", "cli_start_vm_list"]
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["name", "cli_start_help", "cli_start_vm_list"]
+    return json.loads(target.read_text()), done.stdout.splitlines()

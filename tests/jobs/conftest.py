@@ -6,8 +6,10 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from storage.servers import StorageServer
 from workbench import Workbench, processes_with, wait_until
 
 from periflow_ray.submit.local_cluster import LocalClusterDir
@@ -55,3 +57,28 @@ checkpoint:
         return template, workspace
 
     return write
+
+
+# Of the module's scope, so that the server starts before a test's children are looked at.
+@pytest.fixture(scope="module", params=["moto_server", "azurite_server"], ids=["s3", "abfs"])
+def cloud_server(request: pytest.FixtureRequest) -> StorageServer:
+    server: StorageServer = request.getfixturevalue(request.param)
+    return server
+
+
+@pytest.fixture
+def cloud(cloud_server: StorageServer, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Workbench:
+    """The workbench with a storage root in a bucket of S3, then in a container of Azure Blob."""
+    return _open_on(cloud_server, workbench, monkeypatch)
+
+
+@pytest.fixture
+def s3(moto_server: StorageServer, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Workbench:
+    """The workbench with a storage root in a bucket."""
+    return _open_on(moto_server, workbench, monkeypatch)
+
+
+def _open_on(server: StorageServer, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Workbench:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return workbench.on(server.make_uri(f"jobs/{uuid4().hex}"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from periflow_ray.runtime.sandbox import Sandbox
 from periflow_ray.store import jobs
 from periflow_ray.store.jobs import Job
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.submit.local_cluster import LocalClusterDir
 
 JOB_TIMEOUT_S = 150
 
@@ -29,18 +33,43 @@ class Outcome:
 class Workbench:
     """A storage root, an embedded cluster, and ``periflow-ray`` as a user runs it."""
 
-    def __init__(self, storage_dir: Path, cluster_dir: Path) -> None:
-        self.root = StorageRoot(str(storage_dir))
+    def __init__(self, storage: Path | str, cluster_dir: Path) -> None:
+        self.root = StorageRoot(str(storage))
+        self.cluster_dir = cluster_dir
+        self.options: tuple[str, ...] = ()
         self.env = {
             **os.environ,
-            "PERIFLOW_STORAGE": str(storage_dir),
+            "PERIFLOW_STORAGE": str(storage),
             "PERIFLOW_LOCAL_CLUSTER_DIR": str(cluster_dir),
         }
+
+    def on(self, uri: str, *options: str) -> Workbench:
+        """The same cluster with another storage root, which only ``--storage`` names, as this process sees the cloud.
+
+        Args:
+            options: for every command beside ``--storage``.
+        """
+        other = Workbench(uri, self.cluster_dir)
+        other.env["PERIFLOW_STORAGE"] = self.env["PERIFLOW_STORAGE"]
+        other.options = ("--storage", uri, *options)
+        return other
+
+    def start_cluster(self) -> None:
+        """Start the embedded cluster unless it runs, so that it is not a job's shell that does."""
+        start = "from periflow_ray.submit.local_cluster import ensure_local_cluster; ensure_local_cluster()"
+        subprocess.run([sys.executable, "-c", start], env=self.env, stdin=subprocess.DEVNULL, check=True, timeout=180)
+
+    @property
+    def ray_dir(self) -> Path:
+        """Where the running cluster keeps its logs and whatever else it writes."""
+        cluster = LocalClusterDir(self.cluster_dir).read()
+        assert cluster is not None
+        return Path(f"/tmp/periflow-{os.getuid()}-ray/{cluster.supervisor_pid}")
 
     def run(self, *arguments: object, timeout_s: float = JOB_TIMEOUT_S) -> Outcome:
         """Run a command to its end."""
         done = subprocess.run(
-            [sys.executable, "-m", "periflow_ray.cli.main", *map(str, arguments)],
+            [sys.executable, "-m", "periflow_ray.cli.main", *map(str, arguments), *self.options],
             env=self.env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -57,6 +86,23 @@ class Workbench:
     def start(self, template: Path, workspace: Path, *options: object) -> int:
         """Submit without following; returns the job's number."""
         return _job_id(self.run("submit", "--local", "--no-follow", "-f", template, "-d", workspace, *options))
+
+    def follow(self, job_id: int) -> tuple[Outcome, Job]:
+        """Follow a started job to its end."""
+        outcome = self.run("job", "log", job_id, "--follow")
+        return outcome, jobs.read_job(self.root, job_id)
+
+    def kill_ranks(self, job_id: int) -> int:
+        """SIGKILL the processes that run the job's ``main.py``, and none around them; returns how many there were."""
+        sandbox = f"{Sandbox(self.root.uri, job_id, 0).job_dir}/"
+        num_killed = 0
+        for pid in processes_with(sandbox):
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if b"main.py" in words and not any(word.endswith(b"torchrun") for word in words):
+                    os.kill(pid, signal.SIGKILL)
+                    num_killed += 1
+        return num_killed
 
 
 def _job_id(outcome: Outcome) -> int:

@@ -180,6 +180,30 @@ def test_metrics_and_progress_are_complete_when_the_monitor_is_closed(run_monito
     assert len(root.list_names("jobs/1/tensorboard")) == 1
 
 
+def test_metrics_and_events_survive_a_storage_that_fails_for_a_while(run_monitor, nodes, root, monkeypatch):
+    monkeypatch.setattr(recorder, "FLUSH_INTERVAL_S", 0.01)
+    blocked = [root.local_path(f"jobs/1/{name}") for name in ("metrics", "events")]
+    errors: list[str] = []
+    monkeypatch.setattr("sys.stderr.write", errors.append)
+
+    async def scenario(monitor: Monitor) -> None:
+        for path in blocked:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("in the way")
+        await join_all(nodes(monitor))
+        await monitor.record({0: 1}, None, [Metric(1, 0, 0, 1.0, {"loss": 0.5})], 0)
+        monitor.write_event("notice", "first")
+        while not {"metrics", "an"} <= {error.split(" ")[0] for error in errors}:
+            await asyncio.sleep(0.01)
+        for path in blocked:
+            path.unlink()
+        monitor.write_event("notice", "second")
+
+    run_monitor(scenario)
+    assert read_metrics(root, 1, rank=None) == [Metric(1, 0, 0, 1.0, {"loss": 0.5})]
+    assert event_texts(root) == [("notice", "first"), ("notice", "second")]
+
+
 def test_the_speed_is_that_of_rank_0(run_monitor, nodes, root, monkeypatch):
     monkeypatch.setattr(recorder, "MIN_RATE_WINDOW_S", 0.0)
 
