@@ -171,7 +171,7 @@ class NodeAgent:
 
     def _save(self, uploads: CheckpointUploads, reporter: Reporter, step: int, replace_waiting: bool) -> None:
         # The manifest has the metrics that the monitor knows when the snapshot is taken.
-        reporter.deliver()
+        reporter.send_now()
         uploads.save_snapshot(self._output_dir(), step, replace_waiting)
 
     def _stop_on_request(self, commands: NodeCommands) -> None:
