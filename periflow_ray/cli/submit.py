@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import sys
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import click
 from periflow_ray.cli.options import chosen_credential, storage_option, upload_bandwidth_option, yes_option
 from periflow_ray.cli.output import build_fields, output_option, talk_console, write_output
 from periflow_ray.cli.tree import build_file_tree
+from periflow_ray.cli.user import user_name
 from periflow_ray.errors import ClusterError, PlanError, TemplateError, UsageError
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def submit(
         cluster,
         workspace=workspace,
         secrets=secrets,
-        created_by=_user_name(),
+        created_by=user_name(),
         # The embedded cluster runs this very Python; a remote one has its own.
         python=sys.executable if target.is_local else "python",
         cloud_environment_dir=LocalClusterDir().cloud_environment_dir if target.is_local else None,
@@ -266,10 +266,3 @@ def _show_plan(plan: JobPlan, output: str) -> None:
     from periflow_ray.plan import describe_plan, plan_document
 
     write_output(output, plan_document(plan), lambda console: console.print(build_fields(dict(describe_plan(plan)))))
-
-
-def _user_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # A user id without an entry in the user database, as in containers.
-        return str(os.getuid())
