@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from periflow_ray.cli.checkpoint import resolve_id
 from periflow_ray.cli.format import format_size
 from periflow_ray.cli.options import storage_option
 from periflow_ray.cli.output import draw_table, output_option, talk_console, write_output
+from periflow_ray.cli.user import user_name
 from periflow_ray.errors import CorruptCheckpointError, StorageError, UsageError
 from periflow_ray.store.checkpoint_files import select_files
 from periflow_ray.store.checkpoint_imports import link_checkpoint, upload_checkpoint_dir
@@ -89,7 +88,7 @@ def upload(name: str, source_path: Path, step: int, root: StorageRoot) -> None:
     size = sum(path.stat().st_size for path in source_path.rglob("*") if path.is_file())
     with _progress("Uploading", size) as on_bytes:
         manifest = upload_checkpoint_dir(
-            root, source_path, name, step=step, created_by=_user_name(), transfer=Transfer(root, on_bytes=on_bytes)
+            root, source_path, name, step=step, created_by=user_name(), transfer=Transfer(root, on_bytes=on_bytes)
         )
     click.echo(f"Checkpoint '{name}' is uploaded: {_describe(manifest)}.", err=True)
 
@@ -116,7 +115,7 @@ def create(name: str, uri: str, credential: str | None, step: int, root: Storage
             status.update(f"Reading: {format_size(num_bytes)}")
 
         manifest = link_checkpoint(
-            root, uri, name, step=step, credential=credential, created_by=_user_name(), on_file=count
+            root, uri, name, step=step, credential=credential, created_by=user_name(), on_file=count
         )
     click.echo(f"Checkpoint '{name}' is linked to {manifest.uri}: {_describe(manifest)}.", err=True)
 
@@ -191,10 +190,3 @@ def _is_download_of(target: Path, files: Sequence[StoredFile]) -> bool:
 
 def _describe(manifest: Manifest) -> str:
     return f"{len(manifest.files)} files, {format_size(manifest.size)}"
-
-
-def _user_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # A user id without an entry in the user database, as in containers.
-        return str(os.getuid())

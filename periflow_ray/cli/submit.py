@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from periflow_ray.cli.options import chosen_credential, storage_option, upload_b
 from periflow_ray.cli.output import build_fields, output_option, talk_console, write_output
 from periflow_ray.cli.target import Target, connect_target, count_gpus, driver_options
 from periflow_ray.cli.tree import build_file_tree
+from periflow_ray.cli.user import user_name
 from periflow_ray.errors import ClusterError, PlanError, TemplateError, UsageError
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def submit(
         cluster,
         workspace=workspace,
         secrets=secrets,
-        created_by=_user_name(),
+        created_by=user_name(),
         **driver_options(target.is_local),
     )
     click.echo(f"Job ({record.job_id}) started successfully.")
@@ -229,10 +229,3 @@ def _show_plan(plan: JobPlan, output: str) -> None:
     from periflow_ray.plan import describe_plan, plan_document
 
     write_output(output, plan_document(plan), lambda console: console.print(build_fields(dict(describe_plan(plan)))))
-
-
-def _user_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # A user id without an entry in the user database, as in containers.
-        return str(os.getuid())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
+import fsspec.asyn
 import ray
 import ray.train
 
@@ -20,6 +23,7 @@ from periflow_ray.store.transfer import Transfer, UploadItem
 
 # Snapshots taken and not yet settled; a further upload_checkpoint() waits until one is through.
 MAX_IN_FLIGHT = 2
+_NICENESS = 10
 
 
 class CheckpointUploads:
@@ -139,6 +143,7 @@ class SnapshotUploader:
 
     def upload(self, checkpoint: CheckpointId, snapshot: Snapshot) -> tuple[str | None, str]:
         """None, or why the checkpoint is not committed; and its name."""
+        _be_nice(self._root)
         error: str | None = None
         name = ""
         try:
@@ -171,6 +176,16 @@ def bring_files(
                 pass
         uploads.append(UploadItem(snapshot_dir / file.path, key, is_immutable=True))
     transfer.upload_files(uploads)
+
+
+def _be_nice(root: StorageRoot) -> None:
+    """Let the training go first on a busy machine: this thread and all that it starts, and fsspec's network thread."""
+    threads = [threading.get_native_id()]
+    if not root.is_local and fsspec.asyn.iothread[0] is not None:
+        threads.append(fsspec.asyn.iothread[0].native_id)
+    for thread in threads:
+        with contextlib.suppress(OSError):  # Only Linux has a niceness for each thread.
+            os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)
 
 
 def report_commits(root: StorageRoot, monitor: Any, node_rank: int) -> None:

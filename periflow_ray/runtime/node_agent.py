@@ -209,7 +209,7 @@ class NodeAgent:
         self, server: SessionServer, uploads: CheckpointUploads, reporter: Reporter, step: int, replace_waiting: bool
     ) -> None:
         # The manifest has the metrics that the monitor knows when the snapshot is taken.
-        reporter.deliver()
+        reporter.send_now()
         uploads.save_snapshot(self._output_dir(), step, replace_waiting)
         if server.is_last_save(step):
             # The ranks wait here for the end: steps after this one would be lost. They go on if it is not committed.

@@ -32,17 +32,17 @@ class Reporter:
         """Send now what the ranks have just said, as the answer that the monitor waits for."""
         self._send(answers_report=True)
 
-    def deliver(self) -> None:
-        """Send what was recorded so far; returns when the monitor has it."""
+    def send_now(self) -> None:
+        """Send what was recorded so far, before whatever this process asks of the monitor next."""
+        self._send()
+
+    def close(self) -> None:
+        """Send the rest; returns when the monitor has it."""
+        self._closing.set()
+        self._thread.join()
         self._send()
         if self._sent is not None:
             ray.get(self._sent)
-
-    def close(self) -> None:
-        """Send the rest."""
-        self._closing.set()
-        self._thread.join()
-        self.deliver()
 
     def _send_until_closed(self) -> None:
         while not self._closing.wait(SEND_INTERVAL_S):

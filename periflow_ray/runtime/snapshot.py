@@ -109,12 +109,14 @@ def _copy_tree(source: Path, target: Path, previous: Snapshot | None) -> dict[st
     paths = list(_find_files(source))
     for parent in {os.path.dirname(path) for path in paths}:
         (target / parent).mkdir(parents=True, exist_ok=True)
-
-    def copy(path: str) -> tuple[str, _Stamp | None]:
-        return path, _link_or_copy(source / path, target / path, path, previous)
-
-    with ThreadPoolExecutor(_NUM_COPIERS, thread_name_prefix="snapshot") as copiers:
-        return {path: stamp for path, stamp in copiers.map(copy, paths) if stamp is not None}
+    # Linking takes microseconds, so that threads would cost more than they save.
+    stamps = {} if previous is None else {path: _link_unchanged(source, target, path, previous) for path in paths}
+    changed = [path for path in paths if stamps.get(path) is None]
+    if changed:
+        with ThreadPoolExecutor(_NUM_COPIERS, thread_name_prefix="snapshot") as copiers:
+            copied = copiers.map(lambda path: _copy_consistently(source / path, target / path), changed)
+            stamps.update(zip(changed, copied, strict=True))
+    return {path: stamp for path, stamp in stamps.items() if stamp is not None}
 
 
 def _find_files(directory: Path) -> Iterator[str]:
@@ -133,14 +135,24 @@ def _find_files(directory: Path) -> Iterator[str]:
                     yield path
 
 
-def _link_or_copy(source: Path, target: Path, path: str, previous: Snapshot | None) -> _Stamp | None:
+def _link_unchanged(source: Path, target: Path, path: str, previous: Snapshot) -> _Stamp | None:
+    """The stamp of a file that is as it was in the previous snapshot and linked from there; else None."""
+    known = previous.stamps.get(path)
+    try:
+        if known is None or _stamp_of(f"{source}/{path}") != known:
+            return None
+        os.link(f"{previous.directory}/{path}", f"{target}/{path}")
+    except OSError:  # It has just been deleted, or there are no hard links here.
+        return None
+    return known
+
+
+def _copy_consistently(source: Path, target: Path) -> _Stamp | None:
     """The source's stamp if a later look at it can tell whether it changed."""
     try:
         for _ in range(_NUM_COPY_TRIES):
             now_ns = time.time_ns()
             stamp = _stamp_of(source)
-            if previous is not None and previous.stamps.get(path) == stamp and _link(previous.directory / path, target):
-                return stamp
             _copy(source, target)
             if _stamp_of(source) == stamp:
                 is_safe = now_ns - max(stamp.modified_ns, stamp.changed_ns) > _SAFE_AGE_NS
@@ -152,17 +164,9 @@ def _link_or_copy(source: Path, target: Path, path: str, previous: Snapshot | No
     return None
 
 
-def _stamp_of(path: Path) -> _Stamp:
+def _stamp_of(path: Path | str) -> _Stamp:
     stat = os.stat(path)
     return _Stamp(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-def _link(source: Path, target: Path) -> bool:
-    try:
-        os.link(source, target)
-    except OSError:  # No hard links here, or the previous snapshot has just been deleted.
-        return False
-    return True
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from periflow_ray.errors import PeriflowRayError
 
 _COMPARISONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt}
-_LAYOUT = "{:<18} {:>10} {:>10} {:<8} {:>9} {:>7} {}"
+_LAYOUT = "{:<30} {:>10} {:>10} {:<8} {:>9} {:>7} {}"
 _NUM_DIGITS = 4
 
 HEADER = _LAYOUT.format("name", "ours", "baseline", "unit", "ratio", "goal", "met|short")

@@ -20,6 +20,7 @@ from periflow_ray.errors import StorageError
 from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard, Retention
 from periflow_ray.runtime.checkpoint_uploads import bring_files
 from periflow_ray.store import checkpoints
+from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import DownloadItem, Transfer
 
@@ -29,6 +30,9 @@ class LoneNode:
 
     def facts(self) -> AttemptFacts:
         return AttemptFacts(attempt=1, world_size=1, num_nodes=1)
+
+    def restored_checkpoint(self) -> Manifest | None:
+        return None
 
     def present_nodes(self) -> set[int]:
         return {0}
