@@ -69,6 +69,8 @@ class Attempt:
     started_unix_s: float = field(default_factory=time.time)
     first_step_unix_s: float | None = None
     last_step_unix_s: float | None = None
+    pausing_nodes: set[int] = field(default_factory=set)
+    _moved_s: float = field(default_factory=time.monotonic)
     _points: deque[tuple[float, int]] = field(default_factory=deque)
 
     @property
@@ -100,9 +102,12 @@ class Attempt:
         """A member's node rank."""
         return self.members[member].node_rank
 
-    def take_steps(self, node_rank: int, steps: dict[int, int]) -> None:
-        """What the ranks of a node have reported."""
+    def take_steps(self, node_rank: int, steps: dict[int, int], is_pausing: bool = False) -> None:
+        """What the ranks of a node have reported; ``is_pausing`` if none of them has a step to make now."""
         before = self.last_step
+        if any(step != self.steps.get(rank) for rank, step in steps.items()):
+            self._moved_s = time.monotonic()
+        (self.pausing_nodes.add if is_pausing else self.pausing_nodes.discard)(node_rank)
         self.steps.update(steps)
         self.ranks_by_node.setdefault(node_rank, set()).update(steps)
         if self.last_step > before:
@@ -119,6 +124,17 @@ class Attempt:
             return None
         (first_s, first_step), (last_s, last_step) = self._points[0], self._points[-1]
         return (last_s - first_s) / (last_step - first_step)
+
+    def standstill_s(self) -> float:
+        """Seconds since any rank made a step, as long as one has a step to make. Call it regularly: a pause counts not.
+
+        Before the first step is through it is 0: nobody knows what loading data or compiling takes.
+        """
+        has_to_move = self.ranks_by_node.keys() - self.pausing_nodes - {self.node_of(member) for member in self.left}
+        # A step is counted when it begins.
+        if not has_to_move or self.last_step < self.resumed_step + 2:
+            self._moved_s = time.monotonic()
+        return time.monotonic() - self._moved_s
 
     def may_still_save(self, node_rank: int, step: int) -> bool:
         """Whether some rank of a node is not beyond this step, as far as is known."""

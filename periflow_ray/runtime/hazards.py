@@ -102,13 +102,15 @@ class Hazards:
                 mark(machine, self._job_id)
 
     async def _look_for_hang(self, attempt: Attempt) -> None:
-        if self._hang_timeout_s is None or attempt.last_step_unix_s is None:
-            return
-        silent_s = time.time() - attempt.last_step_unix_s
-        if silent_s < self._hang_timeout_s:
+        standstill_s = attempt.standstill_s()
+        if self._hang_timeout_s is None or standstill_s < self._hang_timeout_s:
             return
         attempt.signals.append(Signal("dump"))
-        await self._end(attempt, "hang", f"no rank made a step for {silent_s:.0f} s after step {attempt.last_step}")
+        text = f"no rank made a step for {standstill_s:.0f} s after step {attempt.last_step}"
+        self._write_event(
+            "notice", f"{text}; the stacks of all ranks go to the log: periflow-ray job log {self._job_id}"
+        )
+        await self._end(attempt, "hang", text)
 
     async def _end(self, attempt: Attempt, cause: Cause, text: str) -> None:
         async with self._changed:
