@@ -13,6 +13,7 @@ from periflow_ray.spec import (
     DataSpec,
     DistSpec,
     DockerSpec,
+    ElasticSpec,
     JobSetting,
     JobSpec,
     KeepBest,
@@ -167,6 +168,7 @@ def test_our_own_additions_are_launch_mode_resources_checkpoints_to_keep_and_wha
         num_devices=2,
         max_failures=3,
         hang_timeout="10m",
+        elastic=ElasticSpec(min_devices=1),
         job_setting=JobSetting(
             type="custom",
             docker=DockerSpec(command="python main.py --num-epochs 2"),
