@@ -202,7 +202,7 @@ class CheckpointBoard:
         return pending.error
 
     def drop_node(self, node_rank: int) -> None:
-        """A node has failed: without its files a checkpoint would be half of one."""
+        """A node has failed or was ended: without its files a checkpoint would be half of one."""
         self._failed_nodes.add(node_rank)
         for pending in self._pending.values():
             self._abandon_without_failed_nodes(pending)
@@ -224,7 +224,7 @@ class CheckpointBoard:
     def _abandon_without_failed_nodes(self, pending: _Pending) -> None:
         missing = self._failed_nodes - set(pending.files_by_node)
         if missing:
-            pending.abandon(f"node {min(missing)} failed before its files were copied")
+            pending.abandon(f"node {min(missing)} ended before its files were copied")
 
     def _is_complete(self, checkpoint: CheckpointId, pending: _Pending) -> bool:
         absent = self._view.present_nodes() - set(pending.files_by_node)

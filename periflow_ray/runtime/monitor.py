@@ -187,9 +187,11 @@ class Monitor:
         async with self._changed:
             attempt = self._attempt
             attempt.left.add(member)
+            if failure is not None or attempt.cause is not None:
+                # Ended before it saved what other nodes have saved: theirs alone is no checkpoint.
+                self._board.drop_node(attempt.node_of(member))
             if failure is not None:
                 attempt.failures.append(failure)
-                self._board.drop_node(attempt.node_of(member))
                 if attempt.end("failure", failure.headline()):
                     self.write_event("attempt_failed", f"attempt {attempt.number} failed: {failure.headline()}")
             self._changed.notify_all()
@@ -225,6 +227,8 @@ class Monitor:
                 what = "was taken away" if cause == "preemption" else "was lost: its agent or its machine died"
                 attempt.end(cause, f"node {names} {what}")
                 self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
+            for member in attempt.members.keys() - attempt.left:
+                self._board.drop_node(attempt.node_of(member))
             attempt.left.update(attempt.members)
             self._changed.notify_all()
             if attempt.cause == "stop" or self._is_stopping:
