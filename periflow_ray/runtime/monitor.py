@@ -206,7 +206,7 @@ class Monitor:
                 return "end"
             if not await self._may_restart(attempt):
                 return "end"
-            return "new_group" if attempt.cause in ("preemption", "resize") else "restart"
+            return "restart" if attempt.cause in ("failure", "hang") else "new_group"
 
     # The driver and Ray Train's controller call these.
 
