@@ -127,6 +127,7 @@ def _run(
         run_config=train_run_config(root, job_id),
     )
     trainer.monitor = supervision.monitor
+    trainer.min_num_workers = plan.min_num_nodes
     try:
         trainer.fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as err:

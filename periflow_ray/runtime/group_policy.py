@@ -1,4 +1,4 @@
-"""Asks the monitor, rather than Ray Train's own counters, whether a broken worker group is replaced."""
+"""Asks the monitor, rather than Ray Train's own counters, whether and how a broken worker group is replaced."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_act
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from periflow_ray.errors import PeriflowRayError
+from periflow_ray.runtime.group_size import ElasticPolicy
 
 
 class GroupReplacedError(PeriflowRayError):
@@ -40,11 +41,18 @@ class MonitorPolicy(FailurePolicy):  # type: ignore[misc]
 
 
 class MonitoredTrainer:
-    """Mixed into a Ray trainer: ``monitor`` decides on new worker groups."""
+    """Mixed into a Ray trainer: ``monitor`` decides on new worker groups, which may be as small as ``min_num_workers``.
+
+    None for that is a fixed number of workers.
+    """
 
     monitor: Any = None
+    min_num_workers: int | None = None
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         failure_config = self.run_config.failure_config  # type: ignore[attr-defined]
         options["failure_policy"] = MonitorPolicy(failure_config, self.monitor)
+        scaling_config = self.scaling_config  # type: ignore[attr-defined]
+        if self.min_num_workers is not None and self.min_num_workers < scaling_config.num_workers:
+            options["scaling_policy"] = ElasticPolicy(scaling_config, self.min_num_workers, self.monitor)
         return super()._initialize_and_run_controller(**options)  # type: ignore[misc]

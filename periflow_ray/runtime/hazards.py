@@ -10,10 +10,14 @@ from collections.abc import Callable, Sequence
 import ray
 
 from periflow_ray.runtime.attempt import Attempt, Signal
+from periflow_ray.runtime.checkpoint_board import CheckpointBoard
 from periflow_ray.runtime.draining import read_draining_nodes
 from periflow_ray.runtime.emergency import EmergencySave
 from periflow_ray.runtime.notices.acknowledgement import mark_saved, mark_saving
 from periflow_ray.runtime.restart_policy import Cause
+
+# A job that may grow is in no hurry: only a script that never saves when asked makes it wait.
+GROW_SAVE_TIMEOUT_S = 600.0
 
 
 class Hazards:
@@ -29,15 +33,18 @@ class Hazards:
         self,
         job_id: int,
         changed: asyncio.Condition,
+        board: CheckpointBoard,
         emergency: EmergencySave,
         write_event: Callable[[str, str], None],
         hang_timeout_s: float | None,
     ) -> None:
         self._job_id = job_id
         self._changed = changed
+        self._board = board
         self._emergency = emergency
         self._write_event = write_event
         self._hang_timeout_s = hang_timeout_s
+        self._growing: Attempt | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self.announced_machines: set[str] = set()
         """Ray's ids of machines that were known to go, also when they are gone."""
@@ -64,6 +71,25 @@ class Hazards:
             self._write_event("notice", text)
             attempt.signals.append(signal)
             self._changed.notify_all()
+
+    async def grow(self, attempt: Attempt, num_members: int) -> None:
+        """End the attempt for one with more members: after a save, or after the next periodic one."""
+        if attempt.cause is not None or self._growing is attempt:
+            return
+        self._growing = attempt
+        num_commits = len(self._board.commits)
+        reason = f"grows from {attempt.num_members} to {num_members} workers"
+        if not await self._emergency.save(attempt, f"the job {reason}", time.time() + GROW_SAVE_TIMEOUT_S):
+            async with self._changed:
+                await self._changed.wait_for(
+                    lambda: (
+                        len(self._board.commits) > num_commits
+                        or attempt.cause is not None
+                        or attempt.has_everybody_left
+                    )
+                )
+        if not attempt.has_everybody_left:
+            await self._end(attempt, "resize", reason)
 
     async def _look_for_draining(self, attempt: Attempt) -> None:
         draining = await read_draining_nodes()
@@ -104,7 +130,9 @@ class Hazards:
     async def _look_for_hang(self, attempt: Attempt) -> None:
         # From the first pf.init() on: what comes before it, such as a download, has no known end.
         alive_unix_s = attempt.last_step_unix_s or attempt.first_report_unix_s
-        if self._hang_timeout_s is None or alive_unix_s is None or self._emergency.is_under_way:
+        # Ranks that have saved what they were asked for wait for its upload.
+        is_saving = self._emergency.is_under_way and self._board.has_pending
+        if self._hang_timeout_s is None or alive_unix_s is None or is_saving:
             return
         silent_s = time.time() - alive_unix_s
         if silent_s < self._hang_timeout_s:

@@ -47,7 +47,9 @@ class Monitor:
         self._emergency = EmergencySave(self._changed, self._board, self.write_event)
         self._wandb = WandbForwarder(rules.wandb_run, self._notice) if rules.wandb_run is not None else None
         self._restores = RestoreAgreement(root, job_id, self._changed, self.write_event)
-        self._hazards = Hazards(job_id, self._changed, self._emergency, self.write_event, rules.hang_timeout_s)
+        self._hazards = Hazards(
+            job_id, self._changed, self._board, self._emergency, self.write_event, rules.hang_timeout_s
+        )
         self._history = History(root, job_id, rules.devices_per_member, rules.max_failures)
         self._attempt = Attempt(self._history.last_number, ("", 0), 0)
         self._over: str | None = None
@@ -180,7 +182,7 @@ class Monitor:
                 return "end"
             if not await self._may_restart(attempt):
                 return "end"
-            return "new_group" if attempt.cause == "preemption" else "restart"
+            return "new_group" if attempt.cause in ("preemption", "resize") else "restart"
 
     # The driver and Ray Train's controller call these.
 
@@ -207,11 +209,11 @@ class Monitor:
                 return False
             return await self._may_restart(attempt)
 
-    async def wait_for_attempt(self, number: int) -> int:
-        """Wait until all members of this attempt, or of a later one, have joined; returns its number."""
+    async def wait_for_attempt(self, number: int) -> tuple[int, int]:
+        """Wait until all members of this attempt, or of a later one, have joined; returns its number and theirs."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._attempt.number >= number and self._attempt.has_all_members)
-            return self._attempt.number
+            return self._attempt.number, self._attempt.num_members
 
     async def wait_for_end(self, number: int) -> AttemptRecord | None:
         """How an attempt ended, once it has."""
@@ -242,6 +244,10 @@ class Monitor:
     async def drill(self, what: str, notice_s: float, node_rank: int, rank: int) -> None:
         """Rehearse a loss on the running attempt: ``notice``, ``kill_rank`` or ``kill_node``."""
         await self._hazards.drill(self._attempt, what, notice_s, node_rank, rank)
+
+    async def grow(self, num_members: int) -> None:
+        """There is room for so many members: go on with them after a save."""
+        await self._hazards.grow(self._attempt, num_members)
 
     async def why_over(self) -> str | None:
         """Why the job was given up; None if it was not."""

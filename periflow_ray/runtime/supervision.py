@@ -87,8 +87,8 @@ class Supervision:
                         available = ray.available_resources()
                         free = _describe({name: available.get(name, 0) for name in self._resources})
                         self._state.note_waiting(f"waits for {wanted}; the cluster has {free} free")
-                attempt = ray.get(started)
-                self._state.enter("preparing", f"attempt {attempt} starts on {self._num_members} worker(s)", attempt)
+                attempt, num_members = ray.get(started)
+                self._state.enter("preparing", f"attempt {attempt} starts on {num_members} worker(s)", attempt)
                 ray.get(self.monitor.wait_for_start.remote(attempt))
                 self._state.enter("running", f"attempt {attempt} runs", attempt)
                 if self._notifier is not None and attempt > 1:

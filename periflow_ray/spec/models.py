@@ -238,6 +238,12 @@ class PluginSpec(Section):
     wandb: WandbPlugin | None = Field(default=None, description="Metrics at Weights & Biases.")
 
 
+class ElasticSpec(Section):
+    """With how little the job goes on."""
+
+    min_devices: CountFromOne = Field(description="Devices that are enough to go on while machines are missing.")
+
+
 class JobSpec(Section):
     """A training job, as its pf-template.yml describes it."""
 
@@ -255,6 +261,19 @@ class JobSpec(Section):
     max_failures: CountFromZero = Field(
         default=0, description="Restarts from the newest checkpoint after a failure or the loss of a machine."
     )
+    elastic: ElasticSpec | None = Field(
+        default=None, description="Go on with fewer devices while machines are missing; without it the job waits."
+    )
+
+    @field_validator("elastic", mode="after")
+    @classmethod
+    def _require_fewer_devices(cls, elastic: ElasticSpec | None, info: ValidationInfo) -> ElasticSpec | None:
+        num_devices = info.data.get("num_devices")
+        if elastic is not None and num_devices is not None and elastic.min_devices > num_devices:
+            raise refuse(f"has min_devices {elastic.min_devices}; it must be at most num_devices, {num_devices}")
+        if elastic is not None and info.data.get("dist") is not None:
+            raise refuse("cannot be used with dist, whose degrees fix the number of devices")
+        return elastic
 
     @field_validator("dist", mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from typing import Literal
 from periflow_ray.store.jobs import job_key
 from periflow_ray.store.root import StorageRoot
 
-EndCause = Literal["failure", "lost", "hang", "preemption", "driver", "stop"]
+EndCause = Literal["failure", "lost", "hang", "preemption", "resize", "driver", "stop"]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def test_the_driver_learns_when_an_attempt_has_joined_and_when_it_started(run_mo
         first, second = nodes(monitor)
         has_joined = asyncio.create_task(monitor.wait_for_attempt(1))
         await join_all([first, second])
-        assert await has_joined == 1
+        assert await has_joined == (1, 2)
         has_started = asyncio.create_task(monitor.wait_for_start(1))
         await monitor.start(0)
         await asyncio.sleep(0)
@@ -63,7 +63,7 @@ def test_a_new_worker_group_is_a_new_attempt_from_the_latest_checkpoint(run_moni
         meetings = await join_all(pair, "group-2")
         committed = latest_committed(root, 1)
         assert meetings == [Meeting(2, 2, "10.0.0.0", 29500, committed)] * 2
-        assert await second_attempt == 2
+        assert await second_attempt == (2, 2)
         assert await monitor.attempt_failures() == []
         # The steps of the first attempt are forgotten: node 1 has not passed step 12 this time.
         next_commit = asyncio.create_task(monitor.next_commit(0))

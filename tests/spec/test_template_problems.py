@@ -7,7 +7,7 @@ import pytest
 from periflow_ray.errors import TemplateError
 from periflow_ray.spec import load_template
 
-TOP_LEVEL_KEYS = "experiment, name, vm, num_devices, job_setting, checkpoint, data, dist, plugin, max_failures"
+TOP_LEVEL_KEYS = "experiment, name, vm, num_devices, job_setting, checkpoint, data, dist, plugin, max_failures, elastic"
 MINIMAL = """\
 vm: local
 num_devices: 8
@@ -189,3 +189,18 @@ def test_after_fifty_problems_the_rest_is_counted() -> None:
 
     assert len(problems) == 51
     assert problems[-1] == "... and 10 more problems"
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ("elastic: {min_devices: 9}", "elastic has min_devices 9; it must be at most num_devices, 8"),
+        (
+            "dist: {dp_degree: 8, pp_degree: 1, mp_degree: 1}\nelastic: {min_devices: 4}",
+            "elastic cannot be used with dist, whose degrees fix the number of devices",
+        ),
+    ],
+)
+def test_an_elastic_job_needs_bounds_that_can_be_met(section: str, problem: str) -> None:
+    (found,) = problems_of(MINIMAL + section + "\n")
+    assert found.split(": ", 1)[1] == problem
