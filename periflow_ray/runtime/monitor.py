@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +20,7 @@ from periflow_ray.runtime.history import History
 from periflow_ray.runtime.meeting import JobRules, Meeting, Next, RestoreVerdict
 from periflow_ray.runtime.notifications import WandbForwarder
 from periflow_ray.runtime.recorder import Recorder
+from periflow_ray.runtime.repetition import Repetition
 from periflow_ray.runtime.restart_policy import Cause
 from periflow_ray.runtime.restore_agreement import RestoreAgreement
 from periflow_ray.store.attempts import AttemptRecord
@@ -54,14 +54,13 @@ class Monitor:
         self._attempt = Attempt(self._history.last_number, ("", 0), 0)
         self._over: str | None = None
         self._is_stopping = False
-        self._closing = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._repetition = Repetition()
 
     # Members call these.
 
     async def join(self, key: AttemptKey, facts: MemberFacts) -> Meeting:
         """Wait until every member of the attempt has joined."""
-        self._start_tasks()
+        self._begin_to_watch()
         async with self._changed:
             if self._is_over:
                 return self._send_away(self._attempt, facts.member)
@@ -259,8 +258,7 @@ class Monitor:
 
     async def close(self) -> None:
         """Write out everything that was received."""
-        self._closing.set()
-        await asyncio.gather(*self._tasks)
+        await self._repetition.close()
         await self._board.close()
         await asyncio.to_thread(self._event_thread.shutdown)
         self._recorder.close()
@@ -300,13 +298,10 @@ class Monitor:
     def _notice(self, text: str) -> None:
         self.write_event("notice", text)
 
-    def _start_tasks(self) -> None:
-        if not self._tasks:
-            loops = (
-                self._repeat(self._flush, self._recorder.flush_interval_s),
-                self._repeat(self._watch, WATCH_INTERVAL_S),
-            )
-            self._tasks = [asyncio.create_task(loop) for loop in loops]
+    def _begin_to_watch(self) -> None:
+        if not self._repetition.has_begun:
+            self._repetition.begin(lambda: asyncio.to_thread(self._recorder.try_flush), self._recorder.flush_interval_s)
+            self._repetition.begin(self._watch, WATCH_INTERVAL_S)
 
     async def _begin_attempt(self, key: AttemptKey, num_members: int) -> None:
         before = self._attempt
@@ -332,19 +327,7 @@ class Monitor:
         await self._history.end(attempt, resumable_step, self._emergency.describe(attempt))
         self._changed.notify_all()
 
-    async def _flush(self) -> None:
-        try:
-            await asyncio.to_thread(self._recorder.flush)
-        except (OSError, StorageError) as err:  # Nothing is lost: the next flush has it too.
-            print(f"metrics are delayed: {err}", file=sys.stderr)
-
     async def _watch(self) -> None:
         await self._hazards.look(self._attempt)
         with contextlib.suppress(OSError, StorageError):  # The next look tries again.
             await self._history.update(self._attempt)
-
-    async def _repeat(self, action: Callable[[], Awaitable[None]], interval_s: float) -> None:
-        while not self._closing.is_set():
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), interval_s)
-            await action()
