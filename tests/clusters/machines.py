@@ -18,7 +18,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -34,6 +33,7 @@ from periflow_ray.store.root import StorageRoot
 START_TIMEOUT_S = 120
 COMMAND_TIMEOUT_S = 180
 OBJECT_STORE_BYTES = 80 << 20
+WATCHER = "periflow_ray.runtime.notices.watcher"
 HEAD_IP = "127.0.0.2"
 # A dead machine is noticed in seconds; Ray's defaults take half a minute or more.
 HEALTH_CHECK = {
@@ -249,8 +249,7 @@ class NoticeWatcher:
         assert node_id is not None
         with log_path.open("wb") as log_file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "periflow_ray.runtime.notices.watcher"]
-                + ["--address", cluster.gcs_address, "--node-id", node_id],
+                [sys.executable, "-m", WATCHER, "--address", cluster.gcs_address, "--node-id", node_id],
                 env={**cluster.env, "PERIFLOW_METADATA_ENDPOINT": metadata_endpoint},
                 stdin=subprocess.DEVNULL,
                 stderr=log_file,
