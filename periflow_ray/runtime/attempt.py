@@ -67,6 +67,8 @@ class Attempt:
     signals: list[Signal] = field(default_factory=list)
     cause: Cause | Literal["stop"] | None = None
     text: str = ""
+    is_group_broken: bool = False
+    """Ray Train replaces the workers: those that live must not begin another attempt."""
     started_unix_s: float = field(default_factory=time.time)
     first_report_unix_s: float | None = None
     first_step_unix_s: float | None = None

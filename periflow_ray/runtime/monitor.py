@@ -164,9 +164,11 @@ class Monitor:
         async with self._changed:
             attempt = self._attempt
             attempt.left.add(member)
+            if failure is not None or attempt.cause is not None:
+                # It did not end by itself, so it may not have come to what the others save.
+                self._board.drop_node(attempt.node_of(member))
             if failure is not None:
                 attempt.failures.append(failure)
-                self._board.drop_node(attempt.node_of(member))
                 if attempt.end("failure", failure.headline()):
                     self.write_event("attempt_failed", f"attempt {attempt.number} failed: {failure.headline()}")
             self._changed.notify_all()
@@ -181,7 +183,8 @@ class Monitor:
                 return "end"
             if not await self._may_restart(attempt):
                 return "end"
-            return "restart" if attempt.cause in ("failure", "hang") else "new_group"
+            is_for_others = attempt.cause in ("preemption", "resize") or attempt.is_group_broken
+            return "new_group" if is_for_others else "restart"
 
     # The driver and Ray Train's controller call these.
 
@@ -202,7 +205,11 @@ class Monitor:
                 what = "was taken away" if cause == "preemption" else "was lost: its agent or its machine died"
                 attempt.end(cause, f"node {names} {what}")
                 self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
+            for member in attempt.members.keys() - attempt.left:
+                # What the living ones still save would else be committed without its files.
+                self._board.drop_node(attempt.node_of(member))
             attempt.left.update(attempt.members)
+            attempt.is_group_broken = True
             self._changed.notify_all()
             if attempt.cause == "stop" or self._is_stopping:
                 return False
