@@ -124,6 +124,7 @@ class CheckpointBoard:
         for pending in self._pending.values():
             if pending.settling is not None:
                 await pending.settling
+            pending.abandon(_CUT_SHORT)
         self._pending = {}
         self._chosen_names = set()
         self._failed_nodes = set()
@@ -224,7 +225,7 @@ class CheckpointBoard:
     def _abandon_without_failed_nodes(self, pending: _Pending) -> None:
         missing = self._failed_nodes - set(pending.files_by_node)
         if missing:
-            pending.abandon(f"node {min(missing)} failed before its files were copied")
+            pending.abandon(f"node {min(missing)} ended before its files were copied")
 
     def _is_complete(self, checkpoint: CheckpointId, pending: _Pending) -> bool:
         absent = self._view.present_nodes() - set(pending.files_by_node)

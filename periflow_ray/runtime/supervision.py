@@ -48,7 +48,11 @@ class Supervision:
     ) -> None:
         # Every member may wait in the monitor at once.
         actor_class = ray.remote(num_cpus=0, max_concurrency=1000 + 4 * num_members)(Monitor)
-        self.monitor: Any = actor_class.remote(root, job_id, rules)
+        # Beside the driver, as Ray Train's controller: elsewhere another machine's loss would end the job.
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        self.monitor: Any = actor_class.options(scheduling_strategy=here).remote(root, job_id, rules)
         self._state = state
         self._notifier = notifier
         self._num_members = num_members
