@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from jobs.workbench import Outcome
+from jobs.workbench import Outcome, wait_until
 from machines import Machine, Network
 
 RAY_PORT = 6379
@@ -23,21 +21,18 @@ FAST_HEALTH_CHECK = {
 }
 # Ray's smallest; nothing here goes through the object store.
 _OBJECT_STORE_BYTES = 80 << 20
-_IS_ALIVE = "import ray, sys; ray.init(address='auto', log_to_driver=False); "
-_LIST_ALIVE = _IS_ALIVE + "print(*(node['NodeManagerAddress'] for node in ray.nodes() if node['Alive']))"
+_FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
 
 
 class RayCluster:
     """A head without resources and worker machines with one GPU each (as far as Ray is told).
 
     Args:
-        log_dir: for what ``ray start`` prints.
         env: for every process of the cluster.
     """
 
-    def __init__(self, network: Network, names: Sequence[str], log_dir: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, network: Network, names: Sequence[str], env: Mapping[str, str]) -> None:
         self.network = network
-        self._log_dir = log_dir
         self._env = {
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TMPDIR": "/dev/shm",
@@ -48,8 +43,10 @@ class RayCluster:
         }
         self.head = network.add_machine("head")
         self.workers = [network.add_machine(name) for name in names]
-        _wait_for_start([self._start_head()])
-        _wait_for_start([self._start_worker(worker) for worker in self.workers])
+        self._start_head()
+        for worker in self.workers:
+            self._start_worker(worker)
+        self.wait_until_alive(self.workers)
 
     def run(self, *arguments: object) -> Outcome:
         """Run ``periflow-ray`` on the head."""
@@ -63,18 +60,30 @@ class RayCluster:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def bring_back(self, worker: Machine) -> None:
-        """Connect a machine that was cut off, and start Ray there if it has ended."""
+        """Connect a machine that was cut off; if Ray has given it up, start it there again."""
         self.network.connect(worker)
-        if not any("raylet/raylet" in command for command in worker.find_processes().values()):
-            _wait_for_start([self._start_worker(worker)])
+        if worker.address not in self.find_alive():
+            # Ray's processes there are told that they are taken for dead, and end.
+            wait_until(lambda: not worker.find_processes(), f"Ray ends on {worker.name}", START_TIMEOUT_S)
+            self._start_worker(worker)
+            self.wait_until_alive([worker])
+
+    def wait_until_alive(self, machines: Sequence[Machine]) -> None:
+        """Wait until Ray knows these machines and has not given them up."""
+        wanted = {machine.address for machine in machines}
+        wait_until(lambda: wanted <= self.find_alive(), f"Ray runs on {wanted}", START_TIMEOUT_S)
 
     def find_alive(self) -> set[str]:
-        """Addresses of the machines that Ray takes for alive."""
-        env = {**self._env, "RAY_ADDRESS": f"{self.head.address}:{RAY_PORT}"}
-        return set(self.head.run("python", "-c", _LIST_ALIVE, env=env, timeout_s=START_TIMEOUT_S).stdout.split())
+        """Addresses of the machines that Ray takes for alive; empty while its dashboard does not answer."""
+        url = f"http://{self.head.address}:{DASHBOARD_PORT}/api/v0/nodes"
+        fetched = self.head.run("python", "-c", _FETCH, url)
+        if fetched.returncode != 0:
+            return set()
+        nodes = json.loads(fetched.stdout)["data"]["result"]["result"]
+        return {node["node_ip"] for node in nodes if node["state"] == "ALIVE"}
 
-    def _start_head(self) -> subprocess.Popen[bytes]:
-        return self._start(
+    def _start_head(self) -> None:
+        self._start(
             self.head,
             "--head",
             f"--port={RAY_PORT}",
@@ -84,21 +93,16 @@ class RayCluster:
             "--num-gpus=0",
         )
 
-    def _start_worker(self, worker: Machine) -> subprocess.Popen[bytes]:
-        return self._start(worker, f"--address={self.head.address}:{RAY_PORT}", "--num-cpus=1", "--num-gpus=1")
+    def _start_worker(self, worker: Machine) -> None:
+        self._start(worker, f"--address={self.head.address}:{RAY_PORT}", "--num-cpus=1", "--num-gpus=1")
 
-    def _start(self, machine: Machine, *options: str) -> subprocess.Popen[bytes]:
+    def _start(self, machine: Machine, *options: str) -> None:
         arguments = [f"--node-ip-address={machine.address}", f"--object-store-memory={_OBJECT_STORE_BYTES}", *options]
-        with (self._log_dir / f"ray-start-{machine.name}.log").open("ab") as log:
-            return subprocess.Popen(
-                machine.wrap("ray", "start", *arguments),
-                env={**machine.env, **self._env},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        started = machine.run(
+            "ray", "start", "--include-log-monitor=false", *arguments, env=self._env, timeout_s=START_TIMEOUT_S
+        )
+        # On a busy machine it stops waiting for what it has started after 30 s, and that comes up all the same.
+        assert started.returncode == 0 or self._has_raylet(machine), started.stdout + started.stderr
 
-
-def _wait_for_start(starting: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in starting:
-        assert process.wait(START_TIMEOUT_S) == 0, f"ray start failed: {os.fsdecode(process.args[-1])}"
+    def _has_raylet(self, machine: Machine) -> bool:
+        return any("raylet/raylet" in command for command in machine.find_processes().values())
