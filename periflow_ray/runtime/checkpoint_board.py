@@ -123,6 +123,7 @@ class CheckpointBoard:
             if pending.settling is not None:
                 # Not for the task: it ends with the condition, which whoever begins the attempt holds.
                 await pending.is_written.wait()
+            pending.abandon(_CUT_SHORT)
         self._pending = {}
         self._chosen_names = set()
         self._failed_nodes = set()
@@ -241,7 +242,7 @@ class CheckpointBoard:
     def _abandon_without_failed_nodes(self, pending: _Pending) -> None:
         missing = self._failed_nodes - set(pending.files_by_node)
         if missing:
-            pending.abandon(f"node {min(missing)} failed before its files were copied")
+            pending.abandon(f"node {min(missing)} ended before its files were copied")
 
     def _is_complete(self, checkpoint: CheckpointId, pending: _Pending) -> bool:
         attempt = self._view.current_attempt()

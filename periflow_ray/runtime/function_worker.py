@@ -24,6 +24,8 @@ from periflow_ray.runtime.checkpoint_restore import restore_agreed
 from periflow_ray.runtime.checkpoint_uploads import MAX_IN_FLIGHT, SnapshotUploader, as_ray_checkpoint
 from periflow_ray.runtime.diagnosis import NUM_SHOWN_LINES, Failure
 from periflow_ray.runtime.group_policy import GroupReplacedError
+from periflow_ray.runtime.lifeline import share_fate
+from periflow_ray.runtime.monitor_signals import RETRY_INTERVAL_S
 from periflow_ray.runtime.output_tee import copy_output
 from periflow_ray.runtime.sandbox import Sandbox
 from periflow_ray.runtime.snapshot import Snapshot, Snapshots
@@ -70,13 +72,13 @@ def run_function(task: FunctionTask) -> Any:
         flow.finish_uploads()
     except MachineLeavesError:
         use_channel_factory(None)
-        ray.get(task.monitor.leave.remote(rank, None))
+        ray.get(task.monitor.leave.remote(rank, None, flow.attempt))
         raise GroupReplacedError("this machine is taken away; the job goes on with other workers") from None
     except BaseException as err:
         use_channel_factory(None)
-        ray.get(task.monitor.leave.remote(rank, _describe_exception(err, flow.node_rank, rank)))
+        ray.get(task.monitor.leave.remote(rank, _describe_exception(err, flow.node_rank, rank), flow.attempt))
         raise
-    ray.get(task.monitor.leave.remote(rank, None))
+    ray.get(task.monitor.leave.remote(rank, None, flow.attempt))
     return result
 
 
@@ -102,12 +104,13 @@ class FunctionRank:
         self._num_saves_by_step: Counter[int] = Counter()
         self._uploads_done = threading.Condition()
         self._num_uploading = 0
-        self._attempt = 0
+        self.attempt = 0
         self._announced_step: int | None = None
         self._ended = threading.Event()
 
     def prepare(self) -> None:
         """Join the attempt; the first rank of each node makes its directories and restores the checkpoint."""
+        share_fate(self.monitor)
         context = ray.get_runtime_context()
         facts = MemberFacts(
             member=self.rank,
@@ -118,7 +121,7 @@ class FunctionRank:
             ray_node_id=context.get_node_id(),
         )
         meeting = ray.get(self.monitor.join.remote((context.get_placement_group_id(), 0), facts))
-        self._attempt = meeting.attempt
+        self.attempt = meeting.attempt
         target = None
         if self.local_rank == 0:
             target = self._output_dir
@@ -162,11 +165,11 @@ class FunctionRank:
 
         def carry_out(signal: Signal) -> None:
             if signal.kind == "report":
-                self.monitor.record.remote({self.rank: read_step()}, None, [], self.node_rank, True)
+                self.monitor.record.remote({self.rank: read_step()}, None, [], self.node_rank, True, self.attempt)
             elif signal.kind == "save":
                 self._announced_step = None if signal.step == NO_STEP else signal.step
                 if not on_announced_step(signal.step):
-                    self.monitor.miss_save.remote(self._attempt, signal.step)
+                    self.monitor.miss_save.remote(self.attempt, signal.step)
             elif signal.kind == "end":
                 self._ended.set()
             elif (signal.kind, signal.target) in (("kill_rank", self.rank), ("kill_node", self.node_rank)):
@@ -176,7 +179,11 @@ class FunctionRank:
             num_seen = 0
             while not self._ended.is_set():
                 try:
-                    signals = ray.get(self.monitor.wait_for_signals.remote(self._attempt, num_seen))
+                    signals = ray.get(self.monitor.wait_for_signals.remote(self.attempt, num_seen))
+                except ray.exceptions.ActorUnavailableError:
+                    # The network is cut for a while; if it stays so, the lifeline ends this process.
+                    time.sleep(RETRY_INTERVAL_S)
+                    continue
                 except ray.exceptions.RayError:  # The monitor ends with the job.
                     return
                 num_seen += len(signals)
@@ -200,11 +207,11 @@ class FunctionRank:
     def _take_snapshot(self, checkpoint: CheckpointId) -> Snapshot:
         with self._uploads_done:
             self._uploads_done.wait_for(lambda: self._num_uploading < MAX_IN_FLIGHT)
-        announced = self.monitor.announce_snapshot.remote(self.node_rank, checkpoint)
+        announced = self.monitor.announce_snapshot.remote(self.node_rank, checkpoint, self.attempt)
         try:
             snapshot = self._snapshots.take(self._output_dir, f"{checkpoint[0]}-{checkpoint[1]}")
         except OSError as err:
-            self.monitor.withdraw_snapshot.remote(checkpoint, f"node {self.node_rank}: {err}")
+            self.monitor.withdraw_snapshot.remote(checkpoint, f"node {self.node_rank}: {err}", self.attempt)
             raise
         ray.get(announced)
         with self._uploads_done:
@@ -213,7 +220,7 @@ class FunctionRank:
 
     def _upload(self, checkpoint: CheckpointId, snapshot: Snapshot) -> ray.train.Checkpoint:
         try:
-            error, name = self._uploader.upload(checkpoint, snapshot)
+            error, name = self._uploader.upload(self.attempt, checkpoint, snapshot)
             if error is not None:
                 raise PeriFlowError(f"the checkpoint of step {checkpoint[0]} was not saved: {error}")
             return as_ray_checkpoint(self._root, self._job_id, name)
@@ -246,7 +253,9 @@ class _FunctionChannel:
         self._last_step = step
         rank = self._rank
         metrics = [Metric(r.step, rank.rank, rank.local_rank, r.time_unix_s, r.values) for r in records]
-        self._sent = rank.monitor.record.remote({rank.rank: step}, self._total_train_steps, metrics, rank.node_rank)
+        self._sent = rank.monitor.record.remote(
+            {rank.rank: step}, self._total_train_steps, metrics, rank.node_rank, False, rank.attempt
+        )
 
     def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
         if self._sent is not None:

@@ -56,7 +56,10 @@ class Monitor:
         self._is_stopping = False
         self._repetition = Repetition()
 
-    # Members call these.
+    # Members call these. What could harm a later attempt names the attempt that it belongs to.
+
+    async def ping(self) -> None:
+        """Show that the monitor can be reached; see ``lifeline``."""
 
     async def join(self, key: AttemptKey, facts: MemberFacts) -> Meeting:
         """Wait until every member of the attempt has joined."""
@@ -95,8 +98,11 @@ class Monitor:
         metrics: list[Metric],
         node_rank: int,
         answers_report: bool = False,
+        attempt_number: int | None = None,
     ) -> None:
         """Take in what the ranks of a node did since the last call."""
+        if self._is_past(attempt_number):
+            return
         attempt = self._attempt
         attempt.take_steps(node_rank, steps)
         if answers_report:
@@ -123,24 +129,35 @@ class Monitor:
         if attempt_number == self._attempt.number:
             await self._emergency.miss(step)
 
-    async def announce_snapshot(self, node_rank: int, checkpoint: CheckpointId) -> None:
+    async def announce_snapshot(
+        self, node_rank: int, checkpoint: CheckpointId, attempt_number: int | None = None
+    ) -> None:
         """A node takes a snapshot before its ranks train on; ``begin_checkpoint`` or ``withdraw_snapshot`` follows."""
-        self._board.announce(node_rank, checkpoint)
+        if not self._is_past(attempt_number):
+            self._board.announce(node_rank, checkpoint)
 
-    async def withdraw_snapshot(self, checkpoint: CheckpointId, reason: str) -> None:
+    async def withdraw_snapshot(self, checkpoint: CheckpointId, reason: str, attempt_number: int | None = None) -> None:
         """A node that announced a snapshot does not upload it."""
+        if self._is_past(attempt_number):
+            return
         async with self._changed:
             self._board.withdraw(checkpoint, reason)
             self._changed.notify_all()
 
     async def begin_checkpoint(
-        self, node_rank: int, checkpoint: CheckpointId, files: list[LocalFile]
+        self, node_rank: int, checkpoint: CheckpointId, files: list[LocalFile], attempt_number: int | None = None
     ) -> tuple[str, list[PlannedFile]]:
         """Describe a node's snapshot; returns the checkpoint's name and the files that this node has to bring."""
+        if self._is_past(attempt_number):
+            return "", []
         return await self._board.begin(node_rank, checkpoint, files)
 
-    async def end_checkpoint(self, node_rank: int, checkpoint: CheckpointId, error: str | None) -> str | None:
+    async def end_checkpoint(
+        self, node_rank: int, checkpoint: CheckpointId, error: str | None, attempt_number: int | None = None
+    ) -> str | None:
         """Report a node's upload as done (or failed); None once the checkpoint is committed, else why it is not."""
+        if self._is_past(attempt_number):
+            return f"attempt {attempt_number} is over"
         return await self._board.finish(node_rank, checkpoint, error)
 
     async def meet(self, member: int, checkpoint: CheckpointId, phase: str) -> None:
@@ -159,9 +176,11 @@ class Monitor:
             await self._changed.wait_for(lambda: index < len(commits) or attempt.has_everybody_left)
             return commits[index] if index < len(commits) else None
 
-    async def leave(self, member: int, failure: Failure | None) -> None:
+    async def leave(self, member: int, failure: Failure | None, attempt_number: int | None = None) -> None:
         """A member's part has ended and its checkpoints are settled."""
         async with self._changed:
+            if self._is_past(attempt_number):
+                return
             attempt = self._attempt
             attempt.left.add(member)
             if failure is not None or attempt.cause is not None:
@@ -197,7 +216,12 @@ class Monitor:
         """
         async with self._changed:
             attempt = self._attempt
-            if lost_workers and attempt.cause is None:
+            for member in attempt.members.keys() - attempt.left:
+                # Nobody waits for them any more, but a checkpoint without their files must not pass for a whole one.
+                self._board.drop_node(attempt.node_of(member))
+            if not lost_workers and attempt.members:
+                attempt.end("lost", "a worker lost its connection to the job")
+            elif lost_workers and attempt.cause is None:
                 nodes = {attempt.members[member].ray_node_id for member in lost_workers if member in attempt.members}
                 cause: Cause = "preemption" if is_preempted or nodes & self._hazards.announced_machines else "lost"
                 ranks = {attempt.node_of(member) for member in lost_workers if member in attempt.members}
@@ -309,6 +333,14 @@ class Monitor:
         if not self._repetition.has_begun:
             self._repetition.begin(lambda: asyncio.to_thread(self._recorder.try_flush), self._recorder.flush_interval_s)
             self._repetition.begin(self._watch, WATCH_INTERVAL_S)
+
+    def _is_past(self, attempt_number: int | None) -> bool:
+        """Whether a member speaks of an attempt that is over; None means the one under way.
+
+        A machine that was cut off goes on with its attempt while the others begin the next one, and what it said
+        arrives when its network is back.
+        """
+        return attempt_number is not None and attempt_number != self._attempt.number
 
     async def _begin_attempt(self, key: AttemptKey, num_members: int) -> None:
         before = self._attempt

@@ -16,9 +16,12 @@ SEND_INTERVAL_S = 0.5
 class Reporter:
     """A background thread between the session server and the monitor."""
 
-    def __init__(self, server: SessionServer, monitor: Any, node_rank: int, flush_log: Callable[[], None]) -> None:
+    def __init__(
+        self, server: SessionServer, monitor: Any, attempt: int, node_rank: int, flush_log: Callable[[], None]
+    ) -> None:
         self._server = server
         self._monitor = monitor
+        self._attempt = attempt
         self._node_rank = node_rank
         self._flush_log = flush_log
         self._closing = threading.Event()
@@ -57,5 +60,10 @@ class Reporter:
             if records.metrics or records.steps != self._last_steps or answers_report:
                 self._last_steps = records.steps
                 self._sent = self._monitor.record.remote(
-                    records.steps, records.total_train_steps, records.metrics, self._node_rank, answers_report
+                    records.steps,
+                    records.total_train_steps,
+                    records.metrics,
+                    self._node_rank,
+                    answers_report,
+                    self._attempt,
                 )
