@@ -126,10 +126,10 @@ class EmergencySave:
         async with self._changed:
             attempt.reported.clear()
         await self._signal(attempt, Signal("report"))
-        nodes = set(attempt.ranks_by_node)
+        ranks = set(attempt.steps)
         async with self._changed:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait_for(lambda: attempt.reported >= nodes), REPORT_TIMEOUT_S)
+                await asyncio.wait_for(self._changed.wait_for(lambda: attempt.reported >= ranks), REPORT_TIMEOUT_S)
 
     async def _signal(self, attempt: Attempt, signal: Signal) -> None:
         async with self._changed:

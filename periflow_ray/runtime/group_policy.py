@@ -6,6 +6,8 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_actor
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -15,6 +17,15 @@ from periflow_ray.errors import PeriflowRayError
 
 class GroupReplacedError(PeriflowRayError):
     """A worker raises it to have its group started again, elsewhere."""
+
+
+def leave_group(reason: str) -> None:
+    """Tell Ray Train that this worker's part is over, though its function runs on; Ray then ends the whole group.
+
+    From a thread beside the function's: one that is stuck cannot say so itself.
+    """
+    runner = get_train_context().execution_context.training_thread_runner
+    runner.get_exception_queue().put(UserExceptionWithTraceback(GroupReplacedError(reason), reason))
 
 
 class MonitorPolicy(FailurePolicy):  # type: ignore[misc]
@@ -43,8 +54,18 @@ class MonitoredTrainer:
     """Mixed into a Ray trainer: ``monitor`` decides on new worker groups."""
 
     monitor: Any = None
+    _controller: Any = None
+
+    def end_now(self) -> None:
+        """End the worker group, or the wait for one: ``fit`` raises. Known only if it runs in the main thread."""
+        if self._controller is not None:
+            ray.kill(self._controller)
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         failure_config = self.run_config.failure_config  # type: ignore[attr-defined]
         options["failure_policy"] = MonitorPolicy(failure_config, self.monitor)
         return super()._initialize_and_run_controller(**options)  # type: ignore[misc]
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        # Ray's own handler would abort the run without a save, in the place of the driver's.
+        self._controller = controller
