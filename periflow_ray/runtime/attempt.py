@@ -37,14 +37,16 @@ class Signal:
     """What the monitor asks of every member.
 
     ``report``: send each rank's step at once. ``save``: tell the ranks the step of an emergency save (-1 is now, -2
-    that there is none after all).
-    ``dump``: write each rank's stack into the log. ``end``: end the user's processes and leave. ``kill_rank`` and
-    ``kill_node`` rehearse a crash: whoever has the rank or is the node ``target`` kills it.
+    that there is none after all). ``dump``: write each rank's stack into the log. ``end``: end the user's processes and
+    leave; ``cause`` and ``text`` say why, where the attempt is not long over. ``kill_rank`` and ``kill_node`` rehearse
+    a crash: whoever has the rank or is the node ``target`` kills it.
     """
 
     kind: Literal["report", "save", "dump", "end", "kill_rank", "kill_node"]
     step: int = 0
     target: int = 0
+    cause: Cause | Literal["stop"] | None = None
+    text: str = ""
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Attempt:
     meetings: dict[tuple[tuple[int, int], str], set[int]] = field(default_factory=dict)
     started: set[int] = field(default_factory=set)
     left: set[int] = field(default_factory=set)
-    reported: set[int] = field(default_factory=set)
+    reported: set[int] = field(default_factory=set)  # Ranks that answered the newest ``report``.
     steps: dict[int, int] = field(default_factory=dict)
     ranks_by_node: dict[int, set[int]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
@@ -171,5 +173,5 @@ class Attempt:
         if self.cause is not None:
             return False
         self.cause, self.text = cause, text
-        self.signals.append(Signal("end"))
+        self.signals.append(Signal("end", cause=cause, text=text))
         return True

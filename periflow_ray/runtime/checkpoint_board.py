@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ from periflow_ray.store.retention import KeepBest, choose_expired
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
 
+# How long a failed attempt lasts for the sake of a checkpoint that is almost there.
+UPLOADS_TIMEOUT_S = 20.0
 _CUT_SHORT = "the attempt ended before all of it was uploaded"
 
 
@@ -211,6 +213,20 @@ class CheckpointBoard:
             self._changed.notify_all()
             await self._changed.wait_for(lambda: pending.is_settled)
         return pending.error
+
+    async def wait_for_uploads(self, dead_nodes: Collection[int] = ()) -> None:
+        """Wait until what is on its way is settled, but not for nodes that died, nor for ever; holds the condition."""
+
+        def is_coming(pending: _Pending) -> bool:
+            waits_for_dead = any(
+                node in dead_nodes and node not in pending.finished_nodes for node in pending.announced_nodes
+            )
+            return not (pending.is_settled or pending.error is not None or waits_for_dead)
+
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(
+                self._changed.wait_for(lambda: not any(map(is_coming, self._pending.values()))), UPLOADS_TIMEOUT_S
+            )
 
     def drop_node(self, node_rank: int) -> None:
         """A node has failed or was ended: without its files a checkpoint would be half of one."""

@@ -17,7 +17,7 @@ from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.runtime.agreed_save import CheckpointId
 from periflow_ray.runtime.snapshot import Snapshot, Snapshots
 from periflow_ray.store import checkpoints
-from periflow_ray.store.checkpoints import PlannedFile
+from periflow_ray.store.checkpoints import Manifest, PlannedFile
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer, UploadItem
 
@@ -85,10 +85,10 @@ class CheckpointUploads:
             self._waiting.append((checkpoint, snapshot))
             self._changed.notify_all()
 
-    def wait_until_settled(self) -> None:
-        """Wait until nothing is on its way."""
+    def wait_until_settled(self, timeout_s: float | None = None) -> None:
+        """Wait until nothing is on its way, or the time is over."""
         with self._changed:
-            self._changed.wait_for(lambda: self._num_in_flight == 0)
+            self._changed.wait_for(lambda: self._num_in_flight == 0, timeout_s)
 
     def finish(self) -> str | None:
         """Wait until every snapshot is settled; the reason if the last one was not committed."""
@@ -199,12 +199,18 @@ def report_commits(root: StorageRoot, monitor: Any, node_rank: int) -> None:
     index = 0
     while (manifest := ray.get(monitor.next_commit.remote(index))) is not None:
         index += 1
-        metrics = {name: value for name, value in manifest.metrics.items() if isinstance(value, (int, float, str))}
-        ray.train.report(
-            {**metrics, "step": manifest.step},
-            checkpoint=as_ray_checkpoint(root, manifest.job_id, manifest.checkpoint) if node_rank == 0 else None,
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-        )
+        report_commit(root, manifest, node_rank)
+
+
+def report_commit(root: StorageRoot, manifest: Manifest, worker: int) -> None:
+    """Tell Ray Train of a committed checkpoint of its job. Collective: call on all workers."""
+    assert manifest.job_id is not None
+    metrics = {name: value for name, value in manifest.metrics.items() if isinstance(value, (int, float, str))}
+    ray.train.report(
+        {**metrics, "step": manifest.step},
+        checkpoint=as_ray_checkpoint(root, manifest.job_id, manifest.checkpoint) if worker == 0 else None,
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+    )
 
 
 def as_ray_checkpoint(root: StorageRoot, job_id: int, name: str) -> ray.train.Checkpoint:

@@ -12,6 +12,7 @@ from typing import Any
 from periflow_ray.errors import StorageError
 from periflow_ray.runtime.agreed_save import CheckpointId
 from periflow_ray.runtime.attempt import Attempt, AttemptKey, MemberFacts, Signal
+from periflow_ray.runtime.broken_group import close_broken_group
 from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.emergency import EmergencySave
@@ -21,7 +22,6 @@ from periflow_ray.runtime.meeting import JobRules, Meeting, Next, RestoreVerdict
 from periflow_ray.runtime.notifications import WandbForwarder
 from periflow_ray.runtime.recorder import Recorder
 from periflow_ray.runtime.repetition import Repetition
-from periflow_ray.runtime.restart_policy import Cause
 from periflow_ray.runtime.restore_agreement import RestoreAgreement
 from periflow_ray.store.attempts import AttemptRecord
 from periflow_ray.store.checkpoints import LocalFile, Manifest, PlannedFile
@@ -174,6 +174,15 @@ class Monitor:
             self._changed.notify_all()
             await self._changed.wait_for(lambda: attempt.has_met(checkpoint, phase))
 
+    async def settle_uploads(self) -> None:
+        """Wait for checkpoints on their way, before a member leaves with a failure and the others are ended."""
+        async with self._changed:
+            await self._board.wait_for_uploads()
+
+    async def has_committed(self, step: int) -> bool:
+        """Whether this attempt has saved a checkpoint of this step."""
+        return any(manifest.step == step for manifest in self._board.commits)
+
     async def next_commit(self, index: int) -> Manifest | None:
         """The attempt's checkpoint number ``index`` once it is committed; None when the attempt has no more."""
         async with self._changed:
@@ -221,19 +230,16 @@ class Monitor:
         """
         async with self._changed:
             attempt = self._attempt
-            for member in attempt.members.keys() - attempt.left:
-                # Nobody waits for them any more, but a checkpoint without their files must not pass for a whole one.
-                self._board.drop_node(attempt.node_of(member))
-            if not lost_workers and attempt.members:
-                attempt.end("lost", "a worker lost its connection to the job")
-            elif lost_workers and attempt.cause is None:
-                nodes = {attempt.members[member].ray_node_id for member in lost_workers if member in attempt.members}
-                cause: Cause = "preemption" if is_preempted or nodes & self._hazards.announced_machines else "lost"
-                ranks = {attempt.node_of(member) for member in lost_workers if member in attempt.members}
-                names = ", ".join(str(rank) for rank in sorted(ranks)) or "?"
-                what = "was taken away" if cause == "preemption" else "was lost: its agent or its machine died"
-                attempt.end(cause, f"node {names} {what}")
-                self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
+            if not await close_broken_group(
+                attempt,
+                lost_workers,
+                is_preempted,
+                self._rules.member_noun,
+                self._hazards.announced_machines,
+                self._board,
+                self.write_event,
+            ):
+                return False
             for member in attempt.members.keys() - attempt.left:
                 # What the living ones still save would else be committed without its files.
                 self._board.drop_node(attempt.node_of(member))
@@ -241,6 +247,7 @@ class Monitor:
             attempt.is_group_broken = True
             self._changed.notify_all()
             if attempt.cause == "stop" or self._is_stopping:
+                await self._record_end(attempt)
                 return False
             return await self._may_restart(attempt)
 
@@ -264,17 +271,22 @@ class Monitor:
                 lambda: self._attempt.number != number or len(attempt.started) == attempt.num_members
             )
 
-    async def stop(self, timeout_s: float) -> None:
-        """End the job: with a save at an agreed step within so many seconds; 0 saves nothing."""
+    async def stop(self, timeout_s: float) -> bool:
+        """End the job: with a save at an agreed step within so many seconds; 0 saves nothing.
+
+        False if it has no members now, which could end it by leaving.
+        """
         async with self._changed:
             self._is_stopping = True
             self._changed.notify_all()
         attempt = self._attempt
+        can_end_by_leaving = attempt.has_all_members and not attempt.has_everybody_left
         if timeout_s > 0:
             await self._emergency.save(attempt, "the job is stopped on request", time.time() + timeout_s)
         async with self._changed:
             attempt.end("stop", "stopped on request")
             self._changed.notify_all()
+        return can_end_by_leaving
 
     async def drill(self, what: str, notice_s: float, node_rank: int, rank: int) -> None:
         """Rehearse a loss on the running attempt: ``notice``, ``kill_rank`` or ``kill_node``."""
@@ -295,6 +307,11 @@ class Monitor:
     async def close(self) -> None:
         """Write out everything that was received."""
         await self._repetition.close()
+        if self._attempt.cause is not None:
+            # Of one whose members were ended before they could leave.
+            async with self._changed:
+                with contextlib.suppress(OSError, StorageError):
+                    await self._record_end(self._attempt)
         await self._board.close()
         await asyncio.to_thread(self._event_thread.shutdown)
         self._recorder.close()
