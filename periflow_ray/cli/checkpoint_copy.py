@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from periflow_ray.cli.checkpoint import resolve_id
-from periflow_ray.cli.format import format_size
 from periflow_ray.cli.options import storage_option
 from periflow_ray.cli.output import draw_table, output_option, talk_console, write_output
 from periflow_ray.cli.user import user_name
@@ -23,6 +22,7 @@ from periflow_ray.store.checkpoint_restore import is_partly_restored
 from periflow_ray.store.checkpoints import find_checkpoint, restore, verify
 from periflow_ray.store.checksum import is_checksum_of
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.size_text import format_size
 from periflow_ray.store.transfer import Transfer
 
 

@@ -122,7 +122,7 @@ def submit(
     if workspace is not None:
         label = f"{plan.workspace_mount_path}/{workspace.name}"
         talk.print(build_file_tree(label, workspace.files))
-        from periflow_ray.cli.format import format_size
+        from periflow_ray.store.size_text import format_size
 
         talk.print(f"{len(workspace.files)} files, {format_size(workspace.size)}")
     for note in describe_unused(plan):

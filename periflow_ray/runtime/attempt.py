@@ -36,7 +36,8 @@ class MemberFacts:
 class Signal:
     """What the monitor asks of every member.
 
-    ``report``: send each rank's step at once. ``save``: tell the ranks the step of an emergency save (-1 is now).
+    ``report``: send each rank's step at once. ``save``: tell the ranks the step of an emergency save (-1 is now, -2
+    that there is none after all).
     ``dump``: write each rank's stack into the log. ``end``: end the user's processes and leave. ``kill_rank`` and
     ``kill_node`` rehearse a crash: whoever has the rank or is the node ``target`` kills it.
     """
@@ -66,7 +67,10 @@ class Attempt:
     signals: list[Signal] = field(default_factory=list)
     cause: Cause | Literal["stop"] | None = None
     text: str = ""
+    is_group_broken: bool = False
+    """Ray Train replaces the workers: those that live must not begin another attempt."""
     started_unix_s: float = field(default_factory=time.time)
+    first_report_unix_s: float | None = None
     first_step_unix_s: float | None = None
     last_step_unix_s: float | None = None
     _points: deque[tuple[float, int]] = field(default_factory=deque)
@@ -100,13 +104,23 @@ class Attempt:
         """A member's node rank."""
         return self.members[member].node_rank
 
+    def present_nodes(self) -> set[int]:
+        """Ranks of the nodes that still take part."""
+        return {facts.node_rank for member, facts in self.members.items() if member not in self.left}
+
+    def has_met(self, checkpoint: tuple[int, int], phase: str) -> bool:
+        """Whether every member came to this phase of a checkpoint, has left, or is beyond its step."""
+        come = self.meetings.get((checkpoint, phase), set()) | self.left
+        return all(member in come or self.steps.get(member, 0) > checkpoint[0] for member in self.members)
+
     def take_steps(self, node_rank: int, steps: dict[int, int]) -> None:
         """What the ranks of a node have reported."""
-        before = self.last_step
+        before, now = self.last_step, time.time()
+        if steps and self.first_report_unix_s is None:
+            self.first_report_unix_s = now
         self.steps.update(steps)
         self.ranks_by_node.setdefault(node_rank, set()).update(steps)
         if self.last_step > before:
-            now = time.time()
             self.first_step_unix_s = self.first_step_unix_s or now
             self.last_step_unix_s = now
             self._points.append((now, self.last_step))

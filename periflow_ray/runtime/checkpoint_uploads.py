@@ -14,7 +14,7 @@ import ray
 import ray.train
 
 from periflow_ray.errors import NotFoundError, StorageError
-from periflow_ray.runtime.checkpoint_board import CheckpointId
+from periflow_ray.runtime.agreed_save import CheckpointId
 from periflow_ray.runtime.snapshot import Snapshot, Snapshots
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import PlannedFile

@@ -81,7 +81,7 @@ def _run(
     cloud_variables: Mapping[str, str],
     notifier: Notifier | None,
 ) -> bool:
-    set_train_environment()
+    set_train_environment(is_elastic=plan.min_num_nodes < plan.num_nodes)
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = _resources_per_node(plan)
     secrets = _open_secrets(root, job_id)

@@ -18,8 +18,8 @@ import ray
 import ray.train
 
 from periflow_ray.errors import PeriFlowError
+from periflow_ray.runtime.agreed_save import CheckpointId
 from periflow_ray.runtime.attempt import MemberFacts, Signal
-from periflow_ray.runtime.checkpoint_board import CheckpointId
 from periflow_ray.runtime.checkpoint_restore import restore_agreed
 from periflow_ray.runtime.checkpoint_uploads import MAX_IN_FLIGHT, SnapshotUploader, as_ray_checkpoint
 from periflow_ray.runtime.diagnosis import NUM_SHOWN_LINES, Failure
@@ -30,7 +30,7 @@ from periflow_ray.runtime.output_tee import copy_output
 from periflow_ray.runtime.sandbox import Sandbox
 from periflow_ray.runtime.snapshot import Snapshot, Snapshots
 from periflow_ray.sdk.channel import Hello, MetricRecord
-from periflow_ray.sdk.session import use_channel_factory
+from periflow_ray.sdk.session import NO_STEP, use_channel_factory
 from periflow_ray.store.logs import LogWriter
 from periflow_ray.store.metrics import Metric
 from periflow_ray.store.root import StorageRoot
@@ -167,7 +167,7 @@ class FunctionRank:
             if signal.kind == "report":
                 self.monitor.record.remote({self.rank: read_step()}, None, [], self.node_rank, True, self.attempt)
             elif signal.kind == "save":
-                self._announced_step = signal.step
+                self._announced_step = None if signal.step == NO_STEP else signal.step
                 if not on_announced_step(signal.step):
                     self.monitor.miss_save.remote(self.attempt, signal.step)
             elif signal.kind == "end":

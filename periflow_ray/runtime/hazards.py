@@ -128,9 +128,13 @@ class Hazards:
                 mark(machine, self._job_id)
 
     async def _look_for_hang(self, attempt: Attempt) -> None:
-        if self._hang_timeout_s is None or attempt.last_step_unix_s is None:
+        # From the first pf.init() on: what comes before it, such as a download, has no known end.
+        alive_unix_s = attempt.last_step_unix_s or attempt.first_report_unix_s
+        # Ranks that have saved what they were asked for wait for its upload.
+        is_saving = self._emergency.is_under_way and self._board.has_pending
+        if self._hang_timeout_s is None or alive_unix_s is None or is_saving:
             return
-        silent_s = time.time() - attempt.last_step_unix_s
+        silent_s = time.time() - alive_unix_s
         if silent_s < self._hang_timeout_s:
             return
         attempt.signals.append(Signal("dump"))
@@ -138,6 +142,7 @@ class Hazards:
 
     async def _end(self, attempt: Attempt, cause: Cause, text: str) -> None:
         async with self._changed:
-            if attempt.end(cause, text):
+            # The training may have come to its end meanwhile.
+            if not attempt.has_everybody_left and attempt.end(cause, text):
                 self._write_event("attempt_failed", f"attempt {attempt.number} ended: {text}")
             self._changed.notify_all()

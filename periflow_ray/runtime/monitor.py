@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from periflow_ray.errors import StorageError
+from periflow_ray.runtime.agreed_save import CheckpointId
 from periflow_ray.runtime.attempt import Attempt, AttemptKey, MemberFacts, Signal
-from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard, CheckpointId
+from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.emergency import EmergencySave
 from periflow_ray.runtime.hazards import Hazards
@@ -20,8 +20,9 @@ from periflow_ray.runtime.history import History
 from periflow_ray.runtime.meeting import JobRules, Meeting, Next, RestoreVerdict
 from periflow_ray.runtime.notifications import WandbForwarder
 from periflow_ray.runtime.recorder import Recorder
+from periflow_ray.runtime.repetition import Repetition
 from periflow_ray.runtime.restart_policy import Cause
-from periflow_ray.store import checkpoints
+from periflow_ray.runtime.restore_agreement import RestoreAgreement
 from periflow_ray.store.attempts import AttemptRecord
 from periflow_ray.store.checkpoints import LocalFile, Manifest, PlannedFile
 from periflow_ray.store.events import EventWriter
@@ -45,7 +46,7 @@ class Monitor:
         self._board = CheckpointBoard(root, job_id, rules.retention, self._changed, self)
         self._emergency = EmergencySave(self._changed, self._board, self.write_event)
         self._wandb = WandbForwarder(rules.wandb_run, self._notice) if rules.wandb_run is not None else None
-        self._unusable: set[str] = set()
+        self._restores = RestoreAgreement(root, job_id, self._changed, self.write_event)
         self._hazards = Hazards(
             job_id, self._changed, self._board, self._emergency, self.write_event, rules.hang_timeout_s
         )
@@ -53,8 +54,7 @@ class Monitor:
         self._attempt = Attempt(self._history.last_number, ("", 0), 0)
         self._over: str | None = None
         self._is_stopping = False
-        self._closing = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._repetition = Repetition()
 
     # Members call these. What could harm a later attempt names the attempt that it belongs to.
 
@@ -63,16 +63,18 @@ class Monitor:
 
     async def join(self, key: AttemptKey, facts: MemberFacts) -> Meeting:
         """Wait until every member of the attempt has joined."""
-        self._start_tasks()
+        self._begin_to_watch()
         async with self._changed:
-            if self._over is not None or self._is_stopping:
-                return Meeting(self._attempt.number, 0, "", 0, None, is_over=True)
+            if self._is_over:
+                return self._send_away(self._attempt, facts.member)
             if key != self._attempt.key:
                 await self._begin_attempt(key, facts.num_members)
             attempt = self._attempt
             attempt.members[facts.member] = facts
             self._changed.notify_all()
-            await self._changed.wait_for(lambda: attempt.has_all_members)
+            await self._changed.wait_for(lambda: attempt.has_all_members or self._is_over)
+            if not attempt.has_all_members:
+                return self._send_away(attempt, facts.member)
             first = attempt.members[0]
             return Meeting(attempt.number, attempt.num_members, first.address, first.port, attempt.checkpoint)
 
@@ -81,22 +83,7 @@ class Monitor:
 
         Collective: call on all members after ``join`` gave a checkpoint, until the verdict is that all agree.
         """
-        async with self._changed:
-            attempt = self._attempt
-            candidate = attempt.checkpoint
-            attempt.restored.setdefault(name, set()).add(member)
-            if problem is not None and name not in self._unusable:
-                self._unusable.add(name)
-                self.write_event("notice", f"checkpoint {name} is not used: {problem}")
-            self._changed.notify_all()
-            await self._changed.wait_for(
-                lambda: len(attempt.restored[name] | attempt.left) >= attempt.num_members or attempt.cause is not None
-            )
-            if name not in self._unusable:
-                return RestoreVerdict(True, candidate)
-            if attempt.checkpoint is candidate:
-                attempt.checkpoint = await self._find_checkpoint()
-            return RestoreVerdict(False, attempt.checkpoint)
+        return await self._restores.settle(self._attempt, member, name, problem)
 
     async def start(self, member: int) -> None:
         """A member is prepared and the user's code starts."""
@@ -114,12 +101,12 @@ class Monitor:
         attempt_number: int | None = None,
     ) -> None:
         """Take in what the ranks of a node did since the last call."""
-        if self._is_over(attempt_number):
+        if self._is_past(attempt_number):
             return
         attempt = self._attempt
         attempt.take_steps(node_rank, steps)
         if answers_report:
-            attempt.reported.add(node_rank)
+            attempt.reported.update(steps)
         self._recorder.record(attempt.steps.get(0), total_train_steps, metrics)
         if self._wandb is not None:
             self._wandb.forward(metrics)
@@ -138,7 +125,7 @@ class Monitor:
             return attempt.signals[num_seen:] or [Signal("end")]
 
     async def miss_save(self, attempt_number: int, step: int) -> None:
-        """A rank was already beyond the step of an announced save when it heard of it."""
+        """A rank was already beyond the step of an announced save when it heard of it, or ranks saved at several."""
         if attempt_number == self._attempt.number:
             await self._emergency.miss(step)
 
@@ -146,12 +133,12 @@ class Monitor:
         self, node_rank: int, checkpoint: CheckpointId, attempt_number: int | None = None
     ) -> None:
         """A node takes a snapshot before its ranks train on; ``begin_checkpoint`` or ``withdraw_snapshot`` follows."""
-        if not self._is_over(attempt_number):
+        if not self._is_past(attempt_number):
             self._board.announce(node_rank, checkpoint)
 
     async def withdraw_snapshot(self, checkpoint: CheckpointId, reason: str, attempt_number: int | None = None) -> None:
         """A node that announced a snapshot does not upload it."""
-        if self._is_over(attempt_number):
+        if self._is_past(attempt_number):
             return
         async with self._changed:
             self._board.withdraw(checkpoint, reason)
@@ -161,7 +148,7 @@ class Monitor:
         self, node_rank: int, checkpoint: CheckpointId, files: list[LocalFile], attempt_number: int | None = None
     ) -> tuple[str, list[PlannedFile]]:
         """Describe a node's snapshot; returns the checkpoint's name and the files that this node has to bring."""
-        if self._is_over(attempt_number):
+        if self._is_past(attempt_number):
             return "", []
         return await self._board.begin(node_rank, checkpoint, files)
 
@@ -169,7 +156,7 @@ class Monitor:
         self, node_rank: int, checkpoint: CheckpointId, error: str | None, attempt_number: int | None = None
     ) -> str | None:
         """Report a node's upload as done (or failed); None once the checkpoint is committed, else why it is not."""
-        if self._is_over(attempt_number):
+        if self._is_past(attempt_number):
             return f"attempt {attempt_number} is over"
         return await self._board.finish(node_rank, checkpoint, error)
 
@@ -177,15 +164,10 @@ class Monitor:
         """Wait until every member came to this phase of a checkpoint, has left, or is beyond its step."""
         async with self._changed:
             attempt = self._attempt
-            present = attempt.meetings.setdefault((checkpoint, phase), set())
-            present.add(member)
+            self._board.see(checkpoint)
+            attempt.meetings.setdefault((checkpoint, phase), set()).add(member)
             self._changed.notify_all()
-            await self._changed.wait_for(
-                lambda: all(
-                    other in present or other in attempt.left or attempt.steps.get(other, 0) > checkpoint[0]
-                    for other in attempt.members
-                )
-            )
+            await self._changed.wait_for(lambda: attempt.has_met(checkpoint, phase))
 
     async def next_commit(self, index: int) -> Manifest | None:
         """The attempt's checkpoint number ``index`` once it is committed; None when the attempt has no more."""
@@ -197,16 +179,15 @@ class Monitor:
     async def leave(self, member: int, failure: Failure | None, attempt_number: int | None = None) -> None:
         """A member's part has ended and its checkpoints are settled."""
         async with self._changed:
-            if self._is_over(attempt_number):
+            if self._is_past(attempt_number):
                 return
             attempt = self._attempt
-            if attempt.cause is not None:
-                # It was ended in the middle: what it would have saved is missing.
-                self._board.drop_node(attempt.node_of(member))
             attempt.left.add(member)
+            if failure is not None or attempt.cause is not None:
+                # It did not end by itself, so it may not have come to what the others save.
+                self._board.drop_node(attempt.node_of(member))
             if failure is not None:
                 attempt.failures.append(failure)
-                self._board.drop_node(attempt.node_of(member))
                 if attempt.end("failure", failure.headline()):
                     self.write_event("attempt_failed", f"attempt {attempt.number} failed: {failure.headline()}")
             self._changed.notify_all()
@@ -221,7 +202,8 @@ class Monitor:
                 return "end"
             if not await self._may_restart(attempt):
                 return "end"
-            return "new_group" if attempt.cause in ("preemption", "resize") else "restart"
+            is_for_others = attempt.cause in ("preemption", "resize") or attempt.is_group_broken
+            return "new_group" if is_for_others else "restart"
 
     # The driver and Ray Train's controller call these.
 
@@ -247,7 +229,11 @@ class Monitor:
                 what = "was taken away" if cause == "preemption" else "was lost: its agent or its machine died"
                 attempt.end(cause, f"node {names} {what}")
                 self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
+            for member in attempt.members.keys() - attempt.left:
+                # What the living ones still save would else be committed without its files.
+                self._board.drop_node(attempt.node_of(member))
             attempt.left.update(attempt.members)
+            attempt.is_group_broken = True
             self._changed.notify_all()
             if attempt.cause == "stop" or self._is_stopping:
                 return False
@@ -303,8 +289,7 @@ class Monitor:
 
     async def close(self) -> None:
         """Write out everything that was received."""
-        self._closing.set()
-        await asyncio.gather(*self._tasks)
+        await self._repetition.close()
         await self._board.close()
         await asyncio.to_thread(self._event_thread.shutdown)
         self._recorder.close()
@@ -318,18 +303,9 @@ class Monitor:
         attempt = self._attempt
         return AttemptFacts(attempt.number, attempt.num_members * self._rules.devices_per_member, attempt.num_nodes)
 
-    def restored_checkpoint(self) -> Manifest | None:
-        """What the nodes were given at the beginning of the attempt."""
-        return self._attempt.checkpoint
-
-    def present_nodes(self) -> set[int]:
-        """Ranks of the nodes that still take part."""
-        attempt = self._attempt
-        return {facts.node_rank for member, facts in attempt.members.items() if member not in attempt.left}
-
-    def may_still_save(self, node_rank: int, step: int) -> bool:
-        """Whether some rank of a node is not beyond this step, as far as is known."""
-        return self._attempt.may_still_save(node_rank, step)
+    def current_attempt(self) -> Attempt:
+        """The attempt under way."""
+        return self._attempt
 
     def newest_metrics(self) -> Mapping[str, Any]:
         """The newest value of each metric."""
@@ -340,20 +316,31 @@ class Monitor:
         # Elsewhere, because a storage that hangs must not hold up the members.
         self._event_thread.submit(self._events.write, kind, text, self._attempt.number)
 
+    @property
+    def _is_over(self) -> bool:
+        return self._over is not None or self._is_stopping
+
+    def _send_away(self, attempt: Attempt, member: int) -> Meeting:
+        # Whoever has come must not wait for one that will not.
+        attempt.left.add(member)
+        self._changed.notify_all()
+        return Meeting(attempt.number, 0, "", 0, None, is_over=True)
+
     def _notice(self, text: str) -> None:
         self.write_event("notice", text)
 
-    def _is_over(self, attempt_number: int | None) -> bool:
+    def _begin_to_watch(self) -> None:
+        if not self._repetition.has_begun:
+            self._repetition.begin(lambda: asyncio.to_thread(self._recorder.try_flush), self._recorder.flush_interval_s)
+            self._repetition.begin(self._watch, WATCH_INTERVAL_S)
+
+    def _is_past(self, attempt_number: int | None) -> bool:
         """Whether a member speaks of an attempt that is over; None means the one under way.
 
         A machine that was cut off goes on with its attempt while the others begin the next one, and what it said
         arrives when its network is back.
         """
         return attempt_number is not None and attempt_number != self._attempt.number
-
-    def _start_tasks(self) -> None:
-        if not self._tasks:
-            self._tasks = [asyncio.create_task(self._flush()), asyncio.create_task(self._watch())]
 
     async def _begin_attempt(self, key: AttemptKey, num_members: int) -> None:
         before = self._attempt
@@ -365,7 +352,7 @@ class Monitor:
         self._attempt = Attempt(before.number + 1, key, num_members)
         self._recorder.forget_speed()
         await self._board.begin_attempt()
-        self._attempt.checkpoint = await self._find_checkpoint()
+        self._attempt.checkpoint = await self._restores.find_checkpoint()
         await self._history.begin(self._attempt)
 
     async def _may_restart(self, attempt: Attempt) -> bool:
@@ -379,22 +366,7 @@ class Monitor:
         await self._history.end(attempt, resumable_step, self._emergency.describe(attempt))
         self._changed.notify_all()
 
-    async def _find_checkpoint(self) -> Manifest | None:
-        return await asyncio.to_thread(checkpoints.latest_committed, self._root, self._job_id, self._unusable)
-
-    async def _flush(self) -> None:
-        while not self._closing.is_set():
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), self._recorder.flush_interval_s)
-            try:
-                await asyncio.to_thread(self._recorder.flush)
-            except (OSError, StorageError) as err:  # Nothing is lost: the next flush has it too.
-                print(f"metrics are delayed: {err}", file=sys.stderr)
-
     async def _watch(self) -> None:
-        while not self._closing.is_set():
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), WATCH_INTERVAL_S)
-            await self._hazards.look(self._attempt)
-            with contextlib.suppress(OSError, StorageError):  # The next look tries again.
-                await self._history.update(self._attempt)
+        await self._hazards.look(self._attempt)
+        with contextlib.suppress(OSError, StorageError):  # The next look tries again.
+            await self._history.update(self._attempt)
