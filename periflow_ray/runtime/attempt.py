@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -154,3 +155,20 @@ class Attempt:
         self.cause, self.text = cause, text
         self.signals.append(Signal("end"))
         return True
+
+    def end_broken(self, lost_members: Collection[int], is_preempted: bool, announced_machines: set[str]) -> bool:
+        """End it because Ray Train's workers broke, unless it is known why; False if it is.
+
+        Args:
+            lost_members: those that died (in the monitor with what Ray says of it); empty if all of them only raised.
+            is_preempted: whether Ray knows that a machine was taken away.
+            announced_machines: Ray's ids of machines that were known to go.
+        """
+        if not lost_members:
+            # A worker that fails by itself has told so; one that cannot reach the monitor any more has not.
+            return bool(self.members) and self.end("lost", "a worker lost its connection to the job")
+        known = [self.members[member] for member in lost_members if member in self.members]
+        names = ", ".join(str(rank) for rank in sorted({facts.node_rank for facts in known})) or "?"
+        if is_preempted or announced_machines & {facts.ray_node_id for facts in known}:
+            return self.end("preemption", f"node {names} was taken away")
+        return self.end("lost", f"node {names} was lost: its agent or its machine died")

@@ -21,7 +21,6 @@ from periflow_ray.runtime.meeting import JobRules, Meeting, Next, RestoreVerdict
 from periflow_ray.runtime.notifications import WandbForwarder
 from periflow_ray.runtime.recorder import Recorder
 from periflow_ray.runtime.repetition import Repetition
-from periflow_ray.runtime.restart_policy import Cause
 from periflow_ray.runtime.restore_agreement import RestoreAgreement
 from periflow_ray.store.attempts import AttemptRecord
 from periflow_ray.store.checkpoints import LocalFile, Manifest, PlannedFile
@@ -57,9 +56,6 @@ class Monitor:
         self._repetition = Repetition()
 
     # Members call these. What could harm a later attempt names the attempt that it belongs to.
-
-    async def ping(self) -> None:
-        """Show that the monitor can be reached; see ``lifeline``."""
 
     async def join(self, key: AttemptKey, facts: MemberFacts) -> Meeting:
         """Wait until every member of the attempt has joined."""
@@ -208,26 +204,10 @@ class Monitor:
     # The driver and Ray Train's controller call these.
 
     async def may_replace_group(self, lost_workers: Mapping[int, str], is_preempted: bool) -> bool:
-        """Whether Ray Train may start a new worker group after this one broke.
-
-        Args:
-            lost_workers: members that died, with what Ray says of it; empty if all of them only raised.
-            is_preempted: whether Ray knows that a machine was taken away.
-        """
+        """Whether Ray Train may start a new worker group after this one broke; see ``Attempt.end_broken``."""
         async with self._changed:
             attempt = self._attempt
-            for member in attempt.members.keys() - attempt.left:
-                # Nobody waits for them any more, but a checkpoint without their files must not pass for a whole one.
-                self._board.drop_node(attempt.node_of(member))
-            if not lost_workers and attempt.members:
-                attempt.end("lost", "a worker lost its connection to the job")
-            elif lost_workers and attempt.cause is None:
-                nodes = {attempt.members[member].ray_node_id for member in lost_workers if member in attempt.members}
-                cause: Cause = "preemption" if is_preempted or nodes & self._hazards.announced_machines else "lost"
-                ranks = {attempt.node_of(member) for member in lost_workers if member in attempt.members}
-                names = ", ".join(str(rank) for rank in sorted(ranks)) or "?"
-                what = "was taken away" if cause == "preemption" else "was lost: its agent or its machine died"
-                attempt.end(cause, f"node {names} {what}")
+            if attempt.end_broken(lost_workers, is_preempted, self._hazards.announced_machines):
                 self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
             for member in attempt.members.keys() - attempt.left:
                 # What the living ones still save would else be committed without its files.
@@ -335,11 +315,8 @@ class Monitor:
             self._repetition.begin(self._watch, WATCH_INTERVAL_S)
 
     def _is_past(self, attempt_number: int | None) -> bool:
-        """Whether a member speaks of an attempt that is over; None means the one under way.
-
-        A machine that was cut off goes on with its attempt while the others begin the next one, and what it said
-        arrives when its network is back.
-        """
+        """Whether a member speaks of an attempt that is over; None means the one under way."""
+        # A machine that was cut off goes on with its attempt, and what it said comes when its network is back.
         return attempt_number is not None and attempt_number != self._attempt.number
 
     async def _begin_attempt(self, key: AttemptKey, num_members: int) -> None:

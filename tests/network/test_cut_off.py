@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cluster import RayCluster
 from jobs.workbench import wait_until
-from machines import Machine
+from namespaces import Machine
 
 from periflow_ray.store import checkpoints, jobs
 from periflow_ray.store.attempts import AttemptRecord, read_attempts
