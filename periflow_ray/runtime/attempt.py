@@ -71,9 +71,10 @@ class Attempt:
     is_group_broken: bool = False
     """Ray Train replaces the workers: those that live must not begin another attempt."""
     started_unix_s: float = field(default_factory=time.time)
-    first_report_unix_s: float | None = None
     first_step_unix_s: float | None = None
     last_step_unix_s: float | None = None
+    pausing_nodes: set[int] = field(default_factory=set)
+    _moved_s: float = field(default_factory=time.monotonic)
     _points: deque[tuple[float, int]] = field(default_factory=deque)
 
     @property
@@ -114,14 +115,16 @@ class Attempt:
         come = self.meetings.get((checkpoint, phase), set()) | self.left
         return all(member in come or self.steps.get(member, 0) > checkpoint[0] for member in self.members)
 
-    def take_steps(self, node_rank: int, steps: dict[int, int]) -> None:
-        """What the ranks of a node have reported."""
-        before, now = self.last_step, time.time()
-        if steps and self.first_report_unix_s is None:
-            self.first_report_unix_s = now
+    def take_steps(self, node_rank: int, steps: dict[int, int], is_pausing: bool = False) -> None:
+        """What the ranks of a node have reported; ``is_pausing`` if none of them has a step to make now."""
+        before = self.last_step
+        if any(step != self.steps.get(rank) for rank, step in steps.items()):
+            self._moved_s = time.monotonic()
+        (self.pausing_nodes.add if is_pausing else self.pausing_nodes.discard)(node_rank)
         self.steps.update(steps)
         self.ranks_by_node.setdefault(node_rank, set()).update(steps)
         if self.last_step > before:
+            now = time.time()
             self.first_step_unix_s = self.first_step_unix_s or now
             self.last_step_unix_s = now
             self._points.append((now, self.last_step))
@@ -134,6 +137,22 @@ class Attempt:
             return None
         (first_s, first_step), (last_s, last_step) = self._points[0], self._points[-1]
         return (last_s - first_s) / (last_step - first_step)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the first step is through, which loading data and compiling may make a long one."""
+        # A step is counted when it begins.
+        return self.last_step >= self.resumed_step + 2
+
+    def standstill_s(self) -> float:
+        """Seconds since any rank made a step, or called ``pf.init``, as long as one has a step to make.
+
+        Call it regularly, so that a pause does not count.
+        """
+        has_to_move = self.ranks_by_node.keys() - self.pausing_nodes - {self.node_of(member) for member in self.left}
+        if not has_to_move:
+            self._moved_s = time.monotonic()
+        return time.monotonic() - self._moved_s
 
     def may_still_save(self, node_rank: int, step: int) -> bool:
         """Whether some rank of a node is not beyond this step, as far as is known."""

@@ -213,7 +213,7 @@ class CheckpointBoard:
         return pending.error
 
     def drop_node(self, node_rank: int) -> None:
-        """A node has failed: without its files a checkpoint would be half of one."""
+        """A node has failed or was ended: without its files a checkpoint would be half of one."""
         self._failed_nodes.add(node_rank)
         for pending in self._pending.values():
             self._abandon_without_failed_nodes(pending)

@@ -97,6 +97,7 @@ def _run(
         rules=JobRules(
             devices_per_member=plan.devices_per_node,
             max_failures=plan.max_failures,
+            hang_timeout_s=plan.hang_timeout_s,
             retention=Retention(plan.keep_last, KeepBest(**plan.keep_best.model_dump()) if plan.keep_best else None),
             wandb_run=wandb_run,
         ),

@@ -19,6 +19,9 @@ from periflow_ray.runtime.restart_policy import Cause
 # A job that may grow is in no hurry: only a script that never saves when asked makes it wait.
 GROW_SAVE_TIMEOUT_S = 600.0
 
+# The first step of an attempt may load data and compile: it is given so many times the usual time.
+FIRST_STEP_FACTOR = 5
+
 
 class Hazards:
     """Ends an attempt before its machines go, once it is saved, or when it hangs.
@@ -128,17 +131,16 @@ class Hazards:
                 mark(machine, self._job_id)
 
     async def _look_for_hang(self, attempt: Attempt) -> None:
-        # From the first pf.init() on: what comes before it, such as a download, has no known end.
-        alive_unix_s = attempt.last_step_unix_s or attempt.first_report_unix_s
-        # Ranks that have saved what they were asked for wait for its upload.
-        is_saving = self._emergency.is_under_way and self._board.has_pending
-        if self._hang_timeout_s is None or alive_unix_s is None or is_saving:
-            return
-        silent_s = time.time() - alive_unix_s
-        if silent_s < self._hang_timeout_s:
+        standstill_s = attempt.standstill_s()
+        factor = 1 if attempt.is_warm else FIRST_STEP_FACTOR
+        if self._hang_timeout_s is None or standstill_s < factor * self._hang_timeout_s:
             return
         attempt.signals.append(Signal("dump"))
-        await self._end(attempt, "hang", f"no rank made a step for {silent_s:.0f} s after step {attempt.last_step}")
+        text = f"no rank made a step for {standstill_s:.0f} s after step {attempt.last_step}"
+        self._write_event(
+            "notice", f"{text}; the stacks of all ranks go to the log: periflow-ray job log {self._job_id}"
+        )
+        await self._end(attempt, "hang", text)
 
     async def _end(self, attempt: Attempt, cause: Cause, text: str) -> None:
         async with self._changed:

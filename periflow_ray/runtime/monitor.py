@@ -95,12 +95,17 @@ class Monitor:
         node_rank: int,
         answers_report: bool = False,
         attempt_number: int | None = None,
+        is_pausing: bool = False,
     ) -> None:
-        """Take in what the ranks of a node did since the last call."""
+        """Take in what the ranks of a node did since the last call.
+
+        Args:
+            is_pausing: none of them has a step to make now.
+        """
         if self._is_past(attempt_number):
             return
         attempt = self._attempt
-        attempt.take_steps(node_rank, steps)
+        attempt.take_steps(node_rank, steps, is_pausing)
         if answers_report:
             attempt.reported.update(steps)
         self._recorder.record(attempt.steps.get(0), total_train_steps, metrics)
