@@ -41,7 +41,8 @@ async def close_broken_group(
         is_preemption = is_preempted or bool(machines & set(announced_machines))
         has_news = _end_by_loss(attempt, lost, is_preemption, member_noun)
     else:
-        has_news = attempt.end("failure", "a worker raised an error outside of the user's code")
+        # A worker that fails by itself has told so; one that cannot reach the monitor any more has not.
+        has_news = attempt.end("lost", "a worker lost its connection to the job")
     if has_news:
         write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
     dead_nodes = {attempt.node_of(member) for member in lost if _brings_files(attempt, member)}

@@ -43,7 +43,8 @@ def _watch(monitor: Any) -> None:
 def _reach(monitor: Any) -> bool:
     deadline_s = time.monotonic() + LOST_AFTER_S
     while True:
-        ping = monitor.ping.remote()
+        # Any question that the monitor answers at once.
+        ping = monitor.why_over.remote()
         ray.wait([ping], timeout=max(0.0, deadline_s - time.monotonic()))
         # Looked at again when the time is over: it may be this process that stood still, and the answer is there.
         if not ray.wait([ping], timeout=1)[0]:

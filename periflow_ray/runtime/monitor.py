@@ -57,9 +57,6 @@ class Monitor(CheckpointCalls):
 
     # Members call these. What could harm a later attempt names the attempt that it belongs to.
 
-    async def ping(self) -> None:
-        """Show that the monitor can be reached; see ``lifeline``."""
-
     async def join(self, key: AttemptKey, facts: MemberFacts) -> Meeting:
         """Wait until every member of the attempt has joined."""
         self._begin_to_watch()
@@ -158,12 +155,7 @@ class Monitor(CheckpointCalls):
     # The driver and Ray Train's controller call these.
 
     async def may_replace_group(self, lost_workers: Mapping[int, str], is_preempted: bool) -> bool:
-        """Whether Ray Train may start a new worker group after this one broke.
-
-        Args:
-            lost_workers: members that died, with what Ray says of it; empty if all of them only raised.
-            is_preempted: whether Ray knows that a machine was taken away.
-        """
+        """Whether Ray Train may start a new worker group after this one broke; see ``close_broken_group``."""
         async with self._changed:
             attempt = self._attempt
             if not await close_broken_group(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from jobs.workbench import Outcome, wait_until
-from machines import Machine, Network
+from namespaces import Machine, Network
 
 RAY_PORT = 6379
 DASHBOARD_PORT = 8265

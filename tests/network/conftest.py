@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cluster import RayCluster
-from machines import Network, find_missing, open_network
+from namespaces import Network, find_missing, open_network
 
 _REPOSITORY = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cluster import RayCluster
 from jobs.workbench import wait_until
-from machines import Machine
+from namespaces import Machine
 
 from periflow_ray.store import checkpoints, jobs
 from periflow_ray.store.attempts import AttemptRecord, read_attempts
@@ -131,6 +131,31 @@ def job(cluster: RayCluster, tmp_path: Path) -> RunningJob:
     return RunningJob(cluster, tmp_path)
 
 
+# In this order, because a machine that was given up has to be started again for the next test.
+
+
+def test_a_cut_of_a_few_seconds_changes_nothing(job: RunningJob) -> None:
+    blinking = job.machine_of(1)
+    job.cluster.network.cut(blinking)
+    # The length of the cut is what is tried here.
+    time.sleep(SHORT_CUT_S)
+    job.cluster.network.connect(blinking)
+    wait_until(job.has_ended, "the job ends")
+    job.check_result()
+
+
+def test_a_machine_that_comes_back_when_it_is_given_up_harms_nothing(job: RunningJob) -> None:
+    lost = job.machine_of(1)
+    job.cluster.network.cut(lost)
+    wait_until(lambda: job.read_attempts()[0].ended_unix_s is not None, "the loss is noticed")
+    # What it had to say to the job's monitor arrives now, while the next attempt begins.
+    job.cluster.network.connect(lost)
+    wait_until(job.has_ended, "the job ends")
+    job.check_result()
+    first, second = job.read_attempts()
+    assert (first.cause, second.cause) == ("lost", None)
+
+
 def test_a_machine_that_is_cut_off_is_replaced_and_harms_nothing(
     job: RunningJob, record_property: pytest.RecordProperty
 ) -> None:
@@ -151,25 +176,3 @@ def test_a_machine_that_is_cut_off_is_replaced_and_harms_nothing(
     lines = [line.text.split() for line in read_logs(job.root, job.job_id) if line.node_rank is not None]
     resumed = [str(step) for step in range(second.resumed_step + 1, NUM_STEPS + 1)]
     assert [step for host, rank, step in lines if rank == "1" and host != lost.name] == resumed
-
-
-def test_a_machine_that_comes_back_when_it_is_given_up_harms_nothing(job: RunningJob) -> None:
-    lost = job.machine_of(1)
-    job.cluster.network.cut(lost)
-    wait_until(lambda: job.read_attempts()[0].ended_unix_s is not None, "the loss is noticed")
-    # What it had to say to the job's monitor arrives now, while the next attempt begins.
-    job.cluster.network.connect(lost)
-    wait_until(job.has_ended, "the job ends")
-    job.check_result()
-    first, second = job.read_attempts()
-    assert (first.cause, second.cause) == ("lost", None)
-
-
-def test_a_cut_of_a_few_seconds_changes_nothing(job: RunningJob) -> None:
-    blinking = job.machine_of(1)
-    job.cluster.network.cut(blinking)
-    # The length of the cut is what is tried here.
-    time.sleep(SHORT_CUT_S)
-    job.cluster.network.connect(blinking)
-    wait_until(job.has_ended, "the job ends")
-    job.check_result()

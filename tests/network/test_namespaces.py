@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from jobs.workbench import processes_with
-from machines import Machine, Network
+from namespaces import Machine, Network
 
 # Tells a refused connection (the machine answers) from silence.
 _CONNECT = """
@@ -25,7 +25,7 @@ except OSError as err:
 """
 _INTERRUPTED = """
 import sys
-from machines import open_network
+from namespaces import open_network
 with open_network() as network:
     machine = network.add_machine("left")
     machine.run("bash", "-c", "sleep 600 >/dev/null 2>&1 &")
