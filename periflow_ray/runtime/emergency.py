@@ -71,7 +71,10 @@ class EmergencySave:
 
     async def _save(self, attempt: Attempt, deadline_unix_s: float) -> bool:
         began_unix_s = time.time()
-        if not attempt.steps or attempt.cause is not None:
+        if attempt.first_step_unix_s is None:
+            # Its first steps may not have been reported yet.
+            await self._ask_for_steps(attempt)
+        if attempt.first_step_unix_s is None or attempt.cause is not None:
             return False
         self._record = SaveRecord(notice_s=deadline_unix_s - began_unix_s, step=None, save_time_s=None)
         announce_s = ANNOUNCE_S
@@ -126,7 +129,7 @@ class EmergencySave:
         async with self._changed:
             attempt.reported.clear()
         await self._signal(attempt, Signal("report"))
-        nodes = set(attempt.ranks_by_node)
+        nodes = {*attempt.ranks_by_node, *(attempt.node_of(member) for member in attempt.started)}
         async with self._changed:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait_for(lambda: attempt.reported >= nodes), REPORT_TIMEOUT_S)

@@ -81,6 +81,11 @@ class Machine:
                 _kill(pid)
         self._command.wait()
 
+    def shut_down(self) -> None:
+        """End every process as an orderly shutdown does: SIGTERM to all, and soon SIGKILL."""
+        self._command.stop()
+        self._command.wait()
+
     def kill_raylet(self) -> None:
         """Kill Ray's own process on the machine and nothing else."""
         (raylet,) = (pid for pid in find_descendants(self._command.keeper_pid) if _program_name(pid) == "raylet")
