@@ -10,6 +10,7 @@ from pathlib import Path
 from periflow_ray.errors import NotFoundError, UsageError
 from periflow_ray.plan import JobPlan
 from periflow_ray.store import jobs
+from periflow_ray.store.attempts import close_attempt, read_attempts, write_attempt
 from periflow_ray.store.checkpoints import latest_committed
 from periflow_ray.store.events import EventWriter
 from periflow_ray.store.jobs import JobRecord, JobState
@@ -83,6 +84,7 @@ def resume_job(
     clear_requests(root, job_id)
     root.write_bytes(jobs.job_key(job_id, "plan.json"), plan.model_dump_json(indent=1).encode())
     newest = latest_committed(root, job_id)
+    _close_last_attempt(root, job_id, state, 0 if newest is None else newest.step)
     where = "from its beginning" if newest is None else f"from step {newest.step}"
     EventWriter(root, job_id, "submitter").write("resumed", f"a user resumes the job {where}", state.attempt)
     # The record after the state, as it was read; a sign of life keeps readers from asking for the old driver meanwhile.
@@ -92,6 +94,20 @@ def resume_job(
     jobs.write_state(root, job_id, waiting)
     start_driver(root, plan, record, cluster, secrets, python, cloud_environment_dir)
     return record
+
+
+def _close_last_attempt(root: StorageRoot, job_id: int, state: JobState, resumable_step: int) -> None:
+    """Record the end of an attempt that died with its driver, before the time until now counts as the attempt's."""
+    records = read_attempts(root, job_id)
+    if not records or records[-1].ended_unix_s is not None:
+        return
+    closed = close_attempt(
+        records[-1],
+        ended_unix_s=state.ended_unix_s or time.time(),
+        last_step=jobs.read_progress(root, job_id).step,
+        resumable_step=resumable_step,
+    )
+    write_attempt(root, job_id, closed)
 
 
 def _require_resumable(job_id: int, state: JobState) -> None:
