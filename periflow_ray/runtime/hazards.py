@@ -117,7 +117,9 @@ class Hazards:
         machines: Sequence[str] = (),
     ) -> None:
         await asyncio.to_thread(self._mark, mark_saving, machines)
-        if not await self._emergency.save(attempt, reason, deadline_unix_s, nodes):
+        is_saved = await self._emergency.save(attempt, reason, deadline_unix_s, nodes)
+        # Without a step there is nothing to save, and the job moves at once.
+        if not is_saved and attempt.first_step_unix_s is not None:
             # A periodic checkpoint is all there is; the attempt goes on until the machines are gone.
             await asyncio.sleep(max(0.0, deadline_unix_s - time.time()))
             return

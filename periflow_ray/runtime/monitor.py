@@ -135,7 +135,11 @@ class Monitor(CheckpointCalls):
                 self._board.drop_node(attempt.node_of(member))
             if failure is not None:
                 attempt.failures.append(failure)
-                if attempt.end("failure", failure.headline()):
+                # A machine that is shut down ends the user's processes before it goes.
+                if attempt.members[member].ray_node_id in self._hazards.announced_machines:
+                    if attempt.end("preemption", f"node {attempt.node_of(member)} was taken away"):
+                        self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
+                elif attempt.end("failure", failure.headline()):
                     self.write_event("attempt_failed", f"attempt {attempt.number} failed: {failure.headline()}")
             self._changed.notify_all()
 

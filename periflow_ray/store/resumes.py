@@ -11,9 +11,10 @@ import time
 import uuid
 
 from periflow_ray.errors import UsageError
+from periflow_ray.store.attempts import close_attempt, read_attempts, write_attempt
 from periflow_ray.store.checkpoints import latest_committed
 from periflow_ray.store.events import EventWriter
-from periflow_ray.store.jobs import JobRecord, JobState, job_key, write_record, write_state
+from periflow_ray.store.jobs import JobRecord, JobState, job_key, read_progress, write_record, write_state
 from periflow_ray.store.requests import clear_requests
 from periflow_ray.store.root import StorageRoot
 
@@ -72,6 +73,7 @@ def reopen_job(root: StorageRoot, record: JobRecord, state: JobState) -> None:
     # Nobody asked the new driver for anything yet.
     clear_requests(root, job_id)
     newest = latest_committed(root, job_id)
+    _close_last_attempt(root, job_id, state, 0 if newest is None else newest.step)
     where = "from its beginning" if newest is None else f"from step {newest.step}"
     EventWriter(root, job_id, "submitter").write("resumed", f"a user resumes the job {where}", state.attempt)
     # The record after the state, as it was read; a sign of life keeps readers from asking for the old driver meanwhile.
@@ -79,6 +81,20 @@ def reopen_job(root: StorageRoot, record: JobRecord, state: JobState) -> None:
     write_state(root, job_id, dataclasses.replace(waiting, heartbeat_unix_s=time.time()))
     write_record(root, record)
     write_state(root, job_id, waiting)
+
+
+def _close_last_attempt(root: StorageRoot, job_id: int, state: JobState, resumable_step: int) -> None:
+    """Record the end of an attempt that died with its driver, before the time until now counts as the attempt's."""
+    records = read_attempts(root, job_id)
+    if not records or records[-1].ended_unix_s is not None:
+        return
+    closed = close_attempt(
+        records[-1],
+        ended_unix_s=state.ended_unix_s or time.time(),
+        last_step=read_progress(root, job_id).step,
+        resumable_step=resumable_step,
+    )
+    write_attempt(root, job_id, closed)
 
 
 def read_resumed_attempts(root: StorageRoot, job_id: int) -> frozenset[int]:

@@ -24,14 +24,13 @@ END_TIMEOUT_S = 240
 class Chain:
     """What each rank does.
 
-    ``save_every`` is in steps; ``ballast_bytes`` of random data make each checkpoint larger; ``start_s`` passes before
-    the first step.
+    ``save_every`` is in steps; ``start_s`` passes before the first step, ``save_time_s`` before a checkpoint is there.
     """
 
     num_steps: int = 300
     step_time_s: float = 0.03
     save_every: int = 50
-    ballast_bytes: int = 0
+    save_time_s: float = 0.0
     start_s: float = 0.0
 
     def script(self) -> str:
@@ -52,8 +51,8 @@ while step < {self.num_steps}:
         time.sleep({self.step_time_s})
     step += 1
     if step % {self.save_every} == 0 or pf.is_emergency_save():
+        time.sleep({self.save_time_s})
         path.write_text(json.dumps([step, state]))
-        (directory / f"ballast-{{rank}}").write_bytes(os.urandom({self.ballast_bytes}))
         pf.upload_checkpoint()
 """
 

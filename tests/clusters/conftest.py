@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from clusters.chain import Chain
-from clusters.machines import Cluster, Machine, NoticeWatcher
+from clusters.machines import Cluster, Machine, NoticeWatcher, run_cluster
 from notices.metadata_servers import FakeMetadata
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster without machines."""
-    # Ray's sockets lie below it, and their paths are limited to about 100 characters.
-    with (
-        tempfile.TemporaryDirectory(prefix="pf-", ignore_cleanup_errors=True) as directory,
-        Cluster(Path(directory), tmp_path_factory.mktemp("storage")) as cluster,
-    ):
-        cluster.start_head()
+    with run_cluster(tmp_path_factory.mktemp("storage")) as cluster:
         yield cluster
 
 

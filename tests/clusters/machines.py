@@ -1,7 +1,6 @@
 """A Ray cluster of several machines on loopback: each is a `ray start` of its own with its own temporary directory.
 
-    with Cluster(directory) as cluster:
-        cluster.start_head()
+    with run_cluster(storage) as cluster:
         first, second = cluster.start_machines("first", "second")
         first.power_off()
 
@@ -18,7 +17,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -81,6 +81,11 @@ class Machine:
                 _kill(pid)
         self._command.wait()
 
+    def shut_down(self) -> None:
+        """End every process as an orderly shutdown does: SIGTERM to all, and soon SIGKILL."""
+        self._command.stop()
+        self._command.wait()
+
     def kill_raylet(self) -> None:
         """Kill Ray's own process on the machine and nothing else."""
         (raylet,) = (pid for pid in find_descendants(self._command.keeper_pid) if _program_name(pid) == "raylet")
@@ -126,6 +131,11 @@ class Cluster:
         for machine in self._machines:
             machine.power_off()
         self._session.close()
+
+    @property
+    def head(self) -> Machine:
+        """The newest head."""
+        return next(machine for machine in reversed(self._machines) if machine.name == "head")
 
     def clear(self) -> None:
         """Take all machines but the head away."""
@@ -238,6 +248,18 @@ class Cluster:
             wait_until(lambda: self.node_id_of(name) is not None, f"machine {name} joins the cluster", START_TIMEOUT_S)
         except AssertionError as err:
             raise AssertionError("\n".join([str(err), *newest.lines[-20:]])) from None
+
+
+@contextlib.contextmanager
+def run_cluster(storage: Path) -> Iterator[Cluster]:
+    """A cluster that has a head only."""
+    # Ray's sockets lie below it, and their paths are limited to about 100 characters.
+    with (
+        tempfile.TemporaryDirectory(prefix="pf-", ignore_cleanup_errors=True) as directory,
+        Cluster(Path(directory), storage) as cluster,
+    ):
+        cluster.start_head()
+        yield cluster
 
 
 class NoticeWatcher:

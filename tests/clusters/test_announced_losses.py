@@ -20,6 +20,7 @@ from notices.metadata_servers import FakeAws, FakeAzure, FakeMetadata, Reply, se
 from periflow_ray.store import jobs
 from periflow_ray.store.attempts import AttemptRecord
 from periflow_ray.store.checkpoints import latest_committed
+from periflow_ray.store.events import read_events
 from periflow_ray.store.root import StorageRoot
 
 pytestmark = pytest.mark.ray
@@ -119,32 +120,51 @@ def test_two_notices_at_once_to_both_machines_cost_no_step(
     report(cluster.root, job_id, announced_unix_s, record_property)
 
 
-@pytest.mark.parametrize(
-    "chain",
-    [
-        Chain(num_steps=12, step_time_s=2.5, save_every=3),
-        Chain(num_steps=500, ballast_bytes=2 << 20),
-    ],
-    ids=["long steps", "slow save"],
-)
-def test_a_notice_that_is_too_short_costs_at_most_the_steps_after_the_last_checkpoint(
-    cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, chain: Chain
+def test_a_notice_before_the_first_step_moves_the_job_at_once(
+    cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path
 ) -> None:
     cluster.start_machines("first", "second", "spare")
-    job_id = submit(chain, "--upload-bandwidth", "500kB")
+    chain = Chain(start_s=20)
+    job_id = submit(chain)
+    service = FakeAws()
+    with serve_metadata(service):
+        wait_until(lambda: jobs.read_state(cluster.root, job_id).status == "running", "the job starts")
+        watch(cluster.machine_of(job_id, 1), service)
+        announced_unix_s = announce(service, 120)
+        first, second = finish(cluster.root, job_id)
+    assert (first.cause, first.last_step, first.save, second.cause) == ("preemption", 0, None, None)
+    assert second.started_unix_s < announced_unix_s + 120
+    chain.assert_exact(cluster.root, job_id, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("chain", "end"),
+    [
+        (Chain(num_steps=12, step_time_s=4.0, save_every=2), "power_off"),
+        (Chain(num_steps=200, save_time_s=6.0), "shut_down"),
+    ],
+    ids=["long-steps", "slow-save"],
+)
+def test_a_notice_that_is_too_short_costs_the_steps_after_the_last_checkpoint(
+    cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, chain: Chain, end: str
+) -> None:
+    cluster.start_machines("first", "second", "spare")
+    job_id = submit(chain)
     service = FakeAws()
     with serve_metadata(service):
         wait_for_checkpoint(cluster.root, job_id)
         machine = cluster.machine_of(job_id, 1)
         watch(machine, service)
-        announced_unix_s = announce(service, 2)
-        wait_until(lambda: time.time() > announced_unix_s + 2 or has_saved(cluster, job_id), "the notice is over")
-        machine.power_off()
-        first, second = finish(cluster.root, job_id)[:2]
-    assert first.cause in ("preemption", "lost")
+        deadline_unix_s = announce(service, 5) + 5
+        wait_until(lambda: "is taken away in" in describe_events(cluster.root, job_id), "the job has heard of it")
+        # On a slow machine the deadline is over by then; the drain has begun all the same.
+        wait_until(lambda: time.time() >= deadline_unix_s, "the deadline")
+        getattr(machine, end)()
+        first, second = finish(cluster.root, job_id)
+    assert (first.cause, second.cause) == ("preemption", None)
     assert second.resumed_step >= first.resumable_step >= chain.save_every
     chain.assert_exact(cluster.root, job_id, tmp_path)
 
 
-def has_saved(cluster: Cluster, job_id: int) -> bool:
-    return jobs.read_state(cluster.root, job_id).attempt > 1
+def describe_events(root: StorageRoot, job_id: int) -> str:
+    return "\n".join(event.text for event in read_events(root, job_id))
