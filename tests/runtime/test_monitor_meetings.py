@@ -232,8 +232,9 @@ def test_every_member_that_waits_hears_of_a_stop(run_monitor, nodes):
         await join_all(nodes(monitor))
         waiting = [asyncio.create_task(monitor.wait_for_signals(1, 0)) for _ in range(2)]
         await monitor.stop(timeout_s=0)
-        assert await asyncio.gather(*waiting) == [[Signal("end")]] * 2
-        assert await monitor.wait_for_signals(1, 0) == [Signal("end")]
+        end = Signal("end", cause="stop", text="stopped on request")
+        assert await asyncio.gather(*waiting) == [[end]] * 2
+        assert await monitor.wait_for_signals(1, 0) == [end]
 
     run_monitor(scenario)
 
