@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from bench_figures.embedded_cluster import EmbeddedCluster
 from bench_figures.programs import MEASURED_DIR, NUM_SHOWN_LINES, clean_environment, run_program, venv_program
@@ -24,7 +25,10 @@ from bench_figures.row import FigureError
 from periflow_ray.processes import Command
 from periflow_ray.runtime.train_run import POLL_INTERVAL_S
 
+T = TypeVar("T")
+
 NUM_RANKS = 2
+STEP_TIME_S = 0.05
 START_TIMEOUT_S = 180.0
 # Of every wait for what should take seconds.
 TIMEOUT_S = 180.0
@@ -85,6 +89,7 @@ class InterruptedTraining(abc.ABC):
         self.directory = Path(tempfile.mkdtemp(prefix="training-", dir=cluster.directory))
         self.marks_dir = self.directory / "marks"
         self.marks_dir.mkdir()
+        self._arguments = [str(self.marks_dir), str(STEP_TIME_S), str(steps_per_checkpoint)]
 
     def __enter__(self) -> InterruptedTraining:
         self.start()
@@ -113,17 +118,29 @@ class InterruptedTraining(abc.ABC):
             return []
         return [Mark(what, float(time_unix_s), int(pid)) for what, time_unix_s, pid in map(str.split, lines)]
 
-    def wait_for_step(self, after_unix_s: float, timeout_s: float = TIMEOUT_S) -> float:
-        """Wait until every rank's newest process has made a step that began after a time; returns when all had.
+    def wait_for_new_processes(self, after_unix_s: float = 0.0) -> float:
+        """Wait until every rank has made a step in a process that began after a time; returns when all had."""
+        return max(
+            self._wait_for(lambda rank=rank: self._first_new_step(rank, after_unix_s)) for rank in range(NUM_RANKS)
+        )
 
-        Only processes that started after it count.
-        """
-        return max(self._wait_for_step_of(rank, after_unix_s, timeout_s) for rank in range(NUM_RANKS))
+    def wait_for_step(self, after_unix_s: float) -> None:
+        """Wait until rank 0 has made a step after a time."""
+        self._wait_for(
+            lambda: next((m for m in self.marks(0) if m.step is not None and m.time_unix_s > after_unix_s), None)
+        )
 
     def wait_for_checkpoint(self) -> None:
         """Train so far that there is at least one more checkpoint than now."""
         step = self.last_step() + 2 * self.steps_per_checkpoint
-        self._wait_until(lambda: self.last_step() >= step, TIMEOUT_S)
+        self._wait_for(lambda: self.last_step() >= step or None)
+
+    def step_at(self, time_unix_s: float) -> int:
+        """How far rank 0 was at a time with steps that were not made again later; it has made one since."""
+        steps = [(mark.time_unix_s, mark.step) for mark in self.marks(0) if mark.step is not None]
+        before = [step for made_unix_s, step in steps if made_unix_s <= time_unix_s]
+        after = [step for made_unix_s, step in steps if made_unix_s > time_unix_s]
+        return min(before[-1], min(after) - 1) if before and after else 0
 
     def last_step(self) -> int:
         """The step that rank 0 made last."""
@@ -137,23 +154,18 @@ class InterruptedTraining(abc.ABC):
             os.kill(pid, signal.SIGKILL)
         return now_unix_s
 
-    def _wait_for_step_of(self, rank: int, after_unix_s: float, timeout_s: float) -> float:
-        def find() -> float | None:
-            marks = self.marks(rank)
-            old_pids = {mark.pid for mark in marks if mark.time_unix_s <= after_unix_s}
-            return next((m.time_unix_s for m in marks if m.step is not None and m.pid not in old_pids), None)
+    def _first_new_step(self, rank: int, after_unix_s: float) -> float | None:
+        marks = self.marks(rank)
+        old_pids = {mark.pid for mark in marks if mark.time_unix_s <= after_unix_s}
+        return next((mark.time_unix_s for mark in marks if mark.step is not None and mark.pid not in old_pids), None)
 
-        self._wait_until(lambda: find() is not None, timeout_s)
-        found = find()
-        assert found is not None
-        return found
-
-    def _wait_until(self, is_so: Callable[[], bool], timeout_s: float) -> None:
-        deadline_s = time.monotonic() + timeout_s
-        while not is_so():
+    def _wait_for(self, find: Callable[[], T | None]) -> T:
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while (found := find()) is None:
             if time.monotonic() > deadline_s:
-                raise FigureError(f"the training did not go on within {timeout_s:.0f} s:\n{self.describe_trouble()}")
+                raise FigureError(f"the training did not go on within {TIMEOUT_S:.0f} s:\n{self.describe_trouble()}")
             time.sleep(_POLL_S)
+        return found
 
 
 class JobTraining(InterruptedTraining):
@@ -177,7 +189,7 @@ class JobTraining(InterruptedTraining):
                 num_ranks=NUM_RANKS,
                 launch_mode="node" if self._uses_torchrun else "device",
                 workspace=_WORKSPACE.name,
-                command=f"{program} {self.marks_dir} {self.steps_per_checkpoint}",
+                command=" ".join([program, *self._arguments]),
                 num_threads=_NUM_THREADS,
             )
         )
@@ -216,8 +228,8 @@ class RayTraining(InterruptedTraining):
         return self.directory.name
 
     def _argv(self) -> list[str]:
-        arguments = [str(self.marks_dir), str(self.steps_per_checkpoint), str(self.directory / "ray-train")]
-        return [sys.executable, str(_WORKSPACE / "ray_main.py"), *arguments, str(POLL_INTERVAL_S)]
+        arguments = [*self._arguments, str(self.directory / "ray-train"), str(POLL_INTERVAL_S)]
+        return [sys.executable, str(_WORKSPACE / "ray_main.py"), *arguments]
 
     def _ray_job(self, command: str, *arguments: str) -> str:
         argv = [venv_program("ray"), "job", command, *arguments]
@@ -238,7 +250,7 @@ class TorchrunTraining(InterruptedTraining):
         checkpoint_dir.mkdir()
         argv = [venv_program("torchrun"), "--standalone", "--nproc-per-node", str(NUM_RANKS), "--max-restarts", "1000"]
         self._command = Command(
-            [*argv, "main.py", str(self.marks_dir), str(self.steps_per_checkpoint)],
+            [*argv, "main.py", *self._arguments],
             env=clean_environment(
                 CKPT_DIR=str(checkpoint_dir),
                 OMP_NUM_THREADS=str(_NUM_THREADS),

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from statistics import median
 
-from bench_figures.embedded_cluster import EmbeddedCluster, embedded_cluster
+from bench_figures.embedded_cluster import embedded_cluster
 from bench_figures.interrupted_training import InterruptedTraining, JobTraining, RayTraining, TorchrunTraining
 from bench_figures.programs import note
 from bench_figures.recovery_parts import describe_parts
@@ -41,12 +41,12 @@ def measure_recovery() -> list[Row]:
 
 
 def _time_recoveries(training: InterruptedTraining, num_kills: int, is_described: bool = False) -> list[float]:
-    training.wait_for_step(0.0)
+    training.wait_for_new_processes()
     seconds = []
     for _ in range(num_kills):
         training.wait_for_checkpoint()
         killed_unix_s = training.kill_rank(KILLED_RANK)
-        new_step_unix_s = training.wait_for_step(killed_unix_s)
+        new_step_unix_s = training.wait_for_new_processes(killed_unix_s)
         seconds.append(new_step_unix_s - killed_unix_s)
         if is_described and isinstance(training, JobTraining):
             note(f"recovery: {describe_parts(training, killed_unix_s, new_step_unix_s)}")

@@ -12,7 +12,9 @@ def describe_parts(training: JobTraining, killed_unix_s: float, new_step_unix_s:
     """``+0.31 attempt ended, +0.62 next attempt met, ...``: seconds after the kill, the later rank's."""
     root = StorageRoot(training.cluster.env["PERIFLOW_STORAGE"])
     events = [event for event in read_events(root, training.job_id) if event.time_unix_s > killed_unix_s]
-    points = [("attempt ended" if event.kind == "attempt_failed" else event.text, event.time_unix_s) for event in events]
+    points = [
+        ("attempt ended" if event.kind == "attempt_failed" else event.text, event.time_unix_s) for event in events
+    ]
     for record in read_attempts(root, training.job_id):
         points += [
             (f"attempt {record.number} {what}", time_unix_s)

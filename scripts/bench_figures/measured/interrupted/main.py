@@ -1,4 +1,7 @@
-"""Trains for ever with the SDK: ``main.py MARKS_DIR STEPS_PER_CHECKPOINT``, in a job or under a bare torchrun."""
+"""Trains for ever with the SDK, in a job or under a bare torchrun.
+
+main.py MARKS_DIR STEP_TIME_S STEPS_PER_CHECKPOINT
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ def main() -> None:
     marks = Marks(sys.argv[1], rank)
     marks.write("start", STARTED_UNIX_S)
     marks.write("imported")
-    steps_per_checkpoint = int(sys.argv[2])
+    step_time_s, steps_per_checkpoint = float(sys.argv[2]), int(sys.argv[3])
     directory = Path(os.environ["CKPT_DIR"])
     dist.init_process_group("gloo")
-    training = Training(directory)
+    training = Training(directory, step_time_s)
     marks.write("ready")
     pf.init(local_log_name=os.devnull)
     while True:

@@ -1,4 +1,7 @@
-"""The same training with plain Ray Train: ``ray_main.py MARKS_DIR STEPS_PER_CHECKPOINT STORAGE_DIR POLL_INTERVAL_S``."""
+"""The same training with plain Ray Train.
+
+ray_main.py MARKS_DIR STEP_TIME_S STEPS_PER_CHECKPOINT STORAGE_DIR POLL_INTERVAL_S
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ def train_loop(config):
     marks.write("imported")
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        training = Training(None)
+        training = Training(None, config["step_time_s"])
     else:
         with checkpoint.as_directory() as directory:
-            training = Training(Path(directory))
+            training = Training(Path(directory), config["step_time_s"])
     marks.write("ready")
     while True:
         training.make_step()
@@ -38,11 +41,15 @@ def train_loop(config):
 
 
 def main():
-    marks_dir, steps_per_checkpoint, storage_dir, poll_interval_s = sys.argv[1:]
+    marks_dir, step_time_s, steps_per_checkpoint, storage_dir, poll_interval_s = sys.argv[1:]
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = poll_interval_s
     TorchTrainer(
         train_loop,
-        train_loop_config={"marks_dir": marks_dir, "steps_per_checkpoint": int(steps_per_checkpoint)},
+        train_loop_config={
+            "marks_dir": marks_dir,
+            "step_time_s": float(step_time_s),
+            "steps_per_checkpoint": int(steps_per_checkpoint),
+        },
         scaling_config=ray.train.ScalingConfig(num_workers=2),
         run_config=ray.train.RunConfig(
             storage_path=storage_dir, failure_config=ray.train.FailureConfig(max_failures=-1)

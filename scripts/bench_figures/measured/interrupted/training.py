@@ -1,8 +1,7 @@
 """A small training over all ranks whose steps take as long as on a device that is faster than this machine's cores.
 
-What the computing does not need of ``STEP_S`` is slept: whoever starts again beside it has the cores for that, as
-beside a device. Every rank writes down when it did what, in ``<directory>/rank-<rank>``, one line each:
-``<what> <Unix seconds> <process id>``.
+What the computing does not need of a step's time is slept: the cores are free meanwhile, as beside a device. Every
+rank writes down when it did what, in ``<directory>/rank-<rank>``, one line each: ``<what> <Unix seconds> <process id>``.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-STEP_S = 0.05
 BATCH_SIZE, WIDTH = 16, 256
 FILE_NAME = "training.pt"
 
@@ -37,9 +35,12 @@ class Training:
     """The model, and how far it is; from the checkpoint in a directory, if there is one.
 
     Collective: make one on all ranks, in the process group; only rank 0 needs the checkpoint.
+
+    Args:
+        step_time_s: what a step takes.
     """
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, directory: Path | None, step_time_s: float) -> None:
         torch.manual_seed(0)
         torch.set_num_threads(1)
         model = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, 1))
@@ -50,6 +51,7 @@ class Training:
             step += saved["step"]
         dist.broadcast(step, src=0)
         self.step = int(step)
+        self._step_time_s = step_time_s
         self._model = DistributedDataParallel(model)
         self._optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 
@@ -61,7 +63,7 @@ class Training:
         self._model(inputs).square().mean().backward()
         self._optimizer.step()
         self.step += 1
-        time.sleep(max(0.0, STEP_S - (time.monotonic() - began_s)))
+        time.sleep(max(0.0, self._step_time_s - (time.monotonic() - began_s)))
 
     def save(self, directory: Path) -> None:
         """Write the checkpoint; whole or not at all."""
