@@ -153,6 +153,16 @@ class CheckpointBoard:
         self._agreed.make_void(reason)
         self._abandon_void()
 
+    def check_agreed(self) -> None:
+        """Make it void if a node is beyond the step at which another one saves: its files will not come."""
+        attempt = self._view.current_attempt()
+        for checkpoint, pending in self._pending.items():
+            if not self._agreed.is_asked_for(checkpoint) or pending.is_settled:
+                continue
+            absent = attempt.present_nodes() - pending.announced_nodes - set(pending.files_by_node)
+            if any(not attempt.may_still_save(node_rank, checkpoint[0]) for node_rank in absent):
+                self.make_agreed_void(f"node {min(absent)} was beyond step {checkpoint[0]} when it should have saved")
+
     def end_agreed(self, last_step: int, reason: str) -> None:
         """Ask for nothing any more: beyond this step the usual rules hold again."""
         self._agreed.end(last_step, reason)

@@ -135,6 +135,7 @@ class EmergencySave:
                     return None, False
                 # Its next periodic checkpoint is the last one that this attempt can use.
             await self._wait_for_change()
+            self._board.check_agreed()
         return agreed.saved, agreed.is_void
 
     async def _withdraw(self, attempt: Attempt) -> None:

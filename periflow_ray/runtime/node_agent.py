@@ -199,6 +199,8 @@ class NodeAgent:
                 on_end=lambda: self._end(commands),
             )
             failure = commands.wait()
+            # Not before: ranks that are released from their last save would make a step more.
+            self._ended.set()
             upload_error = uploads.finish()
             server.finish()
             reporter.close()
@@ -223,7 +225,6 @@ class NodeAgent:
     def _end(self, commands: NodeCommands) -> None:
         self._is_ending = True
         commands.stop()
-        self._ended.set()
 
     def _report_start(self, meeting: Meeting) -> None:
         if meeting.checkpoint is not None:
