@@ -19,6 +19,9 @@ from periflow_ray.runtime.restart_policy import Cause
 # A job that may grow is in no hurry: only a script that never saves when asked makes it wait.
 GROW_SAVE_TIMEOUT_S = 600.0
 
+# The first step of an attempt may load data and compile: it is given so many times the usual time.
+FIRST_STEP_FACTOR = 5
+
 
 class Hazards:
     """Ends an attempt before its machines go, once it is saved, or when it hangs.
@@ -114,7 +117,9 @@ class Hazards:
         machines: Sequence[str] = (),
     ) -> None:
         await asyncio.to_thread(self._mark, mark_saving, machines)
-        if not await self._emergency.save(attempt, reason, deadline_unix_s, nodes):
+        is_saved = await self._emergency.save(attempt, reason, deadline_unix_s, nodes)
+        # Without a step there is nothing to save, and the job moves at once.
+        if not is_saved and attempt.first_step_unix_s is not None:
             # A periodic checkpoint is all there is; the attempt goes on until the machines are gone.
             await asyncio.sleep(max(0.0, deadline_unix_s - time.time()))
             return
@@ -129,7 +134,8 @@ class Hazards:
 
     async def _look_for_hang(self, attempt: Attempt) -> None:
         standstill_s = attempt.standstill_s()
-        if self._hang_timeout_s is None or standstill_s < self._hang_timeout_s:
+        factor = 1 if attempt.is_warm else FIRST_STEP_FACTOR
+        if self._hang_timeout_s is None or standstill_s < factor * self._hang_timeout_s:
             return
         attempt.signals.append(Signal("dump"))
         text = f"no rank made a step for {standstill_s:.0f} s after step {attempt.last_step}"
@@ -140,6 +146,7 @@ class Hazards:
 
     async def _end(self, attempt: Attempt, cause: Cause, text: str) -> None:
         async with self._changed:
-            if attempt.end(cause, text):
+            # The training may have come to its end meanwhile.
+            if not attempt.has_everybody_left and attempt.end(cause, text):
                 self._write_event("attempt_failed", f"attempt {attempt.number} ended: {text}")
             self._changed.notify_all()

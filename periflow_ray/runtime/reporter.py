@@ -16,9 +16,12 @@ SEND_INTERVAL_S = 0.5
 class Reporter:
     """A background thread between the session server and the monitor."""
 
-    def __init__(self, server: SessionServer, monitor: Any, node_rank: int, flush_log: Callable[[], None]) -> None:
+    def __init__(
+        self, server: SessionServer, monitor: Any, attempt: int, node_rank: int, flush_log: Callable[[], None]
+    ) -> None:
         self._server = server
         self._monitor = monitor
+        self._attempt = attempt
         self._node_rank = node_rank
         self._flush_log = flush_log
         self._closing = threading.Event()
@@ -64,5 +67,6 @@ class Reporter:
                     records.metrics,
                     self._node_rank,
                     answers_report,
+                    self._attempt,
                     is_pausing,
                 )

@@ -51,16 +51,15 @@ def test_a_step_of_any_rank_ends_the_standstill(clock: Clock) -> None:
     assert attempt.standstill_s() == 7
 
 
-def test_the_first_step_takes_as_long_as_it_takes(clock: Clock) -> None:
+def test_time_counts_from_the_first_session_on_and_the_first_step_is_told_apart(clock: Clock) -> None:
     attempt = Attempt(1, ("group-1", 0), 1)
     attempt.members[0] = facts_of(0, 1)
-    for steps in ({}, {0: 0}, {0: 1}):
-        attempt.take_steps(0, steps)
-        clock.now_s += 3600
-        assert attempt.standstill_s() == 0
-    attempt.take_steps(0, {0: 2})
-    clock.now_s += 10
-    assert attempt.standstill_s() == 10
+    clock.now_s += 3600
+    assert attempt.standstill_s() == 0
+    for step in (0, 1, 2):
+        attempt.take_steps(0, {0: step})
+        clock.now_s += 10
+        assert (attempt.standstill_s(), attempt.is_warm) == (10, step == 2)
 
 
 def test_a_pause_of_all_nodes_is_no_standstill_but_one_rank_that_has_to_move_is_enough(clock: Clock) -> None:
