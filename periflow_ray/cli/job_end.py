@@ -84,4 +84,5 @@ def _describe_saved(root: StorageRoot, job_id: int) -> str:
     save = attempts[-1].save if attempts and attempts[-1].cause == "stop" else None
     if save is not None and save.step is not None:
         return f"saved at step {save.step}"
-    return f"its newest checkpoint is of step {newest.step}"
+    text = f"its newest checkpoint is of step {newest.step}"
+    return text if save is None else f"nothing was saved in time, {text}"

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 from workbench import Workbench, processes_with, wait_until
 
@@ -26,21 +27,24 @@ import periflow_ray as pf
 directory = Path(os.environ["CKPT_DIR"])
 rank = os.environ["RANK"]
 path = directory / f"state-{rank}.json"
+hurry = Path("HURRY_PATH")
 step, state = json.loads(path.read_text()) if path.exists() else (0, rank)
 pf.init(total_train_steps=NUM_STEPS)
 while step < NUM_STEPS:
     with pf.train_step():
         state = hashlib.sha256(f"{state} {step}".encode()).hexdigest()
-        time.sleep(0.02)
+        is_in_hurry = hurry.exists()
+        time.sleep(0.0 if is_in_hurry else 0.02)
     step += 1
-    if step % SAVE_INTERVAL == 0 or pf.is_emergency_save():
+    is_save_due = step == NUM_STEPS or step % SAVE_INTERVAL == 0 and not is_in_hurry
+    if is_save_due or pf.is_emergency_save():
         path.write_text(json.dumps([step, state]))
         pf.upload_checkpoint()
 """
 
 
 class HashChainJob:
-    """The job on the workbench; it takes 20 ms a step."""
+    """The job on the workbench; it takes 20 ms a step, until it is told to ``hurry``."""
 
     def __init__(
         self,
@@ -60,8 +64,10 @@ class HashChainJob:
         """
         self.workbench = workbench
         self.num_steps = num_steps
+        self._hurry_path = workbench.cluster_dir.parent / f"hurry-{uuid4().hex}"
         script = _SCRIPT.replace("NUM_STEPS", str(num_steps)).replace("SAVE_INTERVAL", str(save_interval))
-        template, workspace = write_job(change(script), extra=f"{extra or 'max_failures: 3'}\n")
+        script = change(script.replace("HURRY_PATH", str(self._hurry_path)))
+        template, workspace = write_job(script, extra=f"{extra or 'max_failures: 3'}\n")
         text = template.read_text().replace("num_devices: 1", "num_devices: 2")
         template.write_text(text.replace("type: custom", "type: custom\n  launch_mode: device"))
         self.job_id = workbench.start(template, workspace)
@@ -78,6 +84,10 @@ class HashChainJob:
     def attempts(self) -> list[AttemptRecord]:
         """All attempts so far."""
         return read_attempts(self.workbench.root, self.job_id)
+
+    def hurry(self) -> None:
+        """Have it make the rest of its steps at once, without further checkpoints until the last one."""
+        self._hurry_path.touch()
 
     def finish(self, status: str = "success") -> list[AttemptRecord]:
         """Wait for the job's end; returns its attempts."""
@@ -96,7 +106,7 @@ class HashChainJob:
         """The ranks' last states, from the last checkpoint, which goes into a new directory."""
         manifest = checkpoints.latest_committed(self.workbench.root, self.job_id)
         assert manifest is not None
-        assert manifest.step == self.num_steps
+        assert manifest.step == self.num_steps, manifest.checkpoint
         checkpoints.restore(self.workbench.root, manifest, 0, directory)
         return [json.loads((directory / f"state-{rank}.json").read_text())[1] for rank in range(2)]
 
