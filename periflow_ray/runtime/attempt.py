@@ -175,14 +175,16 @@ class Attempt:
         self.signals.append(Signal("end"))
         return True
 
-    def end_broken(self, lost_members: Collection[int], is_preempted: bool, announced_machines: set[str]) -> bool:
-        """End it because Ray Train's workers broke, unless it is known why; False if it is.
+    def break_up(self, lost_members: Collection[int], is_preempted: bool, announced_machines: set[str]) -> bool:
+        """Ray Train's workers broke and are replaced: nobody takes part any more. False if the end was known before.
 
         Args:
-            lost_members: those that died (in the monitor with what Ray says of it); empty if all of them only raised.
+            lost_members: those that died; empty if all of them only raised.
             is_preempted: whether Ray knows that a machine was taken away.
             announced_machines: Ray's ids of machines that were known to go.
         """
+        self.left.update(self.members)
+        self.is_group_broken = True
         if not lost_members:
             # A worker that fails by itself has told so; one that cannot reach the monitor any more has not.
             return bool(self.members) and self.end("lost", "a worker lost its connection to the job")

@@ -139,10 +139,9 @@ class Monitor:
 
     async def withdraw_snapshot(self, checkpoint: CheckpointId, reason: str, attempt_number: int | None = None) -> None:
         """A node that announced a snapshot does not upload it."""
-        if self._is_past(attempt_number):
-            return
         async with self._changed:
-            self._board.withdraw(checkpoint, reason)
+            if not self._is_past(attempt_number):
+                self._board.withdraw(checkpoint, reason)
             self._changed.notify_all()
 
     async def begin_checkpoint(
@@ -209,20 +208,16 @@ class Monitor:
     # The driver and Ray Train's controller call these.
 
     async def may_replace_group(self, lost_workers: Mapping[int, str], is_preempted: bool) -> bool:
-        """Whether Ray Train may start a new worker group after this one broke; see ``Attempt.end_broken``."""
+        """Whether Ray Train may start a new worker group after this one broke; see ``Attempt.break_up``."""
         async with self._changed:
             attempt = self._attempt
-            if attempt.end_broken(lost_workers, is_preempted, self._hazards.announced_machines):
-                self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
-            for member in attempt.members.keys() - attempt.left:
+            for node_rank in attempt.present_nodes():
                 # What the living ones still save would else be committed without its files.
-                self._board.drop_node(attempt.node_of(member))
-            attempt.left.update(attempt.members)
-            attempt.is_group_broken = True
+                self._board.drop_node(node_rank)
+            if attempt.break_up(lost_workers, is_preempted, self._hazards.announced_machines):
+                self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
             self._changed.notify_all()
-            if attempt.cause == "stop" or self._is_stopping:
-                return False
-            return await self._may_restart(attempt)
+            return attempt.cause != "stop" and not self._is_stopping and await self._may_restart(attempt)
 
     async def wait_for_attempt(self, number: int) -> tuple[int, int]:
         """Wait until all members of this attempt, or of a later one, have joined; returns its number and theirs."""
