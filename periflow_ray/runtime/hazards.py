@@ -116,7 +116,12 @@ class Hazards:
         await asyncio.to_thread(self._mark, mark_saving, machines)
         if not await self._emergency.save(attempt, reason, deadline_unix_s, nodes):
             # A periodic checkpoint is all there is; the attempt goes on until the machines are gone.
-            await asyncio.sleep(max(0.0, deadline_unix_s - time.time()))
+            async with self._changed:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(
+                        self._changed.wait_for(lambda: attempt.cause is not None or attempt.has_everybody_left),
+                        max(0.0, deadline_unix_s - time.time()),
+                    )
             return
         await self._end(attempt, "preemption", reason.replace("is taken", "was taken"))
         # The watcher on the machine may let the cloud have it now.
@@ -130,8 +135,9 @@ class Hazards:
     async def _look_for_hang(self, attempt: Attempt) -> None:
         # From the first pf.init() on: what comes before it, such as a download, has no known end.
         alive_unix_s = attempt.last_step_unix_s or attempt.first_report_unix_s
-        # Ranks that have saved what they were asked for wait for its upload.
+        # Ranks that save what they were asked for wait for its upload, and then for the end.
         is_saving = self._emergency.is_under_way and self._board.has_pending
+        is_saving = is_saving or self._board.agreed.saved is not None
         if self._hang_timeout_s is None or alive_unix_s is None or is_saving:
             return
         silent_s = time.time() - alive_unix_s

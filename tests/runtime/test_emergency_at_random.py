@@ -18,7 +18,7 @@ from periflow_ray.store.root import StorageRoot
 
 
 @pytest.fixture(autouse=True)
-def optimistic_announcements(monkeypatch):
+def optimistic_announcements(monkeypatch, quick_speed):
     """Ranks are often late when announcements are thought to be this quick."""
     monkeypatch.setattr(emergency, "ANNOUNCE_S", 0.004)
 
