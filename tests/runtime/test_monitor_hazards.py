@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
 from simulated_cluster import FakeCluster
 from simulated_nodes import event_texts, facts_of, failure_of, join_all
 from simulated_ranks import Pace, TrainingNode, train_all
@@ -12,8 +11,6 @@ from simulated_ranks import Pace, TrainingNode, train_all
 from periflow_ray.runtime.monitor import Monitor
 from periflow_ray.store.attempts import read_attempts
 from periflow_ray.store.checkpoints import list_committed
-
-pytestmark = pytest.mark.usefixtures("quick_speed")
 
 
 async def wait_for_looks(cluster: FakeCluster, num_looks: int) -> None:
