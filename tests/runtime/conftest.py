@@ -38,6 +38,7 @@ def run_monitor(root: StorageRoot) -> Callable[..., None]:
         retention: Retention | None = None,
         max_failures: int = -1,
         hang_timeout_s: float | None = None,
+        root: StorageRoot = root,
     ) -> None:
         async def main() -> None:
             rules = JobRules(4 // num_members, max_failures, retention or Retention(), hang_timeout_s)
