@@ -154,7 +154,8 @@ class Attempt:
 
         Call it regularly, so that a pause does not count.
         """
-        has_to_move = self.ranks_by_node.keys() - self.pausing_nodes - {self.node_of(member) for member in self.left}
+        with_ranks = {node_rank for node_rank, ranks in self.ranks_by_node.items() if ranks}
+        has_to_move = with_ranks - self.pausing_nodes - {self.node_of(member) for member in self.left}
         if not has_to_move:
             self._moved_s = time.monotonic()
         return time.monotonic() - self._moved_s
