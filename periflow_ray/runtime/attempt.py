@@ -15,6 +15,8 @@ AttemptKey = tuple[str, int]
 """(worker group of Ray Train, how many-th round in it): the same for all members of an attempt."""
 
 SPEED_WINDOW_S = 10.0
+# What nodes report is up to a second old, each in its own way: over less time that would be taken for speed.
+MIN_SPEED_SPAN_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,8 @@ class Attempt:
         if len(self._points) < 2:
             return None
         (first_s, first_step), (last_s, last_step) = self._points[0], self._points[-1]
+        if last_s - first_s < MIN_SPEED_SPAN_S:
+            return None
         return (last_s - first_s) / (last_step - first_step)
 
     @property
@@ -150,7 +154,8 @@ class Attempt:
 
         Call it regularly, so that a pause does not count.
         """
-        has_to_move = self.ranks_by_node.keys() - self.pausing_nodes - {self.node_of(member) for member in self.left}
+        with_ranks = {node_rank for node_rank, ranks in self.ranks_by_node.items() if ranks}
+        has_to_move = with_ranks - self.pausing_nodes - {self.node_of(member) for member in self.left}
         if not has_to_move:
             self._moved_s = time.monotonic()
         return time.monotonic() - self._moved_s

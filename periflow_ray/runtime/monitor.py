@@ -172,9 +172,9 @@ class Monitor(CheckpointCalls):
                 self.write_event,
             ):
                 return False
-            for member in attempt.members.keys() - attempt.left:
+            for node_rank in attempt.present_nodes():
                 # What the living ones still save would else be committed without its files.
-                self._board.drop_node(attempt.node_of(member))
+                self._board.drop_node(node_rank)
             attempt.left.update(attempt.members)
             attempt.is_group_broken = True
             self._changed.notify_all()

@@ -74,11 +74,12 @@ def close_attempt(record: AttemptRecord, *, ended_unix_s: float, last_step: int,
     if record.ended_unix_s is not None:
         return record
     has_steps = record.first_step_unix_s is not None
+    # What is in a checkpoint was made, whether or not it was reported.
+    last_step = max(last_step, resumable_step)
     return dataclasses.replace(
         record,
         ended_unix_s=max(ended_unix_s, record.last_step_unix_s or record.started_unix_s),
-        # What is in a checkpoint was made, whether or not it was reported.
-        last_step=max(record.last_step, last_step, resumable_step) if has_steps else record.last_step,
+        last_step=max(record.last_step, last_step) if has_steps else record.last_step,
         last_step_unix_s=_estimate_last_step_unix_s(record, ended_unix_s, last_step),
         resumable_step=max(record.resumable_step, resumable_step),
         cause="driver",

@@ -23,7 +23,7 @@ from periflow_ray.store.checkpoints import latest_committed
 from periflow_ray.store.events import read_events
 from periflow_ray.store.root import StorageRoot
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 Submit = Callable[..., int]
 Watch = Callable[[Machine, FakeMetadata], NoticeWatcher]

@@ -12,7 +12,7 @@ from clusters.chain import Chain, finish, wait_for_checkpoint
 from clusters.machines import Cluster, run_cluster
 from jobs.workbench import processes_with, wait_until
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def view(cluster: Cluster, job_id: int) -> dict[str, Any]:

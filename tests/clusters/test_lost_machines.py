@@ -13,7 +13,7 @@ from jobs.workbench import wait_until
 
 from periflow_ray.store import jobs
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 Submit = Callable[[Chain], int]
 

@@ -18,6 +18,9 @@ class Clock:
     def time(self) -> float:
         return self.now_s
 
+    def monotonic(self) -> float:
+        return self.now_s
+
 
 @pytest.fixture
 def clock(monkeypatch):
@@ -57,15 +60,24 @@ def test_one_observed_step_says_nothing_of_the_speed(attempt, clock):
     assert attempt.step_time_s() is None
 
 
+def test_reports_that_come_close_together_say_nothing_of_the_speed(attempt, clock):
+    # The second node's is newer by a second, not faster.
+    attempt.take_steps(0, {0: 10})
+    clock.now_s += 0.001
+    attempt.take_steps(1, {2: 30})
+    assert attempt.step_time_s() is None
+    clock.now_s += 1.999
+    attempt.take_steps(0, {0: 50})
+    assert attempt.step_time_s() == pytest.approx(0.05)
+
+
 def test_first_and_last_step_are_those_that_were_made(attempt, clock):
     attempt.take_steps(0, {})
-    assert (attempt.first_report_unix_s, attempt.first_step_unix_s) == (None, None)
     attempt.take_steps(0, {0: 0})
-    assert (attempt.first_report_unix_s, attempt.first_step_unix_s) == (1000.0, None)
+    assert (attempt.first_step_unix_s, attempt.last_step_unix_s) == (None, None)
     for clock.now_s, step in ((1001.0, 1), (1002.0, 2), (1003.0, 2)):
         attempt.take_steps(0, {0: step})
-    assert (attempt.first_report_unix_s, attempt.first_step_unix_s, attempt.last_step_unix_s) == (1000, 1001, 1002)
-    assert attempt.last_step == 2
+    assert (attempt.first_step_unix_s, attempt.last_step_unix_s, attempt.last_step) == (1001, 1002, 2)
 
 
 def test_a_node_may_save_a_step_as_long_as_one_of_its_ranks_is_not_beyond_it(attempt):

@@ -18,32 +18,6 @@ async def begin_save(node: Node) -> asyncio.Task[str | None]:
     return saving
 
 
-def test_a_checkpoint_that_a_lost_node_did_not_reach_is_given_up(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
-        pair = nodes(monitor)
-        await join_all(pair)
-        saving = await begin_save(pair[0])
-        assert await monitor.may_replace_group({1: "its machine was lost"}, is_preempted=False)
-        assert await saving == "node 1 ended before its files were copied"
-
-    run_monitor(scenario)
-    assert list_committed(root, 1) == []
-
-
-def test_a_checkpoint_that_a_node_was_ended_before_is_given_up(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
-        trio = nodes(monitor, 3)
-        await join_all(trio)
-        saving = [await begin_save(trio[0]), await begin_save(trio[2])]
-        # Its files are copied, then it fails; node 1 has to end on account of that before it came so far.
-        await monitor.leave(2, failure_of(2))
-        await monitor.leave(1, None)
-        assert await asyncio.gather(*saving) == ["node 1 ended before its files were copied"] * 2
-
-    run_monitor(scenario, num_members=3)
-    assert list_committed(root, 1) == []
-
-
 def test_what_a_lost_node_says_after_the_next_attempt_began_is_not_heard(run_monitor, nodes, root):
     async def scenario(monitor: Monitor) -> None:
         first, second = nodes(monitor)
