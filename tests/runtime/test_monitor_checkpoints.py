@@ -119,33 +119,6 @@ def test_a_node_that_failed_earlier_leaves_no_half_checkpoint_either(run_monitor
     assert list_committed(root, 1) == []
 
 
-def test_a_node_that_is_lost_leaves_no_half_checkpoint(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
-        first, _ = nodes(monitor)
-        await join_all(nodes(monitor))
-        saving = asyncio.create_task(first.save((10, 1)))
-        await asyncio.sleep(0)
-        assert await monitor.may_replace_group({1: "The actor died"}, False)
-        assert await saving == "node 1 failed before its files were copied"
-
-    run_monitor(scenario)
-    assert list_committed(root, 1) == []
-
-
-def test_a_node_that_was_told_to_end_leaves_no_half_checkpoint(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
-        three = nodes(monitor, 3)
-        await join_all(three)
-        saving = asyncio.create_task(three[0].save((10, 1)))
-        await asyncio.sleep(0)
-        await monitor.stop(0)
-        await monitor.leave(1, None)
-        assert await saving == "node 1 failed before its files were copied"
-
-    run_monitor(scenario, num_members=3)
-    assert list_committed(root, 1) == []
-
-
 def test_a_node_that_is_beyond_the_step_is_not_waited_for(run_monitor, nodes, root):
     async def scenario(monitor: Monitor) -> None:
         first, second = nodes(monitor)
