@@ -25,7 +25,8 @@ from bench_figures.row import Goal, Row, row_of_pairs
 from periflow_ray.processes import Command
 
 NUM_PAIRS = int(os.environ.get("PERIFLOW_BENCH_NUM_PAIRS", "60"))
-NUM_RANKS = 2
+# Half of the cores are left, as beside devices; ddp_throughput has a rank on every core.
+NUM_RANKS = max(1, (os.cpu_count() or 1) // 2)
 SLICE_S = 2.0
 PARTS_S = float(os.environ.get("PERIFLOW_BENCH_PARTS_S", "30"))
 NUM_CALIBRATION_STEPS = 40
