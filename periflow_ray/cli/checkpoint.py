@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from periflow_ray.cli.format import NOTHING, format_size, format_time, format_value, iso_time
+from periflow_ray.cli.format import NOTHING, format_time, format_value, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import storage_option, yes_option
 from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
@@ -23,6 +23,7 @@ from periflow_ray.store.checkpoint_trash import purge_expired, undelete
 from periflow_ray.store.checkpoints import destroy, latest_committed
 from periflow_ray.store.jobs import read_record
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.size_text import format_size
 
 _NUM_METRICS_IN_LIST = 3
 

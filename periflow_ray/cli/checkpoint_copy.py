@@ -11,10 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from periflow_ray.cli.checkpoint import resolve_id
-from periflow_ray.cli.format import format_size
 from periflow_ray.cli.options import storage_option
 from periflow_ray.cli.output import draw_table, output_option, talk_console, write_output
-from periflow_ray.cli.user import user_name
 from periflow_ray.errors import CorruptCheckpointError, StorageError, UsageError
 from periflow_ray.store.checkpoint_files import select_files
 from periflow_ray.store.checkpoint_imports import link_checkpoint, upload_checkpoint_dir
@@ -23,7 +21,9 @@ from periflow_ray.store.checkpoint_restore import is_partly_restored
 from periflow_ray.store.checkpoints import find_checkpoint, restore, verify
 from periflow_ray.store.checksum import is_checksum_of
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.size_text import format_size
 from periflow_ray.store.transfer import Transfer
+from periflow_ray.store.user import user_name
 
 
 @click.command()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rich.tree import Tree
 
-from periflow_ray.cli.format import format_size
+from periflow_ray.store.size_text import format_size
 
 _MAX_LINES = 200
 _MAX_LINES_PER_FOLDER = 50

@@ -11,12 +11,12 @@ from typing import Any
 import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from periflow_ray.cli.format import format_size
 from periflow_ray.cli.options import storage_option
 from periflow_ray.cli.output import talk_console
 from periflow_ray.errors import UsageError
 from periflow_ray.store.datasets import UploadProgress, edit_dataset, link_dataset, upload_dataset
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.size_text import format_size
 
 # What PeriFlow's -c accepted, and plain cloud names -> the scheme of the bucket's URI.
 _SCHEMES = {

@@ -1,4 +1,4 @@
-"""How times, durations, sizes and numbers look to people, and times to programs."""
+"""How times, durations and numbers look to people, and times to programs."""
 
 from __future__ import annotations
 
@@ -29,18 +29,6 @@ def format_duration(duration_s: float | None) -> str:
     if hours:
         return f"{hours}h {minutes:02}m {seconds:02}s"
     return f"{minutes}m {seconds:02}s" if minutes else f"{seconds}s"
-
-
-def format_size(num_bytes: int) -> str:
-    """Decimal units with one digit: ``31.0 MB``."""
-    if num_bytes < 1000:
-        return f"{num_bytes} B"
-    size = float(num_bytes)
-    for unit in ("kB", "MB", "GB", "TB"):
-        size /= 1000
-        if size < 999.95:
-            return f"{size:.1f} {unit}"
-    return f"{size / 1000:.1f} PB"
 
 
 def format_value(value: object) -> str:

@@ -16,7 +16,7 @@ from periflow_ray.cli.account_view import (
     describe_account,
     read_account,
 )
-from periflow_ray.cli.format import NOTHING, format_duration, format_size, format_time, format_value, iso_time
+from periflow_ray.cli.format import NOTHING, format_duration, format_time, format_value, iso_time
 from periflow_ray.cli.job_events import event_document
 from periflow_ray.cli.job_table import format_progress, job_document, measure_duration_s
 from periflow_ray.cli.options import job_argument, storage_option
@@ -25,6 +25,7 @@ from periflow_ray.store.checkpoints import Manifest, list_committed
 from periflow_ray.store.events import Event, read_events
 from periflow_ray.store.jobs import Job, read_progress, read_record
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.size_text import format_size
 
 _NUM_LAST_EVENTS = 10
 

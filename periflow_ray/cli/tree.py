@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.tree import Tree
 
-from periflow_ray.cli.format import format_size
+from periflow_ray.store.size_text import format_size
 
 # A folder of images may hold a million files; more than this many per folder are summed up in one line.
 _MAX_FILES_PER_FOLDER = 50

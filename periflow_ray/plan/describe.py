@@ -39,6 +39,8 @@ def _rows(plan: JobPlan) -> Iterator[tuple[str, str]]:
     yield "VM", _describe_vm(plan)
     yield "Nodes", f"{plan.num_nodes} x {_count(plan.devices_per_node, 'device')}"
     yield "Devices", str(plan.num_devices)
+    if plan.min_num_nodes < plan.num_nodes:
+        yield "At least", f"{_count(plan.min_num_nodes * plan.devices_per_node, 'device')}, while machines are missing"
     yield "Per device", _describe_resources(plan)
     yield "Image", f"{plan.image} ({UNUSED_IMAGE_NOTE})" if plan.image else "-"
     yield f"Command (once per {plan.launch_mode})", mask_text(_as_seen(plan, plan.command))
@@ -50,6 +52,8 @@ def _rows(plan: JobPlan) -> Iterator[tuple[str, str]]:
         yield "Upload bandwidth", f"at most {plan.upload_bandwidth_bytes_per_s / 10**6:.6g} MB/s per node"
     yield "Storage", _describe_storage(plan)
     yield "Max failures", str(plan.max_failures)
+    if plan.hang_timeout_s is not None:
+        yield "Hang timeout", f"{plan.hang_timeout_s:.12g} s without a step on any rank"
     if plan.plugin:
         yield "Plugins", ", ".join(plan.plugin.model_dump(exclude_none=True)) or "-"
     yield "Price per hour", _describe_price(plan)
@@ -84,6 +88,7 @@ def _describe_source(plan: JobPlan, mount: Mount) -> str:
 
 def _shown_environment(plan: JobPlan) -> dict[str, str]:
     facts: dict[str, Any] = {
+        "num_nodes": plan.num_nodes,
         "node_rank": 0,
         "master_addr": "",
         "master_port": 0,

@@ -12,6 +12,7 @@ from periflow_ray.plan.job_plan import JobPlan
 def node_environment(
     plan: JobPlan,
     *,
+    num_nodes: int,
     node_rank: int,
     master_addr: str,
     master_port: int,
@@ -22,6 +23,7 @@ def node_environment(
 
     Args:
         plan: the job's plan; its ``env`` is the base. Mount paths in the values are not rewritten here.
+        num_nodes: nodes that the job runs on now; an elastic one may have fewer than planned.
         node_rank: 0 to num_nodes - 1.
         master_addr: address of node 0.
         master_port: free port on node 0.
@@ -31,9 +33,9 @@ def node_environment(
     contract = {
         "MASTER_ADDR": master_addr,
         "MASTER_PORT": plan.env.get("MASTER_PORT", str(master_port)),
-        "WORLD_SIZE": str(plan.num_devices),
+        "WORLD_SIZE": str(num_nodes * plan.devices_per_node),
         "NODE_RANK": str(node_rank),
-        "NUM_NODES": str(plan.num_nodes),
+        "NUM_NODES": str(num_nodes),
         "NPROC_PER_NODE": str(plan.devices_per_node),
         "PERIFLOW_ENABLED": "1",
         "PROCESSED_ITERS": str(processed_iters),
@@ -46,6 +48,7 @@ def node_environment(
 def device_environment(
     plan: JobPlan,
     *,
+    num_nodes: int,
     node_rank: int,
     local_rank: int,
     master_addr: str,
@@ -59,6 +62,7 @@ def device_environment(
     """
     environment = node_environment(
         plan,
+        num_nodes=num_nodes,
         node_rank=node_rank,
         master_addr=master_addr,
         master_port=master_port,

@@ -21,12 +21,13 @@ NUM_RESERVED_VCPUS = 1
 class JobPlan(BaseModel):
     """Everything that running a job needs, as plain data; ``submit`` and ``runtime`` meet only through its JSON.
 
-    ``command`` is bash, with the mount paths as the template has them. ``env`` is the template's ``env_var`` and what
-    the command line added; the values of ``secret_names`` are never part of a plan. ``cpus_per_device``,
-    ``memory_bytes_per_device`` and ``gpus_per_device`` are what to ask Ray for. ``upload_bandwidth_bytes_per_s`` is the
-    most that one node's checkpoint uploads may use. ``storage_credential`` is a name, never a value; None leaves the
-    storage root to its cloud's usual chain. ``price_per_hour_usd`` is for all nodes; None where it is unknown or moves
-    (spot).
+    ``command`` is bash, with the mount paths as the template has them. ``env`` is the template's ``env_var`` and
+    what the command line added; the values of ``secret_names`` are never part of a plan. ``cpus_per_device``,
+    ``memory_bytes_per_device`` and ``gpus_per_device`` are what to ask Ray for. ``upload_bandwidth_bytes_per_s`` is
+    the most that one node's checkpoint uploads may use. ``hang_timeout_s`` is how long no rank may make a step; None
+    for ever. ``min_num_nodes`` is below ``num_nodes`` only in an elastic job. ``storage_credential`` is a name, never
+    a value; None leaves the storage root to its cloud's usual chain.
+    ``price_per_hour_usd`` is for all nodes; None where it is unknown or moves (spot).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,8 @@ class JobPlan(BaseModel):
     memory_bytes_per_device: int | None
     gpus_per_device: int
     max_failures: int
+    hang_timeout_s: float | None
+    min_num_nodes: int
     storage_uri: str
     storage_credential: str | None
     price_per_hour_usd: float | None
@@ -136,11 +139,28 @@ def build_plan(
         memory_bytes_per_device=_memory_bytes_per_device(spec, vm, grid),
         gpus_per_device=0 if vm.accelerator == "CPU" else 1,
         max_failures=spec.max_failures,
+        hang_timeout_s=spec.hang_timeout_s,
+        min_num_nodes=_min_num_nodes(spec, grid),
         storage_uri=storage_uri,
         storage_credential=storage_credential,
         price_per_hour_usd=price,
         plugin=spec.plugin,
     )
+
+
+def _min_num_nodes(spec: JobSpec, grid: WorkerGrid) -> int:
+    if spec.elastic is None:
+        return grid.num_nodes
+    min_devices, per_node = spec.elastic.min_devices, grid.devices_per_node
+    if min_devices % per_node:
+        fewer, more = min_devices // per_node * per_node, (min_devices // per_node + 1) * per_node
+        allowed = f"{fewer} or {more}" if fewer else str(more)
+        raise PlanError(
+            f"min_devices {min_devices} is not a whole number of nodes, which have {per_node} devices each. "
+            f"Use {allowed}.",
+            ("elastic", "min_devices"),
+        )
+    return min_devices // per_node
 
 
 def _one_bash_text(command: str | SetupAndRun) -> str:

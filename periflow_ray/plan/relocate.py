@@ -55,9 +55,16 @@ def move_plan(
             "gpus_per_device": 0 if vm.accelerator == "CPU" else 1,
             "storage_uri": storage_uri,
             "storage_credential": storage_credential,
+            "min_num_nodes": _min_num_nodes(plan, grid),
             "price_per_hour_usd": None if price is None else round(grid.num_nodes * price, 4),
         }
     )
+
+
+def _min_num_nodes(plan: JobPlan, grid: WorkerGrid) -> int:
+    if plan.min_num_nodes == plan.num_nodes:
+        return grid.num_nodes
+    return min(grid.num_nodes, math.ceil(plan.min_num_nodes * plan.devices_per_node / grid.devices_per_node))
 
 
 def _share_cpus(vm: VmType, grid: WorkerGrid, num_local_cpus: int | None) -> float:

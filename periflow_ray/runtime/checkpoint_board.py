@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.runtime.agreed_save import AgreedSave, CheckpointId
+from periflow_ray.runtime.attempt import Attempt
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import LocalFile, Manifest, PlannedFile
 from periflow_ray.store.jobs import read_record
 from periflow_ray.store.retention import KeepBest, choose_expired
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.size_text import format_size
 
-CheckpointId = tuple[int, int]
-"""(step, how many-th upload of that step): the same on every node that takes part."""
-
+# How long a failed attempt lasts for the sake of a checkpoint that is almost there.
+UPLOADS_TIMEOUT_S = 20.0
 _CUT_SHORT = "the attempt ended before all of it was uploaded"
 
 
@@ -49,14 +51,8 @@ class AttemptView(Protocol):
     def facts(self) -> AttemptFacts:
         """Of the attempt under way."""
 
-    def restored_checkpoint(self) -> Manifest | None:
-        """What the nodes were given at the beginning of the attempt."""
-
-    def present_nodes(self) -> set[int]:
-        """Ranks of the nodes that still take part in the attempt."""
-
-    def may_still_save(self, node_rank: int, step: int) -> bool:
-        """Whether some rank of a node is not beyond this step."""
+    def current_attempt(self) -> Attempt:
+        """The attempt under way."""
 
     def newest_metrics(self) -> Mapping[str, Any]:
         """For the manifest."""
@@ -77,10 +73,14 @@ class _Pending:
     settling: asyncio.Task[None] | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    is_committing: bool = False
+    is_written: asyncio.Event = field(default_factory=asyncio.Event)
     is_settled: bool = False
     began_s: float = field(default_factory=time.monotonic)
 
     def abandon(self, reason: str) -> None:
+        if self.is_committing:  # All of its files are there: whatever happens now does not make it less.
+            return
         self.error = self.error or reason
         self.plan = self.plan or []
 
@@ -100,7 +100,7 @@ class CheckpointBoard:
         self._naming = asyncio.Lock()
         self._chosen_names: set[str] = set()
         self._failed_nodes: set[int] = set()
-        self._strict_step: int | None = None
+        self._agreed = AgreedSave()
         self._kept: list[Manifest] = []
         self._tidying: asyncio.Task[None] | None = None
         self._has_warned_of_tidying = False
@@ -123,36 +123,59 @@ class CheckpointBoard:
         """Forget what the attempt before left unsettled, after its last commit is through."""
         for pending in self._pending.values():
             if pending.settling is not None:
-                await pending.settling
+                # Not for the task: it ends with the condition, which whoever begins the attempt holds.
+                await pending.is_written.wait()
+            pending.abandon(_CUT_SHORT)
         self._pending = {}
         self._chosen_names = set()
         self._failed_nodes = set()
-        self._strict_step = None
+        self._agreed = AgreedSave()
         self.commits = []
         with contextlib.suppress(NotFoundError):
             self._created_by = (await asyncio.to_thread(read_record, self._root, self._job_id)).created_by
         await asyncio.to_thread(checkpoints.sweep_partials, self._root, self._job_id, _CUT_SHORT)
         self._kept = await asyncio.to_thread(checkpoints.list_committed, self._root, self._job_id)
 
-    def require_all_nodes(self, step: int) -> None:
-        """From this step on a checkpoint without every node's files, or of different steps, is none.
+    def require_all_nodes(self, first_step: int) -> None:
+        """Of what is begun from now on, a checkpoint from this step on is none without every node's files, at one step.
 
         Without it a node whose ranks are beyond the step is taken for one that does not save.
         """
-        self._strict_step = step
+        self._agreed.require(first_step, [key for key, pending in self._pending.items() if pending.error is None])
 
-    def abandon_from(self, step: int, reason: str) -> None:
-        """Give up what is on its way from this step on."""
-        for (pending_step, _), pending in self._pending.items():
-            if pending_step >= step and pending.settling is None:
-                pending.abandon(reason)
+    @property
+    def agreed(self) -> AgreedSave:
+        """What became of the checkpoint that ``require_all_nodes`` asked for."""
+        return self._agreed
+
+    def make_agreed_void(self, reason: str) -> None:
+        """A rank heard of the agreed step too late: what nodes save because of it is none, also if it comes later."""
+        self._agreed.make_void(reason)
+        self._abandon_void()
+
+    def check_agreed(self) -> None:
+        """Make it void if a node is beyond the step at which another one saves: its files will not come."""
+        attempt = self._view.current_attempt()
+        for checkpoint, pending in self._pending.items():
+            if not self._agreed.is_asked_for(checkpoint) or pending.is_settled:
+                continue
+            absent = attempt.present_nodes() - pending.announced_nodes - set(pending.files_by_node)
+            if any(not attempt.may_still_save(node_rank, checkpoint[0]) for node_rank in absent):
+                self.make_agreed_void(f"node {min(absent)} was beyond step {checkpoint[0]} when it should have saved")
+
+    def end_agreed(self, last_step: int, reason: str) -> None:
+        """Ask for nothing any more: beyond this step the usual rules hold again."""
+        self._agreed.end(last_step, reason)
+        self._abandon_void()
+
+    def see(self, checkpoint: CheckpointId) -> None:
+        """A rank has begun to save."""
+        self._agreed.see(checkpoint)
+        self._abandon_void()
 
     def announce(self, node_rank: int, checkpoint: CheckpointId) -> None:
         """A node takes its snapshot; ``begin`` or ``withdraw`` follows."""
-        if self._strict_step is not None and checkpoint[0] >= self._strict_step:
-            others = {step for step, _ in self._unsettled() if step >= self._strict_step} - {checkpoint[0]}
-            if others:
-                self.abandon_from(self._strict_step, f"nodes saved at different steps ({min(others)}, {checkpoint[0]})")
+        self.see(checkpoint)
         pending = self._pending_of(checkpoint)
         pending.announced_nodes.add(node_rank)
         if node_rank == 0:
@@ -179,7 +202,7 @@ class CheckpointBoard:
             await self._changed.wait_for(lambda: pending.plan is not None or self._is_complete(checkpoint, pending))
             if pending.plan is None:
                 previous = self._kept[-1] if self._kept else None
-                restored = self._view.restored_checkpoint()
+                restored = self._view.current_attempt().checkpoint
                 pending.plan = checkpoints.merge_files(pending.files_by_node, previous, restored)
         try:
             name = await pending.name
@@ -201,8 +224,22 @@ class CheckpointBoard:
             await self._changed.wait_for(lambda: pending.is_settled)
         return pending.error
 
+    async def wait_for_uploads(self, dead_nodes: Collection[int] = ()) -> None:
+        """Wait until what is on its way is settled, but not for nodes that died, nor for ever; holds the condition."""
+
+        def is_coming(pending: _Pending) -> bool:
+            waits_for_dead = any(
+                node in dead_nodes and node not in pending.finished_nodes for node in pending.announced_nodes
+            )
+            return not (pending.is_settled or pending.error is not None or waits_for_dead)
+
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(
+                self._changed.wait_for(lambda: not any(map(is_coming, self._pending.values()))), UPLOADS_TIMEOUT_S
+            )
+
     def drop_node(self, node_rank: int) -> None:
-        """A node has failed: without its files a checkpoint would be half of one."""
+        """A node has failed or was ended: without its files a checkpoint would be half of one."""
         self._failed_nodes.add(node_rank)
         for pending in self._pending.values():
             self._abandon_without_failed_nodes(pending)
@@ -219,20 +256,28 @@ class CheckpointBoard:
         if checkpoint not in self._pending:
             self._pending[checkpoint] = _Pending()
             self._abandon_without_failed_nodes(self._pending[checkpoint])
+            self._abandon_void()
         return self._pending[checkpoint]
+
+    def _abandon_void(self) -> None:
+        for checkpoint, pending in self._pending.items():
+            reason = self._agreed.why_void(checkpoint)
+            if reason is not None:
+                pending.abandon(reason)
 
     def _abandon_without_failed_nodes(self, pending: _Pending) -> None:
         missing = self._failed_nodes - set(pending.files_by_node)
         if missing:
-            pending.abandon(f"node {min(missing)} failed before its files were copied")
+            pending.abandon(f"node {min(missing)} ended before its files were copied")
 
     def _is_complete(self, checkpoint: CheckpointId, pending: _Pending) -> bool:
-        absent = self._view.present_nodes() - set(pending.files_by_node)
-        if self._strict_step is not None and checkpoint[0] >= self._strict_step:
+        attempt = self._view.current_attempt()
+        absent = attempt.present_nodes() - set(pending.files_by_node)
+        if self._agreed.is_asked_for(checkpoint):
             return not absent
         # A node whose ranks are all beyond the step will not come.
         return not any(
-            node_rank in pending.announced_nodes or self._view.may_still_save(node_rank, checkpoint[0])
+            node_rank in pending.announced_nodes or attempt.may_still_save(node_rank, checkpoint[0])
             for node_rank in absent
         )
 
@@ -246,14 +291,17 @@ class CheckpointBoard:
         return name
 
     async def _settle(self, checkpoint: CheckpointId, pending: _Pending) -> None:
-        assert pending.name is not None
         step = checkpoint[0]
         name: str | None = None
         try:
-            name = await pending.name
-            if pending.error is None:
-                await self._commit(self._describe(name, step, pending))
+            if pending.name is not None:
+                name = await pending.name
+            if name is not None and pending.error is None:
+                pending.is_committing = True
+                manifest = self._describe(name, step, pending)
+                await self._commit(manifest)
                 self.save_time_s = time.monotonic() - pending.began_s
+                self._agreed.take_commit(checkpoint, manifest)
         except (OSError, StorageError) as err:
             pending.error = str(err)
         if pending.error is not None:
@@ -262,6 +310,7 @@ class CheckpointBoard:
                 # Where the storage does not even take this, the next attempt's sweep does it.
                 with contextlib.suppress(OSError, StorageError):
                     await asyncio.to_thread(checkpoints.mark_failed, self._root, self._job_id, name, pending.error)
+        pending.is_written.set()
         async with self._changed:
             pending.is_settled = True
             self._changed.notify_all()
@@ -270,7 +319,7 @@ class CheckpointBoard:
         await asyncio.to_thread(checkpoints.commit, self._root, manifest)
         self.commits.append(manifest)
         self._kept.append(manifest)
-        size = _describe_size(manifest.size)
+        size = format_size(manifest.size)
         self._view.write_event(
             "checkpoint", f"checkpoint {manifest.checkpoint} committed at step {manifest.step} ({size})"
         )
@@ -304,12 +353,3 @@ class CheckpointBoard:
                 self._has_warned_of_tidying = True
             else:
                 self._kept.remove(manifest)
-
-
-def _describe_size(num_bytes: int) -> str:
-    size = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.1f} {unit}" if unit != "B" else f"{int(size)} B"
-        size /= 1000
-    return f"{size:.1f} TB"

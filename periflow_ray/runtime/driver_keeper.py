@@ -42,6 +42,8 @@ def main() -> int:
         cloud_file.put_back()
         began_s = time.monotonic()
         driver = subprocess.Popen([sys.executable, "-m", "periflow_ray.runtime.driver", *sys.argv[1:]])
+        if is_stopping:  # The signal came when there was no driver to hand it to.
+            driver.send_signal(signal.SIGTERM)
         exit_code = driver.wait()
         num_quick_deaths = 1 if time.monotonic() - began_s > LONG_LIFE_S else num_quick_deaths + 1
         if exit_code >= 0 or is_stopping or num_quick_deaths > MAX_QUICK_DEATHS:

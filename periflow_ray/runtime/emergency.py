@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from periflow_ray.runtime.attempt import Attempt, Signal
 from periflow_ray.runtime.checkpoint_board import CheckpointBoard
 from periflow_ray.runtime.save_step import ANNOUNCE_S, choose_save_step
-from periflow_ray.sdk.session import SAVE_NOW
+from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
 from periflow_ray.store.attempts import SaveRecord
 from periflow_ray.store.checkpoints import Manifest
 
@@ -37,23 +37,33 @@ class EmergencySave:
         self._nodes: set[int] = set()
         self._deadline_unix_s = 0.0
         self._record: SaveRecord | None = None
-        self._announced_step: int | None = None
-        self._is_missed = False
+        self._announced_step = NO_STEP
         self._running: asyncio.Task[bool] | None = None
 
     def is_saving_for(self, attempt: Attempt, nodes: Sequence[int]) -> bool:
         """Whether a save for these nodes is under way or was made in this attempt."""
         return self._attempt is attempt and set(nodes) <= self._nodes
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether ranks may wait for a save that was asked for."""
+        return self._running is not None and not self._running.done()
+
     async def save(self, attempt: Attempt, reason: str, deadline_unix_s: float, nodes: Sequence[int] = ()) -> bool:
-        """Whether a checkpoint was committed in time. A second call during the first joins it."""
+        """Whether a checkpoint was committed in time. A second call during the first, or after its success, joins it.
+
+        Args:
+            nodes: those that go at the deadline; empty if the job is to stop, and need not wait for what may come.
+        """
         if self._attempt is not attempt:
-            self._attempt, self._nodes, self._running = attempt, set(), None
-            self._deadline_unix_s = deadline_unix_s
+            self._attempt, self._nodes, self._running, self._record = attempt, set(), None, None
+            self._announced_step = NO_STEP
         self._nodes |= set(nodes)
-        self._deadline_unix_s = min(self._deadline_unix_s, deadline_unix_s)
         self._write_event("notice", reason)
-        if self._running is None:
+        if self._running is not None and (self.is_under_way or self._running.result()):
+            self._deadline_unix_s = min(self._deadline_unix_s, deadline_unix_s)
+        else:
+            self._deadline_unix_s = deadline_unix_s
             self._running = asyncio.create_task(self._save(attempt, deadline_unix_s))
         return await asyncio.shield(self._running)
 
@@ -62,74 +72,102 @@ class EmergencySave:
         return self._record if self._attempt is attempt else None
 
     async def miss(self, step: int) -> None:
-        """A rank heard of the announced step too late: another one has to be agreed on."""
+        """A rank heard of the announced step too late, or saved at another one: the save has to be tried again."""
         async with self._changed:
             if step == self._announced_step:
-                self._is_missed = True
-                self._board.abandon_from(step, "a rank was already beyond the agreed step")
+                self._board.make_agreed_void("a rank was already beyond the agreed step")
                 self._changed.notify_all()
 
     async def _save(self, attempt: Attempt, deadline_unix_s: float) -> bool:
         began_unix_s = time.time()
-        if not attempt.steps or attempt.cause is not None:
+        if attempt.first_step_unix_s is None:
+            # Its first steps may not have been reported yet.
+            await self._ask_for_steps(attempt)
+        if attempt.first_step_unix_s is None or attempt.cause is not None:
             return False
         self._record = SaveRecord(notice_s=deadline_unix_s - began_unix_s, step=None, save_time_s=None)
-        announce_s = ANNOUNCE_S
-        while self._may_go_on(attempt):
-            saved = await self._save_once(attempt, announce_s)
+        announce_s, is_void = ANNOUNCE_S, True
+        while is_void and self._may_go_on(attempt):
+            await self._announce(attempt, announce_s)
+            saved, is_void = await self._wait_for_commit(attempt)
             if saved is not None:
                 took_s = time.time() - began_unix_s
                 self._record = SaveRecord(deadline_unix_s - began_unix_s, saved.step, took_s)
                 self._write_event("notice", f"saved at step {saved.step}, {took_s:.1f} s after the notice")
                 return True
-            if not self._is_missed:
-                break
             announce_s *= 2
+        await self._withdraw(attempt)
         return False
 
-    async def _save_once(self, attempt: Attempt, announce_s: float) -> Manifest | None:
-        """Announce one step and wait for its commit; None if there is none, or a rank heard of it too late."""
+    async def _announce(self, attempt: Attempt, announce_s: float) -> None:
+        """Agree on a step and tell it to all ranks."""
         await self._ask_for_steps(attempt)
+        if not self._may_go_on(attempt):
+            return
         step = choose_save_step(
-            attempt.steps.values(),
+            # A step that was missed is over, also where nobody answered in time.
+            [*attempt.steps.values(), self._announced_step],
             attempt.step_time_s(),
             announce_s=announce_s,
             save_time_s=self._board.save_time_s,
             time_left_s=self._deadline_unix_s - time.time(),
         )
-        self._is_missed, self._announced_step = False, step
-        wanted = attempt.last_step if step == SAVE_NOW else step
-        num_commits = len(self._board.commits)
-        self._board.require_all_nodes(wanted)
+        self._announced_step = step
+        # "Now" is a different step for each rank; only if it happens to be the same one there is a checkpoint.
+        self._board.require_all_nodes(min(attempt.steps.values()) if step == SAVE_NOW else step)
         at = "at once: no agreed step can be saved in time" if step == SAVE_NOW else f"at step {step}"
         self._write_event("notice", f"all ranks are asked to save {at}")
         await self._signal(attempt, Signal("save", step))
-        while self._may_go_on(attempt) and not self._is_missed:
-            for manifest in self._board.commits[num_commits:]:
-                if manifest.step >= wanted:
-                    return manifest
-            if attempt.has_passed(wanted + 1) and not self._board.has_pending:
-                text = f"the script did not save at step {wanted}: it never asked is_emergency_save()"
+
+    async def _wait_for_commit(self, attempt: Attempt) -> tuple[Manifest | None, bool]:
+        """The checkpoint that was asked for, None if there is none; and whether it is worth another try."""
+        agreed = self._board.agreed
+        last_step = self._last_asked_step(attempt)
+        has_told = False
+        while self._may_go_on(attempt) and not agreed.is_void:
+            if agreed.saved is not None:
+                return agreed.saved, False
+            if attempt.has_passed(last_step + 1) and not self._board.has_pending and not has_told:
+                text = f"the script did not save at step {last_step}: it never asked is_emergency_save()"
                 self._write_event("notice", text)
-                return None
-            async with self._changed:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), _POLL_S)
-        if not self._is_missed:
+                has_told = True
+                if not self._nodes:
+                    return None, False
+                # Its next periodic checkpoint is the last one that this attempt can use.
+            await self._wait_for_change()
+            self._board.check_agreed()
+        return agreed.saved, agreed.is_void
+
+    async def _withdraw(self, attempt: Attempt) -> None:
+        """Let the ranks train on as if nobody had asked."""
+        if attempt.cause is not None or attempt.has_everybody_left:
+            return
+        if time.time() >= self._deadline_unix_s:
             self._write_event("notice", "no checkpoint was saved in time")
-        return None
+        self._board.end_agreed(self._last_asked_step(attempt), "not all nodes saved it in time")
+        self._announced_step = NO_STEP
+        await self._signal(attempt, Signal("save", NO_STEP))
+
+    def _last_asked_step(self, attempt: Attempt) -> int:
+        return attempt.last_step + 1 if self._announced_step == SAVE_NOW else self._announced_step
 
     def _may_go_on(self, attempt: Attempt) -> bool:
         return time.time() < self._deadline_unix_s and attempt.cause is None and not attempt.has_everybody_left
 
     async def _ask_for_steps(self, attempt: Attempt) -> None:
-        async with self._changed:
-            attempt.reported.clear()
+        ranks = set(attempt.steps)
+        attempt.reported.clear()
         await self._signal(attempt, Signal("report"))
-        nodes = set(attempt.ranks_by_node)
         async with self._changed:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait_for(lambda: attempt.reported >= nodes), REPORT_TIMEOUT_S)
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: bool(attempt.steps) and attempt.reported >= ranks), REPORT_TIMEOUT_S
+                )
+
+    async def _wait_for_change(self) -> None:
+        async with self._changed:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), _POLL_S)
 
     async def _signal(self, attempt: Attempt, signal: Signal) -> None:
         async with self._changed:

@@ -10,10 +10,17 @@ from collections.abc import Callable, Sequence
 import ray
 
 from periflow_ray.runtime.attempt import Attempt, Signal
+from periflow_ray.runtime.checkpoint_board import CheckpointBoard
 from periflow_ray.runtime.draining import read_draining_nodes
 from periflow_ray.runtime.emergency import EmergencySave
 from periflow_ray.runtime.notices.acknowledgement import mark_saved, mark_saving
 from periflow_ray.runtime.restart_policy import Cause
+
+# A job that may grow is in no hurry: only a script that never saves when asked makes it wait.
+GROW_SAVE_TIMEOUT_S = 600.0
+
+# The first step of an attempt may load data and compile: it is given so many times the usual time.
+FIRST_STEP_FACTOR = 5
 
 
 class Hazards:
@@ -29,15 +36,18 @@ class Hazards:
         self,
         job_id: int,
         changed: asyncio.Condition,
+        board: CheckpointBoard,
         emergency: EmergencySave,
         write_event: Callable[[str, str], None],
         hang_timeout_s: float | None,
     ) -> None:
         self._job_id = job_id
         self._changed = changed
+        self._board = board
         self._emergency = emergency
         self._write_event = write_event
         self._hang_timeout_s = hang_timeout_s
+        self._growing: Attempt | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self.announced_machines: set[str] = set()
         """Ray's ids of machines that were known to go, also when they are gone."""
@@ -65,6 +75,25 @@ class Hazards:
             attempt.signals.append(signal)
             self._changed.notify_all()
 
+    async def grow(self, attempt: Attempt, num_members: int) -> None:
+        """End the attempt for one with more members: after a save, or after the next periodic one."""
+        if attempt.cause is not None or self._growing is attempt:
+            return
+        self._growing = attempt
+        num_commits = len(self._board.commits)
+        reason = f"grows from {attempt.num_members} to {num_members} workers"
+        if not await self._emergency.save(attempt, f"the job {reason}", time.time() + GROW_SAVE_TIMEOUT_S):
+            async with self._changed:
+                await self._changed.wait_for(
+                    lambda: (
+                        len(self._board.commits) > num_commits
+                        or attempt.cause is not None
+                        or attempt.has_everybody_left
+                    )
+                )
+        if not attempt.has_everybody_left:
+            await self._end(attempt, "resize", reason)
+
     async def _look_for_draining(self, attempt: Attempt) -> None:
         draining = await read_draining_nodes()
         self.announced_machines.update(draining)
@@ -88,7 +117,9 @@ class Hazards:
         machines: Sequence[str] = (),
     ) -> None:
         await asyncio.to_thread(self._mark, mark_saving, machines)
-        if not await self._emergency.save(attempt, reason, deadline_unix_s, nodes):
+        is_saved = await self._emergency.save(attempt, reason, deadline_unix_s, nodes)
+        # Without a step there is nothing to save, and the job moves at once.
+        if not is_saved and attempt.first_step_unix_s is not None:
             # A periodic checkpoint is all there is; the attempt goes on until the machines are gone.
             await asyncio.sleep(max(0.0, deadline_unix_s - time.time()))
             return
@@ -102,16 +133,20 @@ class Hazards:
                 mark(machine, self._job_id)
 
     async def _look_for_hang(self, attempt: Attempt) -> None:
-        if self._hang_timeout_s is None or attempt.last_step_unix_s is None:
-            return
-        silent_s = time.time() - attempt.last_step_unix_s
-        if silent_s < self._hang_timeout_s:
+        standstill_s = attempt.standstill_s()
+        factor = 1 if attempt.is_warm else FIRST_STEP_FACTOR
+        if self._hang_timeout_s is None or standstill_s < factor * self._hang_timeout_s:
             return
         attempt.signals.append(Signal("dump"))
-        await self._end(attempt, "hang", f"no rank made a step for {silent_s:.0f} s after step {attempt.last_step}")
+        text = f"no rank made a step for {standstill_s:.0f} s after step {attempt.last_step}"
+        self._write_event(
+            "notice", f"{text}; the stacks of all ranks go to the log: periflow-ray job log {self._job_id}"
+        )
+        await self._end(attempt, "hang", text)
 
     async def _end(self, attempt: Attempt, cause: Cause, text: str) -> None:
         async with self._changed:
-            if attempt.end(cause, text):
+            # The training may have come to its end meanwhile.
+            if not attempt.has_everybody_left and attempt.end(cause, text):
                 self._write_event("attempt_failed", f"attempt {attempt.number} ended: {text}")
             self._changed.notify_all()

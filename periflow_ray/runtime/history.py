@@ -34,6 +34,7 @@ class History:
         # Whoever resumes a job by hand gives it all its restarts again.
         self._last_resumed_attempt = max(read_resumed_attempts(root, job_id), default=0)
         self._next_update_s = 0.0
+        self._writing = asyncio.Lock()
 
     @property
     def last_number(self) -> int:
@@ -90,7 +91,9 @@ class History:
         return refuse_restart(ends, self._max_failures)
 
     async def _write_newest(self) -> None:
-        await asyncio.to_thread(attempts.write_attempt, self._root, self._job_id, self._records[-1])
+        # One at a time: an update that overtakes the attempt's end would have it run for ever.
+        async with self._writing:
+            await asyncio.to_thread(attempts.write_attempt, self._root, self._job_id, self._records[-1])
 
     def _describe(self, attempt: Attempt, resumable_step: int, save: SaveRecord | None) -> AttemptRecord:
         return AttemptRecord(

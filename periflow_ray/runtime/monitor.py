@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,18 +11,19 @@ from typing import Any
 
 from periflow_ray.errors import StorageError
 from periflow_ray.runtime.attempt import Attempt, AttemptKey, MemberFacts, Signal
-from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard, CheckpointId
+from periflow_ray.runtime.broken_group import close_broken_group
+from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard
+from periflow_ray.runtime.checkpoint_calls import CheckpointCalls
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.emergency import EmergencySave
 from periflow_ray.runtime.hazards import Hazards
 from periflow_ray.runtime.history import History
-from periflow_ray.runtime.meeting import JobRules, Meeting, Next, RestoreVerdict
+from periflow_ray.runtime.meeting import JobRules, Meeting, Next
 from periflow_ray.runtime.notifications import WandbForwarder
 from periflow_ray.runtime.recorder import Recorder
-from periflow_ray.runtime.restart_policy import Cause
-from periflow_ray.store import checkpoints
+from periflow_ray.runtime.repetition import Repetition
+from periflow_ray.runtime.restore_agreement import RestoreAgreement
 from periflow_ray.store.attempts import AttemptRecord
-from periflow_ray.store.checkpoints import LocalFile, Manifest, PlannedFile
 from periflow_ray.store.events import EventWriter
 from periflow_ray.store.metrics import Metric
 from periflow_ray.store.root import StorageRoot
@@ -31,7 +31,7 @@ from periflow_ray.store.root import StorageRoot
 WATCH_INTERVAL_S = 0.5
 
 
-class Monitor:
+class Monitor(CheckpointCalls):
     """Runs as an asynchronous Ray actor; every method is one short critical section or a wait on a condition."""
 
     def __init__(self, root: StorageRoot, job_id: int, rules: JobRules) -> None:
@@ -45,53 +45,34 @@ class Monitor:
         self._board = CheckpointBoard(root, job_id, rules.retention, self._changed, self)
         self._emergency = EmergencySave(self._changed, self._board, self.write_event)
         self._wandb = WandbForwarder(rules.wandb_run, self._notice) if rules.wandb_run is not None else None
-        self._unusable: set[str] = set()
-        self._hazards = Hazards(job_id, self._changed, self._emergency, self.write_event, rules.hang_timeout_s)
+        self._restores = RestoreAgreement(root, job_id, self._changed, self.write_event)
+        self._hazards = Hazards(
+            job_id, self._changed, self._board, self._emergency, self.write_event, rules.hang_timeout_s
+        )
         self._history = History(root, job_id, rules.devices_per_member, rules.max_failures)
         self._attempt = Attempt(self._history.last_number, ("", 0), 0)
         self._over: str | None = None
         self._is_stopping = False
-        self._closing = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._repetition = Repetition()
 
-    # Members call these.
+    # Members call these. What could harm a later attempt names the attempt that it belongs to.
 
     async def join(self, key: AttemptKey, facts: MemberFacts) -> Meeting:
         """Wait until every member of the attempt has joined."""
-        self._start_tasks()
+        self._begin_to_watch()
         async with self._changed:
-            if self._over is not None or self._is_stopping:
-                return Meeting(self._attempt.number, 0, "", 0, None, is_over=True)
+            if self._is_over:
+                return self._send_away(self._attempt, facts.member)
             if key != self._attempt.key:
                 await self._begin_attempt(key, facts.num_members)
             attempt = self._attempt
             attempt.members[facts.member] = facts
             self._changed.notify_all()
-            await self._changed.wait_for(lambda: attempt.has_all_members)
+            await self._changed.wait_for(lambda: attempt.has_all_members or self._is_over)
+            if not attempt.has_all_members:
+                return self._send_away(attempt, facts.member)
             first = attempt.members[0]
             return Meeting(attempt.number, attempt.num_members, first.address, first.port, attempt.checkpoint)
-
-    async def settle_restore(self, member: int, name: str, problem: str | None) -> RestoreVerdict:
-        """Tell how restoring a checkpoint went and wait for the others: one that any member finds damaged is not used.
-
-        Collective: call on all members after ``join`` gave a checkpoint, until the verdict is that all agree.
-        """
-        async with self._changed:
-            attempt = self._attempt
-            candidate = attempt.checkpoint
-            attempt.restored.setdefault(name, set()).add(member)
-            if problem is not None and name not in self._unusable:
-                self._unusable.add(name)
-                self.write_event("notice", f"checkpoint {name} is not used: {problem}")
-            self._changed.notify_all()
-            await self._changed.wait_for(
-                lambda: len(attempt.restored[name] | attempt.left) >= attempt.num_members or attempt.cause is not None
-            )
-            if name not in self._unusable:
-                return RestoreVerdict(True, candidate)
-            if attempt.checkpoint is candidate:
-                attempt.checkpoint = await self._find_checkpoint()
-            return RestoreVerdict(False, attempt.checkpoint)
 
     async def start(self, member: int) -> None:
         """A member is prepared and the user's code starts."""
@@ -106,12 +87,20 @@ class Monitor:
         metrics: list[Metric],
         node_rank: int,
         answers_report: bool = False,
+        attempt_number: int | None = None,
+        is_pausing: bool = False,
     ) -> None:
-        """Take in what the ranks of a node did since the last call."""
+        """Take in what the ranks of a node did since the last call.
+
+        Args:
+            is_pausing: none of them has a step to make now.
+        """
+        if self._is_past(attempt_number):
+            return
         attempt = self._attempt
-        attempt.take_steps(node_rank, steps)
+        attempt.take_steps(node_rank, steps, is_pausing)
         if answers_report:
-            attempt.reported.add(node_rank)
+            attempt.reported.update(steps)
         self._recorder.record(attempt.steps.get(0), total_train_steps, metrics)
         if self._wandb is not None:
             self._wandb.forward(metrics)
@@ -130,60 +119,27 @@ class Monitor:
             return attempt.signals[num_seen:] or [Signal("end")]
 
     async def miss_save(self, attempt_number: int, step: int) -> None:
-        """A rank was already beyond the step of an announced save when it heard of it."""
+        """A rank was already beyond the step of an announced save when it heard of it, or ranks saved at several."""
         if attempt_number == self._attempt.number:
             await self._emergency.miss(step)
 
-    async def announce_snapshot(self, node_rank: int, checkpoint: CheckpointId) -> None:
-        """A node takes a snapshot before its ranks train on; ``begin_checkpoint`` or ``withdraw_snapshot`` follows."""
-        self._board.announce(node_rank, checkpoint)
-
-    async def withdraw_snapshot(self, checkpoint: CheckpointId, reason: str) -> None:
-        """A node that announced a snapshot does not upload it."""
-        async with self._changed:
-            self._board.withdraw(checkpoint, reason)
-            self._changed.notify_all()
-
-    async def begin_checkpoint(
-        self, node_rank: int, checkpoint: CheckpointId, files: list[LocalFile]
-    ) -> tuple[str, list[PlannedFile]]:
-        """Describe a node's snapshot; returns the checkpoint's name and the files that this node has to bring."""
-        return await self._board.begin(node_rank, checkpoint, files)
-
-    async def end_checkpoint(self, node_rank: int, checkpoint: CheckpointId, error: str | None) -> str | None:
-        """Report a node's upload as done (or failed); None once the checkpoint is committed, else why it is not."""
-        return await self._board.finish(node_rank, checkpoint, error)
-
-    async def meet(self, member: int, checkpoint: CheckpointId, phase: str) -> None:
-        """Wait until every member came to this phase of a checkpoint, has left, or is beyond its step."""
-        async with self._changed:
-            attempt = self._attempt
-            present = attempt.meetings.setdefault((checkpoint, phase), set())
-            present.add(member)
-            self._changed.notify_all()
-            await self._changed.wait_for(
-                lambda: all(
-                    other in present or other in attempt.left or attempt.steps.get(other, 0) > checkpoint[0]
-                    for other in attempt.members
-                )
-            )
-
-    async def next_commit(self, index: int) -> Manifest | None:
-        """The attempt's checkpoint number ``index`` once it is committed; None when the attempt has no more."""
-        async with self._changed:
-            attempt, commits = self._attempt, self._board.commits
-            await self._changed.wait_for(lambda: index < len(commits) or attempt.has_everybody_left)
-            return commits[index] if index < len(commits) else None
-
-    async def leave(self, member: int, failure: Failure | None) -> None:
+    async def leave(self, member: int, failure: Failure | None, attempt_number: int | None = None) -> None:
         """A member's part has ended and its checkpoints are settled."""
         async with self._changed:
+            if self._is_past(attempt_number):
+                return
             attempt = self._attempt
             attempt.left.add(member)
+            if failure is not None or attempt.cause is not None:
+                # It did not end by itself, so it may not have come to what the others save.
+                self._board.drop_node(attempt.node_of(member))
             if failure is not None:
                 attempt.failures.append(failure)
-                self._board.drop_node(attempt.node_of(member))
-                if attempt.end("failure", failure.headline()):
+                # A machine that is shut down ends the user's processes before it goes.
+                if attempt.members[member].ray_node_id in self._hazards.announced_machines:
+                    if attempt.end("preemption", f"node {attempt.node_of(member)} was taken away"):
+                        self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
+                elif attempt.end("failure", failure.headline()):
                     self.write_event("attempt_failed", f"attempt {attempt.number} failed: {failure.headline()}")
             self._changed.notify_all()
 
@@ -197,38 +153,41 @@ class Monitor:
                 return "end"
             if not await self._may_restart(attempt):
                 return "end"
-            return "new_group" if attempt.cause == "preemption" else "restart"
+            is_for_others = attempt.cause in ("preemption", "resize") or attempt.is_group_broken
+            return "new_group" if is_for_others else "restart"
 
     # The driver and Ray Train's controller call these.
 
     async def may_replace_group(self, lost_workers: Mapping[int, str], is_preempted: bool) -> bool:
-        """Whether Ray Train may start a new worker group after this one broke.
-
-        Args:
-            lost_workers: members that died, with what Ray says of it; empty if all of them only raised.
-            is_preempted: whether Ray knows that a machine was taken away.
-        """
+        """Whether Ray Train may start a new worker group after this one broke; see ``close_broken_group``."""
         async with self._changed:
             attempt = self._attempt
-            if lost_workers and attempt.cause is None:
-                nodes = {attempt.members[member].ray_node_id for member in lost_workers if member in attempt.members}
-                cause: Cause = "preemption" if is_preempted or nodes & self._hazards.announced_machines else "lost"
-                ranks = {attempt.node_of(member) for member in lost_workers if member in attempt.members}
-                names = ", ".join(str(rank) for rank in sorted(ranks)) or "?"
-                what = "was taken away" if cause == "preemption" else "was lost: its agent or its machine died"
-                attempt.end(cause, f"node {names} {what}")
-                self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
+            if not await close_broken_group(
+                attempt,
+                lost_workers,
+                is_preempted,
+                self._rules.member_noun,
+                self._hazards.announced_machines,
+                self._board,
+                self.write_event,
+            ):
+                return False
+            for node_rank in attempt.present_nodes():
+                # What the living ones still save would else be committed without its files.
+                self._board.drop_node(node_rank)
             attempt.left.update(attempt.members)
+            attempt.is_group_broken = True
             self._changed.notify_all()
             if attempt.cause == "stop" or self._is_stopping:
+                await self._record_end(attempt)
                 return False
             return await self._may_restart(attempt)
 
-    async def wait_for_attempt(self, number: int) -> int:
-        """Wait until all members of this attempt, or of a later one, have joined; returns its number."""
+    async def wait_for_attempt(self, number: int) -> tuple[int, int]:
+        """Wait until all members of this attempt, or of a later one, have joined; returns its number and theirs."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._attempt.number >= number and self._attempt.has_all_members)
-            return self._attempt.number
+            return self._attempt.number, self._attempt.num_members
 
     async def wait_for_end(self, number: int) -> AttemptRecord | None:
         """How an attempt ended, once it has."""
@@ -244,21 +203,30 @@ class Monitor:
                 lambda: self._attempt.number != number or len(attempt.started) == attempt.num_members
             )
 
-    async def stop(self, timeout_s: float) -> None:
-        """End the job: with a save at an agreed step within so many seconds; 0 saves nothing."""
+    async def stop(self, timeout_s: float) -> bool:
+        """End the job: with a save at an agreed step within so many seconds; 0 saves nothing.
+
+        False if it has no members now, which could end it by leaving.
+        """
         async with self._changed:
             self._is_stopping = True
             self._changed.notify_all()
         attempt = self._attempt
+        can_end_by_leaving = attempt.has_all_members and not attempt.has_everybody_left
         if timeout_s > 0:
             await self._emergency.save(attempt, "the job is stopped on request", time.time() + timeout_s)
         async with self._changed:
             attempt.end("stop", "stopped on request")
             self._changed.notify_all()
+        return can_end_by_leaving
 
     async def drill(self, what: str, notice_s: float, node_rank: int, rank: int) -> None:
         """Rehearse a loss on the running attempt: ``notice``, ``kill_rank`` or ``kill_node``."""
         await self._hazards.drill(self._attempt, what, notice_s, node_rank, rank)
+
+    async def grow(self, num_members: int) -> None:
+        """There is room for so many members: go on with them after a save."""
+        await self._hazards.grow(self._attempt, num_members)
 
     async def why_over(self) -> str | None:
         """Why the job was given up; None if it was not."""
@@ -270,8 +238,12 @@ class Monitor:
 
     async def close(self) -> None:
         """Write out everything that was received."""
-        self._closing.set()
-        await asyncio.gather(*self._tasks)
+        await self._repetition.close()
+        if self._attempt.cause is not None:
+            # Of one whose members were ended before they could leave.
+            async with self._changed:
+                with contextlib.suppress(OSError, StorageError):
+                    await self._record_end(self._attempt)
         await self._board.close()
         await asyncio.to_thread(self._event_thread.shutdown)
         self._recorder.close()
@@ -285,18 +257,9 @@ class Monitor:
         attempt = self._attempt
         return AttemptFacts(attempt.number, attempt.num_members * self._rules.devices_per_member, attempt.num_nodes)
 
-    def restored_checkpoint(self) -> Manifest | None:
-        """What the nodes were given at the beginning of the attempt."""
-        return self._attempt.checkpoint
-
-    def present_nodes(self) -> set[int]:
-        """Ranks of the nodes that still take part."""
-        attempt = self._attempt
-        return {facts.node_rank for member, facts in attempt.members.items() if member not in attempt.left}
-
-    def may_still_save(self, node_rank: int, step: int) -> bool:
-        """Whether some rank of a node is not beyond this step, as far as is known."""
-        return self._attempt.may_still_save(node_rank, step)
+    def current_attempt(self) -> Attempt:
+        """The attempt under way."""
+        return self._attempt
 
     def newest_metrics(self) -> Mapping[str, Any]:
         """The newest value of each metric."""
@@ -307,12 +270,23 @@ class Monitor:
         # Elsewhere, because a storage that hangs must not hold up the members.
         self._event_thread.submit(self._events.write, kind, text, self._attempt.number)
 
+    @property
+    def _is_over(self) -> bool:
+        return self._over is not None or self._is_stopping
+
+    def _send_away(self, attempt: Attempt, member: int) -> Meeting:
+        # Whoever has come must not wait for one that will not.
+        attempt.left.add(member)
+        self._changed.notify_all()
+        return Meeting(attempt.number, 0, "", 0, None, is_over=True)
+
     def _notice(self, text: str) -> None:
         self.write_event("notice", text)
 
-    def _start_tasks(self) -> None:
-        if not self._tasks:
-            self._tasks = [asyncio.create_task(self._flush()), asyncio.create_task(self._watch())]
+    def _begin_to_watch(self) -> None:
+        if not self._repetition.has_begun:
+            self._repetition.begin(lambda: asyncio.to_thread(self._recorder.try_flush), self._recorder.flush_interval_s)
+            self._repetition.begin(self._watch, WATCH_INTERVAL_S)
 
     async def _begin_attempt(self, key: AttemptKey, num_members: int) -> None:
         before = self._attempt
@@ -324,7 +298,7 @@ class Monitor:
         self._attempt = Attempt(before.number + 1, key, num_members)
         self._recorder.forget_speed()
         await self._board.begin_attempt()
-        self._attempt.checkpoint = await self._find_checkpoint()
+        self._attempt.checkpoint = await self._restores.find_checkpoint()
         await self._history.begin(self._attempt)
 
     async def _may_restart(self, attempt: Attempt) -> bool:
@@ -338,22 +312,7 @@ class Monitor:
         await self._history.end(attempt, resumable_step, self._emergency.describe(attempt))
         self._changed.notify_all()
 
-    async def _find_checkpoint(self) -> Manifest | None:
-        return await asyncio.to_thread(checkpoints.latest_committed, self._root, self._job_id, self._unusable)
-
-    async def _flush(self) -> None:
-        while not self._closing.is_set():
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), self._recorder.flush_interval_s)
-            try:
-                await asyncio.to_thread(self._recorder.flush)
-            except (OSError, StorageError) as err:  # Nothing is lost: the next flush has it too.
-                print(f"metrics are delayed: {err}", file=sys.stderr)
-
     async def _watch(self) -> None:
-        while not self._closing.is_set():
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), WATCH_INTERVAL_S)
-            await self._hazards.look(self._attempt)
-            with contextlib.suppress(OSError, StorageError):  # The next look tries again.
-                await self._history.update(self._attempt)
+        await self._hazards.look(self._attempt)
+        with contextlib.suppress(OSError, StorageError):  # The next look tries again.
+            await self._history.update(self._attempt)

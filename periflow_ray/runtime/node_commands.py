@@ -46,6 +46,7 @@ class NodeCommands:
         self._secrets = secrets
         self._node_rank = node_rank
         common: dict[str, Any] = {
+            "num_nodes": meeting.num_members,
             "node_rank": node_rank,
             "master_addr": meeting.master_addr,
             "master_port": meeting.master_port,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 
+from periflow_ray.errors import StorageError
 from periflow_ray.store import jobs
 from periflow_ray.store.jobs import JobProgress
 from periflow_ray.store.metrics import Metric, MetricsWriter
@@ -59,6 +61,13 @@ class Recorder:
         if progress != self._written_progress:
             jobs.write_progress(self._root, self._job_id, progress)
             self._written_progress = progress
+
+    def try_flush(self) -> None:
+        """As ``flush``; where the storage fails nothing is lost, the next flush has it too."""
+        try:
+            self.flush()
+        except (OSError, StorageError) as err:
+            print(f"metrics are delayed: {err}", file=sys.stderr)
 
     def close(self) -> None:
         """Flush and finish the files."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Cause = Literal["failure", "lost", "hang", "preemption", "driver"]
+Cause = Literal["failure", "lost", "hang", "preemption", "resize", "driver"]
 """Why an attempt ended: the user's code failed, a worker or machine was lost without notice, no rank made progress, a
-machine was taken away with notice, or the job's own driver died."""
+machine was taken away with notice, there was room for more workers, or the job's own driver died."""
 
 # The user's code or the machines are at fault; anything else costs the job nothing of its max_failures.
 COUNTED_CAUSES: frozenset[Cause] = frozenset({"failure", "lost", "hang"})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from periflow_ray.sdk import wire
+from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
 from periflow_ray.store.metrics import Metric
 
 logger = logging.getLogger("periflow_ray")
@@ -30,7 +32,11 @@ FINISH_TIMEOUT_S = 5.0
 
 @dataclass
 class RankState:
-    """What the agent knows of one connected rank; ``waiting_step`` is the checkpoint step it waits in, if any."""
+    """What the agent knows of one connected rank.
+
+    ``waiting_step`` is the checkpoint step at which it waits for the other ranks, if any; ``is_saving`` lasts until its
+    files are copied.
+    """
 
     rank: int
     local_rank: int
@@ -40,6 +46,7 @@ class RankState:
     step: int = 0
     waiting_step: int | None = None
     replaces_waiting: bool = False
+    is_saving: bool = False
     connection: socket.socket | None = field(default=None, repr=False)
     connected_s: float = field(default_factory=time.monotonic)
     waiting_since_s: float = 0.0
@@ -62,7 +69,7 @@ class SessionServer:
         save_snapshot: called when all ranks of the node wait, with the step and whether it may take the place of a
             checkpoint whose upload has not begun; an exception's text goes to the ranks.
         on_notice: called with sentences the user should read.
-        on_late: called when a rank is already beyond the step of an announced save.
+        on_late: called with the announced step when a rank is already beyond it, or the ranks saved at different ones.
     """
 
     def __init__(
@@ -85,7 +92,7 @@ class SessionServer:
         self._answered = threading.Event()
         self._has_warned_missing = False
         self._has_warned_slow = False
-        self._announced_step: int | None = None
+        self._announced_step = NO_STEP
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(socket_path))
         self._listener.listen(256)
@@ -103,6 +110,13 @@ class SessionServer:
         with self._lock:
             metrics, self._metrics = self._metrics, []
             return Records(dict(self._last_steps), self._total_train_steps, metrics)
+
+    @property
+    def is_pausing(self) -> bool:
+        """Whether no rank has a step to make now: each is in ``upload_checkpoint``, at its last step, or has ended."""
+        with self._lock:
+            num_steps = self._total_train_steps or math.inf
+            return all(rank.is_saving or rank.step >= num_steps for rank in self._ranks.values())
 
     def ask_steps(self, timeout_s: float) -> None:
         """Let every rank say its step at once, so that the next ``take_records`` has it."""
@@ -123,7 +137,7 @@ class SessionServer:
             return {rank.rank: rank.pid for rank in self._ranks.values()}
 
     def announce(self, step: int) -> None:
-        """Tell every rank, also later ones, the step of an emergency save (-1 means now)."""
+        """Tell every rank, also later ones, the step of an emergency save (-1 means now, -2 not at all)."""
         with self._lock:
             self._announced_step = step
             connections = [rank.connection for rank in self._ranks.values()]
@@ -132,7 +146,7 @@ class SessionServer:
 
     def is_last_save(self, step: int) -> bool:
         """Whether this is the save that was announced."""
-        return self._announced_step is not None and step >= self._announced_step
+        return self._announced_step != NO_STEP and step >= self._announced_step
 
     def finish(self) -> None:
         """Take in everything that the ranks sent; call it when their processes have ended."""
@@ -195,6 +209,7 @@ class SessionServer:
         elif kind == "checkpoint":
             with self._lock:
                 self._ranks[key].waiting_step = message["step"]
+                self._ranks[key].is_saving = True
                 self._ranks[key].replaces_waiting = message["replace_waiting"]
                 self._ranks[key].waiting_since_s = time.monotonic()
             self._save_if_all_wait()
@@ -214,7 +229,7 @@ class SessionServer:
             if rank.total_train_steps is not None:
                 self._total_train_steps = rank.total_train_steps
             announced_step = self._announced_step
-        if announced_step is not None:
+        if announced_step != NO_STEP:
             _send(connection, wire.encode("announced", step=announced_step))
 
     def _record(self, key: int, message: dict[str, Any]) -> None:
@@ -239,6 +254,7 @@ class SessionServer:
             if self._is_connecting(waiting) or len(others) > len(passed_by):
                 notice = self._describe_slow_meeting(waiting, others, step)
             else:
+                is_mixed = bool(passed_by) or len({rank.waiting_step for rank in waiting}) > 1
                 for rank in waiting:
                     rank.waiting_step = None
                 notice = self._describe_missing_calls(passed_by, step)
@@ -247,12 +263,21 @@ class SessionServer:
         if any(rank.waiting_step is not None for rank in waiting):
             return
         error: str | None = None
-        try:
-            self._save_snapshot(step, any(rank.replaces_waiting for rank in waiting))
-        except OSError as err:
-            error = str(err)
+        if is_mixed and self._announced_step == SAVE_NOW:
+            # "Now" came between two ranks' questions: their files belong to different steps.
+            self._on_late(SAVE_NOW)
+        else:
+            error = self._try_snapshot(step, any(rank.replaces_waiting for rank in waiting))
         for rank in waiting:
+            rank.is_saving = False
             _send(rank.connection, wire.encode("checkpointed", error=error))
+
+    def _try_snapshot(self, step: int, replace_waiting: bool) -> str | None:
+        try:
+            self._save_snapshot(step, replace_waiting)
+        except OSError as err:
+            return str(err)
+        return None
 
     def _is_connecting(self, waiting: list[RankState]) -> bool:
         num_expected = max((rank.local_world_size or 0 for rank in waiting), default=0)

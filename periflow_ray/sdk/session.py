@@ -28,8 +28,9 @@ SEND_INTERVAL_S = 0.5
 # About a minute of metrics at 10,000 calls a second; beyond it the oldest are dropped rather than memory eaten.
 MAX_BUFFERED_METRICS = 600_000
 MAX_RECORDS_PER_MESSAGE = 1000
+# Announced in place of a step: save wherever you are, and nothing is to be saved after all.
 SAVE_NOW = -1
-_NO_STEP_ANNOUNCED = -2
+NO_STEP = -2
 
 ChannelFactory = Callable[[str | None], Channel]
 """Makes the channel of a new session from ``local_log_name``."""
@@ -58,7 +59,8 @@ class Session:
     def __init__(self) -> None:
         self._step = 0
         self._is_in_step = False
-        self._announced_step = _NO_STEP_ANNOUNCED
+        # A new list for each announcement, so that one which arrives during an answer is not overwritten by it.
+        self._announced = [NO_STEP]
         self._asked_step = -1
         self._answered_step = -1
         self._metrics: deque[tuple[int, float, dict[str, Any]]] = deque(maxlen=MAX_BUFFERED_METRICS)
@@ -116,10 +118,11 @@ class Session:
         if self._append_metric is None:
             self._refuse("is_emergency_save")
         step = self._asked_step = self._step
-        if self._announced_step == SAVE_NOW:
+        announced = self._announced
+        if announced[0] == SAVE_NOW:
             # Once: in the steps after this one it is False again.
-            self._announced_step = step
-        if self._announced_step == step:
+            announced[0] = step
+        if announced[0] == step:
             self._answered_step = step
             return True
         return False
@@ -138,8 +141,8 @@ class Session:
         resumed_step = int(os.environ.get("PROCESSED_ITERS") or 0)
         _check_total(total_train_steps, resumed_step)
         self._close()
-        self._announced_step = _NO_STEP_ANNOUNCED
-        self._asked_step = -1
+        self._announced = [NO_STEP]
+        self._asked_step = self._answered_step = -1
         channel = (self._channel_factory or _default_channel)(local_log_name)
         rank, local_rank, local_world_size = find_rank()
         channel.open(
@@ -192,8 +195,8 @@ class Session:
 
     def _set_announced_step(self, step: int) -> bool:
         # Set before the look at what was asked: a step that begins in between sees it, and is at worst called late.
-        self._announced_step = step
-        return step == SAVE_NOW or step > self._asked_step or step == self._answered_step
+        self._announced = [step]
+        return step in (SAVE_NOW, NO_STEP) or step > self._asked_step or step == self._answered_step
 
     def _send_until_closed(self, channel: Channel, is_closing: threading.Event) -> None:
         while not is_closing.wait(SEND_INTERVAL_S):

@@ -226,7 +226,7 @@ def _describe_save(save: SaveRecord | None, cause: EndCause | None) -> list[str]
         return []
     if save.step is None or save.save_time_s is None:
         return ["nothing was saved in time"]
-    what = "request" if cause == "stop" else "notice"
+    what = "notice" if cause == "preemption" else "request"
     return [f"saved at step {save.step}, {format_number(save.save_time_s)} s after the {what}"]
 
 

@@ -217,13 +217,24 @@ def test_the_table_of_additions_has_the_keys_that_periflow_had_not() -> None:
         "checkpoint.keep_best.metric": "",
         "checkpoint.keep_best.mode": "",
         "max_failures": str(spec.max_failures),
+        "hang_timeout": "",
+        "elastic.min_devices": "",
+        "plugin.webhook.url": "",
+        "plugin.webhook.credential_id": "",
     }
     assert spec.job_setting.resources is None
 
 
 def test_the_table_of_the_environment_has_every_variable() -> None:
     plan = build_plan(load_template(find_blocks("yaml")[0]).spec, local_vm(), storage_uri="/storage")
-    facts = {"node_rank": 0, "master_addr": "", "master_port": 0, "processed_iters": 0, "output_checkpoint_dir": "/c"}
+    facts = {
+        "num_nodes": 1,
+        "node_rank": 0,
+        "master_addr": "",
+        "master_port": 0,
+        "processed_iters": 0,
+        "output_checkpoint_dir": "/c",
+    }
     per_node = node_environment(plan, **facts)
     per_device = device_environment(plan, local_rank=0, **facts)
     rows = find_table("Environment")

@@ -18,6 +18,7 @@ def plan_with(env_var: dict[str, str]) -> JobPlan:
 def test_a_node_learns_its_place_in_the_job() -> None:
     environment = node_environment(
         plan_with({"OMP_NUM_THREADS": "1"}),
+        num_nodes=2,
         node_rank=1,
         master_addr="10.0.0.4",
         master_port=29500,
@@ -41,6 +42,7 @@ def test_a_node_learns_its_place_in_the_job() -> None:
 def test_a_device_learns_its_ranks_too() -> None:
     environment = device_environment(
         plan_with({}),
+        num_nodes=2,
         node_rank=1,
         local_rank=2,
         master_addr="10.0.0.4",
@@ -66,6 +68,7 @@ def test_a_device_learns_its_ranks_too() -> None:
 def test_the_template_may_choose_the_master_port_but_not_the_world_size() -> None:
     environment = node_environment(
         plan_with({"MASTER_PORT": "6000", "WORLD_SIZE": "1", "CKPT_DIR": "/elsewhere"}),
+        num_nodes=2,
         node_rank=0,
         master_addr="10.0.0.4",
         master_port=29500,
@@ -77,3 +80,16 @@ def test_the_template_may_choose_the_master_port_but_not_the_world_size() -> Non
         "8",
         "/elsewhere",
     )
+
+
+def test_an_elastic_job_that_lost_a_node_has_a_smaller_world() -> None:
+    environment = node_environment(
+        plan_with({}),
+        num_nodes=1,
+        node_rank=0,
+        master_addr="10.0.0.4",
+        master_port=29500,
+        processed_iters=20,
+        output_checkpoint_dir=None,
+    )
+    assert (environment["WORLD_SIZE"], environment["NUM_NODES"], environment["NPROC_PER_NODE"]) == ("4", "1", "4")

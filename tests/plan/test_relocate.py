@@ -13,11 +13,14 @@ SPOT = "aws-16gb-v100-4g-us-east-2-spot"
 LIST_PRICE = "aws-16gb-v100-4g-us-east-2"
 
 
-def plan_of(vm_name: str, *, num_devices: int = 8, **resources: Any) -> JobPlan:
+def plan_of(vm_name: str, *, num_devices: int = 8, min_devices: int | None = None, **resources: Any) -> JobPlan:
     setting: dict[str, Any] = {"type": "custom", "docker": {"command": "true"}}
     if resources:
         setting["resources"] = resources
-    spec = JobSpec.model_validate({"vm": vm_name, "num_devices": num_devices, "job_setting": setting})
+    elastic = None if min_devices is None else {"min_devices": min_devices}
+    spec = JobSpec.model_validate(
+        {"vm": vm_name, "num_devices": num_devices, "job_setting": setting, "elastic": elastic}
+    )
     vm = find_vm(vm_name)
     return build_plan(spec, vm, storage_uri="/storage", num_local_cpus=16)
 
@@ -51,3 +54,16 @@ def test_devices_that_do_not_divide_are_refused():
         move_plan(plan, vm=plan.vm, num_devices=6, storage_uri="/storage")
     with pytest.raises(PlanError, match="num_devices 8 is more than the 2 GPUs of this machine"):
         move_plan(plan, vm=local_vm(num_gpus=2), num_devices=8, storage_uri="/storage", num_local_gpus=2)
+
+
+def test_an_elastic_job_keeps_its_least_number_of_devices_where_it_can():
+    plan = plan_of(SPOT, num_devices=16, min_devices=8)
+    assert plan.min_num_nodes == 2
+    assert move_plan(plan, vm=plan.vm, num_devices=12, storage_uri="/storage").min_num_nodes == 2
+    assert move_plan(plan, vm=plan.vm, num_devices=4, storage_uri="/storage").min_num_nodes == 1
+    assert move_plan(plan, vm=local_vm(), num_devices=16, storage_uri="/storage").min_num_nodes == 8
+
+
+def test_the_least_number_of_devices_is_one_of_whole_nodes():
+    with pytest.raises(PlanError, match=r"min_devices 6 is not a whole number of nodes, .* Use 4 or 8\."):
+        plan_of(SPOT, num_devices=16, min_devices=6)

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from periflow_ray.runtime.agreed_save import CheckpointId
 from periflow_ray.runtime.attempt import MemberFacts
-from periflow_ray.runtime.checkpoint_board import CheckpointId
 from periflow_ray.runtime.checkpoint_uploads import bring_files
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.meeting import Meeting

@@ -7,7 +7,10 @@ import pytest
 from periflow_ray.errors import TemplateError
 from periflow_ray.spec import load_template
 
-TOP_LEVEL_KEYS = "experiment, name, vm, num_devices, job_setting, checkpoint, data, dist, plugin, max_failures"
+TOP_LEVEL_KEYS = (
+    "experiment, name, vm, num_devices, job_setting, checkpoint, data, dist, plugin, max_failures, hang_timeout, "
+    "elastic"
+)
 MINIMAL = """\
 vm: local
 num_devices: 8
@@ -89,6 +92,14 @@ def test_what_to_keep_of_the_checkpoints_is_a_count_and_a_metric_with_its_direct
     assert problems_of(MINIMAL + "checkpoint:\n  keep_best: {metric: loss}\n") == [
         "pf-template.yml:8:3: checkpoint.keep_best.mode is missing; it is required: 'min' if the lowest value is the "
         "best (a loss), 'max' if the highest is (an accuracy)."
+    ]
+
+
+@pytest.mark.parametrize("given", ["0s", "ten minutes", "-5", "10 min", "1d"])
+def test_a_hang_timeout_is_a_duration_above_zero(given: str) -> None:
+    assert problems_of(f"{MINIMAL}hang_timeout: {given}\n") == [
+        f"pf-template.yml:7:1: hang_timeout is '{given}'; it must be a duration above 0. Give a number and s, m or h: "
+        "30s, 2m, 1.5h."
     ]
 
 
@@ -189,3 +200,18 @@ def test_after_fifty_problems_the_rest_is_counted() -> None:
 
     assert len(problems) == 51
     assert problems[-1] == "... and 10 more problems"
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ("elastic: {min_devices: 9}", "elastic has min_devices 9; it must be at most num_devices, 8"),
+        (
+            "dist: {dp_degree: 8, pp_degree: 1, mp_degree: 1}\nelastic: {min_devices: 4}",
+            "elastic cannot be used with dist, whose degrees fix the number of devices",
+        ),
+    ],
+)
+def test_an_elastic_job_needs_bounds_that_can_be_met(section: str, problem: str) -> None:
+    (found,) = problems_of(MINIMAL + section + "\n")
+    assert found.split(": ", 1)[1] == problem

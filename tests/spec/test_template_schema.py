@@ -47,7 +47,7 @@ def test_the_schema_is_plain_json_and_valid_itself() -> None:
 def test_every_key_has_a_description_and_every_section_refuses_unknown_keys() -> None:
     sections = objects_in(build_json_schema())
 
-    assert len(sections) == 15
+    assert len(sections) == 16
     assert [section for section in sections if section["additionalProperties"] is not False] == []
     assert [
         key for section in sections for key, field in section["properties"].items() if not field.get("description")
@@ -68,12 +68,14 @@ def test_editors_mark_what_the_loader_refuses() -> None:
     values["job_setting"]["docker"]["env_var"] = {"1ST": "x"}
     values["job_setting"]["workspace"]["mount_path"] = "workspace"
     values["job_setting"]["resources"] = {"cpus": 0, "memory": "16"}
+    values["hang_timeout"] = "10 minutes"
     values["plugin"] = {"webhook": {"url": "ftp://example.com"}}
     values["checkpoint"] = {"keep_last": 0, "keep_best": {"metric": "loss", "mode": "lowest"}}
 
     assert complaints(values) == [
         "",
         "checkpoint",
+        "hang_timeout",
         "job_setting/docker/command",
         "job_setting/docker/env_var",
         "job_setting/resources",

@@ -13,6 +13,7 @@ from periflow_ray.spec import (
     DataSpec,
     DistSpec,
     DockerSpec,
+    ElasticSpec,
     JobSetting,
     JobSpec,
     KeepBest,
@@ -159,13 +160,15 @@ def test_a_job_may_use_a_huggingface_dataset_parallelism_degrees_and_plugins() -
     assert (spec.data.is_huggingface, spec.data.huggingface_name) == (True, "wikitext")
 
 
-def test_our_own_additions_are_launch_mode_resources_checkpoints_to_keep_and_max_failures() -> None:
+def test_our_own_additions_are_launch_mode_resources_checkpoints_to_keep_and_what_to_do_about_failures() -> None:
     spec = load("own_additions.yml")
 
     assert spec == JobSpec(
         vm="local",
         num_devices=2,
         max_failures=3,
+        hang_timeout="10m",
+        elastic=ElasticSpec(min_devices=1),
         job_setting=JobSetting(
             type="custom",
             docker=DockerSpec(command="python main.py --num-epochs 2"),
@@ -180,6 +183,7 @@ def test_our_own_additions_are_launch_mode_resources_checkpoints_to_keep_and_max
     )
     assert spec.job_setting.resources is not None
     assert spec.job_setting.resources.memory_bytes == 3 * 2**29
+    assert spec.hang_timeout_s == 600
 
 
 @pytest.mark.parametrize(("template", "program"), [("cifar.yml", "torchrun"), ("autoencoder.yml", "python")])

@@ -1,0 +1,82 @@
+"""The rules for checkpoints while all nodes were asked for one at an agreed step. Pure: the board carries them out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from periflow_ray.store.checkpoints import Manifest
+
+CheckpointId = tuple[int, int]
+"""(step, how many-th upload of that step): the same on every node that takes part."""
+
+
+class AgreedSave:
+    """Tells the checkpoints that were asked for from others, and knows when they can be none.
+
+    Asked for is one checkpoint of all nodes at one step. When that fails, because a rank heard of it too late, it is
+    void: what nodes still bring for it counts for nothing, also while the next step is being agreed on.
+    """
+
+    def __init__(self) -> None:
+        self._first_step: int | None = None
+        self._begun_before: frozenset[CheckpointId] = frozenset()
+        self._step: int | None = None
+        self._void_steps: range | None = None
+        self._void_reason = ""
+        self.is_void = False
+        self.saved: Manifest | None = None
+        """The checkpoint that was asked for, once it is committed."""
+
+    def require(self, first_step: int, begun_before: Collection[CheckpointId]) -> None:
+        """Ask for a checkpoint at this step or a later one; those that were begun before are others."""
+        if self._void_steps is not None:
+            self._void_steps = range(self._void_steps.start, min(first_step, self._void_steps.stop))
+        self._first_step = first_step
+        self._begun_before = frozenset(begun_before)
+        self._step, self.is_void, self.saved = None, False, None
+
+    def is_asked_for(self, checkpoint: CheckpointId) -> bool:
+        """Whether a checkpoint needs the files of all nodes."""
+        return (
+            self._first_step is not None and checkpoint[0] >= self._first_step and checkpoint not in self._begun_before
+        )
+
+    def see(self, checkpoint: CheckpointId) -> None:
+        """A node, or a rank, saves; nodes that save at different steps make all of it void."""
+        if not self.is_asked_for(checkpoint) or self.is_void:
+            return
+        if self._step is None:
+            self._step = checkpoint[0]
+        elif self._step != checkpoint[0]:
+            first, second = sorted((self._step, checkpoint[0]))
+            self.make_void(f"nodes saved at different steps ({first}, {second})")
+
+    def take_commit(self, checkpoint: CheckpointId, manifest: Manifest) -> None:
+        """A checkpoint is committed; one that was begun before will do, if its step does."""
+        if self._first_step is not None and checkpoint[0] >= self._first_step and self.why_void(checkpoint) is None:
+            self.saved = manifest
+
+    def make_void(self, reason: str) -> None:
+        """Nothing that was asked for is going to be committed."""
+        if self._first_step is None:
+            return
+        first_step = self._first_step if self._void_steps is None else min(self._first_step, self._void_steps.start)
+        self._void_steps = range(first_step, _NO_LIMIT)
+        self._void_reason = reason
+        self.is_void = True
+
+    def end(self, last_step: int, reason: str) -> None:
+        """Ask for nothing any more; what nodes saved up to this step, because they were asked, is void."""
+        self.make_void(reason)
+        if self._void_steps is not None:
+            self._void_steps = range(self._void_steps.start, last_step + 1)
+        self._first_step = None
+
+    def why_void(self, checkpoint: CheckpointId) -> str | None:
+        """Why a checkpoint must not be committed; None if it may be."""
+        if self._void_steps is None or checkpoint[0] not in self._void_steps or checkpoint in self._begun_before:
+            return None
+        return self._void_reason
+
+
+_NO_LIMIT = 1 << 62

@@ -1,0 +1,171 @@
+"""How many workers an elastic job runs with: as many as the cluster has room for, within its bounds."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import ray.train
+from ray.core.generated import gcs_pb2
+from ray.train.v2._internal.execution.scaling_policy import (
+    FixedScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+)
+from ray.util.placement_group import PlacementGroup
+
+# Machines that come back seldom come at once; a group that starts without them has to start again for each.
+SETTLE_S = 5.0
+# Room for more workers must stay so long before a running group is ended for it.
+GROW_AFTER_S = 15.0
+# A machine that is lost while a group starts on it.
+GIVE_UP_AFTER_S = 8.0
+_POLL_S = 0.25
+_CONNECT_TIMEOUT_S = 2.0
+_REMOVED = gcs_pb2.PlacementGroupTableData.REMOVED
+_RESCHEDULING = gcs_pb2.PlacementGroupTableData.RESCHEDULING
+
+
+class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
+    """Runs in Ray Train's controller.
+
+    A new group takes what there is. A running one is never resized here: the monitor is told that there is room for
+    more, lets the ranks save, and ends the group; the new one is larger. Ray's own elastic policy would end it without
+    a save, and counts no fractions of a CPU.
+
+    Args:
+        min_num_workers: fewer do not start.
+    """
+
+    def __init__(self, scaling_config: ray.train.ScalingConfig, min_num_workers: int, monitor: Any) -> None:
+        super().__init__(scaling_config)
+        self._min_num_workers = min_num_workers
+        self._monitor = monitor
+        self._possible_since_s: float | None = None
+        self._room_since_s: float | None = None
+        self._next_look_s = 0.0
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Also begin to look after groups that cannot start."""
+        super().after_controller_start(train_run_context)
+        threading.Thread(target=_give_up_lost_groups, name="lost-groups", daemon=True).start()
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Start with all workers if there is room, with fewer when no more room has come for a while."""
+        self._maybe_send_resource_request()
+        num_possible = self._count_possible_workers()
+        now_s = time.monotonic()
+        if num_possible < self._min_num_workers:
+            self._possible_since_s = None
+        elif self._possible_since_s is None:
+            self._possible_since_s = now_s
+        is_settled = self._possible_since_s is not None and now_s - self._possible_since_s >= SETTLE_S
+        if num_possible < self.scaling_config.num_workers and not is_settled:
+            # The controller asks again at once.
+            time.sleep(_POLL_S)
+            return NoopDecision()
+        self._possible_since_s = self._room_since_s = None
+        return ResizeDecision(num_possible, self.scaling_config._resources_per_worker_not_none)
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        """Leave the group as it is; tell the monitor of room for a larger one."""
+        self._maybe_send_resource_request()
+        now_s = time.monotonic()
+        if worker_group_state.num_workers >= self.scaling_config.num_workers or now_s < self._next_look_s:
+            return NoopDecision()
+        self._next_look_s = now_s + 1.0
+        num_possible = self._count_possible_workers()
+        if num_possible <= worker_group_state.num_workers:
+            self._room_since_s = None
+        elif self._room_since_s is None:
+            self._room_since_s = now_s
+        elif now_s - self._room_since_s >= GROW_AFTER_S:
+            self._room_since_s = None
+            self._monitor.grow.remote(num_possible)
+        return NoopDecision()
+
+    def _count_possible_workers(self) -> int:
+        """Workers that fit on the machines that stay, if this controller's own group made room."""
+        state = ray._private.state.state
+        try:
+            leaving = set(state.get_draining_nodes() or {})
+            free = state.available_resources_per_node()
+            held = _read_held_resources()
+            # Ray takes seconds to notice a lost machine, and would wait for it with a group that was to start there.
+            leaving |= {node["NodeID"] for node in ray.nodes() if node["Alive"] and not _is_reachable(node)}
+        except (ray.exceptions.RayError, RuntimeError, OSError):  # The next look may find Ray's head again.
+            return 0
+        needed = self.scaling_config._resources_per_worker_not_none
+        per_node = [
+            _count_fitting(_add(resources, held.get(node, {})), needed)
+            for node, resources in free.items()
+            if node not in leaving
+        ]
+        if self.scaling_config.placement_strategy == "STRICT_SPREAD":
+            per_node = [min(1, num_workers) for num_workers in per_node]
+        return min(sum(per_node), int(self.scaling_config.num_workers))
+
+
+def _is_reachable(node: Mapping[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _CONNECT_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _give_up_lost_groups() -> None:
+    """Remove this controller's placement groups that lost a machine and have not found another one for a while.
+
+    Ray Train waits without end for workers whose machine died while they started.
+    """
+    lost_since_s: dict[bytes, float] = {}
+    while True:
+        time.sleep(1.0)
+        try:
+            groups = _read_own_groups()
+            lost = {group.placement_group_id for group in groups if group.state == _RESCHEDULING}
+            now_s = time.monotonic()
+            lost_since_s = {group_id: lost_since_s.get(group_id, now_s) for group_id in lost}
+            for group_id, since_s in lost_since_s.items():
+                if now_s - since_s > GIVE_UP_AFTER_S:
+                    ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group_id)))
+        except (ray.exceptions.RayError, RuntimeError, OSError):  # The next look may find Ray's head again.
+            continue
+
+
+def _read_own_groups() -> list[Any]:
+    """Ray's records of the placement groups that this controller made and has not removed."""
+    actor_id = ray.get_runtime_context().get_actor_id()
+    packed = ray._private.state.state._connect_and_get_accessor().get_placement_group_table()
+    groups = [gcs_pb2.PlacementGroupTableData.FromString(data) for data in packed]
+    return [group for group in groups if group.creator_actor_id.hex() == actor_id and group.state != _REMOVED]
+
+
+def _read_held_resources() -> dict[str, dict[str, float]]:
+    """Ray's node id in hex -> what this controller's placement groups hold there."""
+    held: dict[str, dict[str, float]] = {}
+    for group in _read_own_groups():
+        for bundle in group.bundles:
+            node = bundle.node_id.hex()
+            held[node] = _add(held.get(node, {}), dict(bundle.unit_resources))
+    return held
+
+
+def _add(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {*one, *other}}
+
+
+def _count_fitting(resources: Mapping[str, float], needed: Mapping[str, float]) -> int:
+    # Ray counts in steps of 1/10,000, and so must we: 0.9 / 0.3 is less than 3.
+    shares = [
+        round(resources.get(name, 0.0) * 10_000) // round(amount * 10_000) for name, amount in needed.items() if amount
+    ]
+    return min(shares, default=0)

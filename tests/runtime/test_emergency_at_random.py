@@ -1,0 +1,118 @@
+"""Whatever the speeds and delays: all ranks save at one step, and no checkpoint is of several."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+from simulated_nodes import event_texts
+from simulated_ranks import Lockstep, Pace, TrainingNode, train_all
+
+from periflow_ray.runtime import emergency
+from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.store.attempts import read_attempts
+from periflow_ray.store.checkpoints import list_committed, restore
+from periflow_ray.store.root import StorageRoot
+
+
+@pytest.fixture(autouse=True)
+def optimistic_announcements(monkeypatch):
+    """Ranks are often late when announcements are thought to be this quick."""
+    monkeypatch.setattr(emergency, "ANNOUNCE_S", 0.004)
+
+
+def saved_steps(root: StorageRoot, target: Path) -> list[tuple[int, set[int]]]:
+    """Of each committed checkpoint its step, and the steps that its files are of."""
+    found = []
+    for manifest in list_committed(root, 1):
+        steps = set()
+        for node_rank in range(manifest.num_nodes):
+            restore(root, manifest, node_rank, target / manifest.checkpoint / str(node_rank))
+            own = target / manifest.checkpoint / str(node_rank) / f"rank-{node_rank}.txt"
+            steps.add(int(own.read_text()) if own.exists() else -1)
+        found.append((manifest.step, steps))
+    return found
+
+
+def describe(root: StorageRoot, trained: list[TrainingNode]) -> str:
+    return "\n".join(
+        [*map(str, event_texts(root)), *(f"{node.emergency_steps} {node.saved_steps}" for node in trained)]
+    )
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_all_ranks_save_at_one_step(run_monitor, root, tmp_path, seed):
+    chance = random.Random(seed)
+    num_nodes = chance.choice([2, 3, 4])
+    is_lockstep = chance.random() < 0.5
+    notice_after_s = chance.choice([0.0, 0.05, 0.2])
+    save_every = chance.choice([0, 10, 40])
+    # A rank in a long computation, or behind a busy network, hears late now and then.
+    late_s, late_share = chance.choice([(0.0, 0.0), (0.03, 0.5), (0.1, 0.3)])
+    trained: list[TrainingNode] = []
+
+    def pace_of(node_rank: int) -> Pace:
+        own = random.Random(f"{seed} {node_rank}")
+        step_s = own.uniform(0.0005, 0.004)
+        return Pace(
+            step_s=lambda: step_s * own.uniform(0.5, 1.5),
+            announcement_s=lambda: late_s * own.random() if own.random() < late_share else 0.0,
+            snapshot_s=lambda: own.uniform(0.0, 0.004),
+        )
+
+    async def scenario(monitor: Monitor) -> None:
+        lockstep = Lockstep(num_nodes) if is_lockstep else None
+        for rank in range(num_nodes):
+            trained.append(
+                TrainingNode(monitor, root, tmp_path, rank, num_nodes, pace_of(rank), lockstep, save_every=save_every)
+            )
+        training = asyncio.gather(*(node.run() for node in trained))
+        await monitor.wait_for_attempt(1)
+        await asyncio.sleep(notice_after_s)
+        notice = asyncio.create_task(monitor.drill("notice", 3600.0, node_rank=num_nodes - 1, rank=0))
+        await training
+        await notice
+        await monitor.decide()
+
+    run_monitor(scenario, num_members=num_nodes)
+    (attempt,) = read_attempts(root, 1)
+    assert attempt.cause == "preemption", event_texts(root)
+    assert attempt.save is not None
+    step = attempt.save.step
+    # Everybody saved there, once, and trained no further.
+    assert [node.saved_steps.count(step) for node in trained] == [1] * num_nodes, describe(root, trained)
+    assert {node.last_step for node in trained} == {step}, describe(root, trained)
+    assert attempt.last_step == attempt.resumable_step == step
+    # Never twice at one step; more than once only where the step before was void.
+    announced = [text for _, text in event_texts(root) if text.startswith("all ranks are asked to save")]
+    for node in trained:
+        assert len(set(node.emergency_steps)) == len(node.emergency_steps) <= len(announced)
+    # Nothing that was committed mixes steps.
+    committed = saved_steps(root, tmp_path / "restored")
+    assert committed == [(saved, {saved}) for saved, _ in committed]
+    assert committed[-1][0] == step
+
+
+def test_these_seeds_have_late_ranks(run_monitor, root, tmp_path):
+    """Else the test above would say nothing of them: here every rank but the first hears each first time too late."""
+
+    async def scenario(monitor: Monitor) -> None:
+        delays = {0: [0.0] * 9, 1: [0.05, *[0.0] * 9]}
+        paces = [Pace(lambda: 0.001, lambda rank=rank: delays[rank].pop(0)) for rank in range(2)]
+        trained = [TrainingNode(monitor, root, tmp_path, rank, 2, paces[rank]) for rank in range(2)]
+        training = asyncio.create_task(train_all(trained))
+        await monitor.wait_for_attempt(1)
+        await asyncio.sleep(0.1)
+        await monitor.drill("notice", 3600.0, node_rank=1, rank=0)
+        await training
+        await monitor.decide()
+        assert trained[1].emergency_steps == trained[0].emergency_steps[-1:]
+
+    run_monitor(scenario)
+    asked = [text for _, text in event_texts(root) if text.startswith("all ranks are asked to save")]
+    assert len(asked) >= 2
+    (attempt,) = read_attempts(root, 1)
+    assert attempt.save is not None
+    assert [step for step, _ in saved_steps(root, tmp_path / "restored")] == [attempt.save.step]
