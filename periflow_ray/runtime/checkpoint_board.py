@@ -275,7 +275,8 @@ class CheckpointBoard:
                 checkpoints.choose_name, self._root, self._job_id, step, frozenset(self._chosen_names)
             )
             self._chosen_names.add(name)
-        await asyncio.to_thread(checkpoints.begin, self._root, self._job_id, name, step, self._view.current_attempt().number)
+        attempt = self._view.current_attempt().number
+        await asyncio.to_thread(checkpoints.begin, self._root, self._job_id, name, step, attempt)
         return name
 
     async def _settle(self, checkpoint: CheckpointId, pending: _Pending) -> None:
