@@ -405,7 +405,7 @@ def test_only_an_ended_function_job_without_success_can_be_resumed(tmp_path: Pat
         jobs.write_state(bench.root, job_id, JobState(status))
 
     def resume(job_id: int) -> None:
-        TorchTrainer(print, storage=bench.root.uri, resume=job_id, use_gpu=False).fit()
+        TorchTrainer(print, storage=bench.root.uri, resume=job_id).fit()
 
     with pytest.raises(UsageError, match="job 1 has succeeded; there is nothing left to resume"):
         resume(1)
