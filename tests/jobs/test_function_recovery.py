@@ -99,7 +99,7 @@ class FunctionJob:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(
-        self, *, num_steps: int = NUM_STEPS, step_time_s: float = 0.02, harm: str = "", **options: object
+        self, *, num_steps: int = NUM_STEPS, step_time_s: float = 0.05, harm: str = "", **options: object
     ) -> None:
         config = {"num_steps": num_steps, "step_time_s": step_time_s, "harm": harm}
         with self._script.with_suffix(".out").open("wb") as output:
