@@ -71,5 +71,9 @@ class JobFailedError(PeriflowRayError):
     """A job ended in a state other than success; the message is its diagnosis."""
 
 
+class JobStoppedError(JobFailedError):
+    """A job that was stopped on request before its end; it can be resumed."""
+
+
 class PeriFlowError(PeriflowRayError):
     """Wrong use of the SDK, for example ``metric`` before ``init``. The name is PeriFlow's own."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import getpass
-import time
+import contextlib
+import signal
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 import ray.train
 import ray.train.torch
 
-from periflow_ray.errors import UsageError
+from periflow_ray.errors import JobStoppedError, UsageError
 from periflow_ray.runtime.checkpoint_board import Retention
-from periflow_ray.runtime.function_worker import FunctionTask, run_function
+from periflow_ray.runtime.function_rank import FunctionTask
+from periflow_ray.runtime.function_record import record_new_job, reopen_function_job
+from periflow_ray.runtime.function_worker import run_function
+from periflow_ray.runtime.graceful_stop import GracefulStop
 from periflow_ray.runtime.group_policy import MonitoredTrainer
+from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.meeting import JobRules
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
@@ -24,8 +28,7 @@ from periflow_ray.runtime.train_run import (
     set_train_environment,
     train_run_config,
 )
-from periflow_ray.store import jobs
-from periflow_ray.store.jobs import JobRecord, JobState
+from periflow_ray.store.checkpoints import latest_committed
 from periflow_ray.store.retention import KeepBest
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.root_choice import ChosenRoot, choose_root
@@ -37,9 +40,11 @@ class TorchTrainer:
     Inside the function use plain PyTorch (``ray.train.torch.prepare_model``) or Lightning
     (``periflow_ray.lightning.prepare_trainer``), and the SDK: ``pf.init``, ``pf.train_step``, ``pf.metric``,
     ``pf.upload_checkpoint``. It runs on the cluster that ``ray.init`` or ``$RAY_ADDRESS`` names, else on one that
-    lives on this machine's loopback as long as this process. Files
-    written below ``$CKPT_DIR`` are what ``pf.upload_checkpoint`` saves; after a
-    restart they are back and ``$PROCESSED_ITERS`` is the resumed step.
+    lives on this machine's loopback as long as this process. Files written below ``$CKPT_DIR`` are what
+    ``pf.upload_checkpoint`` saves; after a restart they are back and ``$PROCESSED_ITERS`` is the resumed step.
+
+    When a machine is about to go, and on Ctrl-C, SIGTERM or ``periflow-ray job stop``, ``pf.is_emergency_save()`` is
+    true on all ranks at the same step, and the upload that follows is the last one before the end.
 
     Args:
         train_loop_per_worker: takes the config, or nothing.
@@ -51,7 +56,12 @@ class TorchTrainer:
         storage_credential: name of the stored credential that opens it; default as for the command line.
         use_gpu: one GPU per rank; default: where the cluster has enough.
         resources_per_device: Ray resources of one rank, beside its GPU; default one CPU, less if there are fewer.
-        max_failures: restarts from the latest committed checkpoint before the job fails.
+        max_failures: restarts from the latest committed checkpoint before the job fails; those after a machine was
+            taken away with notice are not counted. -1 for any number.
+        hang_timeout_s: seconds without a step on any rank that count as a failure; every rank's stack is then in the
+            job's log. None waits for ever.
+        resume: number of an ended function job to go on with, under its number and from its latest committed
+            checkpoint, on as many devices as are asked for now.
         keep_last: committed checkpoints to keep; older ones are deleted. None keeps all.
         keep_best: also keep the one with the best value of a metric.
         torch_config: passed on to Ray's TorchTrainer.
@@ -71,6 +81,8 @@ class TorchTrainer:
         use_gpu: bool | None = None,
         resources_per_device: Mapping[str, float] | None = None,
         max_failures: int = 0,
+        hang_timeout_s: float | None = None,
+        resume: int | None = None,
         keep_last: int | None = None,
         keep_best: KeepBest | None = None,
         torch_config: ray.train.torch.TorchConfig | None = None,
@@ -80,6 +92,8 @@ class TorchTrainer:
             raise UsageError(f"num_devices must be at least 1, not {num_devices}.")
         if not callable(train_loop_per_worker):
             raise UsageError(f"train_loop_per_worker must be a function, not {type(train_loop_per_worker).__name__}.")
+        if hang_timeout_s is not None and hang_timeout_s <= 0:
+            raise UsageError(f"hang_timeout_s must be above 0, or None, not {hang_timeout_s}.")
         self._train_loop = train_loop_per_worker
         self._config = train_loop_config
         self._num_devices = num_devices
@@ -89,8 +103,14 @@ class TorchTrainer:
         self._storage_credential = storage_credential
         self._use_gpu = use_gpu
         self._resources_per_device = resources_per_device
-        self._max_failures = max_failures
-        self._retention = Retention(keep_last, keep_best)
+        self._resume = resume
+        self._rules = JobRules(
+            devices_per_member=1,
+            max_failures=max_failures,
+            retention=Retention(keep_last, keep_best),
+            hang_timeout_s=hang_timeout_s,
+            member_noun="rank",
+        )
         self._torch_config = torch_config
         self._datasets = dict(datasets or {})
 
@@ -101,36 +121,58 @@ class TorchTrainer:
             Ray's result: ``metrics``, ``checkpoint`` (the latest committed one), ``path``, ``return_value``.
         Raises:
             ray.train.TrainingFailedError: the function failed more often than ``max_failures`` allows.
+            KeyboardInterrupt: Ctrl-C, after the job was saved and stopped; a second Ctrl-C does not wait for that.
+            JobStoppedError: ``periflow-ray job stop``.
+            UsageError, NotFoundError: the job that ``resume`` names cannot be resumed.
         """
         set_train_environment()
         chosen = choose_root(self._storage, self._storage_credential)
         root = chosen.root
         root.check_writable()
         ensure_ray()
-        record = self._record_job(root)
-        with StateKeeper(root, record.job_id) as state:
-            return self._fit(chosen, record.job_id, state)
+        job_id = self._record_job(root)
+        with StateKeeper(root, job_id) as state:
+            return self._fit(chosen, job_id, state)
 
     def _fit(self, chosen: ChosenRoot, job_id: int, state: StateKeeper) -> ray.train.Result:
         root = chosen.root
-        print(f"Job ({job_id}) started successfully.", flush=True)
-        use_gpu = self._wants_gpus()
+        print(f"Job ({job_id}) {'started' if self._resume is None else 'resumed'} successfully.", flush=True)
         resources = self._choose_resources()
         supervision = Supervision(
-            root,
-            job_id,
-            state,
-            num_members=self._num_devices,
-            resources_per_member=resources,
-            rules=JobRules(devices_per_member=1, max_failures=self._max_failures, retention=self._retention),
+            root, job_id, state, num_members=self._num_devices, resources_per_member=resources, rules=self._rules
         )
+        trainer = self._make_trainer(chosen, job_id, resources, supervision.monitor)
+        stop = GracefulStop(state, supervision.monitor, trainer.end_now)
+        try:
+            with stop, contextlib.closing(JobRequests(root, job_id, supervision, on_stop=stop.ask)):
+                result = trainer.fit()
+        except BaseException as err:
+            trainer.end_now()
+            if stop.is_asked or not isinstance(err, Exception):
+                supervision.monitor.stop.remote(0.0)
+                supervision.finish()
+                state.enter("stopped", "stopped on request")
+                _raise_stopped(root, job_id, stop.signum, err)
+            reason, failures = supervision.finish()
+            state.enter("failed", describe_error(failures, err, reason))
+            raise
+        finally:
+            remove_sandboxes(root.uri, job_id, num_nodes=1)
+        supervision.finish()
+        state.enter("success", None)
+        return result
+
+    def _make_trainer(
+        self, chosen: ChosenRoot, job_id: int, resources: Mapping[str, float], monitor: Any
+    ) -> _RayTorchTrainer:
+        use_gpu = self._wants_gpus()
         task = FunctionTask(
             train_loop=self._train_loop,
             config=self._config,
             job_id=job_id,
-            root=root,
+            root=chosen.root,
             storage_credential=chosen.credential,
-            monitor=supervision.monitor,
+            monitor=monitor,
         )
         trainer = _RayTorchTrainer(
             _run_function_loop,
@@ -141,25 +183,11 @@ class TorchTrainer:
                 use_gpu=use_gpu,
                 resources_per_worker={**resources, **({"GPU": 1} if use_gpu else {})},
             ),
-            run_config=train_run_config(root, job_id),
+            run_config=train_run_config(chosen.root, job_id),
             datasets=self._datasets,
         )
-        trainer.monitor = supervision.monitor
-        try:
-            result = trainer.fit()
-        except KeyboardInterrupt:
-            supervision.finish()
-            state.enter("stopped", "interrupted")
-            raise
-        except Exception as err:
-            reason, failures = supervision.finish()
-            state.enter("failed", describe_error(failures, err, reason))
-            raise
-        finally:
-            remove_sandboxes(root.uri, job_id, num_nodes=1)
-        supervision.finish()
-        state.enter("success", None)
-        return result
+        trainer.monitor = monitor
+        return trainer
 
     def _wants_gpus(self) -> bool:
         if self._use_gpu is not None:
@@ -171,22 +199,35 @@ class TorchTrainer:
             return dict(self._resources_per_device)
         return {"CPU": min(1.0, ray.cluster_resources().get("CPU", 1.0) / self._num_devices)}
 
-    def _record_job(self, root: StorageRoot) -> JobRecord:
-        record = JobRecord(
-            job_id=jobs.claim_job_id(root),
+    def _record_job(self, root: StorageRoot) -> int:
+        accelerator = "GPU" if self._wants_gpus() else "CPU"
+        if self._resume is not None:
+            reopen_function_job(root, self._resume, accelerator=accelerator, num_devices=self._num_devices)
+            return self._resume
+        return record_new_job(
+            root,
             name=self._name or getattr(self._train_loop, "__name__", None),
             experiment=self._experiment,
-            vm="-",
-            accelerator="GPU" if self._wants_gpus() else "CPU",
+            accelerator=accelerator,
             num_devices=self._num_devices,
-            num_nodes=1,
-            dataset=None,
-            created_by=getpass.getuser(),
-            created_unix_s=time.time(),
         )
-        jobs.write_state(root, record.job_id, JobState("waiting"))
-        jobs.write_record(root, record)
-        return record
+
+
+def _raise_stopped(root: StorageRoot, job_id: int, signum: signal.Signals | None, error: BaseException) -> NoReturn:
+    """End ``fit`` as whoever stopped the job expects."""
+    newest = latest_committed(root, job_id)
+    where = "it has no checkpoint" if newest is None else f"its newest checkpoint is of step {newest.step}"
+    text = f"Job ({job_id}) is stopped; {where}. Go on with it: TorchTrainer(..., resume={job_id})"
+    if signum is None and isinstance(error, Exception):
+        raise JobStoppedError(text) from None
+    print(text, flush=True)
+    if not isinstance(error, Exception):
+        raise error
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt from None
+    # Whoever had handled it before does so now.
+    signal.raise_signal(signal.SIGTERM)
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 class _RayTorchTrainer(MonitoredTrainer, WithoutPlacementGroupCleaner, ray.train.torch.TorchTrainer):  # type: ignore[misc]

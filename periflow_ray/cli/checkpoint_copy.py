@@ -13,7 +13,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from periflow_ray.cli.checkpoint import resolve_id
 from periflow_ray.cli.options import storage_option
 from periflow_ray.cli.output import draw_table, output_option, talk_console, write_output
-from periflow_ray.cli.user import user_name
 from periflow_ray.errors import CorruptCheckpointError, StorageError, UsageError
 from periflow_ray.store.checkpoint_files import select_files
 from periflow_ray.store.checkpoint_imports import link_checkpoint, upload_checkpoint_dir
@@ -24,6 +23,7 @@ from periflow_ray.store.checksum import is_checksum_of
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
 from periflow_ray.store.transfer import Transfer
+from periflow_ray.store.user import user_name
 
 
 @click.command()

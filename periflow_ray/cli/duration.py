@@ -1,28 +1,21 @@
-"""Durations on the command line: ``30s``, ``2m``, ``1.5h``; a number alone is seconds."""
+"""Options that are durations: ``30s``, ``2m``, ``1.5h``; a number alone is seconds."""
 
 from __future__ import annotations
 
-import re
-
 import click
 
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smh]?)")
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+from periflow_ray.spec.duration import DURATION_FORM, parse_duration_s
 
 
 def duration_callback(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """For an option that is a duration: seconds, or None if it was not given."""
-    return None if value is None else parse_duration(value)
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of a duration above 0.
+    """For an option that is a duration: seconds, or None if it was not given.
 
     Raises:
         click.BadParameter: it is none.
     """
-    match = _DURATION.fullmatch(text.strip())
-    duration_s = float(match[1]) * _SECONDS[match[2]] if match else 0.0
-    if duration_s <= 0:
-        raise click.BadParameter(f"{text!r} is not a duration above 0. Give a number and s, m or h: 30s, 2m, 1.5h.")
+    if value is None:
+        return None
+    duration_s = parse_duration_s(value)
+    if duration_s is None:
+        raise click.BadParameter(f"{value!r} is not a duration above 0. {DURATION_FORM}")
     return duration_s

@@ -7,7 +7,7 @@ import click
 from periflow_ray.cli.duration import duration_callback
 from periflow_ray.cli.options import job_argument, storage_option, yes_option
 from periflow_ray.errors import UsageError
-from periflow_ray.store.jobs import delete_job, read_job
+from periflow_ray.store.jobs import delete_job, read_job, read_record
 from periflow_ray.store.root import StorageRoot
 
 
@@ -48,7 +48,9 @@ def stop(job_id: int, save_timeout_s: float | None, is_now: bool, root: StorageR
         state = stop_job(root, job_id, save_timeout_s=SAVE_TIMEOUT_S if save_timeout_s is None else save_timeout_s)
     click.echo(f"Job ({job_id}) ended: {state.status}; {_describe_saved(root, job_id)}.", err=True)
     if state.status != "success":
-        click.echo(f"Go on with it: periflow-ray job resume {job_id}", err=True)
+        is_function = read_record(root, job_id).ray_submission_id is None
+        how = f"TorchTrainer(..., resume={job_id})" if is_function else f"periflow-ray job resume {job_id}"
+        click.echo(f"Go on with it: {how}", err=True)
 
 
 @click.command()
@@ -82,4 +84,5 @@ def _describe_saved(root: StorageRoot, job_id: int) -> str:
     save = attempts[-1].save if attempts and attempts[-1].cause == "stop" else None
     if save is not None and save.step is not None:
         return f"saved at step {save.step}"
-    return f"its newest checkpoint is of step {newest.step}"
+    text = f"its newest checkpoint is of step {newest.step}"
+    return text if save is None else f"nothing was saved in time, {text}"

@@ -13,8 +13,8 @@ from periflow_ray.cli.options import chosen_credential, storage_option, upload_b
 from periflow_ray.cli.output import build_fields, output_option, talk_console, write_output
 from periflow_ray.cli.target import Target, connect_target, count_gpus, driver_options
 from periflow_ray.cli.tree import build_file_tree
-from periflow_ray.cli.user import user_name
 from periflow_ray.errors import ClusterError, PlanError, TemplateError, UsageError
+from periflow_ray.store.user import user_name
 
 if TYPE_CHECKING:
     from periflow_ray.plan import JobPlan, VmType

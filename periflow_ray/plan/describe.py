@@ -52,6 +52,8 @@ def _rows(plan: JobPlan) -> Iterator[tuple[str, str]]:
         yield "Upload bandwidth", f"at most {plan.upload_bandwidth_bytes_per_s / 10**6:.6g} MB/s per node"
     yield "Storage", _describe_storage(plan)
     yield "Max failures", str(plan.max_failures)
+    if plan.hang_timeout_s is not None:
+        yield "Hang timeout", f"{plan.hang_timeout_s:.12g} s without a step on any rank"
     if plan.plugin:
         yield "Plugins", ", ".join(plan.plugin.model_dump(exclude_none=True)) or "-"
     yield "Price per hour", _describe_price(plan)

@@ -24,8 +24,9 @@ class JobPlan(BaseModel):
     ``command`` is bash, with the mount paths as the template has them. ``env`` is the template's ``env_var`` and
     what the command line added; the values of ``secret_names`` are never part of a plan. ``cpus_per_device``,
     ``memory_bytes_per_device`` and ``gpus_per_device`` are what to ask Ray for. ``upload_bandwidth_bytes_per_s`` is
-    the most that one node's checkpoint uploads may use. ``min_num_nodes`` is below ``num_nodes`` only in an elastic
-    job. ``storage_credential`` is a name, never a value; None leaves the storage root to its cloud's usual chain.
+    the most that one node's checkpoint uploads may use. ``hang_timeout_s`` is how long no rank may make a step; None
+    for ever. ``min_num_nodes`` is below ``num_nodes`` only in an elastic job. ``storage_credential`` is a name, never
+    a value; None leaves the storage root to its cloud's usual chain.
     ``price_per_hour_usd`` is for all nodes; None where it is unknown or moves (spot).
     """
 
@@ -57,6 +58,7 @@ class JobPlan(BaseModel):
     memory_bytes_per_device: int | None
     gpus_per_device: int
     max_failures: int
+    hang_timeout_s: float | None
     min_num_nodes: int
     storage_uri: str
     storage_credential: str | None
@@ -137,6 +139,7 @@ def build_plan(
         memory_bytes_per_device=_memory_bytes_per_device(spec, vm, grid),
         gpus_per_device=0 if vm.accelerator == "CPU" else 1,
         max_failures=spec.max_failures,
+        hang_timeout_s=spec.hang_timeout_s,
         min_num_nodes=_min_num_nodes(spec, grid),
         storage_uri=storage_uri,
         storage_credential=storage_credential,

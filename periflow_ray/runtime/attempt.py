@@ -39,14 +39,16 @@ class Signal:
     """What the monitor asks of every member.
 
     ``report``: send each rank's step at once. ``save``: tell the ranks the step of an emergency save (-1 is now, -2
-    that there is none after all).
-    ``dump``: write each rank's stack into the log. ``end``: end the user's processes and leave. ``kill_rank`` and
-    ``kill_node`` rehearse a crash: whoever has the rank or is the node ``target`` kills it.
+    that there is none after all). ``dump``: write each rank's stack into the log. ``end``: end the user's processes and
+    leave; ``cause`` and ``text`` say why, where the attempt is not long over. ``kill_rank`` and ``kill_node`` rehearse
+    a crash: whoever has the rank or is the node ``target`` kills it.
     """
 
     kind: Literal["report", "save", "dump", "end", "kill_rank", "kill_node"]
     step: int = 0
     target: int = 0
+    cause: Cause | Literal["stop"] | None = None
+    text: str = ""
 
 
 @dataclass
@@ -62,17 +64,20 @@ class Attempt:
     meetings: dict[tuple[tuple[int, int], str], set[int]] = field(default_factory=dict)
     started: set[int] = field(default_factory=set)
     left: set[int] = field(default_factory=set)
-    reported: set[int] = field(default_factory=set)
+    reported: set[int] = field(default_factory=set)  # Ranks that answered the newest ``report``.
     steps: dict[int, int] = field(default_factory=dict)
     ranks_by_node: dict[int, set[int]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     signals: list[Signal] = field(default_factory=list)
     cause: Cause | Literal["stop"] | None = None
     text: str = ""
+    is_group_broken: bool = False
+    """Ray Train replaces the workers: those that live must not begin another attempt."""
     started_unix_s: float = field(default_factory=time.time)
-    first_report_unix_s: float | None = None
     first_step_unix_s: float | None = None
     last_step_unix_s: float | None = None
+    pausing_nodes: set[int] = field(default_factory=set)
+    _moved_s: float = field(default_factory=time.monotonic)
     _points: deque[tuple[float, int]] = field(default_factory=deque)
 
     @property
@@ -113,14 +118,16 @@ class Attempt:
         come = self.meetings.get((checkpoint, phase), set()) | self.left
         return all(member in come or self.steps.get(member, 0) > checkpoint[0] for member in self.members)
 
-    def take_steps(self, node_rank: int, steps: dict[int, int]) -> None:
-        """What the ranks of a node have reported."""
-        before, now = self.last_step, time.time()
-        if steps and self.first_report_unix_s is None:
-            self.first_report_unix_s = now
+    def take_steps(self, node_rank: int, steps: dict[int, int], is_pausing: bool = False) -> None:
+        """What the ranks of a node have reported; ``is_pausing`` if none of them has a step to make now."""
+        before = self.last_step
+        if any(step != self.steps.get(rank) for rank, step in steps.items()):
+            self._moved_s = time.monotonic()
+        (self.pausing_nodes.add if is_pausing else self.pausing_nodes.discard)(node_rank)
         self.steps.update(steps)
         self.ranks_by_node.setdefault(node_rank, set()).update(steps)
         if self.last_step > before:
+            now = time.time()
             self.first_step_unix_s = self.first_step_unix_s or now
             self.last_step_unix_s = now
             self._points.append((now, self.last_step))
@@ -135,6 +142,22 @@ class Attempt:
         if last_s - first_s < MIN_SPEED_SPAN_S:
             return None
         return (last_s - first_s) / (last_step - first_step)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the first step is through, which loading data and compiling may make a long one."""
+        # A step is counted when it begins.
+        return self.last_step >= self.resumed_step + 2
+
+    def standstill_s(self) -> float:
+        """Seconds since any rank made a step, or called ``pf.init``, as long as one has a step to make.
+
+        Call it regularly, so that a pause does not count.
+        """
+        has_to_move = self.ranks_by_node.keys() - self.pausing_nodes - {self.node_of(member) for member in self.left}
+        if not has_to_move:
+            self._moved_s = time.monotonic()
+        return time.monotonic() - self._moved_s
 
     def may_still_save(self, node_rank: int, step: int) -> bool:
         """Whether some rank of a node is not beyond this step, as far as is known."""
@@ -154,5 +177,5 @@ class Attempt:
         if self.cause is not None:
             return False
         self.cause, self.text = cause, text
-        self.signals.append(Signal("end"))
+        self.signals.append(Signal("end", cause=cause, text=text))
         return True

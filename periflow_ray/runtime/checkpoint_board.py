@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ from periflow_ray.store.retention import KeepBest, choose_expired
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
 
+# How long a failed attempt lasts for the sake of a checkpoint that is almost there.
+UPLOADS_TIMEOUT_S = 20.0
 _CUT_SHORT = "the attempt ended before all of it was uploaded"
 
 
@@ -123,6 +125,7 @@ class CheckpointBoard:
             if pending.settling is not None:
                 # Not for the task: it ends with the condition, which whoever begins the attempt holds.
                 await pending.is_written.wait()
+            pending.abandon(_CUT_SHORT)
         self._pending = {}
         self._chosen_names = set()
         self._failed_nodes = set()
@@ -221,8 +224,22 @@ class CheckpointBoard:
             await self._changed.wait_for(lambda: pending.is_settled)
         return pending.error
 
+    async def wait_for_uploads(self, dead_nodes: Collection[int] = ()) -> None:
+        """Wait until what is on its way is settled, but not for nodes that died, nor for ever; holds the condition."""
+
+        def is_coming(pending: _Pending) -> bool:
+            waits_for_dead = any(
+                node in dead_nodes and node not in pending.finished_nodes for node in pending.announced_nodes
+            )
+            return not (pending.is_settled or pending.error is not None or waits_for_dead)
+
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(
+                self._changed.wait_for(lambda: not any(map(is_coming, self._pending.values()))), UPLOADS_TIMEOUT_S
+            )
+
     def drop_node(self, node_rank: int) -> None:
-        """A node has failed: without its files a checkpoint would be half of one."""
+        """A node has failed or was ended: without its files a checkpoint would be half of one."""
         self._failed_nodes.add(node_rank)
         for pending in self._pending.values():
             self._abandon_without_failed_nodes(pending)
@@ -251,7 +268,7 @@ class CheckpointBoard:
     def _abandon_without_failed_nodes(self, pending: _Pending) -> None:
         missing = self._failed_nodes - set(pending.files_by_node)
         if missing:
-            pending.abandon(f"node {min(missing)} failed before its files were copied")
+            pending.abandon(f"node {min(missing)} ended before its files were copied")
 
     def _is_complete(self, checkpoint: CheckpointId, pending: _Pending) -> bool:
         attempt = self._view.current_attempt()

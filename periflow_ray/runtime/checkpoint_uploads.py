@@ -17,7 +17,7 @@ from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.runtime.agreed_save import CheckpointId
 from periflow_ray.runtime.snapshot import Snapshot, Snapshots
 from periflow_ray.store import checkpoints
-from periflow_ray.store.checkpoints import PlannedFile
+from periflow_ray.store.checkpoints import Manifest, PlannedFile
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer, UploadItem
 
@@ -40,11 +40,13 @@ class CheckpointUploads:
         job_id: int,
         node_rank: int,
         monitor: Any,
+        attempt: int,
         snapshots_dir: Path,
         upload_bandwidth: int | None = None,
     ) -> None:
         self._node_rank = node_rank
         self._monitor = monitor
+        self._attempt = attempt
         self._snapshots = Snapshots(snapshots_dir)
         self._uploader = SnapshotUploader(root, job_id, node_rank, monitor, self._snapshots, upload_bandwidth)
         self._num_saves_by_step: Counter[int] = Counter()
@@ -71,11 +73,11 @@ class CheckpointUploads:
         self._wait_for_turn(step, replace_waiting)
         # Known to the monitor before the ranks train on: a rank beyond the step is else taken for one that will not
         # save.
-        announced = self._monitor.announce_snapshot.remote(self._node_rank, checkpoint)
+        announced = self._monitor.announce_snapshot.remote(self._node_rank, checkpoint, self._attempt)
         try:
             snapshot = self._snapshots.take(output_dir, f"{step}-{checkpoint[1]}")
         except OSError as err:
-            self._monitor.withdraw_snapshot.remote(checkpoint, f"node {self._node_rank}: {err}")
+            self._monitor.withdraw_snapshot.remote(checkpoint, f"node {self._node_rank}: {err}", self._attempt)
             raise
         ray.get(announced)
         with self._changed:
@@ -83,10 +85,10 @@ class CheckpointUploads:
             self._waiting.append((checkpoint, snapshot))
             self._changed.notify_all()
 
-    def wait_until_settled(self) -> None:
-        """Wait until nothing is on its way."""
+    def wait_until_settled(self, timeout_s: float | None = None) -> None:
+        """Wait until nothing is on its way, or the time is over."""
         with self._changed:
-            self._changed.wait_for(lambda: self._num_in_flight == 0)
+            self._changed.wait_for(lambda: self._num_in_flight == 0, timeout_s)
 
     def finish(self) -> str | None:
         """Wait until every snapshot is settled; the reason if the last one was not committed."""
@@ -101,7 +103,8 @@ class CheckpointUploads:
             if replace_waiting and self._waiting:
                 replaced, snapshot = self._waiting.pop()
                 self._num_in_flight -= 1
-                self._monitor.withdraw_snapshot.remote(replaced, f"replaced by that of step {step} before its upload")
+                reason = f"replaced by that of step {step} before its upload"
+                self._monitor.withdraw_snapshot.remote(replaced, reason, self._attempt)
                 self._snapshots.release(snapshot)
             self._changed.wait_for(lambda: self._num_in_flight < MAX_IN_FLIGHT)
 
@@ -113,7 +116,7 @@ class CheckpointUploads:
                     return
                 checkpoint, snapshot = self._waiting.popleft()
             try:
-                self.last_error, _ = self._uploader.upload(checkpoint, snapshot)
+                self.last_error, _ = self._uploader.upload(self._attempt, checkpoint, snapshot)
             except ray.exceptions.RayError as err:
                 self.last_error = str(err)
             self._snapshots.release(snapshot)
@@ -141,18 +144,18 @@ class SnapshotUploader:
         self._snapshots = snapshots
         self._transfer = Transfer(root, bandwidth_bytes_per_s=upload_bandwidth)
 
-    def upload(self, checkpoint: CheckpointId, snapshot: Snapshot) -> tuple[str | None, str]:
+    def upload(self, attempt: int, checkpoint: CheckpointId, snapshot: Snapshot) -> tuple[str | None, str]:
         """None, or why the checkpoint is not committed; and its name."""
         _be_nice(self._root)
         error: str | None = None
         name = ""
         try:
             files = self._snapshots.describe(snapshot)
-            name, planned = ray.get(self._monitor.begin_checkpoint.remote(self._node_rank, checkpoint, files))
+            name, planned = ray.get(self._monitor.begin_checkpoint.remote(self._node_rank, checkpoint, files, attempt))
             bring_files(self._root, self._job_id, name, planned, snapshot.directory, self._transfer)
         except (OSError, StorageError) as err:
             error = f"node {self._node_rank}: {err}"
-        outcome: str | None = ray.get(self._monitor.end_checkpoint.remote(self._node_rank, checkpoint, error))
+        outcome: str | None = ray.get(self._monitor.end_checkpoint.remote(self._node_rank, checkpoint, error, attempt))
         return outcome, name
 
 
@@ -196,12 +199,18 @@ def report_commits(root: StorageRoot, monitor: Any, node_rank: int) -> None:
     index = 0
     while (manifest := ray.get(monitor.next_commit.remote(index))) is not None:
         index += 1
-        metrics = {name: value for name, value in manifest.metrics.items() if isinstance(value, (int, float, str))}
-        ray.train.report(
-            {**metrics, "step": manifest.step},
-            checkpoint=as_ray_checkpoint(root, manifest.job_id, manifest.checkpoint) if node_rank == 0 else None,
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
-        )
+        report_commit(root, manifest, node_rank)
+
+
+def report_commit(root: StorageRoot, manifest: Manifest, worker: int) -> None:
+    """Tell Ray Train of a committed checkpoint of its job. Collective: call on all workers."""
+    assert manifest.job_id is not None
+    metrics = {name: value for name, value in manifest.metrics.items() if isinstance(value, (int, float, str))}
+    ray.train.report(
+        {**metrics, "step": manifest.step},
+        checkpoint=as_ray_checkpoint(root, manifest.job_id, manifest.checkpoint) if worker == 0 else None,
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+    )
 
 
 def as_ray_checkpoint(root: StorageRoot, job_id: int, name: str) -> ray.train.Checkpoint:

@@ -81,7 +81,7 @@ def _run(
     cloud_variables: Mapping[str, str],
     notifier: Notifier | None,
 ) -> bool:
-    set_train_environment()
+    set_train_environment(is_elastic=plan.min_num_nodes < plan.num_nodes)
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = _resources_per_node(plan)
     secrets = _open_secrets(root, job_id)
@@ -97,6 +97,7 @@ def _run(
         rules=JobRules(
             devices_per_member=plan.devices_per_node,
             max_failures=plan.max_failures,
+            hang_timeout_s=plan.hang_timeout_s,
             retention=Retention(plan.keep_last, KeepBest(**plan.keep_best.model_dump()) if plan.keep_best else None),
             wandb_run=wandb_run,
         ),

@@ -80,12 +80,10 @@ class EmergencySave:
 
     async def _save(self, attempt: Attempt, deadline_unix_s: float) -> bool:
         began_unix_s = time.time()
-        if not attempt.steps and not self._nodes:
-            return False
-        while not attempt.steps and self._may_go_on(attempt):
-            # Nothing is lost yet, but the first steps may come before the machines go.
-            await self._wait_for_change()
-        if not self._may_go_on(attempt):
+        if attempt.first_step_unix_s is None:
+            # Its first steps may not have been reported yet.
+            await self._ask_for_steps(attempt)
+        if attempt.first_step_unix_s is None or attempt.cause is not None:
             return False
         self._record = SaveRecord(notice_s=deadline_unix_s - began_unix_s, step=None, save_time_s=None)
         announce_s, is_void = ANNOUNCE_S, True
@@ -162,7 +160,9 @@ class EmergencySave:
         await self._signal(attempt, Signal("report"))
         async with self._changed:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait_for(lambda: attempt.reported >= ranks), REPORT_TIMEOUT_S)
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: bool(attempt.steps) and attempt.reported >= ranks), REPORT_TIMEOUT_S
+                )
 
     async def _wait_for_change(self) -> None:
         async with self._changed:

@@ -6,6 +6,8 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_actor
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -16,6 +18,15 @@ from periflow_ray.runtime.group_size import ElasticPolicy
 
 class GroupReplacedError(PeriflowRayError):
     """A worker raises it to have its group started again, elsewhere."""
+
+
+def leave_group(reason: str) -> None:
+    """Tell Ray Train that this worker's part is over, though its function runs on; Ray then ends the whole group.
+
+    From a thread beside the function's: one that is stuck cannot say so itself.
+    """
+    runner = get_train_context().execution_context.training_thread_runner
+    runner.get_exception_queue().put(UserExceptionWithTraceback(GroupReplacedError(reason), reason))
 
 
 class MonitorPolicy(FailurePolicy):  # type: ignore[misc]
@@ -48,6 +59,12 @@ class MonitoredTrainer:
 
     monitor: Any = None
     min_num_workers: int | None = None
+    _controller: Any = None
+
+    def end_now(self) -> None:
+        """End the worker group, or the wait for one: ``fit`` raises. Known only if it runs in the main thread."""
+        if self._controller is not None:
+            ray.kill(self._controller)
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         failure_config = self.run_config.failure_config  # type: ignore[attr-defined]
@@ -56,3 +73,7 @@ class MonitoredTrainer:
         if self.min_num_workers is not None and self.min_num_workers < scaling_config.num_workers:
             options["scaling_policy"] = ElasticPolicy(scaling_config, self.min_num_workers, self.monitor)
         return super()._initialize_and_run_controller(**options)  # type: ignore[misc]
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        # Ray's own handler would abort the run without a save, in the place of the driver's.
+        self._controller = controller

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,12 +17,18 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ResizeDecision,
     ScalingDecision,
 )
+from ray.util.placement_group import PlacementGroup
 
 # Machines that come back seldom come at once; a group that starts without them has to start again for each.
 SETTLE_S = 5.0
 # Room for more workers must stay so long before a running group is ended for it.
 GROW_AFTER_S = 15.0
+# A machine that is lost while a group starts on it.
+GIVE_UP_AFTER_S = 8.0
 _POLL_S = 0.25
+_CONNECT_TIMEOUT_S = 2.0
+_REMOVED = gcs_pb2.PlacementGroupTableData.REMOVED
+_RESCHEDULING = gcs_pb2.PlacementGroupTableData.RESCHEDULING
 
 
 class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
@@ -41,6 +49,11 @@ class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
         self._possible_since_s: float | None = None
         self._room_since_s: float | None = None
         self._next_look_s = 0.0
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Also begin to look after groups that cannot start."""
+        super().after_controller_start(train_run_context)
+        threading.Thread(target=_give_up_lost_groups, name="lost-groups", daemon=True).start()
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Start with all workers if there is room, with fewer when no more room has come for a while."""
@@ -84,7 +97,9 @@ class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
         try:
             leaving = set(state.get_draining_nodes() or {})
             free = state.available_resources_per_node()
-            held = _read_held_resources(ray.get_runtime_context().get_actor_id())
+            held = _read_held_resources()
+            # Ray takes seconds to notice a lost machine, and would wait for it with a group that was to start there.
+            leaving |= {node["NodeID"] for node in ray.nodes() if node["Alive"] and not _is_reachable(node)}
         except (ray.exceptions.RayError, RuntimeError, OSError):  # The next look may find Ray's head again.
             return 0
         needed = self.scaling_config._resources_per_worker_not_none
@@ -98,13 +113,46 @@ class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
         return min(sum(per_node), int(self.scaling_config.num_workers))
 
 
-def _read_held_resources(actor_id: str) -> dict[str, dict[str, float]]:
-    """Ray's node id in hex -> what the placement groups that an actor made hold there."""
-    held: dict[str, dict[str, float]] = {}
-    for packed in ray._private.state.state._connect_and_get_accessor().get_placement_group_table():
-        group = gcs_pb2.PlacementGroupTableData.FromString(packed)
-        if group.creator_actor_id.hex() != actor_id or group.state == gcs_pb2.PlacementGroupTableData.REMOVED:
+def _is_reachable(node: Mapping[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _CONNECT_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _give_up_lost_groups() -> None:
+    """Remove this controller's placement groups that lost a machine and have not found another one for a while.
+
+    Ray Train waits without end for workers whose machine died while they started.
+    """
+    lost_since_s: dict[bytes, float] = {}
+    while True:
+        time.sleep(1.0)
+        try:
+            groups = _read_own_groups()
+            lost = {group.placement_group_id for group in groups if group.state == _RESCHEDULING}
+            now_s = time.monotonic()
+            lost_since_s = {group_id: lost_since_s.get(group_id, now_s) for group_id in lost}
+            for group_id, since_s in lost_since_s.items():
+                if now_s - since_s > GIVE_UP_AFTER_S:
+                    ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group_id)))
+        except (ray.exceptions.RayError, RuntimeError, OSError):  # The next look may find Ray's head again.
             continue
+
+
+def _read_own_groups() -> list[Any]:
+    """Ray's records of the placement groups that this controller made and has not removed."""
+    actor_id = ray.get_runtime_context().get_actor_id()
+    packed = ray._private.state.state._connect_and_get_accessor().get_placement_group_table()
+    groups = [gcs_pb2.PlacementGroupTableData.FromString(data) for data in packed]
+    return [group for group in groups if group.creator_actor_id.hex() == actor_id and group.state != _REMOVED]
+
+
+def _read_held_resources() -> dict[str, dict[str, float]]:
+    """Ray's node id in hex -> what this controller's placement groups hold there."""
+    held: dict[str, dict[str, float]] = {}
+    for group in _read_own_groups():
         for bundle in group.bundles:
             node = bundle.node_id.hex()
             held[node] = _add(held.get(node, {}), dict(bundle.unit_resources))

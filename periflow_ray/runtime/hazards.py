@@ -19,6 +19,9 @@ from periflow_ray.runtime.restart_policy import Cause
 # A job that may grow is in no hurry: only a script that never saves when asked makes it wait.
 GROW_SAVE_TIMEOUT_S = 600.0
 
+# The first step of an attempt may load data and compile: it is given so many times the usual time.
+FIRST_STEP_FACTOR = 5
+
 
 class Hazards:
     """Ends an attempt before its machines go, once it is saved, or when it hangs.
@@ -114,7 +117,9 @@ class Hazards:
         machines: Sequence[str] = (),
     ) -> None:
         await asyncio.to_thread(self._mark, mark_saving, machines)
-        if not await self._emergency.save(attempt, reason, deadline_unix_s, nodes):
+        is_saved = await self._emergency.save(attempt, reason, deadline_unix_s, nodes)
+        # Without a step there is nothing to save, and the job moves at once.
+        if not is_saved and attempt.first_step_unix_s is not None:
             # A periodic checkpoint is all there is; the attempt goes on until the machines are gone.
             async with self._changed:
                 with contextlib.suppress(asyncio.TimeoutError):
@@ -133,18 +138,16 @@ class Hazards:
                 mark(machine, self._job_id)
 
     async def _look_for_hang(self, attempt: Attempt) -> None:
-        # From the first pf.init() on: what comes before it, such as a download, has no known end.
-        alive_unix_s = attempt.last_step_unix_s or attempt.first_report_unix_s
-        # Ranks that save what they were asked for wait for its upload, and then for the end.
-        is_saving = self._emergency.is_under_way and self._board.has_pending
-        is_saving = is_saving or self._board.agreed.saved is not None
-        if self._hang_timeout_s is None or alive_unix_s is None or is_saving:
-            return
-        silent_s = time.time() - alive_unix_s
-        if silent_s < self._hang_timeout_s:
+        standstill_s = attempt.standstill_s()
+        factor = 1 if attempt.is_warm else FIRST_STEP_FACTOR
+        if self._hang_timeout_s is None or standstill_s < factor * self._hang_timeout_s:
             return
         attempt.signals.append(Signal("dump"))
-        await self._end(attempt, "hang", f"no rank made a step for {silent_s:.0f} s after step {attempt.last_step}")
+        text = f"no rank made a step for {standstill_s:.0f} s after step {attempt.last_step}"
+        self._write_event(
+            "notice", f"{text}; the stacks of all ranks go to the log: periflow-ray job log {self._job_id}"
+        )
+        await self._end(attempt, "hang", text)
 
     async def _end(self, attempt: Attempt, cause: Cause, text: str) -> None:
         async with self._changed:

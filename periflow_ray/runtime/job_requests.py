@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Callable
 
 from periflow_ray.errors import StorageError
@@ -16,7 +15,7 @@ POLL_INTERVAL_S = 1.0
 
 
 class JobRequests:
-    """A background thread of the driver, as long as it lives.
+    """A background thread of the driver, until it is closed.
 
     Args:
         on_stop: called with the seconds that a save may take.
@@ -31,11 +30,17 @@ class JobRequests:
         self._on_stop = on_stop
         # What was asked of an earlier driver is not meant for this one.
         clear_requests(root, job_id)
-        threading.Thread(target=self._follow, name="job-requests", daemon=True).start()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="job-requests", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Look for no more of them."""
+        self._closing.set()
+        self._thread.join()
 
     def _follow(self) -> None:
-        while True:
-            time.sleep(POLL_INTERVAL_S)
+        while not self._closing.wait(POLL_INTERVAL_S):
             try:
                 requests = take_requests(self._root, self._job_id)
             except (OSError, StorageError) as err:  # The next look may find the storage again.

@@ -18,6 +18,7 @@ class JobRules:
         devices_per_member: devices of one Ray Train worker.
         max_failures: restarts after failures, beside those after preemptions; -1 for any number.
         hang_timeout_s: seconds without a step on any rank that count as a hang; None to wait for ever.
+        member_noun: what one Ray Train worker is to the user: a node in a command job, a rank in a function job.
     """
 
     devices_per_member: int
@@ -25,6 +26,7 @@ class JobRules:
     retention: Retention
     hang_timeout_s: float | None = None
     wandb_run: WandbRun | None = None
+    member_noun: Literal["node", "rank"] = "node"
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from periflow_ray.errors import StorageError
-from periflow_ray.runtime.agreed_save import CheckpointId
 from periflow_ray.runtime.attempt import Attempt, AttemptKey, MemberFacts, Signal
+from periflow_ray.runtime.broken_group import close_broken_group
 from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard
+from periflow_ray.runtime.checkpoint_calls import CheckpointCalls
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.emergency import EmergencySave
 from periflow_ray.runtime.hazards import Hazards
 from periflow_ray.runtime.history import History
-from periflow_ray.runtime.meeting import JobRules, Meeting, Next, RestoreVerdict
+from periflow_ray.runtime.meeting import JobRules, Meeting, Next
 from periflow_ray.runtime.notifications import WandbForwarder
 from periflow_ray.runtime.recorder import Recorder
 from periflow_ray.runtime.repetition import Repetition
-from periflow_ray.runtime.restart_policy import Cause
 from periflow_ray.runtime.restore_agreement import RestoreAgreement
 from periflow_ray.store.attempts import AttemptRecord
-from periflow_ray.store.checkpoints import LocalFile, Manifest, PlannedFile
 from periflow_ray.store.events import EventWriter
 from periflow_ray.store.metrics import Metric
 from periflow_ray.store.root import StorageRoot
@@ -32,7 +31,7 @@ from periflow_ray.store.root import StorageRoot
 WATCH_INTERVAL_S = 0.5
 
 
-class Monitor:
+class Monitor(CheckpointCalls):
     """Runs as an asynchronous Ray actor; every method is one short critical section or a wait on a condition."""
 
     def __init__(self, root: StorageRoot, job_id: int, rules: JobRules) -> None:
@@ -56,7 +55,7 @@ class Monitor:
         self._is_stopping = False
         self._repetition = Repetition()
 
-    # Members call these.
+    # Members call these. What could harm a later attempt names the attempt that it belongs to.
 
     async def join(self, key: AttemptKey, facts: MemberFacts) -> Meeting:
         """Wait until every member of the attempt has joined."""
@@ -75,13 +74,6 @@ class Monitor:
             first = attempt.members[0]
             return Meeting(attempt.number, attempt.num_members, first.address, first.port, attempt.checkpoint)
 
-    async def settle_restore(self, member: int, name: str, problem: str | None) -> RestoreVerdict:
-        """Tell how restoring a checkpoint went and wait for the others: one that any member finds damaged is not used.
-
-        Collective: call on all members after ``join`` gave a checkpoint, until the verdict is that all agree.
-        """
-        return await self._restores.settle(self._attempt, member, name, problem)
-
     async def start(self, member: int) -> None:
         """A member is prepared and the user's code starts."""
         async with self._changed:
@@ -95,10 +87,18 @@ class Monitor:
         metrics: list[Metric],
         node_rank: int,
         answers_report: bool = False,
+        attempt_number: int | None = None,
+        is_pausing: bool = False,
     ) -> None:
-        """Take in what the ranks of a node did since the last call."""
+        """Take in what the ranks of a node did since the last call.
+
+        Args:
+            is_pausing: none of them has a step to make now.
+        """
+        if self._is_past(attempt_number):
+            return
         attempt = self._attempt
-        attempt.take_steps(node_rank, steps)
+        attempt.take_steps(node_rank, steps, is_pausing)
         if answers_report:
             attempt.reported.update(steps)
         self._recorder.record(attempt.steps.get(0), total_train_steps, metrics)
@@ -123,51 +123,23 @@ class Monitor:
         if attempt_number == self._attempt.number:
             await self._emergency.miss(step)
 
-    async def announce_snapshot(self, node_rank: int, checkpoint: CheckpointId) -> None:
-        """A node takes a snapshot before its ranks train on; ``begin_checkpoint`` or ``withdraw_snapshot`` follows."""
-        self._board.announce(node_rank, checkpoint)
-
-    async def withdraw_snapshot(self, checkpoint: CheckpointId, reason: str) -> None:
-        """A node that announced a snapshot does not upload it."""
-        async with self._changed:
-            self._board.withdraw(checkpoint, reason)
-            self._changed.notify_all()
-
-    async def begin_checkpoint(
-        self, node_rank: int, checkpoint: CheckpointId, files: list[LocalFile]
-    ) -> tuple[str, list[PlannedFile]]:
-        """Describe a node's snapshot; returns the checkpoint's name and the files that this node has to bring."""
-        return await self._board.begin(node_rank, checkpoint, files)
-
-    async def end_checkpoint(self, node_rank: int, checkpoint: CheckpointId, error: str | None) -> str | None:
-        """Report a node's upload as done (or failed); None once the checkpoint is committed, else why it is not."""
-        return await self._board.finish(node_rank, checkpoint, error)
-
-    async def meet(self, member: int, checkpoint: CheckpointId, phase: str) -> None:
-        """Wait until every member came to this phase of a checkpoint, has left, or is beyond its step."""
-        async with self._changed:
-            attempt = self._attempt
-            self._board.see(checkpoint)
-            attempt.meetings.setdefault((checkpoint, phase), set()).add(member)
-            self._changed.notify_all()
-            await self._changed.wait_for(lambda: attempt.has_met(checkpoint, phase))
-
-    async def next_commit(self, index: int) -> Manifest | None:
-        """The attempt's checkpoint number ``index`` once it is committed; None when the attempt has no more."""
-        async with self._changed:
-            attempt, commits = self._attempt, self._board.commits
-            await self._changed.wait_for(lambda: index < len(commits) or attempt.has_everybody_left)
-            return commits[index] if index < len(commits) else None
-
-    async def leave(self, member: int, failure: Failure | None) -> None:
+    async def leave(self, member: int, failure: Failure | None, attempt_number: int | None = None) -> None:
         """A member's part has ended and its checkpoints are settled."""
         async with self._changed:
+            if self._is_past(attempt_number):
+                return
             attempt = self._attempt
             attempt.left.add(member)
+            if failure is not None or attempt.cause is not None:
+                # It did not end by itself, so it may not have come to what the others save.
+                self._board.drop_node(attempt.node_of(member))
             if failure is not None:
                 attempt.failures.append(failure)
-                self._board.drop_node(attempt.node_of(member))
-                if attempt.end("failure", failure.headline()):
+                # A machine that is shut down ends the user's processes before it goes.
+                if attempt.members[member].ray_node_id in self._hazards.announced_machines:
+                    if attempt.end("preemption", f"node {attempt.node_of(member)} was taken away"):
+                        self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
+                elif attempt.end("failure", failure.headline()):
                     self.write_event("attempt_failed", f"attempt {attempt.number} failed: {failure.headline()}")
             self._changed.notify_all()
 
@@ -181,30 +153,33 @@ class Monitor:
                 return "end"
             if not await self._may_restart(attempt):
                 return "end"
-            return "new_group" if attempt.cause in ("preemption", "resize") else "restart"
+            is_for_others = attempt.cause in ("preemption", "resize") or attempt.is_group_broken
+            return "new_group" if is_for_others else "restart"
 
     # The driver and Ray Train's controller call these.
 
     async def may_replace_group(self, lost_workers: Mapping[int, str], is_preempted: bool) -> bool:
-        """Whether Ray Train may start a new worker group after this one broke.
-
-        Args:
-            lost_workers: members that died, with what Ray says of it; empty if all of them only raised.
-            is_preempted: whether Ray knows that a machine was taken away.
-        """
+        """Whether Ray Train may start a new worker group after this one broke; see ``close_broken_group``."""
         async with self._changed:
             attempt = self._attempt
-            if lost_workers and attempt.cause is None:
-                nodes = {attempt.members[member].ray_node_id for member in lost_workers if member in attempt.members}
-                cause: Cause = "preemption" if is_preempted or nodes & self._hazards.announced_machines else "lost"
-                ranks = {attempt.node_of(member) for member in lost_workers if member in attempt.members}
-                names = ", ".join(str(rank) for rank in sorted(ranks)) or "?"
-                what = "was taken away" if cause == "preemption" else "was lost: its agent or its machine died"
-                attempt.end(cause, f"node {names} {what}")
-                self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
+            if not await close_broken_group(
+                attempt,
+                lost_workers,
+                is_preempted,
+                self._rules.member_noun,
+                self._hazards.announced_machines,
+                self._board,
+                self.write_event,
+            ):
+                return False
+            for node_rank in attempt.present_nodes():
+                # What the living ones still save would else be committed without its files.
+                self._board.drop_node(node_rank)
             attempt.left.update(attempt.members)
+            attempt.is_group_broken = True
             self._changed.notify_all()
             if attempt.cause == "stop" or self._is_stopping:
+                await self._record_end(attempt)
                 return False
             return await self._may_restart(attempt)
 
@@ -228,17 +203,22 @@ class Monitor:
                 lambda: self._attempt.number != number or len(attempt.started) == attempt.num_members
             )
 
-    async def stop(self, timeout_s: float) -> None:
-        """End the job: with a save at an agreed step within so many seconds; 0 saves nothing."""
+    async def stop(self, timeout_s: float) -> bool:
+        """End the job: with a save at an agreed step within so many seconds; 0 saves nothing.
+
+        False if it has no members now, which could end it by leaving.
+        """
         async with self._changed:
             self._is_stopping = True
             self._changed.notify_all()
         attempt = self._attempt
+        can_end_by_leaving = attempt.has_all_members and not attempt.has_everybody_left
         if timeout_s > 0:
             await self._emergency.save(attempt, "the job is stopped on request", time.time() + timeout_s)
         async with self._changed:
             attempt.end("stop", "stopped on request")
             self._changed.notify_all()
+        return can_end_by_leaving
 
     async def drill(self, what: str, notice_s: float, node_rank: int, rank: int) -> None:
         """Rehearse a loss on the running attempt: ``notice``, ``kill_rank`` or ``kill_node``."""
@@ -259,6 +239,11 @@ class Monitor:
     async def close(self) -> None:
         """Write out everything that was received."""
         await self._repetition.close()
+        if self._attempt.cause is not None:
+            # Of one whose members were ended before they could leave.
+            async with self._changed:
+                with contextlib.suppress(OSError, StorageError):
+                    await self._record_end(self._attempt)
         await self._board.close()
         await asyncio.to_thread(self._event_thread.shutdown)
         self._recorder.close()

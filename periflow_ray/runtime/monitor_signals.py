@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from signal import SIGKILL
 from typing import Any
@@ -17,6 +18,7 @@ from periflow_ray.runtime.session_server import SessionServer
 from periflow_ray.runtime.stacks import dump_stacks
 
 REPORT_TIMEOUT_S = 0.3
+RETRY_INTERVAL_S = 1.0
 
 
 class MonitorSignals:
@@ -47,16 +49,21 @@ class MonitorSignals:
 
     def _follow(self) -> None:
         num_seen = 0
-        try:
-            while True:
+        while True:
+            try:
                 signals = ray.get(self._monitor.wait_for_signals.remote(self._attempt, num_seen))
-                num_seen += len(signals)
-                for signal in signals:
-                    self._carry_out(signal)
-                    if signal.kind == "end":
-                        return
-        except ray.exceptions.RayError:  # The monitor ends with the job.
-            self._on_end()
+            except ray.exceptions.ActorUnavailableError:
+                # The network is cut for a while; if it stays so, the lifeline ends this process.
+                time.sleep(RETRY_INTERVAL_S)
+                continue
+            except ray.exceptions.RayError:  # The monitor ends with the job.
+                self._on_end()
+                return
+            num_seen += len(signals)
+            for signal in signals:
+                self._carry_out(signal)
+                if signal.kind == "end":
+                    return
 
     def _carry_out(self, signal: Signal) -> None:
         if signal.kind == "report":

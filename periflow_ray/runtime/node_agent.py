@@ -24,6 +24,7 @@ from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads, report_co
 from periflow_ray.runtime.data_mount import DatasetMount, mount_dataset
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.group_policy import GroupReplacedError
+from periflow_ray.runtime.lifeline import share_fate
 from periflow_ray.runtime.meeting import Meeting, Next
 from periflow_ray.runtime.monitor_signals import MonitorSignals
 from periflow_ray.runtime.node_commands import NodeCommands
@@ -84,6 +85,7 @@ class NodeAgent:
 
     def run(self) -> None:
         """See ``run_agent``."""
+        share_fate(self._monitor)
         failure: Failure | None = None
         following: Next = "restart"
         round_in_group = 0
@@ -93,7 +95,7 @@ class NodeAgent:
                 break
             failure = self._run_attempt(meeting)
             self._log.flush(is_last=True)
-            ray.get(self._monitor.leave.remote(self._node_rank, failure))
+            ray.get(self._monitor.leave.remote(self._node_rank, failure, meeting.attempt))
             following = ray.get(self._monitor.decide.remote())
             round_in_group += 1
         if following == "new_group":
@@ -173,6 +175,7 @@ class NodeAgent:
             self._job_id,
             self._node_rank,
             self._monitor,
+            meeting.attempt,
             self._sandbox.snapshots_dir,
             self._plan.upload_bandwidth_bytes_per_s,
         )
@@ -183,7 +186,7 @@ class NodeAgent:
             self._notice,
             on_late=lambda step: self._monitor.miss_save.remote(meeting.attempt, step),
         )
-        reporter = Reporter(server, self._monitor, self._node_rank, self._log.flush)
+        reporter = Reporter(server, self._monitor, meeting.attempt, self._node_rank, self._log.flush)
         try:
             commands = NodeCommands(self._plan, self._sandbox, self._log, self._secrets, self._node_rank, meeting)
             MonitorSignals(

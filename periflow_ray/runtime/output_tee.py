@@ -14,23 +14,40 @@ from periflow_ray.store.logs import LogWriter
 FLUSH_INTERVAL_S = 0.5
 
 
+class OutputCopy:
+    """The log that the output is copied into, for those who add to it from another thread."""
+
+    def __init__(self, log: LogWriter) -> None:
+        self._log = log
+        self._lock = threading.Lock()
+
+    def write(self, line: str) -> None:
+        """Add a line without its newline."""
+        with self._lock:
+            self._log.write(line)
+
+    def flush(self) -> None:
+        """Make what was written visible to readers, as far as the storage takes it."""
+        with self._lock, contextlib.suppress(OSError):  # What could not be written stays buffered.
+            self._log.flush()
+
+
 @contextlib.contextmanager
-def copy_output(log: LogWriter) -> Iterator[None]:
+def copy_output(log: LogWriter) -> Iterator[OutputCopy]:
     """Copy standard output and error to ``log`` while the block runs; complete to the last line afterwards."""
-    lock = threading.Lock()
+    copy = OutputCopy(log)
     closing = threading.Event()
 
     def flush_until_closed() -> None:
         while not closing.wait(FLUSH_INTERVAL_S):
-            with lock, contextlib.suppress(OSError):  # What could not be written stays buffered.
-                log.flush()
+            copy.flush()
 
     flusher = threading.Thread(target=flush_until_closed, name="log-flush", daemon=True)
     flusher.start()
-    tees = _Tee(sys.stdout, log, lock), _Tee(sys.stderr, log, lock)
+    tees = _Tee(sys.stdout, copy), _Tee(sys.stderr, copy)
     try:
         with contextlib.redirect_stdout(tees[0]), contextlib.redirect_stderr(tees[1]):
-            yield
+            yield copy
     finally:
         closing.set()
         flusher.join()
@@ -40,10 +57,10 @@ def copy_output(log: LogWriter) -> Iterator[None]:
 
 
 class _Tee(io.TextIOBase):
-    def __init__(self, original: TextIO, log: LogWriter, lock: threading.Lock) -> None:
+    def __init__(self, original: TextIO, copy: OutputCopy) -> None:
         self._original = original
-        self._log = log
-        self._lock = lock
+        self._copy = copy
+        self._lock = threading.Lock()
         self._rest = ""
 
     def write(self, text: str) -> int:
@@ -51,7 +68,7 @@ class _Tee(io.TextIOBase):
         with self._lock:
             *lines, self._rest = (self._rest + text).split("\n")
             for line in lines:
-                self._log.write(line)
+                self._copy.write(line)
         return len(text)
 
     def flush(self) -> None:
@@ -66,5 +83,5 @@ class _Tee(io.TextIOBase):
     def finish_line(self) -> None:
         with self._lock:
             if self._rest:
-                self._log.write(self._rest)
+                self._copy.write(self._rest)
                 self._rest = ""

@@ -16,15 +16,19 @@ SEND_INTERVAL_S = 0.5
 class Reporter:
     """A background thread between the session server and the monitor."""
 
-    def __init__(self, server: SessionServer, monitor: Any, node_rank: int, flush_log: Callable[[], None]) -> None:
+    def __init__(
+        self, server: SessionServer, monitor: Any, attempt: int, node_rank: int, flush_log: Callable[[], None]
+    ) -> None:
         self._server = server
         self._monitor = monitor
+        self._attempt = attempt
         self._node_rank = node_rank
         self._flush_log = flush_log
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._sent: Any = None
         self._last_steps: dict[int, int] = {}
+        self._was_pausing = False
         self._thread = threading.Thread(target=self._send_until_closed, name="reporter", daemon=True)
         self._thread.start()
 
@@ -53,9 +57,16 @@ class Reporter:
 
     def _send(self, answers_report: bool = False) -> None:
         with self._lock:
-            records = self._server.take_records()
-            if records.metrics or records.steps != self._last_steps or answers_report:
-                self._last_steps = records.steps
+            records, is_pausing = self._server.take_records(), self._server.is_pausing
+            is_changed = (records.steps, is_pausing) != (self._last_steps, self._was_pausing)
+            if records.metrics or is_changed or answers_report:
+                self._last_steps, self._was_pausing = records.steps, is_pausing
                 self._sent = self._monitor.record.remote(
-                    records.steps, records.total_train_steps, records.metrics, self._node_rank, answers_report
+                    records.steps,
+                    records.total_train_steps,
+                    records.metrics,
+                    self._node_rank,
+                    answers_report,
+                    self._attempt,
+                    is_pausing,
                 )

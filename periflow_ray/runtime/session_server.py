@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
 import threading
 import time
@@ -31,7 +32,11 @@ FINISH_TIMEOUT_S = 5.0
 
 @dataclass
 class RankState:
-    """What the agent knows of one connected rank; ``waiting_step`` is the checkpoint step it waits in, if any."""
+    """What the agent knows of one connected rank.
+
+    ``waiting_step`` is the checkpoint step at which it waits for the other ranks, if any; ``is_saving`` lasts until its
+    files are copied.
+    """
 
     rank: int
     local_rank: int
@@ -41,6 +46,7 @@ class RankState:
     step: int = 0
     waiting_step: int | None = None
     replaces_waiting: bool = False
+    is_saving: bool = False
     connection: socket.socket | None = field(default=None, repr=False)
     connected_s: float = field(default_factory=time.monotonic)
     waiting_since_s: float = 0.0
@@ -104,6 +110,13 @@ class SessionServer:
         with self._lock:
             metrics, self._metrics = self._metrics, []
             return Records(dict(self._last_steps), self._total_train_steps, metrics)
+
+    @property
+    def is_pausing(self) -> bool:
+        """Whether no rank has a step to make now: each is in ``upload_checkpoint``, at its last step, or has ended."""
+        with self._lock:
+            num_steps = self._total_train_steps or math.inf
+            return all(rank.is_saving or rank.step >= num_steps for rank in self._ranks.values())
 
     def ask_steps(self, timeout_s: float) -> None:
         """Let every rank say its step at once, so that the next ``take_records`` has it."""
@@ -196,6 +209,7 @@ class SessionServer:
         elif kind == "checkpoint":
             with self._lock:
                 self._ranks[key].waiting_step = message["step"]
+                self._ranks[key].is_saving = True
                 self._ranks[key].replaces_waiting = message["replace_waiting"]
                 self._ranks[key].waiting_since_s = time.monotonic()
             self._save_if_all_wait()
@@ -255,6 +269,7 @@ class SessionServer:
         else:
             error = self._try_snapshot(step, any(rank.replaces_waiting for rank in waiting))
         for rank in waiting:
+            rank.is_saving = False
             _send(rank.connection, wire.encode("checkpointed", error=error))
 
     def _try_snapshot(self, step: int, replace_waiting: bool) -> str | None:

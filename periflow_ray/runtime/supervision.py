@@ -47,7 +47,14 @@ class Supervision:
         notifier: Notifier | None = None,
     ) -> None:
         # Every member may wait in the monitor at once.
-        actor_class = ray.remote(num_cpus=0, max_concurrency=1000 + 4 * num_members)(Monitor)
+        actor_class = ray.remote(
+            num_cpus=0,
+            max_concurrency=1000 + 4 * num_members,
+            # Beside the driver: Ray would put it on any machine, and the loss of that one would be the job's end.
+            scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=False
+            ),
+        )(Monitor)
         self.monitor: Any = actor_class.remote(root, job_id, rules)
         self._state = state
         self._notifier = notifier
@@ -83,7 +90,12 @@ class Supervision:
             while True:
                 started = self.monitor.wait_for_attempt.remote(attempt + 1)
                 while not ray.wait([started], timeout=WAIT_NOTICE_S)[0]:
-                    if self._state.status == "allocating" and _is_placement_pending():
+                    if not _is_placement_pending():
+                        continue
+                    if self._state.status in ("preparing", "running"):
+                        # The machines of the attempt before are gone, and there are no others.
+                        self._state.enter("allocating", f"asks for {wanted}")
+                    if self._state.status == "allocating":
                         available = ray.available_resources()
                         free = _describe({name: available.get(name, 0) for name in self._resources})
                         self._state.note_waiting(f"waits for {wanted}; the cluster has {free} free")

@@ -17,6 +17,8 @@ from periflow_ray.store.root import StorageRoot
 POLL_INTERVAL_S = 0.25
 # A cluster that scales up needs minutes for new VMs; until then Ray Train waits and tries again.
 GROUP_START_TIMEOUT_S = 900
+# An elastic job starts when it was seen that there is room; if that was wrong, it looks again.
+ELASTIC_GROUP_START_TIMEOUT_S = 60
 
 
 class WithoutPlacementGroupCleaner:
@@ -33,10 +35,11 @@ class WithoutPlacementGroupCleaner:
         return [callback for callback in callbacks if not isinstance(callback, self.left_out_callbacks)]
 
 
-def set_train_environment() -> None:
+def set_train_environment(is_elastic: bool = False) -> None:
     """Set the variables that Ray Train reads in the driver and hands on to its controller and workers."""
+    start_timeout_s = ELASTIC_GROUP_START_TIMEOUT_S if is_elastic else GROUP_START_TIMEOUT_S
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_INTERVAL_S))
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(GROUP_START_TIMEOUT_S))
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_timeout_s))
     # The monitor watches for machines that go, and saves at an agreed step; Ray's watcher would be a second one.
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

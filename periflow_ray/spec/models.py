@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
+from periflow_ray.spec.duration import Duration, parse_duration_s
 from periflow_ray.spec.fields import (
     ENV_VAR_NAME_PATTERN,
     AbsolutePath,
@@ -261,6 +262,12 @@ class JobSpec(Section):
     max_failures: CountFromZero = Field(
         default=0, description="Restarts from the newest checkpoint after a failure or the loss of a machine."
     )
+    hang_timeout: Duration | None = Field(
+        default=None,
+        description="Time without a step on any rank that counts as a hang, such as 10m: the stacks of all ranks go to "
+        "the log, and it is a failure like others. Longer than the longest pause between two steps, such as an "
+        "evaluation. Without it a job may stand still for ever.",
+    )
     elastic: ElasticSpec | None = Field(
         default=None, description="Go on with fewer devices while machines are missing; without it the job waits."
     )
@@ -293,3 +300,8 @@ class JobSpec(Section):
                 f"{dist.mp_degree}), but num_devices is {num_devices}; the product must equal num_devices"
             )
         return dist
+
+    @property
+    def hang_timeout_s(self) -> float | None:
+        """Seconds without a step that count as a hang; None to wait for ever."""
+        return None if self.hang_timeout is None else parse_duration_s(self.hang_timeout)

@@ -74,6 +74,8 @@ def close_attempt(record: AttemptRecord, *, ended_unix_s: float, last_step: int,
     if record.ended_unix_s is not None:
         return record
     has_steps = record.first_step_unix_s is not None
+    # What is in a checkpoint was made, whether or not it was reported.
+    last_step = max(last_step, resumable_step)
     return dataclasses.replace(
         record,
         ended_unix_s=max(ended_unix_s, record.last_step_unix_s or record.started_unix_s),

@@ -10,21 +10,12 @@ import platformdirs
 
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
 from periflow_ray.store.credentials import read_credential
-from periflow_ray.store.filesystem import scheme_of
+from periflow_ray.store.filesystem import credential_type_of, scheme_of
 from periflow_ray.store.root import STORAGE_VARIABLE, StorageRoot, resolve_storage_uri
 
 CREDENTIAL_VARIABLE = "PERIFLOW_STORAGE_CREDENTIAL"
 
 _LOCAL_SCHEMES = frozenset({"file", "local", "memory"})
-_TYPES = {
-    "s3": "s3",
-    "s3a": "s3",
-    "abfs": "azure-blob",
-    "abfss": "azure-blob",
-    "az": "azure-blob",
-    "gs": "gcs",
-    "gcs": "gcs",
-}
 
 
 @dataclass(frozen=True)
@@ -57,16 +48,16 @@ def choose_root(uri: str | None = None, credential: str | None = None) -> Chosen
 
 
 def _require_fitting(name: str, uri: str) -> None:
-    scheme = scheme_of(uri)
-    if scheme in _LOCAL_SCHEMES:
+    if scheme_of(uri) in _LOCAL_SCHEMES:
         raise UsageError(f"storage root '{uri}' needs no credential; leave --storage-credential {name} out.")
     try:
         found = read_credential(name)
     except NotFoundError as err:
         raise UsageError(f"storage root '{uri}': {err}") from None
-    if found.type != _TYPES.get(scheme, found.type):
+    needed_type = credential_type_of(uri) or found.type
+    if found.type != needed_type:
         raise UsageError(
-            f"storage root '{uri}' needs a credential of type {_TYPES[scheme]}, and '{name}' is of type {found.type}. "
+            f"storage root '{uri}' needs a credential of type {needed_type}, and '{name}' is of type {found.type}. "
             "List them: periflow-ray credential list"
         )
 

@@ -1,7 +1,8 @@
 """Append-only text kept as numbered segment files, because object stores cannot append.
 
 A segment is rewritten while it is small and closed when it has grown; a local root appends in place.
-One writer per prefix at a time; readers may follow while it is written.
+Each segment has one writer, also where a machine that was cut off still writes beside the one that took its place.
+Readers may follow while it is written.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ class SegmentWriter:
         if self._num_flushed == len(self._segment):
             return
         key = segment_key(self._prefix, self._index)
-        if self._root.is_local:
+        if self._num_flushed == 0:
+            while not self._root.create_exclusive(key, bytes(self._segment)):
+                self._index += 1
+                key = segment_key(self._prefix, self._index)
+        elif self._root.is_local:
             path = self._root.local_path(key)
             path.parent.mkdir(parents=True, exist_ok=True)
             # Not in append mode: what a full disk cut short is written over by the next try, not repeated.

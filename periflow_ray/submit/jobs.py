@@ -128,7 +128,10 @@ def check_state(root: StorageRoot, job_id: int) -> JobState:
             return state
         output = "" if ray_job is None else cluster.read_driver_output(record.ray_submission_id)
     except ClusterError:
-        return state
+        # Perhaps it is only this machine that cannot reach it; after a while the state itself says that it is over.
+        silent_s = time.time() - last_sign_unix_s
+        text = f"no sign of life from the job's driver for {silent_s:.0f} s, and {record.ray_address} does not answer"
+        return dataclasses.replace(state, message=text)
     state = jobs.read_state(root, job_id)
     if state.has_ended:  # The driver's last word came in meanwhile.
         return state
@@ -179,7 +182,9 @@ def _describe_dead_driver(how: str, output: str) -> str:
 
 
 def _end(root: StorageRoot, job_id: int, state: JobState, message: str) -> JobState:
-    ended = dataclasses.replace(state, status="failed", ended_unix_s=time.time(), message=message)
+    # Nobody knows when the driver died, but it was after this.
+    ended_unix_s = state.heartbeat_unix_s or time.time()
+    ended = dataclasses.replace(state, status="failed", ended_unix_s=ended_unix_s, message=message)
     EventWriter(root, job_id, "submitter").write("failed", message, state.attempt)
     jobs.write_state(root, job_id, ended)
     return ended

@@ -10,11 +10,8 @@ from pathlib import Path
 from periflow_ray.errors import NotFoundError, UsageError
 from periflow_ray.plan import JobPlan
 from periflow_ray.store import jobs
-from periflow_ray.store.checkpoints import latest_committed
-from periflow_ray.store.events import EventWriter
-from periflow_ray.store.jobs import JobRecord, JobState
-from periflow_ray.store.requests import clear_requests
-from periflow_ray.store.resumes import claim_resume
+from periflow_ray.store.jobs import JobRecord
+from periflow_ray.store.resumes import claim_resume, describe_overtaken, reopen_job, require_resumable
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.jobs import check_state, choose_submission_id, start_driver
 from periflow_ray.submit.ray_jobs import RayJobs
@@ -27,13 +24,13 @@ def read_resumable_plan(root: StorageRoot, job_id: int) -> JobPlan:
         NotFoundError: there is no such job.
         UsageError: it has not ended, has succeeded, or was started from Python.
     """
-    _require_resumable(job_id, check_state(root, job_id))
+    require_resumable(job_id, check_state(root, job_id))
     try:
         content = root.read_bytes(jobs.job_key(job_id, "plan.json"))
     except NotFoundError:
         raise UsageError(
-            f"job {job_id} was started from Python, not from a template: run its script "
-            "again. To start from its checkpoint, see: periflow-ray checkpoint list"
+            f"job {job_id} was started from Python, not from a template: run its script again. "
+            f"To go on from its newest checkpoint: TorchTrainer(..., resume={job_id})"
         ) from None
     return JobPlan.model_validate_json(content)
 
@@ -63,12 +60,10 @@ def resume_job(
     # The record before the state: one who was overtaken between both finds the state of the new driver.
     record = jobs.read_record(root, job_id)
     state = check_state(root, job_id)
-    _require_resumable(job_id, state)
+    require_resumable(job_id, state)
     assert record.ray_submission_id is not None
     if not claim_resume(root, job_id, record.ray_submission_id, state.attempt):
-        raise UsageError(
-            f"job {job_id} is being resumed by somebody else just now. See: periflow-ray job view {job_id}"
-        )
+        raise describe_overtaken(job_id)
     record = dataclasses.replace(
         record,
         vm=plan.vm.name,
@@ -79,26 +74,7 @@ def resume_job(
         ray_submission_id=choose_submission_id(root, job_id),
         resumed_unix_s=time.time(),
     )
-    # Nobody asked the new driver for anything yet.
-    clear_requests(root, job_id)
     root.write_bytes(jobs.job_key(job_id, "plan.json"), plan.model_dump_json(indent=1).encode())
-    newest = latest_committed(root, job_id)
-    where = "from its beginning" if newest is None else f"from step {newest.step}"
-    EventWriter(root, job_id, "submitter").write("resumed", f"a user resumes the job {where}", state.attempt)
-    # The record after the state, as it was read; a sign of life keeps readers from asking for the old driver meanwhile.
-    waiting = JobState("waiting", started_unix_s=state.started_unix_s, attempt=state.attempt)
-    jobs.write_state(root, job_id, dataclasses.replace(waiting, heartbeat_unix_s=time.time()))
-    jobs.write_record(root, record)
-    jobs.write_state(root, job_id, waiting)
+    reopen_job(root, record, state)
     start_driver(root, plan, record, cluster, secrets, python, cloud_environment_dir)
     return record
-
-
-def _require_resumable(job_id: int, state: JobState) -> None:
-    if not state.has_ended:
-        raise UsageError(
-            f"job {job_id} is {state.status}; only a job that has ended can be resumed. "
-            f"Stop it first: periflow-ray job stop {job_id}"
-        )
-    if state.status == "success":
-        raise UsageError(f"job {job_id} has succeeded; there is nothing left to resume.")

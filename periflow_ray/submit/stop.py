@@ -75,7 +75,9 @@ def stop_job_now(root: StorageRoot, job_id: int) -> JobState:
     if not state.has_ended and _is_driver_alive(state):
         # Also ends a save that is under way. Ray's signal alone would ask for one.
         post_request(root, job_id, "stop", timeout_s=0.0)
-        state = _wait(root, job_id, NOW_GRACE_S, lambda state: False)
+        # A function job has no Ray job that could be ended instead.
+        grace_s = END_TIMEOUT_S if record.ray_submission_id is None else NOW_GRACE_S
+        state = _wait(root, job_id, grace_s, lambda state: False)
     if state.has_ended:
         return state
     _stop_through_ray(root, record)

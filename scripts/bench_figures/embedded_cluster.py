@@ -56,13 +56,30 @@ class EmbeddedCluster:
         }
 
     def submit(self, template: Path, workspace: Path, *options: str, timeout_s: float) -> str:
-        """Run a job to its end as a user does; returns its output.
+        """Run a job of two devices to its end as a user does; returns its output.
 
         Raises:
             FigureError: it failed, or took longer than ``timeout_s``.
         """
-        argv = [venv_program("periflow-ray"), "submit", "--local", "--num-devices", "2", *options]
-        return run_program([*argv, "-f", str(template), "-d", str(workspace)], env=self.env, timeout_s=timeout_s)
+        argv = ["submit", "--local", "--num-devices", "2", *options, "-f", str(template), "-d", str(workspace)]
+        return self.run(*argv, timeout_s=timeout_s)
+
+    def start(self, template: Path, workspace: Path, *options: str, timeout_s: float) -> int:
+        """Start a job of two devices; returns its number.
+
+        Raises:
+            FigureError: it could not be submitted.
+        """
+        answer = self.submit(template, workspace, "--no-follow", *options, timeout_s=timeout_s)
+        return int(answer.partition("(")[2].partition(")")[0])
+
+    def run(self, *arguments: str, timeout_s: float) -> str:
+        """The output of a command of ours.
+
+        Raises:
+            FigureError: it failed, or took longer than ``timeout_s``.
+        """
+        return run_program([venv_program("periflow-ray"), *arguments], env=self.env, timeout_s=timeout_s)
 
     def end(self) -> None:
         """End the cluster if it runs, and wait for that."""

@@ -12,6 +12,8 @@ from bench_figures.ckpt_stall import measure_ckpt_stall
 from bench_figures.cli_start import measure_cli_start
 from bench_figures.dataset_small_files import measure_dataset_small_files
 from bench_figures.ddp_throughput import measure_ddp_throughput
+from bench_figures.goodput import measure_goodput
+from bench_figures.recovery import measure_recovery
 from bench_figures.row import Row
 from bench_figures.sdk_step import measure_sdk_step
 from bench_figures.submit_latency import measure_submit_latency
@@ -27,4 +29,6 @@ FIGURES: dict[str, Callable[[], list[Row]]] = {
     "ckpt_slow_store": measure_ckpt_slow_store,
     "ckpt_memory": measure_ckpt_memory,
     "dataset_small_files": measure_dataset_small_files,
+    "recovery": measure_recovery,
+    "goodput": measure_goodput,
 }

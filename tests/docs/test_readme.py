@@ -217,6 +217,7 @@ def test_the_table_of_additions_has_the_keys_that_periflow_had_not() -> None:
         "checkpoint.keep_best.metric": "",
         "checkpoint.keep_best.mode": "",
         "max_failures": str(spec.max_failures),
+        "hang_timeout": "",
         "elastic.min_devices": "",
         "plugin.webhook.url": "",
         "plugin.webhook.credential_id": "",

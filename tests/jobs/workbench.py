@@ -134,17 +134,21 @@ def processes_with(text: str) -> list[int]:
     return found
 
 
-def find_agent(sandbox: str) -> int:
-    """The agent of a node whose command runs: the parent of the command's keeper, a Ray worker process."""
-    keepers = [pid for pid in processes_with(sandbox) if "keeper.py" in Path(f"/proc/{pid}/cmdline").read_text()]
-    return int(Path(f"/proc/{keepers[0]}/stat").read_text().rpartition(")")[2].split()[1])
+def find_agent(sandbox: str) -> int | None:
+    """The agent of a node: the parent of its command's keeper, a Ray worker process; None if no command runs."""
+    for pid in processes_with(sandbox):
+        with contextlib.suppress(OSError):
+            if "keeper.py" in Path(f"/proc/{pid}/cmdline").read_text():
+                return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return None
 
 
-def find_driver(job_id: int) -> int:
-    """The driver of a job; not the program that keeps it running."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            arguments = (entry / "cmdline").read_text().split("\0")
-            if "periflow_ray.runtime.driver" in arguments and str(job_id) in arguments:
-                return int(entry.name)
-    raise AssertionError(f"job {job_id} has no driver")
+def find_driver(storage_uri: str, job_id: int) -> int | None:
+    """The driver of a job; not the program that keeps it running. None while there is none."""
+    for pid in processes_with("periflow_ray.runtime.driver"):
+        with contextlib.suppress(OSError):
+            arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            # Jobs of other storage roots have the same numbers.
+            if {"periflow_ray.runtime.driver", storage_uri, str(job_id)} <= set(arguments):
+                return pid
+    return None

@@ -24,6 +24,7 @@ TEMPLATE: dict[str, Any] = {
     },
     "checkpoint": {"output_checkpoint_dir": "/workspace/ckpt"},
     "max_failures": 2,
+    "hang_timeout": "1.5h",
 }
 LATER = "(set when the job starts)"
 
@@ -63,6 +64,7 @@ def test_a_plan_for_a_cluster_in_rows() -> None:
         ),
         ("Storage", "s3://bucket/jobs?region=us-east-1&secret_key=***"),
         ("Max failures", "2"),
+        ("Hang timeout", "5400 s without a step on any rank"),
         ("Price per hour", "about $110.08 (AWS on-demand list price for Linux, approximate, 2025-10)"),
     ]
 

@@ -98,13 +98,13 @@ def test_a_node_that_fails_before_its_files_are_copied_leaves_no_half_checkpoint
         saving = asyncio.create_task(first.save((10, 1)))
         await asyncio.sleep(0)
         await monitor.leave(1, failure_of(1))
-        assert await saving == "node 1 failed before its files were copied"
+        assert await saving == "node 1 ended before its files were copied"
 
     run_monitor(scenario)
     assert list_committed(root, 1) == []
     assert event_texts(root) == [
         ("attempt_failed", "attempt 1 failed: node 1: it ended with exit code 1."),
-        ("checkpoint_failed", "checkpoint at step 10 was not saved: node 1 failed before its files were copied"),
+        ("checkpoint_failed", "checkpoint at step 10 was not saved: node 1 ended before its files were copied"),
     ]
 
 

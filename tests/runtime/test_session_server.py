@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,30 @@ def test_a_snapshot_is_taken_when_all_ranks_of_the_node_wait(server, connect, sn
     for rank in (second, first):
         rank.save(10)
     assert (first.hear(), second.hear(), snapshots) == (SAVED, SAVED, [5, 10])
+
+
+def test_a_node_pauses_while_every_rank_saves_or_is_through_with_its_steps(tmp_path, notices, wait_until):
+    is_copied = threading.Event()
+    server = SessionServer(tmp_path / "session", lambda step, _: is_copied.wait(30), notices.append)
+    assert server.is_pausing
+    first, second = Rank(tmp_path / "session"), Rank(tmp_path / "session")
+    for number, rank in enumerate((first, second)):
+        rank.greet(number, of=2, total_train_steps=40)
+    wait_until(lambda: not server.is_pausing)
+    first.save(5)
+    second.say("records", step=4, metrics=[])
+    wait_until(lambda: server.take_records().steps == {1: 4})
+    assert not server.is_pausing
+    second.save(5)
+    wait_until(lambda: server.is_pausing)
+    is_copied.set()
+    assert (first.hear(), second.hear(), server.is_pausing) == (SAVED, SAVED, False)
+    for rank in (first, second):
+        rank.say("records", step=40, metrics=[])
+    wait_until(lambda: server.is_pausing)
+    server.close()
+    for rank in (first, second):
+        rank.connection.close()
 
 
 def test_a_save_may_replace_a_waiting_one_if_any_rank_says_so(tmp_path, notices):

@@ -7,7 +7,10 @@ import pytest
 from periflow_ray.errors import TemplateError
 from periflow_ray.spec import load_template
 
-TOP_LEVEL_KEYS = "experiment, name, vm, num_devices, job_setting, checkpoint, data, dist, plugin, max_failures, elastic"
+TOP_LEVEL_KEYS = (
+    "experiment, name, vm, num_devices, job_setting, checkpoint, data, dist, plugin, max_failures, hang_timeout, "
+    "elastic"
+)
 MINIMAL = """\
 vm: local
 num_devices: 8
@@ -89,6 +92,14 @@ def test_what_to_keep_of_the_checkpoints_is_a_count_and_a_metric_with_its_direct
     assert problems_of(MINIMAL + "checkpoint:\n  keep_best: {metric: loss}\n") == [
         "pf-template.yml:8:3: checkpoint.keep_best.mode is missing; it is required: 'min' if the lowest value is the "
         "best (a loss), 'max' if the highest is (an accuracy)."
+    ]
+
+
+@pytest.mark.parametrize("given", ["0s", "ten minutes", "-5", "10 min", "1d"])
+def test_a_hang_timeout_is_a_duration_above_zero(given: str) -> None:
+    assert problems_of(f"{MINIMAL}hang_timeout: {given}\n") == [
+        f"pf-template.yml:7:1: hang_timeout is '{given}'; it must be a duration above 0. Give a number and s, m or h: "
+        "30s, 2m, 1.5h."
     ]
 
 

@@ -68,12 +68,14 @@ def test_editors_mark_what_the_loader_refuses() -> None:
     values["job_setting"]["docker"]["env_var"] = {"1ST": "x"}
     values["job_setting"]["workspace"]["mount_path"] = "workspace"
     values["job_setting"]["resources"] = {"cpus": 0, "memory": "16"}
+    values["hang_timeout"] = "10 minutes"
     values["plugin"] = {"webhook": {"url": "ftp://example.com"}}
     values["checkpoint"] = {"keep_last": 0, "keep_best": {"metric": "loss", "mode": "lowest"}}
 
     assert complaints(values) == [
         "",
         "checkpoint",
+        "hang_timeout",
         "job_setting/docker/command",
         "job_setting/docker/env_var",
         "job_setting/resources",

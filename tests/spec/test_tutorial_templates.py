@@ -160,13 +160,14 @@ def test_a_job_may_use_a_huggingface_dataset_parallelism_degrees_and_plugins() -
     assert (spec.data.is_huggingface, spec.data.huggingface_name) == (True, "wikitext")
 
 
-def test_our_own_additions_are_launch_mode_resources_checkpoints_to_keep_max_failures_and_elastic() -> None:
+def test_our_own_additions_are_launch_mode_resources_checkpoints_to_keep_and_what_to_do_about_failures() -> None:
     spec = load("own_additions.yml")
 
     assert spec == JobSpec(
         vm="local",
         num_devices=2,
         max_failures=3,
+        hang_timeout="10m",
         elastic=ElasticSpec(min_devices=1),
         job_setting=JobSetting(
             type="custom",
@@ -182,6 +183,7 @@ def test_our_own_additions_are_launch_mode_resources_checkpoints_to_keep_max_fai
     )
     assert spec.job_setting.resources is not None
     assert spec.job_setting.resources.memory_bytes == 3 * 2**29
+    assert spec.hang_timeout_s == 600
 
 
 @pytest.mark.parametrize(("template", "program"), [("cifar.yml", "torchrun"), ("autoencoder.yml", "python")])

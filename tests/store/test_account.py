@@ -253,6 +253,13 @@ def test_closing_an_attempt_takes_the_pace_of_its_steps_so_far():
     assert close_attempt(closed, ended_unix_s=3000.0, last_step=99, resumable_step=99) == closed
 
 
+def test_what_a_checkpoint_holds_was_made_although_nobody_reported_it():
+    closed = close_attempt(
+        running(1, at_s=0, resumed_step=0), ended_unix_s=START_UNIX_S + 11, last_step=17, resumable_step=50
+    )
+    assert (closed.last_step, closed.resumable_step) == (50, 50)
+
+
 def test_numbers_have_one_digit_after_the_point_below_ten():
     assert [format_number(value) for value in (0, 0.04, 1.25, 3.1, 9.94, 9.96, 14.4, 12345.6)] == [
         *("0", "0", "1.2", "3.1", "9.9", "10", "14", "12346")

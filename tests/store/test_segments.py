@@ -55,6 +55,19 @@ def test_a_follower_that_comes_late_reads_all_segments_in_one_go(root, monkeypat
     assert SegmentFollower(root, "logs").read_new() == [str(number).encode() for number in range(12)]
 
 
+def test_writers_at_the_same_time_never_write_over_each_other(root, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 20)
+    # Both begin before either has written: a machine that was cut off, and the one that took its place.
+    writers = [SegmentWriter(root, "logs"), SegmentWriter(root, "logs")]
+    expected = []
+    for number in range(9):
+        for name, writer in zip("ab", writers, strict=True):
+            expected.append(f"line {number} of {name}".encode())
+            writer.append(expected[-1] + b"\n")
+            writer.flush()
+    assert sorted(read_lines(root, "logs")) == sorted(expected)
+
+
 def test_a_new_writer_leaves_the_old_segments_alone(root):
     for attempt in (b"first\n", b"second\n"):
         writer = SegmentWriter(root, "logs")

@@ -1,4 +1,4 @@
-"""Who runs the command, for what it makes."""
+"""Who makes a job, a checkpoint or a dataset."""
 
 from __future__ import annotations
 

@@ -1,0 +1,74 @@
+"""What the storage root says of a function job before it runs: a new one, or an ended one that goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+from periflow_ray.errors import UsageError
+from periflow_ray.store import jobs
+from periflow_ray.store.jobs import HEARTBEAT_LOST_S, JobRecord, JobState
+from periflow_ray.store.resumes import claim_resume, describe_overtaken, reopen_job, require_resumable
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.user import user_name
+
+_POLL_S = 0.5
+
+
+def record_new_job(
+    root: StorageRoot, *, name: str | None, experiment: str | None, accelerator: str, num_devices: int
+) -> int:
+    """Store a job that is about to start; returns its number."""
+    record = JobRecord(
+        job_id=jobs.claim_job_id(root),
+        name=name,
+        experiment=experiment,
+        vm="-",
+        accelerator=accelerator,
+        num_devices=num_devices,
+        num_nodes=1,
+        dataset=None,
+        created_by=user_name(),
+        created_unix_s=time.time(),
+    )
+    jobs.write_state(root, record.job_id, JobState("waiting"))
+    jobs.write_record(root, record)
+    return record.job_id
+
+
+def reopen_function_job(root: StorageRoot, job_id: int, *, accelerator: str, num_devices: int) -> None:
+    """Let an ended function job go on under its number; of several who do so at once only one succeeds.
+
+    Waits for about a minute where its process died without a word, until that is certain.
+
+    Raises:
+        NotFoundError: there is no such job.
+        UsageError: it was submitted from a template, runs, has succeeded, or somebody else is resuming it.
+    """
+    record = jobs.read_record(root, job_id)
+    if record.ray_submission_id is not None:
+        raise UsageError(
+            f"resume={job_id}: job {job_id} was submitted from a template. "
+            f"Go on with it: periflow-ray job resume {job_id}"
+        )
+    state = _wait_for_sign_of_life(root, job_id)
+    require_resumable(job_id, state)
+    began_unix_ms = round((record.resumed_unix_s or record.created_unix_s) * 1000)
+    if not claim_resume(root, job_id, f"python-{began_unix_ms}", state.attempt):
+        raise describe_overtaken(job_id)
+    changed = dataclasses.replace(record, accelerator=accelerator, num_devices=num_devices, resumed_unix_s=time.time())
+    reopen_job(root, changed, state)
+
+
+def _wait_for_sign_of_life(root: StorageRoot, job_id: int) -> JobState:
+    """The state of a job that has ended or lives; a process that was killed says neither."""
+    first = state = jobs.read_state(root, job_id)
+    deadline_s = time.monotonic() + HEARTBEAT_LOST_S
+    if not state.has_ended:
+        print(f"Job ({job_id}) has not said that it ended; looks for a sign of life.", flush=True)
+    while not state.has_ended and state.heartbeat_unix_s == first.heartbeat_unix_s:
+        if time.monotonic() > deadline_s:
+            return dataclasses.replace(state, status="failed")
+        time.sleep(_POLL_S)
+        state = jobs.read_state(root, job_id)
+    return state

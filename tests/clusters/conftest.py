@@ -1,0 +1,49 @@
+"""One cluster for the tests of a module, and fresh machines for each of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from clusters.chain import Chain
+from clusters.machines import Cluster, Machine, NoticeWatcher, run_cluster
+from notices.metadata_servers import FakeMetadata
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster without machines."""
+    with run_cluster(tmp_path_factory.mktemp("storage")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(head: Cluster) -> Iterator[Cluster]:
+    """The module's cluster; its machines go with the test."""
+    yield head
+    head.clear()
+
+
+@pytest.fixture
+def submit(cluster: Cluster, tmp_path: Path) -> Callable[..., int]:
+    """Submits a chain to the cluster; returns the job's number."""
+
+    def submit_chain(chain: Chain, *options: object) -> int:
+        return cluster.submit(*chain.write(tmp_path), *options)
+
+    return submit_chain
+
+
+@pytest.fixture
+def watch(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[[Machine, FakeMetadata], NoticeWatcher]]:
+    """Starts the watcher of a machine, whose cloud is a metadata service on loopback."""
+    with contextlib.ExitStack() as started:
+
+        def start_watcher(machine: Machine, service: FakeMetadata) -> NoticeWatcher:
+            watcher = NoticeWatcher(cluster, machine, service.endpoint, tmp_path / f"watcher-{machine.name}.log")
+            started.callback(watcher.end)
+            return watcher
+
+        yield start_watcher

@@ -1,0 +1,170 @@
+"""Machines that their cloud takes back: metadata service, watcher, Ray's drain, a save at an agreed step."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clusters.chain import Chain, find_checkpoint, finish, wait_for_checkpoint
+from clusters.machines import Cluster, Machine, NoticeWatcher, format_aws_time
+from jobs.workbench import wait_until
+from notices.metadata_servers import FakeAws, FakeAzure, FakeMetadata, Reply, serve_metadata
+
+from periflow_ray.store import jobs
+from periflow_ray.store.attempts import AttemptRecord
+from periflow_ray.store.checkpoints import latest_committed
+from periflow_ray.store.events import read_events
+from periflow_ray.store.root import StorageRoot
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+Submit = Callable[..., int]
+Watch = Callable[[Machine, FakeMetadata], NoticeWatcher]
+
+
+@dataclass
+class WitnessAzure(FakeAzure):
+    """Notes which step is committed when an event is acknowledged."""
+
+    root: StorageRoot | None = None
+    job_id: int = 0
+    steps_at_acknowledgement: list[int] = field(default_factory=list)
+
+    def reply(self, method: str, path: str, headers: dict[str, str], body: str) -> Reply:
+        if method == "POST" and self.root is not None:
+            newest = latest_committed(self.root, self.job_id)
+            self.steps_at_acknowledgement.append(0 if newest is None else newest.step)
+        return super().reply(method, path, headers, body)
+
+
+def announce(service: FakeMetadata, notice_s: float) -> float:
+    """Announce that the service's machine goes in so many seconds; returns the Unix time of now."""
+    now_unix_s = time.time()
+    if isinstance(service, FakeAws):
+        service.interruption = json.dumps({"action": "terminate", "time": format_aws_time(now_unix_s + notice_s)})
+    elif isinstance(service, FakeAzure):
+        service.announce("Preempt", "event-1", not_before=formatdate(now_unix_s + notice_s, usegmt=True))
+    return now_unix_s
+
+
+def report(root: StorageRoot, job_id: int, announced_unix_s: float, record_property: Any) -> None:
+    """Put the measured times into the test's report."""
+    first, second = finish(root, job_id)[:2]
+    assert first.save is not None
+    assert first.save.step is not None
+    assert second.first_step_unix_s is not None
+    committed_unix_s = find_checkpoint(root, job_id, first.save.step).created_unix_s
+    record_property("drain_to_commit_s", first.save.save_time_s)
+    record_property("notice_to_commit_s", committed_unix_s - announced_unix_s)
+    record_property("notice_to_first_new_step_s", second.first_step_unix_s - announced_unix_s)
+
+
+def assert_nothing_was_lost(first: AttemptRecord, second: AttemptRecord) -> None:
+    assert (first.cause, second.cause) == ("preemption", None)
+    assert first.save is not None
+    # Saved where all ranks stopped: no step is made twice.
+    assert first.last_step == first.save.step == first.resumable_step == second.resumed_step
+
+
+@pytest.mark.parametrize("cloud", ["aws", "azure"])
+def test_a_notice_to_one_of_two_machines_costs_no_step(
+    cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, record_property: Any, cloud: str
+) -> None:
+    cluster.start_machines("first", "second", "spare")
+    chain = Chain(num_steps=800)
+    job_id = submit(chain)
+    service = FakeAws() if cloud == "aws" else WitnessAzure(root=cluster.root, job_id=job_id)
+    with serve_metadata(service):
+        wait_for_checkpoint(cluster.root, job_id)
+        machine = cluster.machine_of(job_id, 1)
+        watcher = watch(machine, service)
+        announced_unix_s = announce(service, 60)
+        first, second = finish(cluster.root, job_id)
+        assert_nothing_was_lost(first, second)
+        assert first.text.startswith("node 1 was taken away in ")
+        chain.assert_exact(cluster.root, job_id, tmp_path)
+        # Nothing runs there any more, so Ray lets it go without waiting for the deadline.
+        wait_until(lambda: cluster.node_id_of(machine.name) is None, "the machine leaves the cluster")
+        if isinstance(service, WitnessAzure):
+            assert first.save is not None
+            wait_until(lambda: service.started == ["event-1"], "the event is acknowledged")
+            assert min(service.steps_at_acknowledgement) >= first.save.step
+            assert "told Azure that it may take this machine now" in watcher.log
+    report(cluster.root, job_id, announced_unix_s, record_property)
+
+
+def test_two_notices_at_once_to_both_machines_cost_no_step(
+    cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, record_property: Any
+) -> None:
+    cluster.start_machines("first", "second", "spare", "other-spare")
+    chain = Chain(num_steps=800)
+    job_id = submit(chain)
+    services = FakeAws(), FakeAws()
+    with ExitStack() as served:
+        for service in services:
+            served.enter_context(serve_metadata(service))
+        wait_for_checkpoint(cluster.root, job_id)
+        for node, service in enumerate(services):
+            watch(cluster.machine_of(job_id, node), service)
+        announced_unix_s, _ = (announce(service, 60) for service in services)
+        first, second = finish(cluster.root, job_id)[:2]
+        assert_nothing_was_lost(first, second)
+    chain.assert_exact(cluster.root, job_id, tmp_path)
+    report(cluster.root, job_id, announced_unix_s, record_property)
+
+
+def test_a_notice_before_the_first_step_moves_the_job_at_once(
+    cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path
+) -> None:
+    cluster.start_machines("first", "second", "spare")
+    chain = Chain(start_s=20)
+    job_id = submit(chain)
+    service = FakeAws()
+    with serve_metadata(service):
+        wait_until(lambda: jobs.read_state(cluster.root, job_id).status == "running", "the job starts")
+        watch(cluster.machine_of(job_id, 1), service)
+        announced_unix_s = announce(service, 120)
+        first, second = finish(cluster.root, job_id)
+    assert (first.cause, first.last_step, first.save, second.cause) == ("preemption", 0, None, None)
+    assert second.started_unix_s < announced_unix_s + 120
+    chain.assert_exact(cluster.root, job_id, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("chain", "end"),
+    [
+        (Chain(num_steps=12, step_time_s=4.0, save_every=2), "power_off"),
+        (Chain(num_steps=200, save_time_s=6.0), "shut_down"),
+    ],
+    ids=["long-steps", "slow-save"],
+)
+def test_a_notice_that_is_too_short_costs_the_steps_after_the_last_checkpoint(
+    cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, chain: Chain, end: str
+) -> None:
+    cluster.start_machines("first", "second", "spare")
+    job_id = submit(chain)
+    service = FakeAws()
+    with serve_metadata(service):
+        wait_for_checkpoint(cluster.root, job_id)
+        machine = cluster.machine_of(job_id, 1)
+        watch(machine, service)
+        deadline_unix_s = announce(service, 5) + 5
+        wait_until(lambda: "is taken away in" in describe_events(cluster.root, job_id), "the job has heard of it")
+        # On a slow machine the deadline is over by then; the drain has begun all the same.
+        wait_until(lambda: time.time() >= deadline_unix_s, "the deadline")
+        getattr(machine, end)()
+        first, second = finish(cluster.root, job_id)
+    assert (first.cause, second.cause) == ("preemption", None)
+    assert second.resumed_step >= first.resumable_step >= chain.save_every
+    chain.assert_exact(cluster.root, job_id, tmp_path)
+
+
+def describe_events(root: StorageRoot, job_id: int) -> str:
+    return "\n".join(event.text for event in read_events(root, job_id))

@@ -1,0 +1,98 @@
+"""An elastic job goes on with fewer machines while some are missing, and grows when they are back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clusters.machines import Cluster
+from jobs.workbench import wait_until
+
+from periflow_ray.store import checkpoints, jobs
+from periflow_ray.store.attempts import read_attempts
+
+pytestmark = pytest.mark.ray
+
+NUM_STEPS = 1500
+# Only rank 0 writes, so that any number of ranks can go on; each step's state says how many ranks made it.
+SCRIPT = f"""
+import hashlib, json, os, time
+from pathlib import Path
+import periflow_ray as pf
+path = Path(os.environ["CKPT_DIR"]) / "state.json"
+step, state, worlds = json.loads(path.read_text()) if path.exists() else (0, "", [])
+pf.init(total_train_steps={NUM_STEPS})
+worlds.append([step, int(os.environ["WORLD_SIZE"]), int(os.environ["NUM_NODES"])])
+while step < {NUM_STEPS}:
+    with pf.train_step():
+        state = hashlib.sha256(f"{{state}} {{step}}".encode()).hexdigest()
+        time.sleep(0.04)
+    step += 1
+    if step % 25 == 0 or pf.is_emergency_save():
+        if os.environ["RANK"] == "0":
+            path.write_text(json.dumps([step, state, worlds]))
+        pf.upload_checkpoint()
+"""
+TEMPLATE = """\
+vm: aws-16gb-v100-1g-us-east-2
+num_devices: 2
+max_failures: 2
+elastic:
+  min_devices: 1
+job_setting:
+  type: custom
+  launch_mode: device
+  resources: {cpus: 1, memory: 100MiB}
+  docker:
+    command: cd /workspace/app && python main.py
+checkpoint:
+  output_checkpoint_dir: /workspace/ckpt
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("c"), tmp_path / "storage") as cluster:
+        yield cluster
+
+
+def expected_state() -> str:
+    state = ""
+    for step in range(NUM_STEPS):
+        state = hashlib.sha256(f"{state} {step}".encode()).hexdigest()
+    return state
+
+
+def test_a_lost_machine_makes_the_job_smaller_and_a_new_one_makes_it_whole_again(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.start_head()
+    _, lost = cluster.start_machines("first", "second")
+    workspace = tmp_path / "app"
+    workspace.mkdir()
+    (workspace / "main.py").write_text(SCRIPT)
+    template = tmp_path / "pf-template.yml"
+    template.write_text(TEMPLATE)
+    job_id = cluster.submit(template, workspace)
+    wait_until(lambda: checkpoints.latest_committed(cluster.root, job_id) is not None, "a checkpoint", 180)
+
+    lost.power_off()
+    wait_until(lambda: read_attempts(cluster.root, job_id)[-1].num_devices == 1, "a smaller attempt", 180)
+    wait_until(lambda: jobs.read_state(cluster.root, job_id).status == "running", "it runs", 120)
+    cluster.start_machines("third")
+    wait_until(lambda: jobs.read_state(cluster.root, job_id).has_ended, "the job ends", 300)
+
+    assert jobs.read_state(cluster.root, job_id).status == "success"
+    attempts = read_attempts(cluster.root, job_id)
+    assert [(attempt.num_devices, attempt.cause) for attempt in attempts] == [(2, "lost"), (1, "resize"), (2, None)]
+    # Growing costs no step: the ranks saved where they stopped.
+    assert attempts[1].last_step == attempts[1].resumable_step == attempts[2].resumed_step
+    manifest = checkpoints.latest_committed(cluster.root, job_id)
+    assert manifest is not None
+    checkpoints.restore(cluster.root, manifest, 0, tmp_path / "final")
+    step, state, worlds = json.loads((tmp_path / "final" / "state.json").read_text())
+    assert (step, state) == (NUM_STEPS, expected_state())
+    assert [world[1:] for world in worlds] == [[2, 2], [1, 1], [2, 2]]

@@ -1,0 +1,134 @@
+"""A job of two ranks on two stand-in nodes whose last states tell whether every step was made exactly once.
+
+Every step's state follows from the one before: a step that is lost, or made twice, changes the last one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+from workbench import Workbench, processes_with, wait_until
+
+from periflow_ray.runtime.sandbox import Sandbox
+from periflow_ray.store import checkpoints, jobs
+from periflow_ray.store.attempts import AttemptRecord, read_attempts
+
+WriteJob = Callable[..., tuple[Path, Path]]
+NUM_STEPS = 400
+SAVE_INTERVAL = 50
+_SCRIPT = """
+import hashlib, json, os, time
+from pathlib import Path
+import periflow_ray as pf
+directory = Path(os.environ["CKPT_DIR"])
+rank = os.environ["RANK"]
+path = directory / f"state-{rank}.json"
+hurry = Path("HURRY_PATH")
+step, state = json.loads(path.read_text()) if path.exists() else (0, rank)
+pf.init(total_train_steps=NUM_STEPS)
+while step < NUM_STEPS:
+    with pf.train_step():
+        state = hashlib.sha256(f"{state} {step}".encode()).hexdigest()
+        is_in_hurry = hurry.exists()
+        time.sleep(0.0 if is_in_hurry else 0.02)
+    step += 1
+    is_save_due = step == NUM_STEPS or step % SAVE_INTERVAL == 0 and not is_in_hurry
+    if is_save_due or pf.is_emergency_save():
+        path.write_text(json.dumps([step, state]))
+        pf.upload_checkpoint()
+"""
+
+
+class HashChainJob:
+    """The job on the workbench; it takes 20 ms a step, until it is told to ``hurry``."""
+
+    def __init__(
+        self,
+        workbench: Workbench,
+        write_job: WriteJob,
+        *,
+        num_steps: int = NUM_STEPS,
+        save_interval: int = SAVE_INTERVAL,
+        change: Callable[[str], str] = str,
+        extra: str = "",
+    ) -> None:
+        """Submit it.
+
+        Args:
+            change: makes another script of the job's.
+            extra: further keys of the template.
+        """
+        self.workbench = workbench
+        self.num_steps = num_steps
+        self._hurry_path = workbench.cluster_dir.parent / f"hurry-{uuid4().hex}"
+        script = _SCRIPT.replace("NUM_STEPS", str(num_steps)).replace("SAVE_INTERVAL", str(save_interval))
+        script = change(script.replace("HURRY_PATH", str(self._hurry_path)))
+        template, workspace = write_job(script, extra=f"{extra or 'max_failures: 3'}\n")
+        text = template.read_text().replace("num_devices: 1", "num_devices: 2")
+        template.write_text(text.replace("type: custom", "type: custom\n  launch_mode: device"))
+        self.job_id = workbench.start(template, workspace)
+
+    def wait_for_checkpoint(self, step: int = 1) -> None:
+        """Wait until one of this step or a later one is committed."""
+        wait_until(lambda: self.checkpoint_step() >= step, f"a checkpoint of step {step}")
+
+    def checkpoint_step(self) -> int:
+        """The step of the newest committed checkpoint; 0 without one."""
+        newest = checkpoints.latest_committed(self.workbench.root, self.job_id)
+        return 0 if newest is None else newest.step
+
+    def attempts(self) -> list[AttemptRecord]:
+        """All attempts so far."""
+        return read_attempts(self.workbench.root, self.job_id)
+
+    def hurry(self) -> None:
+        """Have it make the rest of its steps at once, without further checkpoints until the last one."""
+        self._hurry_path.touch()
+
+    def finish(self, status: str = "success") -> list[AttemptRecord]:
+        """Wait for the job's end; returns its attempts."""
+        wait_until(lambda: jobs.read_state(self.workbench.root, self.job_id).has_ended, "the job ends")
+        state = jobs.read_state(self.workbench.root, self.job_id)
+        assert state.status == status, state
+        return self.attempts()
+
+    def resume(self) -> None:
+        """``job resume``; returns when the job goes on."""
+        resumed = self.workbench.run("job", "resume", self.job_id, "--local", "--no-follow")
+        assert resumed.exit_code == 0, resumed
+        wait_until(lambda: not jobs.read_state(self.workbench.root, self.job_id).has_ended, "the job goes on", 30)
+
+    def read_states(self, directory: Path) -> list[str]:
+        """The ranks' last states, from the last checkpoint, which goes into a new directory."""
+        manifest = checkpoints.latest_committed(self.workbench.root, self.job_id)
+        assert manifest is not None
+        assert manifest.step == self.num_steps, manifest.checkpoint
+        checkpoints.restore(self.workbench.root, manifest, 0, directory)
+        return [json.loads((directory / f"state-{rank}.json").read_text())[1] for rank in range(2)]
+
+    @property
+    def expected_states(self) -> list[str]:
+        """What ``read_states`` gives when every step was made once."""
+        states = ["0", "1"]
+        for step in range(self.num_steps):
+            states = [hashlib.sha256(f"{state} {step}".encode()).hexdigest() for state in states]
+        return states
+
+    def sandbox(self, node_rank: int) -> str:
+        """The directory of a node."""
+        return str(Sandbox(self.workbench.root.uri, self.job_id, node_rank).directory)
+
+    def find_rank(self, rank: int) -> int | None:
+        """The process that runs the script of a rank; None while there is none."""
+        for pid in processes_with(self.sandbox(rank)):
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_text()
+            except OSError:
+                continue
+            if command == "python\0main.py\0":
+                return pid
+        return None

@@ -1,0 +1,415 @@
+"""Function jobs that lose a rank or a machine, hang, fail or are stopped end exactly as an undisturbed one does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from workbench import Outcome, Workbench, wait_until
+
+from periflow_ray.errors import NotFoundError, UsageError
+from periflow_ray.store import checkpoints, jobs
+from periflow_ray.store.attempts import AttemptRecord, read_attempts
+from periflow_ray.store.jobs import JobState
+from periflow_ray.store.logs import read_logs
+from periflow_ray.torch_trainer import TorchTrainer
+
+pytestmark = pytest.mark.ray
+
+TIMEOUT_S = 180
+NUM_STEPS = 300
+# Every step's state follows from the one before: a step that is lost, or made twice, changes the last one.
+SCRIPT = """
+import json, sys
+import periflow_ray as pf
+
+def train(config):
+    import hashlib, json, os, time
+    from pathlib import Path
+    import ray.train, ray.train.torch, torch
+    import periflow_ray as pf
+
+    rank = ray.train.get_context().get_world_rank()
+    directory = Path(os.environ["CKPT_DIR"])
+    path = directory / f"rank-{rank}.json"
+    torch.manual_seed(0)
+    model = ray.train.torch.prepare_model(torch.nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    step, state, emergency_steps = 0, str(rank), []
+    if path.exists():
+        assert ray.train.get_checkpoint() is not None
+        step, state, emergency_steps = json.loads(path.read_text())
+        saved = torch.load(directory / "model.pt")
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+    is_first_attempt = not path.exists() or not config.get("harm")
+    pf.init(total_train_steps=config["num_steps"])
+    while step < config["num_steps"]:
+        with pf.train_step():
+            state = hashlib.sha256(f"{state} {step}".encode()).hexdigest()
+            data = torch.randn(4, 8, generator=torch.Generator().manual_seed(2 * step + rank))
+            loss = model(data).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            time.sleep(config["step_time_s"])
+        step += 1
+        is_emergency = pf.is_emergency_save()
+        if is_emergency:
+            emergency_steps.append(step)
+        if step % 50 == 0 or is_emergency:
+            path.write_text(json.dumps([step, state, emergency_steps]))
+            if rank == 0:
+                weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                torch.save(weights, directory / "model.pt")
+            pf.upload_checkpoint()
+        if step == 60 and is_first_attempt and config.get("harm") == "hang" and rank == 1:
+            stand_still = time.sleep
+            stand_still(10_000)
+        if step == 50 and is_first_attempt and config.get("harm") == "raise" and rank == 1:
+            raise ValueError("boom right after the save")
+    weights = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+    print("final", json.dumps([rank, state, hashlib.sha256(weights).hexdigest(), emergency_steps]))
+
+if __name__ == "__main__":
+    config, options = map(json.loads, sys.argv[1:])
+    try:
+        pf.TorchTrainer(train, config, num_devices=2, **options).fit()
+    except KeyboardInterrupt:
+        print("interrupted")
+        sys.exit(77)
+"""
+
+
+class FunctionJob:
+    """A script that runs job 1, in a session of its own so that a terminal's Ctrl-C can be played."""
+
+    job_id = 1
+
+    def __init__(self, bench: Workbench, script: Path) -> None:
+        self.bench = bench
+        self._script = script
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(
+        self, *, num_steps: int = NUM_STEPS, step_time_s: float = 0.02, harm: str = "", **options: object
+    ) -> None:
+        config = {"num_steps": num_steps, "step_time_s": step_time_s, "harm": harm}
+        with self._script.with_suffix(".out").open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, self._script.name, json.dumps(config), json.dumps(options)],
+                cwd=self._script.parent,
+                env=self.bench.env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def press_ctrl_c(self) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGINT)
+
+    def send(self, signum: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(signum)
+
+    def wait_for_checkpoint(self) -> None:
+        self._wait_until(lambda: checkpoints.latest_committed(self.bench.root, self.job_id) is not None, "a checkpoint")
+
+    def wait(self) -> Outcome:
+        assert self._process is not None
+        exit_code = self._process.wait(TIMEOUT_S)
+        return Outcome(exit_code, self.output, "")
+
+    def finish(self, status: str = "success") -> list[AttemptRecord]:
+        outcome = self.wait()
+        state = jobs.read_state(self.bench.root, self.job_id)
+        assert state.status == status, (state, outcome)
+        return read_attempts(self.bench.root, self.job_id)
+
+    def final_states(self) -> list[list[object]]:
+        """Rank, hash chain, hash of the weights and steps of emergency saves, as each rank printed them at the end."""
+        lines = [line.text for line in read_logs(self.bench.root, self.job_id) if line.text.startswith("final ")]
+        return sorted(json.loads(line.removeprefix("final ")) for line in lines)
+
+    def run(self, *arguments: object) -> Outcome:
+        return self.bench.run(*arguments, timeout_s=TIMEOUT_S)
+
+    @property
+    def output(self) -> str:
+        return self._script.with_suffix(".out").read_text()
+
+    def end(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        process = self._process
+        assert process is not None
+        wait_until(lambda: condition() or process.poll() is not None, what, TIMEOUT_S)
+        assert condition(), self.output
+
+
+def make_job(directory: Path, script: str = SCRIPT) -> FunctionJob:
+    directory.mkdir(exist_ok=True)
+    (directory / "train.py").write_text(script)
+    return FunctionJob(Workbench(directory / "storage", directory / "no-cluster"), directory / "train.py")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[FunctionJob]:
+    made = make_job(tmp_path)
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[list[object]]:
+    """What both ranks print at the end of a job that nothing happens to."""
+    made = make_job(tmp_path_factory.mktemp("undisturbed"))
+    made.start(step_time_s=0)
+    (attempt,) = made.finish()
+    assert (attempt.cause, attempt.last_step, attempt.ended_unix_s is not None) == (None, NUM_STEPS, True)
+    states = made.final_states()
+    assert [state[:2] for state in states] == [[rank, hash_chain(rank)] for rank in range(2)]
+    return states
+
+
+def hash_chain(rank: int) -> str:
+    state = str(rank)
+    for step in range(NUM_STEPS):
+        state = hashlib.sha256(f"{state} {step}".encode()).hexdigest()
+    return state
+
+
+def after_emergency_save(undisturbed: list[list[object]], *steps: int) -> list[list[object]]:
+    """The same end, but for the steps at which each rank was told to save."""
+    return [[*state[:3], list(steps)] for state in undisturbed]
+
+
+def test_a_notice_costs_no_step(job: FunctionJob, undisturbed: list[list[object]]) -> None:
+    job.start()
+    job.wait_for_checkpoint()
+    drill = job.run("job", "drill", 1, "--notice", "30s")
+    assert drill.exit_code == 0, drill
+    first, second = job.finish()
+    assert (first.cause, second.cause) == ("preemption", None)
+    assert first.save is not None
+    # Saved where both ranks stopped: nothing is made twice.
+    assert first.last_step == first.save.step == first.resumable_step == second.resumed_step
+    assert job.final_states() == after_emergency_save(undisturbed, second.resumed_step)
+
+
+def test_a_killed_rank_costs_only_the_steps_after_the_last_checkpoint(
+    job: FunctionJob, undisturbed: list[list[object]]
+) -> None:
+    job.start(max_failures=1)
+    job.wait_for_checkpoint()
+    drill = job.run("job", "drill", 1, "--kill-rank", 1)
+    assert drill.exit_code == 0, drill
+    first, second = job.finish()
+    # The other rank lost its connection then, and is not taken for the cause.
+    assert (first.cause, first.text) == ("lost", "rank 1 was lost: its process or its machine died")
+    assert second.resumed_step == first.resumable_step >= 50
+    assert job.final_states() == undisturbed
+
+
+def test_a_stopped_job_is_saved_where_it_stood_and_goes_on_from_there(
+    job: FunctionJob, undisturbed: list[list[object]]
+) -> None:
+    job.start()
+    job.wait_for_checkpoint()
+    stop = job.run("job", "stop", 1)
+    assert stop.exit_code == 0, stop
+    (stopped,) = job.finish("stopped")
+    step = stopped.resumable_step
+    assert (stopped.cause, stopped.last_step) == ("stop", step)
+    assert stop.stderr == (
+        f"Job (1) ended: stopped; saved at step {step}.\nGo on with it: TorchTrainer(..., resume=1)\n"
+    )
+    outcome = job.wait()
+    assert outcome.exit_code == 1
+    assert f"JobStoppedError: Job (1) is stopped; its newest checkpoint is of step {step}." in outcome.stdout
+    refused = job.run("job", "resume", 1)
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        "Error: job 1 was started from Python, not from a template: run its script again. "
+        "To go on from its newest checkpoint: TorchTrainer(..., resume=1)\n",
+    )
+    job.start(resume=1)
+    assert job.finish()[-1].resumed_step == step
+    assert job.final_states() == after_emergency_save(undisturbed, step)
+
+
+def test_a_job_is_stopped_at_once_without_a_save(job: FunctionJob) -> None:
+    job.start(num_steps=100_000)
+    job.wait_for_checkpoint()
+    stop = job.run("job", "stop", 1, "--now")
+    assert stop.exit_code == 0, stop
+    (stopped,) = job.finish("stopped")
+    assert (stopped.cause, stopped.save, stopped.resumable_step % 50) == ("stop", None, 0)
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+def test_a_signal_saves_and_stops_and_then_does_what_it_always_did(
+    job: FunctionJob, undisturbed: list[list[object]], how: str
+) -> None:
+    job.start()
+    job.wait_for_checkpoint()
+    if how == "Ctrl-C":
+        job.press_ctrl_c()
+    else:
+        job.send(signal.SIGTERM)
+    outcome = job.wait()
+    (stopped,) = job.finish("stopped")
+    step = stopped.resumable_step
+    assert (stopped.cause, stopped.last_step) == ("stop", step)
+    assert f"Job (1) is stopped; its newest checkpoint is of step {step}." in outcome.stdout
+    # Ray has set a handler of SIGTERM that leaves with the signal's number.
+    assert outcome.exit_code == (77 if how == "Ctrl-C" else signal.SIGTERM), outcome
+    assert outcome.stdout.endswith("interrupted\n") == (how == "Ctrl-C")
+    if how == "Ctrl-C":
+        job.start(resume=1)
+        job.finish()
+        assert job.final_states() == after_emergency_save(undisturbed, step)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_save(job: FunctionJob) -> None:
+    job.start(harm="hang")
+    job.wait_for_checkpoint()
+    wait_until(lambda: jobs.read_progress(job.bench.root, 1).step >= 60, "it stands still", TIMEOUT_S)
+    job.press_ctrl_c()
+    wait_until(lambda: "Once more ends it at once." in job.output, "the first is taken", TIMEOUT_S)
+    job.press_ctrl_c()
+    assert job.wait().exit_code == 77
+    (stopped,) = job.finish("stopped")
+    assert (stopped.cause, stopped.resumable_step) == ("stop", 50)
+
+
+def test_ctrl_c_while_the_job_waits_for_machines_ends_it(job: FunctionJob) -> None:
+    job.start(resources_per_device={"CPU": 1, "no-such-thing": 1})
+    wait_until(lambda: "started successfully" in job.output, "it waits", TIMEOUT_S)
+    wait_until(lambda: jobs.read_state(job.bench.root, 1).status == "allocating", "it waits", TIMEOUT_S)
+    job.press_ctrl_c()
+    assert job.finish("stopped") == []
+    assert job.wait().exit_code == 77
+
+
+def test_a_hang_shows_every_ranks_stack_and_the_job_goes_on(job: FunctionJob, undisturbed: list[list[object]]) -> None:
+    job.start(harm="hang", hang_timeout_s=15, max_failures=1)
+    first, second = job.finish()
+    # Rank 0 has begun the next step, and waits in it for the other's gradients.
+    assert (first.cause, first.last_step, second.resumed_step) == ("hang", 61, 50)
+    assert first.text.endswith("s after step 61")
+    lines = [line.text for line in read_logs(job.bench.root, 1)]
+    for rank in range(2):
+        assert any(line.startswith(f"[rank {rank}] ") and "train (train.py:" in line for line in lines), lines
+    assert job.final_states() == undisturbed
+
+
+def test_a_hang_is_what_ends_a_job_that_may_not_fail(job: FunctionJob) -> None:
+    job.start(harm="hang", hang_timeout_s=15)
+    (attempt,) = job.finish("failed")
+    message = jobs.read_state(job.bench.root, 1).message or ""
+    assert message.startswith(attempt.text)
+    assert "max_failures allows 0" in message
+
+
+def test_what_was_saved_before_the_function_raises_is_not_lost(
+    job: FunctionJob, undisturbed: list[list[object]]
+) -> None:
+    job.start(harm="raise", max_failures=1)
+    first, second = job.finish()
+    assert (first.cause, first.resumable_step, second.resumed_step) == ("failure", 50, 50)
+    assert "rank 1: the function raised ValueError: boom right after the save" in first.text
+    assert job.final_states() == undisturbed
+
+
+LIGHTNING_SCRIPT = """
+import json, sys
+import periflow_ray as pf
+
+def train(config):
+    import hashlib, json, time
+    import pytorch_lightning as pl
+    import ray.train, torch
+    from periflow_ray.lightning import prepare_trainer
+    from periflow_ray.resumable import ResumableDataLoader
+
+    rank = ray.train.get_context().get_world_rank()
+    seen = []
+
+    class Model(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 1)
+
+        def training_step(self, batch, batch_idx):
+            seen.append([self.current_epoch, batch_idx])
+            time.sleep(config["step_time_s"])
+            return self.layer(batch).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+
+    pl.seed_everything(0)
+    data = torch.randn(800, 4, generator=torch.Generator().manual_seed(1))
+    trainer = prepare_trainer(pl.Trainer(max_epochs=3, logger=False, enable_progress_bar=False))
+    model = Model()
+    trainer.fit(model, ResumableDataLoader(data, 4, seed=1, rank=rank, world_size=2))
+    weights = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+    print("final", json.dumps([rank, trainer.global_step, hashlib.sha256(weights).hexdigest(), seen[0]]))
+
+if __name__ == "__main__":
+    config, options = map(json.loads, sys.argv[1:])
+    pf.TorchTrainer(train, config, num_devices=2, **options).fit()
+"""
+
+
+def test_lightning_saves_in_the_middle_of_an_epoch_and_goes_on_there(tmp_path: Path) -> None:
+    calm = make_job(tmp_path / "calm", LIGHTNING_SCRIPT)
+    calm.start(step_time_s=0)
+    calm.finish()
+    states = calm.final_states()
+    assert [state[1] for state in states] == [300, 300]
+    job = make_job(tmp_path / "drilled", LIGHTNING_SCRIPT)
+    try:
+        job.start(step_time_s=0.05)
+        job.wait_for_checkpoint()
+        wait_until(lambda: jobs.read_progress(job.bench.root, 1).step >= 110, "the second epoch", TIMEOUT_S)
+        drill = job.run("job", "drill", 1, "--notice", "30s")
+        assert drill.exit_code == 0, drill
+        first, second = job.finish()
+    finally:
+        job.end()
+    step = second.resumed_step
+    assert (first.cause, first.last_step) == ("preemption", step)
+    assert step % 100 != 0
+    assert job.final_states() == [[*state[:3], [step // 100, step % 100]] for state in states]
+
+
+def test_only_an_ended_function_job_without_success_can_be_resumed(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path / "storage", tmp_path / "no-cluster")
+    for job_id, submission_id, status in [(1, None, "success"), (2, "periflow-x", "stopped")]:
+        record = jobs.JobRecord(job_id, None, None, "-", "CPU", 1, 1, None, "kim", 1.0, None, submission_id)
+        jobs.write_record(bench.root, record)
+        jobs.write_state(bench.root, job_id, JobState(status))
+
+    def resume(job_id: int) -> None:
+        TorchTrainer(print, storage=bench.root.uri, resume=job_id, use_gpu=False).fit()
+
+    with pytest.raises(UsageError, match="job 1 has succeeded; there is nothing left to resume"):
+        resume(1)
+    with pytest.raises(UsageError, match="Go on with it: periflow-ray job resume 2"):
+        resume(2)
+    with pytest.raises(NotFoundError, match="job 3 does not exist"):
+        resume(3)

@@ -1,0 +1,291 @@
+"""Losses of every kind, and stops at every moment: no job ends with another state than undisturbed, and none waits."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hash_chain_job import HashChainJob, WriteJob
+from workbench import Workbench, find_agent, find_driver, wait_until
+
+from periflow_ray.store import checkpoints, jobs
+from periflow_ray.store.events import read_events
+from periflow_ray.store.logs import read_logs
+from periflow_ray.submit.local_cluster import LocalClusterDir
+
+pytestmark = pytest.mark.ray
+
+StartJob = Callable[..., HashChainJob]
+# A minute at 20 ms a step: the job does not end before it is told to hurry.
+NUM_STEPS = 3000
+
+
+@pytest.fixture
+def start_job(workbench: Workbench, write_job: WriteJob) -> StartJob:
+    """Starts a job that lasts until it is told to hurry, and waits for its first checkpoint."""
+
+    def start(bench: Workbench = workbench, **options: object) -> HashChainJob:
+        job = HashChainJob(bench, write_job, **{"num_steps": NUM_STEPS, "save_interval": 25, **options})
+        job.wait_for_checkpoint()
+        return job
+
+    return start
+
+
+def events_of(job: HashChainJob) -> str:
+    return "\n".join(event.text for event in read_events(job.workbench.root, job.job_id))
+
+
+def start_command(job: HashChainJob, *arguments: object) -> subprocess.Popen[str]:
+    """A command that runs beside the test."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "periflow_ray.cli.main", *map(str, arguments)],
+        env=job.workbench.env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_status(job: HashChainJob, status: str) -> None:
+    wait_until(lambda: jobs.read_state(job.workbench.root, job.job_id).status == status, f"the job is {status}")
+
+
+def test_a_rank_that_stands_still_is_found_and_its_stack_shown_before_the_job_goes_on(
+    start_job: StartJob, tmp_path: Path
+) -> None:
+    job = start_job(extra="max_failures: 3\nhang_timeout: 8s")
+    rank = job.find_rank(1)
+    assert rank is not None
+    os.kill(rank, signal.SIGSTOP)
+    wait_until(lambda: len(job.attempts()) == 2, "the second attempt begins")
+    job.hurry()
+    first, second = job.finish()
+    assert (first.cause, second.cause) == ("hang", None)
+    assert re.fullmatch(r"no rank made a step for (8|9|1\d) s after step \d+", first.text)
+    log = [line.text for line in read_logs(job.workbench.root, job.job_id) if line.node_rank is not None]
+    # The stopped one in its step or between two, the other one in a checkpoint that cannot be completed.
+    assert any(re.match(r"\[rank 1\] .*main\.py", line) for line in log)
+    assert any(re.match(r"\[rank 0\] .*upload_checkpoint", line) for line in log)
+    assert job.read_states(tmp_path / "final") == job.expected_states
+
+
+def with_weights(script: str) -> str:
+    """Each rank has 2 MiB to save beside its state, other ones each time."""
+    weights = '        (directory / f"weights-{rank}").write_bytes(bytes([step % 251]) * (2 << 20))\n'
+    return script.replace("        path.write_text", f"{weights}        path.write_text")
+
+
+def test_a_node_that_cannot_copy_a_checkpoint_aside_says_so_and_goes_on_from_the_one_before(
+    start_job: StartJob, tmp_path: Path
+) -> None:
+    job = start_job(change=with_weights, extra="max_failures: 1000")
+    agent = find_agent(job.sandbox(1))
+    assert agent is not None
+    # As with a full disk, small files still fit.
+    resource.prlimit(agent, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+    wait_until(lambda: "File too large" in events_of(job), "the first save fails")
+    resource.prlimit(agent, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    job.wait_for_checkpoint(job.checkpoint_step() + 25)
+    job.hurry()
+    *failed, last = job.finish()
+    assert {attempt.cause for attempt in failed} == {"failure"}
+    assert last.cause is None
+    assert "was not saved: node 1: [Errno 27] File too large" in events_of(job)
+    assert job.read_states(tmp_path / "final") == job.expected_states
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB."""
+    directory = tmp_path / "small-disk"
+    directory.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(directory)], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("this user may not mount a file system")
+    yield directory
+    subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def test_a_storage_root_that_is_full_for_a_while_costs_its_checkpoints_and_no_step(
+    workbench: Workbench, start_job: StartJob, small_disk: Path, tmp_path: Path
+) -> None:
+    bench = workbench.on(str(small_disk / "storage"))
+    job = start_job(bench, change=with_weights, extra="  keep_last: 1\nmax_failures: 3")
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            saved_step = job.checkpoint_step()
+    time.sleep(3)
+    assert job.checkpoint_step() <= saved_step + 25
+    filler.unlink()
+    wait_until(lambda: "No space left on device" in events_of(job), "the failed save is told")
+    job.wait_for_checkpoint(job.checkpoint_step() + 25)
+    job.hurry()
+    (only,) = job.finish()
+    assert only.cause is None
+    assert job.read_states(tmp_path / "final") == job.expected_states
+
+
+@pytest.mark.timeout(900)
+def test_twenty_random_kills_in_one_run(start_job: StartJob, tmp_path: Path) -> None:
+    job = start_job(extra="max_failures: 1000")
+    chance = random.Random(20)
+    victims = ["rank"] * 11 + ["agent"] * 6 + ["driver"] * 3
+    chance.shuffle(victims)
+    find = {
+        "rank": lambda: job.find_rank(chance.randrange(2)),
+        "agent": lambda: find_agent(job.sandbox(chance.randrange(2))),
+        "driver": lambda: find_driver(job.workbench.root.uri, job.job_id),
+    }
+    has_waited = True
+    for victim in victims:
+        # Some kills hit a job that is just recovering; but after each it gets to make steps.
+        if not has_waited or chance.random() < 0.6:
+            wait_until(lambda: job.attempts()[-1].last_step > job.attempts()[-1].resumed_step, "steps are made")
+            has_waited = True
+        else:
+            has_waited = False
+        time.sleep(chance.uniform(0.0, 1.0))
+        killed: list[int] = []
+
+        def kill(victim: str = victim, killed: list[int] = killed) -> bool:
+            pid = find[victim]()
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            return pid is not None
+
+        wait_until(kill, f"there is a {victim} to kill")
+        assert not jobs.read_state(job.workbench.root, job.job_id).has_ended
+    job.hurry()
+    attempts = job.finish()
+    assert attempts[-1].cause is None
+    assert job.read_states(tmp_path / "final") == job.expected_states
+
+
+def test_a_driver_that_is_asked_to_end_saves_first_and_the_job_can_be_resumed(
+    start_job: StartJob, tmp_path: Path
+) -> None:
+    job = start_job()
+    driver = find_driver(job.workbench.root.uri, job.job_id)
+    assert driver is not None
+    os.kill(driver, signal.SIGTERM)
+    (stopped,) = job.finish("stopped")
+    assert stopped.cause == "stop"
+    assert stopped.last_step == stopped.resumable_step == job.checkpoint_step()
+    job.resume()
+    job.hurry()
+    _, second = job.finish()
+    assert (second.cause, second.resumed_step) == (None, stopped.resumable_step)
+    assert job.read_states(tmp_path / "final") == job.expected_states
+
+
+def test_drills_on_a_running_job_tell_what_each_loss_costs(start_job: StartJob, tmp_path: Path) -> None:
+    job = start_job()
+    number = r"[\d.]+"
+    resumed = rf"resumed at step \d+ after {number} s"
+    told = {
+        ("--notice", "30s"): rf"drill: node 1 was taken away, 30 s notice; saved at step \d+, {number} s after the "
+        rf"notice; {resumed}; lost 0 steps, 0 device-seconds",
+        ("--kill-rank", "1"): rf"node 1, rank 1 was killed by SIGKILL at step \d+; {resumed}; lost \d+ steps?, "
+        rf"{number} device-seconds",
+        ("--kill-node", "0"): rf"node 0 was lost: its agent or its machine died at step \d+; {resumed}; "
+        rf"lost \d+ steps?, {number} device-seconds",
+    }
+    for attempt, (options, account) in enumerate(told.items(), start=1):
+        drill = job.workbench.run("job", "drill", job.job_id, *options)
+        assert drill.exit_code == 0, drill
+        assert re.fullmatch(rf"Attempt {attempt}: {account}\n", drill.stdout), drill.stdout
+    job.hurry()
+    assert [attempt.cause for attempt in job.finish()] == ["preemption", "failure", "lost", None]
+    assert job.read_states(tmp_path / "final") == job.expected_states
+
+
+def with_slow_emergency_save(script: str) -> str:
+    return script.replace(
+        "        path.write_text", "        time.sleep(0 if is_save_due else 8)\n        path.write_text"
+    )
+
+
+def test_a_second_stop_joins_the_first(start_job: StartJob, tmp_path: Path) -> None:
+    job = start_job(change=with_slow_emergency_save, save_interval=50)
+    first = start_command(job, "job", "stop", job.job_id)
+    wait_for_status(job, "stopping")
+    second = job.workbench.run("job", "stop", job.job_id)
+    assert (first.wait(timeout=60), second.exit_code) == (0, 0), second
+    (stopped,) = job.finish("stopped")
+    assert stopped.cause == "stop"
+    assert stopped.resumable_step == stopped.last_step
+    assert f"saved at step {stopped.last_step}" in second.stderr
+    job.resume()
+    job.hurry()
+    job.finish()
+    assert job.read_states(tmp_path / "final") == job.expected_states
+
+
+def test_stop_now_ends_a_stop_that_takes_too_long_and_the_job_goes_on_from_its_last_checkpoint(
+    start_job: StartJob, tmp_path: Path
+) -> None:
+    job = start_job(change=lambda script: with_slow_emergency_save(script).replace("else 8)", "else 600)"))
+    first = start_command(job, "job", "stop", job.job_id)
+    wait_for_status(job, "stopping")
+    now = job.workbench.run("job", "stop", job.job_id, "--now")
+    assert (first.wait(timeout=60), now.exit_code) == (0, 0), now
+    (stopped,) = job.finish("stopped")
+    assert stopped.cause == "stop"
+    assert f"its newest checkpoint is of step {stopped.resumable_step}" in now.stderr
+    job.resume()
+    job.hurry()
+    assert job.finish()[-1].resumed_step == stopped.resumable_step
+    assert job.read_states(tmp_path / "final") == job.expected_states
+
+
+def test_a_job_that_never_asks_is_stopped_without_a_save_and_the_user_is_told(
+    start_job: StartJob, tmp_path: Path
+) -> None:
+    job = start_job(change=lambda script: script.replace("is_save_due or pf.is_emergency_save()", "step in (25, 3000)"))
+    stop = job.workbench.run("job", "stop", job.job_id)
+    (stopped,) = job.finish("stopped")
+    assert stopped.save is not None
+    assert (stopped.save.step, stopped.resumable_step) == (None, 25)
+    assert stop.exit_code == 0, stop
+    assert "nothing was saved in time, its newest checkpoint is of step 25" in stop.stderr
+    assert "it never asked is_emergency_save()" in events_of(job)
+    job.resume()
+    job.hurry()
+    assert job.finish()[-1].resumed_step == 25
+    assert job.read_states(tmp_path / "final") == job.expected_states
+
+
+def test_a_job_that_still_waits_for_its_machines_is_stopped_at_once(workbench: Workbench, write_job: WriteJob) -> None:
+    workbench.start_cluster()
+    cluster_dir = LocalClusterDir(workbench.cluster_dir)
+    cluster = cluster_dir.read()
+    assert cluster is not None
+    guest = Workbench(workbench.root.uri, workbench.cluster_dir)
+    guest.env["RAY_AUTH_TOKEN_PATH"] = str(cluster_dir.token_path)
+    # The template's own VM has a GPU, which this cluster has not.
+    template, workspace = write_job("raise SystemExit('never started')")
+    submitted = guest.run("submit", "--address", cluster.address, "--no-follow", "-f", template, "-d", workspace)
+    job_id = max(job.record.job_id for job in jobs.list_jobs(workbench.root))
+    assert submitted.exit_code == 0, submitted
+    wait_until(lambda: jobs.read_state(workbench.root, job_id).status == "allocating", "the job waits for machines")
+    stop = guest.run("job", "stop", job_id)
+    assert stop.exit_code == 0, stop
+    assert "it has no checkpoint" in stop.stderr
+    assert jobs.read_state(workbench.root, job_id).status == "stopped"
+    assert checkpoints.latest_committed(workbench.root, job_id) is None
