@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from periflow_ray.errors import StorageError
-from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard, Retention
+from periflow_ray.runtime.attempt import Attempt, MemberFacts
+from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard
 from periflow_ray.runtime.checkpoint_uploads import bring_files
+from periflow_ray.runtime.kept_checkpoints import Retention
 from periflow_ray.store import checkpoints
-from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import DownloadItem, Transfer
 
@@ -31,14 +32,8 @@ class LoneNode:
     def facts(self) -> AttemptFacts:
         return AttemptFacts(attempt=1, world_size=1, num_nodes=1)
 
-    def restored_checkpoint(self) -> Manifest | None:
-        return None
-
-    def present_nodes(self) -> set[int]:
-        return {0}
-
-    def may_still_save(self, node_rank: int, step: int) -> bool:
-        return True
+    def current_attempt(self) -> Attempt:
+        return Attempt(1, ("", 0), 1, members={0: MemberFacts(0, 1, 0, "127.0.0.1", 0, "")})
 
     def newest_metrics(self) -> Mapping[str, Any]:
         return {}

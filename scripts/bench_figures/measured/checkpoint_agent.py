@@ -17,8 +17,8 @@ from pathlib import Path
 
 import ray
 
-from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads
+from periflow_ray.runtime.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor import Monitor
 from periflow_ray.runtime.reporter import Reporter
 from periflow_ray.runtime.session_server import SessionServer
