@@ -131,7 +131,8 @@ class Attempt:
             self._moved_s = time.monotonic()
         (self.pausing_nodes.add if is_pausing else self.pausing_nodes.discard)(node_rank)
         self.steps.update(steps)
-        self.ranks_by_node.setdefault(node_rank, set()).update(steps)
+        if steps:
+            self.ranks_by_node.setdefault(node_rank, set()).update(steps)
         if self.last_step > before:
             now = time.time()
             self.first_step_unix_s = self.first_step_unix_s or now
