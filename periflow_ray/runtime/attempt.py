@@ -15,6 +15,8 @@ AttemptKey = tuple[str, int]
 """(worker group of Ray Train, how many-th round in it): the same for all members of an attempt."""
 
 SPEED_WINDOW_S = 10.0
+# What nodes report is up to a second old, each in its own way: over less time that would be taken for speed.
+MIN_SPEED_SPAN_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Attempt:
     number: int
     key: AttemptKey
     num_members: int
+    devices_per_member: int = 1
     checkpoint: Manifest | None = None
     members: dict[int, MemberFacts] = field(default_factory=dict)
     restored: dict[str, set[int]] = field(default_factory=dict)
@@ -99,6 +102,11 @@ class Attempt:
         return max(self.steps.values(), default=self.resumed_step)
 
     @property
+    def num_devices(self) -> int:
+        """Devices of all members."""
+        return self.num_members * self.devices_per_member
+
+    @property
     def num_nodes(self) -> int:
         """Distinct nodes of the members."""
         return len({facts.node_rank for facts in self.members.values()})
@@ -137,6 +145,8 @@ class Attempt:
         if len(self._points) < 2:
             return None
         (first_s, first_step), (last_s, last_step) = self._points[0], self._points[-1]
+        if last_s - first_s < MIN_SPEED_SPAN_S:
+            return None
         return (last_s - first_s) / (last_step - first_step)
 
     @property
@@ -150,7 +160,8 @@ class Attempt:
 
         Call it regularly, so that a pause does not count.
         """
-        has_to_move = self.ranks_by_node.keys() - self.pausing_nodes - {self.node_of(member) for member in self.left}
+        with_ranks = {node_rank for node_rank, ranks in self.ranks_by_node.items() if ranks}
+        has_to_move = with_ranks - self.pausing_nodes - {self.node_of(member) for member in self.left}
         if not has_to_move:
             self._moved_s = time.monotonic()
         return time.monotonic() - self._moved_s

@@ -36,20 +36,8 @@ class Retention:
     keep_best: KeepBest | None = None
 
 
-@dataclass(frozen=True)
-class AttemptFacts:
-    """What the manifests of an attempt say of it."""
-
-    attempt: int
-    world_size: int
-    num_nodes: int
-
-
 class AttemptView(Protocol):
     """What the board asks the monitor."""
-
-    def facts(self) -> AttemptFacts:
-        """Of the attempt under way."""
 
     def current_attempt(self) -> Attempt:
         """The attempt under way."""
@@ -287,7 +275,7 @@ class CheckpointBoard:
                 checkpoints.choose_name, self._root, self._job_id, step, frozenset(self._chosen_names)
             )
             self._chosen_names.add(name)
-        await asyncio.to_thread(checkpoints.begin, self._root, self._job_id, name, step, self._view.facts().attempt)
+        await asyncio.to_thread(checkpoints.begin, self._root, self._job_id, name, step, self._view.current_attempt().number)
         return name
 
     async def _settle(self, checkpoint: CheckpointId, pending: _Pending) -> None:
@@ -326,14 +314,14 @@ class CheckpointBoard:
         self._tidying = asyncio.create_task(self._tidy(self._tidying))
 
     def _describe(self, name: str, step: int, pending: _Pending) -> Manifest:
-        facts = self._view.facts()
+        attempt = self._view.current_attempt()
         return Manifest(
             checkpoint=name,
             job_id=self._job_id,
             step=step,
-            attempt=facts.attempt,
-            world_size=facts.world_size,
-            num_nodes=facts.num_nodes,
+            attempt=attempt.number,
+            world_size=attempt.num_devices,
+            num_nodes=attempt.num_nodes,
             created_unix_s=time.time(),
             created_by=self._created_by,
             files=tuple(file.as_stored() for file in pending.plan or ()),

@@ -121,7 +121,12 @@ class Hazards:
         # Without a step there is nothing to save, and the job moves at once.
         if not is_saved and attempt.first_step_unix_s is not None:
             # A periodic checkpoint is all there is; the attempt goes on until the machines are gone.
-            await asyncio.sleep(max(0.0, deadline_unix_s - time.time()))
+            async with self._changed:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(
+                        self._changed.wait_for(lambda: attempt.cause is not None or attempt.has_everybody_left),
+                        max(0.0, deadline_unix_s - time.time()),
+                    )
             return
         await self._end(attempt, "preemption", reason.replace("is taken", "was taken"))
         # The watcher on the machine may let the cloud have it now.

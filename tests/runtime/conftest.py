@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
+from ray.experimental import internal_kv
+from simulated_cluster import FakeCluster, SlowRoot
 from simulated_nodes import Node
 
+from periflow_ray.runtime import attempt as attempt_module
+from periflow_ray.runtime import monitor as monitor_module
 from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.meeting import JobRules
 from periflow_ray.runtime.monitor import Monitor
@@ -32,9 +37,11 @@ def run_monitor(root: StorageRoot) -> Callable[..., None]:
         num_members: int = 2,
         retention: Retention | None = None,
         max_failures: int = -1,
+        hang_timeout_s: float | None = None,
+        root: StorageRoot = root,
     ) -> None:
         async def main() -> None:
-            rules = JobRules(4 // num_members, max_failures, retention or Retention())
+            rules = JobRules(4 // num_members, max_failures, retention or Retention(), hang_timeout_s)
             monitor = Monitor(root, 1, rules)
             Node.num_members = num_members
             try:
@@ -45,6 +52,31 @@ def run_monitor(root: StorageRoot) -> Callable[..., None]:
         asyncio.run(main())
 
     return run
+
+
+@pytest.fixture
+def quick_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The speed is known at once: what simulated nodes report is never old."""
+    monkeypatch.setattr(attempt_module, "MIN_SPEED_SPAN_S", 0.0)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
+    """Ray as far as the monitor looks at it; it looks all the time."""
+    fake = FakeCluster()
+    monkeypatch.setattr(monitor_module, "WATCH_INTERVAL_S", 0.01)
+    monkeypatch.setattr(ray._private.state.state, "get_draining_nodes", fake.read_draining)
+    monkeypatch.setattr(internal_kv, "_internal_kv_put", fake.put)
+    monkeypatch.setattr(internal_kv, "_internal_kv_del", fake.delete)
+    return fake
+
+
+@pytest.fixture
+def slow_root(root: StorageRoot) -> Iterator[SlowRoot]:
+    """The same storage, with writes that wait: ``slow_root.hold("manifest.json")``."""
+    slow = SlowRoot(root.uri)
+    yield slow
+    slow.let_go()
 
 
 @pytest.fixture

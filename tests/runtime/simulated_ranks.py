@@ -52,6 +52,7 @@ class TrainingNode:
     Args:
         save_every: steps between periodic checkpoints; 0 for none.
         asks: whether the script asks ``is_emergency_save``.
+        prepared: set when the checkpoint is restored and the script may begin.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class TrainingNode:
         save_every: int = 0,
         num_steps: int = 1_000_000,
         asks: bool = True,
+        prepared: asyncio.Event | None = None,
     ) -> None:
         self.monitor = monitor
         self.rank = node_rank
@@ -82,6 +84,7 @@ class TrainingNode:
         self._save_every = save_every
         self._num_steps = num_steps
         self._asks = asks
+        self._prepared = prepared
         self._num_saves: Counter[int] = Counter()
         self._announced_step = NO_STEP
         self._ended = asyncio.Event()
@@ -92,6 +95,8 @@ class TrainingNode:
         """Take part in an attempt until the monitor ends it or the training is done."""
         meeting = await self.monitor.join((worker_group, 0), self._facts)
         self._attempt = meeting.attempt
+        if self._prepared is not None:
+            await self._prepared.wait()
         self.session.use_channel_factory(lambda local_log_name: self)
         self.session.init()
         following = asyncio.create_task(self._follow())

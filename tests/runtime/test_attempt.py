@@ -18,6 +18,9 @@ class Clock:
     def time(self) -> float:
         return self.now_s
 
+    def monotonic(self) -> float:
+        return self.now_s
+
 
 @pytest.fixture
 def clock(monkeypatch):
@@ -55,6 +58,17 @@ def test_one_observed_step_says_nothing_of_the_speed(attempt, clock):
     clock.now_s += 5.0
     attempt.take_steps(0, {0: 10})
     assert attempt.step_time_s() is None
+
+
+def test_reports_that_come_close_together_say_nothing_of_the_speed(attempt, clock):
+    # The second node's is newer by a second, not faster.
+    attempt.take_steps(0, {0: 10})
+    clock.now_s += 0.001
+    attempt.take_steps(1, {2: 30})
+    assert attempt.step_time_s() is None
+    clock.now_s += 1.999
+    attempt.take_steps(0, {0: 50})
+    assert attempt.step_time_s() == pytest.approx(0.05)
 
 
 def test_first_and_last_step_are_those_that_were_made(attempt, clock):

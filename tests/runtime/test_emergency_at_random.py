@@ -10,7 +10,7 @@ import pytest
 from simulated_nodes import event_texts
 from simulated_ranks import Lockstep, Pace, TrainingNode, train_all
 
-from periflow_ray.runtime import emergency
+from periflow_ray.runtime import attempt, emergency
 from periflow_ray.runtime.monitor import Monitor
 from periflow_ray.store.attempts import read_attempts
 from periflow_ray.store.checkpoints import list_committed, restore
@@ -20,6 +20,7 @@ from periflow_ray.store.root import StorageRoot
 @pytest.fixture(autouse=True)
 def optimistic_announcements(monkeypatch):
     """Ranks are often late when announcements are thought to be this quick."""
+    monkeypatch.setattr(attempt, "MIN_SPEED_SPAN_S", 0.02)
     monkeypatch.setattr(emergency, "ANNOUNCE_S", 0.004)
 
 
@@ -77,14 +78,14 @@ def test_all_ranks_save_at_one_step(run_monitor, root, tmp_path, seed):
         await monitor.decide()
 
     run_monitor(scenario, num_members=num_nodes)
-    (attempt,) = read_attempts(root, 1)
-    assert attempt.cause == "preemption", event_texts(root)
-    assert attempt.save is not None
-    step = attempt.save.step
+    (record,) = read_attempts(root, 1)
+    assert record.cause == "preemption", event_texts(root)
+    assert record.save is not None
+    step = record.save.step
     # Everybody saved there, once, and trained no further.
     assert [node.saved_steps.count(step) for node in trained] == [1] * num_nodes, describe(root, trained)
     assert {node.last_step for node in trained} == {step}, describe(root, trained)
-    assert attempt.last_step == attempt.resumable_step == step
+    assert record.last_step == record.resumable_step == step
     # Never twice at one step; more than once only where the step before was void.
     announced = [text for _, text in event_texts(root) if text.startswith("all ranks are asked to save")]
     for node in trained:
@@ -113,6 +114,6 @@ def test_these_seeds_have_late_ranks(run_monitor, root, tmp_path):
     run_monitor(scenario)
     asked = [text for _, text in event_texts(root) if text.startswith("all ranks are asked to save")]
     assert len(asked) >= 2
-    (attempt,) = read_attempts(root, 1)
-    assert attempt.save is not None
-    assert [step for step, _ in saved_steps(root, tmp_path / "restored")] == [attempt.save.step]
+    (record,) = read_attempts(root, 1)
+    assert record.save is not None
+    assert [step for step, _ in saved_steps(root, tmp_path / "restored")] == [record.save.step]

@@ -1,0 +1,326 @@
+"""A save at an agreed step: what the monitor announces, what it takes for a checkpoint, and what it does not."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from simulated_nodes import Node, event_texts, failure_of, join_all
+from simulated_ranks import Pace, TrainingNode, train_all
+
+from periflow_ray.runtime.attempt import Signal
+from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
+from periflow_ray.store.attempts import AttemptRecord, read_attempts
+from periflow_ray.store.checkpoints import list_committed
+from periflow_ray.store.root import StorageRoot
+
+pytestmark = pytest.mark.usefixtures("quick_speed")
+LATE = "a rank was already beyond the agreed step"
+
+
+class Signals:
+    """What the monitor asked the members of attempt 1 for, one after the other."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._num_seen = 0
+        self._read: list[Signal] = []
+
+    async def next_save(self, nodes: list[Node], step: int) -> int:
+        """Answer the question for the steps, as nodes that are at this one; returns the step that is announced."""
+        while True:
+            signal = await self._next()
+            if signal.kind == "report":
+                for node in nodes:
+                    first = 2 * node.node_rank
+                    steps = {first: step, first + 1: step}
+                    await self._monitor.record(steps, None, [], node.node_rank, True)
+            elif signal.kind == "save":
+                return signal.step
+            else:
+                raise AssertionError(f"not asked for a save, but for {signal}")
+
+    async def next_kind(self) -> str:
+        return (await self._next()).kind
+
+    async def _next(self) -> Signal:
+        if not self._read:
+            self._read = await self._monitor.wait_for_signals(1, self._num_seen)
+            self._num_seen += len(self._read)
+        return self._read.pop(0)
+
+
+async def join_and_train(nodes: list[Node]) -> None:
+    """So far that the speed is known."""
+    await join_all(nodes)
+    for step in (1, 2, 3):
+        await asyncio.sleep(0.01)
+        for node in nodes:
+            await node.record(step)
+
+
+def notice(monitor: Monitor, notice_s: float = 3600.0, node_rank: int = 1) -> asyncio.Task[None]:
+    return asyncio.create_task(monitor.drill("notice", notice_s, node_rank, 0))
+
+
+def texts(root: StorageRoot) -> list[str]:
+    return [text for _, text in event_texts(root)]
+
+
+def only_attempt(root: StorageRoot) -> AttemptRecord:
+    (attempt,) = read_attempts(root, 1)
+    return attempt
+
+
+def test_a_late_rank_makes_the_step_void_for_every_node_and_a_later_one_is_agreed_on(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_and_train(pair)
+        signals, leaving = Signals(monitor), notice(monitor)
+        step = await signals.next_save(pair, 3)
+        assert step > 3
+        await monitor.miss_save(1, step)
+        # Before the next one is announced, and after it: what is saved for the void step is none.
+        assert await pair[0].save((step, 1)) == LATE
+        later = await signals.next_save(pair, step)
+        assert await pair[1].save((step, 1)) == LATE
+        # Twice the time for the announcement.
+        assert later - step > step - 3
+        assert await asyncio.gather(*(node.save((later, 1)) for node in pair)) == [None, None]
+        await leaving
+        assert await signals.next_kind() == "end"
+        for node in pair:
+            await monitor.leave(node.node_rank, None)
+        assert await monitor.decide() == "new_group"
+        assert [manifest.step for manifest in list_committed(root, 1)] == [later]
+        save = only_attempt(root).save
+        assert save is not None
+        assert save.step == later
+
+    run_monitor(scenario)
+
+
+def test_a_rank_that_says_it_is_late_while_others_upload_frees_them(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_and_train(pair)
+        signals, leaving = Signals(monitor), notice(monitor)
+        step = await signals.next_save(pair, 3)
+        saving = asyncio.create_task(pair[0].save((step, 1)))
+        await asyncio.sleep(0)
+        await monitor.miss_save(1, step)
+        assert await saving == LATE
+        assert await signals.next_save(pair, step + 1) > step + 1
+        leaving.cancel()
+
+    run_monitor(scenario)
+    assert list_committed(root, 1) == []
+
+
+def test_what_a_late_rank_says_of_a_step_before_the_last_announced_one_changes_nothing(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_and_train(pair)
+        signals, leaving = Signals(monitor), notice(monitor)
+        first = await signals.next_save(pair, 3)
+        await monitor.miss_save(1, first)
+        second = await signals.next_save(pair, first)
+        await monitor.miss_save(1, first)
+        # Nor does a rank of an attempt before.
+        await monitor.miss_save(0, second)
+        assert await asyncio.gather(*(node.save((second, 1)) for node in pair)) == [None, None]
+        await leaving
+
+    run_monitor(scenario)
+
+
+def test_now_is_nothing_unless_it_is_the_same_step_everywhere(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        for node in pair:
+            await node.record(1)
+        signals, leaving = Signals(monitor), notice(monitor)
+        assert await signals.next_save(pair, 1) == SAVE_NOW
+        mixed = "nodes saved at different steps (1, 2)"
+        assert await asyncio.gather(pair[0].save((1, 1)), pair[1].save((2, 1))) == [mixed, mixed]
+        # Now that two steps were seen, there is a speed.
+        step = await signals.next_save(pair, 2)
+        assert step > 2
+        assert await asyncio.gather(*(node.save((step, 1)) for node in pair)) == [None, None]
+        await leaving
+
+    run_monitor(scenario)
+    assert [manifest.num_nodes for manifest in list_committed(root, 1)] == [2]
+
+
+def test_a_node_that_trains_on_where_another_saves_makes_it_void(run_monitor, nodes, root):
+    """In lockstep it waits for that other one and will never come to a question again."""
+
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        for node in pair:
+            await node.record(1)
+        signals, leaving = Signals(monitor), notice(monitor)
+        assert await signals.next_save(pair, 1) == SAVE_NOW
+        saving = asyncio.create_task(pair[0].save((1, 1)))
+        await asyncio.sleep(0)
+        await pair[1].record(2)
+        assert await saving == "node 1 was beyond step 1 when it should have saved"
+        assert await signals.next_save(pair, 2) > 2
+        leaving.cancel()
+
+    run_monitor(scenario)
+    assert list_committed(root, 1) == []
+
+
+def test_a_periodic_checkpoint_on_its_way_survives_a_save_at_another_step(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        for node in pair:
+            await node.record(1)
+            await monitor.announce_snapshot(node.node_rank, (1, 1))
+        signals, leaving = Signals(monitor), notice(monitor)
+        assert await signals.next_save(pair, 1) == SAVE_NOW
+        await monitor.announce_snapshot(0, (2, 1))
+        assert await asyncio.gather(*(node.save((1, 1)) for node in pair)) == [None, None]
+        await leaving
+
+    run_monitor(scenario)
+    assert [manifest.step for manifest in list_committed(root, 1)] == [1]
+
+
+def test_a_script_that_never_asks_is_stopped_without_a_save_and_told_so(run_monitor, root, tmp_path):
+    async def scenario(monitor: Monitor) -> None:
+        trained = [TrainingNode(monitor, root, tmp_path, rank, 2, Pace(), asks=False) for rank in range(2)]
+        training = asyncio.create_task(train_all(trained))
+        await monitor.wait_for_attempt(1)
+        await monitor.stop(3600.0)
+        await training
+        assert await monitor.decide() == "end"
+
+    run_monitor(scenario)
+    assert list_committed(root, 1) == []
+    assert only_attempt(root).cause == "stop"
+    assert texts(root)[-1].endswith("it never asked is_emergency_save()")
+
+
+def test_of_a_script_that_never_asks_the_next_periodic_checkpoint_is_the_last(run_monitor, root, tmp_path):
+    async def scenario(monitor: Monitor) -> None:
+        trained = [
+            TrainingNode(monitor, root, tmp_path, rank, 2, Pace(), asks=False, save_every=1000) for rank in range(2)
+        ]
+        training = asyncio.create_task(train_all(trained))
+        await monitor.wait_for_attempt(1)
+        await monitor.drill("notice", 3600.0, 1, 0)
+        await training
+        assert await monitor.decide() == "new_group"
+
+    run_monitor(scenario)
+    attempt = only_attempt(root)
+    assert (attempt.cause, attempt.last_step, attempt.resumable_step) == ("preemption", 1000, 1000)
+
+
+def test_a_second_notice_with_a_nearer_deadline_ends_the_wait_and_checkpoints_are_as_usual(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_and_train(pair)
+        signals, first = Signals(monitor), notice(monitor, 3600.0, node_rank=1)
+        step = await signals.next_save(pair, 3)
+        second = notice(monitor, 0.2, node_rank=0)
+        # Nobody saves.
+        assert await signals.next_save(pair, 3) == NO_STEP
+        await second
+        assert await signals.next_kind() == "kill_node"
+        # What comes too late for the notice is void; the next periodic checkpoint is one again.
+        assert await pair[0].save((step, 1)) == "not all nodes saved it in time"
+        await pair[1].record(step + 5)
+        assert await pair[0].save((step + 4, 1)) is None
+        first.cancel()
+
+    run_monitor(scenario)
+    assert texts(root).count("no checkpoint was saved in time") == 1
+
+
+def test_a_second_notice_after_a_save_that_failed_tries_again(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_and_train(pair)
+        await notice(monitor, 0.0, node_rank=1)
+        signals, second = Signals(monitor), notice(monitor, 3600.0, node_rank=0)
+        assert await signals.next_kind() == "kill_node"
+        step = await signals.next_save(pair, 3)
+        assert await asyncio.gather(*(node.save((step, 1)) for node in pair)) == [None, None]
+        await second
+        assert await signals.next_kind() == "end"
+
+    run_monitor(scenario)
+
+
+def test_a_notice_before_the_first_step_moves_the_job_at_once(run_monitor, root, tmp_path):
+    async def scenario(monitor: Monitor) -> None:
+        prepared = asyncio.Event()
+        trained = [TrainingNode(monitor, root, tmp_path, rank, 2, Pace(), prepared=prepared) for rank in range(2)]
+        training = asyncio.create_task(train_all(trained))
+        await monitor.wait_for_attempt(1)
+        await notice(monitor)
+        prepared.set()
+        await training
+        assert await monitor.decide() == "new_group"
+
+    run_monitor(scenario)
+    attempt = only_attempt(root)
+    assert (attempt.cause, attempt.save, attempt.first_step_unix_s) == ("preemption", None, None)
+
+
+def test_a_stop_before_the_first_step_has_nothing_to_save(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        await monitor.stop(3600.0)
+        signals = Signals(monitor)
+        assert [await signals.next_kind() for _ in range(2)] == ["report", "end"]
+
+    run_monitor(scenario)
+    assert texts(root) == ["the job is stopped on request"]
+
+
+def test_a_training_that_comes_to_its_end_before_the_agreed_step_is_a_success(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_and_train(pair)
+        signals, leaving = Signals(monitor), notice(monitor)
+        await signals.next_save(pair, 3)
+        for node in pair:
+            await monitor.leave(node.node_rank, None)
+        await leaving
+        assert [await monitor.decide() for _ in pair] == ["end", "end"]
+
+    run_monitor(scenario)
+    assert only_attempt(root).cause is None
+    assert "attempt_failed" not in [kind for kind, _ in event_texts(root)]
+
+
+def test_a_rank_that_fails_during_the_save_is_the_cause_and_its_checkpoint_is_none(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_and_train(pair)
+        signals, leaving = Signals(monitor), notice(monitor)
+        step = await signals.next_save(pair, 3)
+        saving = asyncio.create_task(pair[0].save((step, 1)))
+        await asyncio.sleep(0)
+        await monitor.leave(1, failure_of(1))
+        assert await saving == "node 1 ended before its files were copied"
+        await leaving
+        assert await signals.next_kind() == "end"
+        await monitor.leave(0, None)
+        assert await monitor.decide() == "restart"
+
+    run_monitor(scenario)
+    assert list_committed(root, 1) == []
+    attempt = only_attempt(root)
+    assert attempt.save is not None
+    assert (attempt.cause, attempt.save.step) == ("failure", None)
