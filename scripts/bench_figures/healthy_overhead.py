@@ -55,20 +55,20 @@ job_setting:
 
 @dataclass(frozen=True)
 class Slice:
-    """Some steps of both ranks: seconds of the slower one, and CPU seconds of the ranks' other threads."""
+    """Some steps of all ranks: seconds of the slower one, and CPU seconds of the ranks' other threads."""
 
     seconds: float
     other_threads_cpu_s: float
 
 
 class Side:
-    """The two ranks of one side."""
+    """The ranks of one side."""
 
     def __init__(self, connections: list[Connection]) -> None:
         self._connections = connections
 
     def make_steps(self, num_steps: int) -> Slice:
-        """Let both ranks make so many steps, at the same time."""
+        """Let all ranks make so many steps, at the same time."""
         answers = self._ask("steps", num_steps)
         return Slice(max(seconds for seconds, _ in answers), sum(others_s for _, others_s in answers))
 
