@@ -58,6 +58,7 @@ class Attempt:
     number: int
     key: AttemptKey
     num_members: int
+    devices_per_member: int = 1
     checkpoint: Manifest | None = None
     members: dict[int, MemberFacts] = field(default_factory=dict)
     restored: dict[str, set[int]] = field(default_factory=dict)
@@ -101,6 +102,11 @@ class Attempt:
         return max(self.steps.values(), default=self.resumed_step)
 
     @property
+    def num_devices(self) -> int:
+        """Devices of all members."""
+        return self.num_members * self.devices_per_member
+
+    @property
     def num_nodes(self) -> int:
         """Distinct nodes of the members."""
         return len({facts.node_rank for facts in self.members.values()})
@@ -125,7 +131,8 @@ class Attempt:
             self._moved_s = time.monotonic()
         (self.pausing_nodes.add if is_pausing else self.pausing_nodes.discard)(node_rank)
         self.steps.update(steps)
-        self.ranks_by_node.setdefault(node_rank, set()).update(steps)
+        if steps:
+            self.ranks_by_node.setdefault(node_rank, set()).update(steps)
         if self.last_step > before:
             now = time.time()
             self.first_step_unix_s = self.first_step_unix_s or now

@@ -144,6 +144,8 @@ class EmergencySave:
             return
         if time.time() >= self._deadline_unix_s:
             self._write_event("notice", "no checkpoint was saved in time")
+        if self._announced_step == NO_STEP:
+            return
         self._board.end_agreed(self._last_asked_step(attempt), "not all nodes saved it in time")
         self._announced_step = NO_STEP
         await self._signal(attempt, Signal("save", NO_STEP))

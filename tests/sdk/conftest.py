@@ -66,8 +66,9 @@ class Agent:
         self.snapshots: list[int] = []
         self.num_replacing = 0
         self.notices: list[str] = []
+        self.late: list[int] = []
         self.on_snapshot: Callable[[int], None] = lambda step: None
-        self.server = SessionServer(socket_path, self._save_snapshot, self.notices.append)
+        self.server = SessionServer(socket_path, self._save_snapshot, self.notices.append, self.late.append)
 
     def _save_snapshot(self, step: int, replace_waiting: bool) -> None:
         self.on_snapshot(step)
