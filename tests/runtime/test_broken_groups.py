@@ -19,7 +19,7 @@ def test_a_lost_node_makes_no_half_checkpoint(run_monitor, nodes, root):
         await asyncio.sleep(0.1)
         # Node 1 dies before it has described its files.
         assert await monitor.may_replace_group({1: "died"}, False)
-        assert await saving == "node 1 failed before its files were copied"
+        assert await saving == "node 1 ended before its files were copied"
 
     run_monitor(scenario)
     assert latest_committed(root, 1) is None
