@@ -12,6 +12,7 @@ import ray.train
 import ray.train.torch
 
 from periflow_ray.errors import JobStoppedError, UsageError
+from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.function_rank import FunctionTask
 from periflow_ray.runtime.function_record import record_new_job, reopen_function_job
 from periflow_ray.runtime.function_worker import run_function
@@ -19,7 +20,6 @@ from periflow_ray.runtime.graceful_stop import GracefulStop
 from periflow_ray.runtime.group_policy import MonitoredTrainer
 from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
-from periflow_ray.runtime.kept_checkpoints import Retention
 from periflow_ray.runtime.meeting import JobRules
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.runtime.train_run import (

@@ -87,11 +87,15 @@ class Command:
             return CommandResult(exit_code=None, signal=None, peak_memory_bytes=0)
         return CommandResult(**json.loads(document))
 
-    def stop(self) -> None:
-        """Ask for the end: SIGTERM to all descendants, SIGKILL after the grace time. ``wait`` returns then."""
+    def stop(self, grace_s: float | None = None) -> None:
+        """Ask for the end: SIGTERM to all descendants, SIGKILL after the grace time. ``wait`` returns then.
+
+        Args:
+            grace_s: instead of the command's own; a second call changes nothing.
+        """
         assert self._keeper.stdin is not None
         try:
-            self._keeper.stdin.write(b"terminate\n")
+            self._keeper.stdin.write(b"terminate\n" if grace_s is None else f"terminate {grace_s}\n".encode())
             self._keeper.stdin.flush()
         except (BrokenPipeError, ValueError):  # The keeper is gone: there is nothing to stop.
             return

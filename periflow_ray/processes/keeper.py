@@ -6,7 +6,7 @@ Run as a script with a bare interpreter (standard library only, so that it start
 
 It makes itself the "child subreaper": every orphaned descendant of the command becomes its child, so none can hide
 by starting a session of its own, as torchrun's workers do. Its standard input is a pipe from the agent: a line
-``terminate`` asks it to end the command, end-of-file means that the agent is dead and does the same. When the
+``terminate [GRACE_S]`` asks it to end the command, end-of-file means that the agent is dead and does the same. When the
 command has ended and nothing of it is left, the keeper writes one JSON line to the file descriptor RESULT_FD:
 ``{"exit_code": int | null, "signal": int | null, "peak_memory_bytes": int}``.
 """
@@ -38,11 +38,12 @@ def main(result_fd: int, grace_s: float, command: list[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_reset_signals(libc))
     ending = threading.Event()
-    for wait in (child.wait, _wait_for_agent):
+    asked_grace_s: list[float] = []
+    for wait in (child.wait, lambda: _wait_for_agent(asked_grace_s)):
         # The command ended, the agent sent a line, or its end of the pipe closed: whichever comes first.
         threading.Thread(target=_set_after, args=(ending, wait), daemon=True).start()
     ending.wait()
-    end_descendants(os.getpid(), grace_s)
+    end_descendants(os.getpid(), asked_grace_s[0] if asked_grace_s else grace_s)
     code = child.wait()
     _reap_orphans()
     result = {
@@ -95,9 +96,10 @@ def find_descendants(pid: int) -> list[int]:
     return found
 
 
-def _wait_for_agent() -> None:
+def _wait_for_agent(asked_grace_s: list[float]) -> None:
     # Unbuffered, because a thread that holds the buffered reader's lock breaks the interpreter's exit.
-    os.read(0, 1)
+    words = os.read(0, 64).split()
+    asked_grace_s += map(float, words[1:])
 
 
 def _set_after(event: threading.Event, wait: Callable[[], object]) -> None:

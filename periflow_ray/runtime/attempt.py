@@ -58,6 +58,7 @@ class Attempt:
     number: int
     key: AttemptKey
     num_members: int
+    devices_per_member: int = 1
     checkpoint: Manifest | None = None
     members: dict[int, MemberFacts] = field(default_factory=dict)
     restored: dict[str, set[int]] = field(default_factory=dict)
@@ -99,6 +100,11 @@ class Attempt:
     def last_step(self) -> int:
         """The highest step of any rank."""
         return max(self.steps.values(), default=self.resumed_step)
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of all members."""
+        return self.num_members * self.devices_per_member
 
     @property
     def num_nodes(self) -> int:
@@ -155,7 +161,8 @@ class Attempt:
 
         Call it regularly, so that a pause does not count.
         """
-        has_to_move = self.ranks_by_node.keys() - self.pausing_nodes - {self.node_of(member) for member in self.left}
+        with_ranks = {node_rank for node_rank, ranks in self.ranks_by_node.items() if ranks}
+        has_to_move = with_ranks - self.pausing_nodes - {self.node_of(member) for member in self.left}
         if not has_to_move:
             self._moved_s = time.monotonic()
         return time.monotonic() - self._moved_s

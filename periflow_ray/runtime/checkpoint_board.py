@@ -16,10 +16,10 @@ from typing import Any, Protocol
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.runtime.agreed_save import AgreedSave, CheckpointId
 from periflow_ray.runtime.attempt import Attempt
-from periflow_ray.runtime.kept_checkpoints import KeptCheckpoints, Retention
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import LocalFile, Manifest, PlannedFile
 from periflow_ray.store.jobs import read_record
+from periflow_ray.store.retention import KeepBest, choose_expired
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
 
@@ -29,19 +29,15 @@ _CUT_SHORT = "the attempt ended before all of it was uploaded"
 
 
 @dataclass(frozen=True)
-class AttemptFacts:
-    """What the manifests of an attempt say of it."""
+class Retention:
+    """Which committed checkpoints to keep; without any rule all of them."""
 
-    attempt: int
-    world_size: int
-    num_nodes: int
+    keep_last: int | None = None
+    keep_best: KeepBest | None = None
 
 
 class AttemptView(Protocol):
     """What the board asks the monitor."""
-
-    def facts(self) -> AttemptFacts:
-        """Of the attempt under way."""
 
     def current_attempt(self) -> Attempt:
         """The attempt under way."""
@@ -85,6 +81,7 @@ class CheckpointBoard:
     ) -> None:
         self._root = root
         self._job_id = job_id
+        self._retention = retention
         self._changed = changed
         self._view = view
         self._pending: dict[CheckpointId, _Pending] = {}
@@ -92,7 +89,9 @@ class CheckpointBoard:
         self._chosen_names: set[str] = set()
         self._failed_nodes: set[int] = set()
         self._agreed = AgreedSave()
-        self._kept = KeptCheckpoints(root, job_id, retention, view.write_event)
+        self._kept: list[Manifest] = []
+        self._tidying: asyncio.Task[None] | None = None
+        self._has_warned_of_tidying = False
         self._created_by: str | None = None
         self.commits: list[Manifest] = []
         self.save_time_s = 0.0
@@ -101,7 +100,7 @@ class CheckpointBoard:
     @property
     def newest(self) -> Manifest | None:
         """The newest committed checkpoint of the job."""
-        return self._kept.newest
+        return self._kept[-1] if self._kept else None
 
     @property
     def has_pending(self) -> bool:
@@ -123,7 +122,7 @@ class CheckpointBoard:
         with contextlib.suppress(NotFoundError):
             self._created_by = (await asyncio.to_thread(read_record, self._root, self._job_id)).created_by
         await asyncio.to_thread(checkpoints.sweep_partials, self._root, self._job_id, _CUT_SHORT)
-        await self._kept.read()
+        self._kept = await asyncio.to_thread(checkpoints.list_committed, self._root, self._job_id)
 
     def require_all_nodes(self, first_step: int) -> None:
         """Of what is begun from now on, a checkpoint from this step on is none without every node's files, at one step.
@@ -190,8 +189,9 @@ class CheckpointBoard:
             self._changed.notify_all()
             await self._changed.wait_for(lambda: pending.plan is not None or self._is_complete(checkpoint, pending))
             if pending.plan is None:
+                previous = self._kept[-1] if self._kept else None
                 restored = self._view.current_attempt().checkpoint
-                pending.plan = checkpoints.merge_files(pending.files_by_node, self._kept.newest, restored)
+                pending.plan = checkpoints.merge_files(pending.files_by_node, previous, restored)
         try:
             name = await pending.name
         except (OSError, StorageError) as err:
@@ -234,7 +234,8 @@ class CheckpointBoard:
 
     async def close(self) -> None:
         """Wait for deletions under way."""
-        await self._kept.close()
+        if self._tidying is not None:
+            await self._tidying
 
     def _unsettled(self) -> list[CheckpointId]:
         return [checkpoint for checkpoint, pending in self._pending.items() if not pending.is_settled]
@@ -274,7 +275,8 @@ class CheckpointBoard:
                 checkpoints.choose_name, self._root, self._job_id, step, frozenset(self._chosen_names)
             )
             self._chosen_names.add(name)
-        await asyncio.to_thread(checkpoints.begin, self._root, self._job_id, name, step, self._view.facts().attempt)
+        attempt = self._view.current_attempt().number
+        await asyncio.to_thread(checkpoints.begin, self._root, self._job_id, name, step, attempt)
         return name
 
     async def _settle(self, checkpoint: CheckpointId, pending: _Pending) -> None:
@@ -305,23 +307,38 @@ class CheckpointBoard:
     async def _commit(self, manifest: Manifest) -> None:
         await asyncio.to_thread(checkpoints.commit, self._root, manifest)
         self.commits.append(manifest)
+        self._kept.append(manifest)
         size = format_size(manifest.size)
         self._view.write_event(
             "checkpoint", f"checkpoint {manifest.checkpoint} committed at step {manifest.step} ({size})"
         )
-        self._kept.add(manifest)
+        self._tidying = asyncio.create_task(self._tidy(self._tidying))
 
     def _describe(self, name: str, step: int, pending: _Pending) -> Manifest:
-        facts = self._view.facts()
+        attempt = self._view.current_attempt()
         return Manifest(
             checkpoint=name,
             job_id=self._job_id,
             step=step,
-            attempt=facts.attempt,
-            world_size=facts.world_size,
-            num_nodes=facts.num_nodes,
+            attempt=attempt.number,
+            world_size=attempt.num_devices,
+            num_nodes=attempt.num_nodes,
             created_unix_s=time.time(),
             created_by=self._created_by,
             files=tuple(file.as_stored() for file in pending.plan or ()),
             metrics=pending.metrics,
         )
+
+    async def _tidy(self, earlier: asyncio.Task[None] | None) -> None:
+        if earlier is not None:
+            await earlier
+        rules = self._retention
+        for manifest in choose_expired(self._kept, rules.keep_last, rules.keep_best):
+            try:
+                await asyncio.to_thread(checkpoints.remove, self._root, self._job_id, manifest.checkpoint)
+            except (OSError, StorageError) as err:
+                if not self._has_warned_of_tidying:
+                    self._view.write_event("notice", f"checkpoint {manifest.checkpoint} could not be deleted: {err}")
+                self._has_warned_of_tidying = True
+            else:
+                self._kept.remove(manifest)

@@ -21,14 +21,12 @@ class History:
     """Reads what earlier drivers of the job recorded.
 
     Args:
-        devices_per_member: devices of one Ray Train worker.
         max_failures: restarts after failures; -1 for any number.
     """
 
-    def __init__(self, root: StorageRoot, job_id: int, devices_per_member: int, max_failures: int) -> None:
+    def __init__(self, root: StorageRoot, job_id: int, max_failures: int) -> None:
         self._root = root
         self._job_id = job_id
-        self._devices_per_member = devices_per_member
         self._max_failures = max_failures
         self._records = attempts.read_attempts(root, job_id)
         # Whoever resumes a job by hand gives it all its restarts again.
@@ -99,7 +97,7 @@ class History:
         return AttemptRecord(
             number=attempt.number,
             num_nodes=attempt.num_nodes,
-            num_devices=attempt.num_members * self._devices_per_member,
+            num_devices=attempt.num_devices,
             started_unix_s=attempt.started_unix_s,
             first_step_unix_s=attempt.first_step_unix_s,
             last_step_unix_s=attempt.last_step_unix_s,

@@ -12,7 +12,7 @@ from typing import Any
 from periflow_ray.errors import StorageError
 from periflow_ray.runtime.attempt import Attempt, AttemptKey, MemberFacts, Signal
 from periflow_ray.runtime.broken_group import close_broken_group
-from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard
+from periflow_ray.runtime.checkpoint_board import CheckpointBoard
 from periflow_ray.runtime.checkpoint_calls import CheckpointCalls
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.emergency import EmergencySave
@@ -49,7 +49,7 @@ class Monitor(CheckpointCalls):
         self._hazards = Hazards(
             job_id, self._changed, self._board, self._emergency, self.write_event, rules.hang_timeout_s
         )
-        self._history = History(root, job_id, rules.devices_per_member, rules.max_failures)
+        self._history = History(root, job_id, rules.max_failures)
         self._attempt = Attempt(self._history.last_number, ("", 0), 0)
         self._over: str | None = None
         self._is_stopping = False
@@ -252,11 +252,6 @@ class Monitor(CheckpointCalls):
 
     # The board asks these.
 
-    def facts(self) -> AttemptFacts:
-        """What manifests say of the attempt."""
-        attempt = self._attempt
-        return AttemptFacts(attempt.number, attempt.num_members * self._rules.devices_per_member, attempt.num_nodes)
-
     def current_attempt(self) -> Attempt:
         """The attempt under way."""
         return self._attempt
@@ -295,7 +290,7 @@ class Monitor(CheckpointCalls):
             if before.end("lost", "a worker or its machine died"):
                 self.write_event("attempt_failed", f"attempt {before.number} ended: {before.text}")
             await self._record_end(before)
-        self._attempt = Attempt(before.number + 1, key, num_members)
+        self._attempt = Attempt(before.number + 1, key, num_members, self._rules.devices_per_member)
         self._recorder.forget_speed()
         await self._board.begin_attempt()
         self._attempt.checkpoint = await self._restores.find_checkpoint()

@@ -16,6 +16,7 @@ from periflow_ray.runtime.node_log import NodeLog
 from periflow_ray.runtime.reporter import Reporter
 from periflow_ray.runtime.session_server import SessionServer
 from periflow_ray.runtime.stacks import dump_stacks
+from periflow_ray.store.attempts import EndCause
 
 REPORT_TIMEOUT_S = 0.3
 RETRY_INTERVAL_S = 1.0
@@ -25,7 +26,7 @@ class MonitorSignals:
     """A background thread that carries out the signals of one attempt, until the one that ends it.
 
     Args:
-        on_end: called once when the user's processes have to end.
+        on_end: called once when the user's processes have to end, with the attempt's cause where it is known.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class MonitorSignals:
         server: SessionServer,
         reporter: Reporter,
         log: NodeLog,
-        on_end: Callable[[], None],
+        on_end: Callable[[EndCause | None], None],
     ) -> None:
         self._monitor = monitor
         self._attempt = attempt
@@ -57,7 +58,7 @@ class MonitorSignals:
                 time.sleep(RETRY_INTERVAL_S)
                 continue
             except ray.exceptions.RayError:  # The monitor ends with the job.
-                self._on_end()
+                self._on_end(None)
                 return
             num_seen += len(signals)
             for signal in signals:
@@ -82,4 +83,4 @@ class MonitorSignals:
             if signal.target == self._node_rank:
                 os.kill(os.getpid(), SIGKILL)
         else:
-            self._on_end()
+            self._on_end(signal.cause)

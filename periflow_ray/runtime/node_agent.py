@@ -27,12 +27,13 @@ from periflow_ray.runtime.group_policy import GroupReplacedError
 from periflow_ray.runtime.lifeline import share_fate
 from periflow_ray.runtime.meeting import Meeting, Next
 from periflow_ray.runtime.monitor_signals import MonitorSignals
-from periflow_ray.runtime.node_commands import NodeCommands
+from periflow_ray.runtime.node_commands import GRACE_S, LOST_GRACE_S, NodeCommands
 from periflow_ray.runtime.node_log import NodeLog
 from periflow_ray.runtime.reporter import Reporter
 from periflow_ray.runtime.sandbox import Sandbox
 from periflow_ray.runtime.session_server import SessionServer
 from periflow_ray.store import checkpoints
+from periflow_ray.store.attempts import EndCause
 from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.cloud_environment import set_cloud_environment
 from periflow_ray.store.events import EventWriter
@@ -196,7 +197,7 @@ class NodeAgent:
                 server,
                 reporter,
                 self._log,
-                on_end=lambda: self._end(commands),
+                on_end=lambda cause: self._end(commands, cause),
             )
             failure = commands.wait()
             # Not before: ranks that are released from their last save would make a step more.
@@ -222,9 +223,10 @@ class NodeAgent:
             if uploads.last_error is None:
                 self._ended.wait(END_TIMEOUT_S)
 
-    def _end(self, commands: NodeCommands) -> None:
+    def _end(self, commands: NodeCommands, cause: EndCause | None) -> None:
         self._is_ending = True
-        commands.stop()
+        # Whoever stops a job by hand lets its script tidy up.
+        commands.stop(GRACE_S if cause in (None, "stop") else LOST_GRACE_S)
 
     def _report_start(self, meeting: Meeting) -> None:
         if meeting.checkpoint is not None:

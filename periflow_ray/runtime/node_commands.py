@@ -20,6 +20,8 @@ from periflow_ray.runtime.node_log import NodeLog
 from periflow_ray.runtime.sandbox import Sandbox
 
 GRACE_S = 5.0
+# Where the attempt is lost, or saved as a whole, nothing of what a rank still does is kept; and everybody waits for it.
+LOST_GRACE_S = 0.5
 NUM_KEPT_LINES = 400
 # What a Ray worker's environment says of itself must not leak into the user's processes.
 _DROPPED_PREFIXES = ("RAY_", "TORCHELASTIC_")
@@ -72,7 +74,7 @@ class NodeCommands:
             failure = run.wait(self._node_rank)
             if failure is not None:
                 failures.append(failure)
-                self.stop()
+                self.stop(LOST_GRACE_S)
 
         threads = [threading.Thread(target=wait_for, args=(run,), name="command-wait") for run in self._runs]
         for thread in threads:
@@ -81,10 +83,10 @@ class NodeCommands:
             thread.join()
         return failures[0] if failures else None
 
-    def stop(self) -> None:
-        """Ask every command to end; ``wait`` returns then."""
+    def stop(self, grace_s: float = GRACE_S) -> None:
+        """Ask every command to end, within the grace time; ``wait`` returns then."""
         for run in self._runs:
-            run.command.stop()
+            run.command.stop(grace_s)
 
     def _start(self, env: Mapping[str, str], rank: int | None) -> _Run:
         lines: deque[str] = deque(maxlen=NUM_KEPT_LINES)

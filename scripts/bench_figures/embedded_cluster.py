@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench_figures.programs import clean_environment, note, run_program, venv_program
 from bench_figures.row import FigureError
-from periflow_ray.submit.local_cluster import DIR_VARIABLE, LocalClusterDir
+from periflow_ray.submit.local_cluster import DIR_VARIABLE, LocalCluster, LocalClusterDir
 
 END_TIMEOUT_S = 60.0
 # The embedded cluster of a bench that was killed must not stay for long.
@@ -44,9 +44,7 @@ class EmbeddedCluster:
         Raises:
             FigureError: no job has started the cluster yet.
         """
-        found = self._directory.read()
-        if found is None:
-            raise FigureError("the embedded cluster is not running")
+        found = self._find()
         return {
             **self.env,
             "RAY_ADDRESS": found.address,
@@ -54,6 +52,15 @@ class EmbeddedCluster:
             "RAY_AUTH_TOKEN_PATH": str(self._directory.token_path),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }
+
+    @property
+    def supervisor_pid(self) -> int:
+        """The process that all of the cluster's are below.
+
+        Raises:
+            FigureError: no job has started the cluster yet.
+        """
+        return self._find().supervisor_pid
 
     def submit(self, template: Path, workspace: Path, *options: str, timeout_s: float) -> str:
         """Run a job of two devices to its end as a user does; returns its output.
@@ -94,6 +101,12 @@ class EmbeddedCluster:
                 note(f"the embedded cluster (process {found.supervisor_pid}) did not end in {END_TIMEOUT_S:.0f} s")
                 return
             time.sleep(0.1)
+
+    def _find(self) -> LocalCluster:
+        found = self._directory.read()
+        if found is None:
+            raise FigureError("the embedded cluster is not running")
+        return found
 
     @property
     def _directory(self) -> LocalClusterDir:

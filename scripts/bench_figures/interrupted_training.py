@@ -33,7 +33,8 @@ START_TIMEOUT_S = 180.0
 # Of every wait for what should take seconds.
 TIMEOUT_S = 180.0
 GRACE_S = 5.0
-_POLL_S = 0.02
+# Also what finding a rank to have made its step may take longer; the times themselves come from the ranks.
+_POLL_S = 0.2
 _WORKSPACE = MEASURED_DIR / "interrupted"
 # One for each rank, as the job's nodes and Ray Train's workers have it.
 _NUM_THREADS = 1
@@ -141,6 +142,15 @@ class InterruptedTraining(abc.ABC):
         before = [step for made_unix_s, step in steps if made_unix_s <= time_unix_s]
         after = [step for made_unix_s, step in steps if made_unix_s > time_unix_s]
         return min(before[-1], min(after) - 1) if before and after else 0
+
+    def last_step_before_restart(self, after_unix_s: float) -> int:
+        """The highest step of any rank in the processes that were there at a time."""
+        steps = [0]
+        for rank in range(NUM_RANKS):
+            marks = self.marks(rank)
+            old_pids = {mark.pid for mark in marks if mark.time_unix_s <= after_unix_s}
+            steps += [mark.step for mark in marks if mark.pid in old_pids and mark.step is not None]
+        return max(steps)
 
     def last_step(self) -> int:
         """The step that rank 0 made last."""

@@ -13,6 +13,8 @@ from bench_figures.cli_start import measure_cli_start
 from bench_figures.dataset_small_files import measure_dataset_small_files
 from bench_figures.ddp_throughput import measure_ddp_throughput
 from bench_figures.goodput import measure_goodput
+from bench_figures.healthy_overhead import measure_healthy_overhead
+from bench_figures.notice_to_save import measure_notice_to_save
 from bench_figures.recovery import measure_recovery
 from bench_figures.row import Row
 from bench_figures.sdk_step import measure_sdk_step
@@ -31,4 +33,6 @@ FIGURES: dict[str, Callable[[], list[Row]]] = {
     "dataset_small_files": measure_dataset_small_files,
     "recovery": measure_recovery,
     "goodput": measure_goodput,
+    "notice_to_save": measure_notice_to_save,
+    "healthy_overhead": measure_healthy_overhead,
 }

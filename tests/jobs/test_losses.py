@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,23 @@ def test_a_storage_root_that_is_full_for_a_while_costs_its_checkpoints_and_no_st
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 
+def makes_steps(job: HashChainJob, after_attempt: int) -> bool:
+    """Whether an attempt after this one has made a step."""
+    newest = job.attempts()[-1]
+    return newest.number > after_attempt and newest.ended_unix_s is None and newest.last_step > newest.resumed_step
+
+
+def kill_found(find: Callable[[], int | None]) -> bool:
+    """Whether there was a process to kill."""
+    pid = find()
+    if pid is None:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        return True
+    return False
+
+
 @pytest.mark.timeout(900)
 def test_twenty_random_kills_in_one_run(start_job: StartJob, tmp_path: Path) -> None:
     job = start_job(extra="max_failures: 1000")
@@ -151,25 +170,15 @@ def test_twenty_random_kills_in_one_run(start_job: StartJob, tmp_path: Path) -> 
         "agent": lambda: find_agent(job.sandbox(chance.randrange(2))),
         "driver": lambda: find_driver(job.workbench.root.uri, job.job_id),
     }
-    has_waited = True
+    killed_attempt, is_recovering = 0, False
     for victim in victims:
-        # Some kills hit a job that is just recovering; but after each it gets to make steps.
-        if not has_waited or chance.random() < 0.6:
-            wait_until(lambda: job.attempts()[-1].last_step > job.attempts()[-1].resumed_step, "steps are made")
-            has_waited = True
-        else:
-            has_waited = False
+        # Some kills hit a job that is just recovering, but never two in a row: it has to make steps.
+        is_recovering = not is_recovering and chance.random() < 0.4
+        if not is_recovering:
+            wait_until(partial(makes_steps, job, killed_attempt), "steps are made")
         time.sleep(chance.uniform(0.0, 1.0))
-        killed: list[int] = []
-
-        def kill(victim: str = victim, killed: list[int] = killed) -> bool:
-            pid = find[victim]()
-            if pid is not None:
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-            return pid is not None
-
-        wait_until(kill, f"there is a {victim} to kill")
+        killed_attempt = job.attempts()[-1].number
+        wait_until(partial(kill_found, find[victim]), f"there is a {victim} to kill")
         assert not jobs.read_state(job.workbench.root, job.job_id).has_ended
     job.hurry()
     attempts = job.finish()

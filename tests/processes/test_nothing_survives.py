@@ -70,6 +70,15 @@ def test_grandchildren_that_ignore_sigterm_end_with_the_command(start, marked, t
     assert marked.find() == []
 
 
+def test_a_stop_may_shorten_the_grace_time(start, marked, tmp_path, wait_until):
+    # Its own grace time is longer than the tests' limit.
+    command, _ = start(f"{IGNORES_TERM} echo ready > ready; while :; do sleep 0.01; done", grace_s=3600.0)
+    wait_until(lambda: has_text(tmp_path / "ready"))
+    command.stop(grace_s=0.1)
+    assert command.wait().signal == signal.SIGKILL
+    assert marked.find() == []
+
+
 def test_stop_after_the_end_does_nothing(start):
     command, _ = start("exit 4")
     result = command.wait()

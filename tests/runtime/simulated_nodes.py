@@ -33,10 +33,10 @@ class Node:
     async def join(self, worker_group: str = "group-1", round_in_group: int = 0) -> Meeting:
         return await self.monitor.join((worker_group, round_in_group), facts_of(self.node_rank, self.num_members))
 
-    async def record(self, step: int) -> None:
+    async def record(self, step: int, is_pausing: bool = False) -> None:
         """Its two ranks are at this step."""
         first = 2 * self.node_rank
-        await self.monitor.record({first: step, first + 1: step}, None, [], self.node_rank)
+        await self.monitor.record({first: step, first + 1: step}, None, [], self.node_rank, is_pausing=is_pausing)
 
     async def save(self, checkpoint: CheckpointId, error: str | None = None) -> str | None:
         """Announce the snapshot, upload what the monitor asks for, report it."""

@@ -16,13 +16,13 @@ from periflow_ray.store.root import StorageRoot
 
 
 def make_attempt(number: int) -> Attempt:
-    attempt = Attempt(number, (f"group-{number}", 0), 2)
+    attempt = Attempt(number, (f"group-{number}", 0), 2, devices_per_member=2)
     attempt.members = {rank: facts_of(rank, 2) for rank in range(2)}
     return attempt
 
 
 def open_history(root: StorageRoot, max_failures: int = -1) -> History:
-    return History(root, 1, devices_per_member=2, max_failures=max_failures)
+    return History(root, 1, max_failures=max_failures)
 
 
 async def fail(history: History, number: int, step: int = 7) -> None:

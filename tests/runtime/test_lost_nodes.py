@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from simulated_nodes import Node, failure_of, join_all, save_all
+import pytest
+from simulated_nodes import Node, event_texts, failure_of, join_all, save_all
 
 from periflow_ray.runtime.monitor import Monitor
-from periflow_ray.store.checkpoints import describe_files, list_committed
+from periflow_ray.store.attempts import read_attempts
+from periflow_ray.store.checkpoints import describe_files, latest_committed, list_checkpoint_names, list_committed
+
+ENDED = "node 1 ended before its files were copied"
 
 
 async def begin_save(node: Node) -> asyncio.Task[str | None]:
@@ -52,3 +56,38 @@ def test_after_a_loss_the_new_nodes_save_as_ever(run_monitor, nodes, root):
 
     run_monitor(scenario)
     assert [manifest.step for manifest in list_committed(root, 1)] == [10]
+
+
+def test_those_who_live_on_in_a_broken_group_do_not_begin_another_attempt(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        first, second = nodes(monitor)
+        await join_all([first, second])
+        assert await monitor.may_replace_group({1: "The actor died"}, False)
+        await monitor.leave(0, None)
+        assert await monitor.decide() == "new_group"
+        assert [meeting.attempt for meeting in await join_all([first, second], "group-2")] == [2, 2]
+
+    run_monitor(scenario)
+    assert [record.cause for record in read_attempts(root, 1)] == ["lost", None]
+
+
+@pytest.mark.parametrize("end", ["stop", "lost"])
+def test_a_node_that_is_ended_before_it_saved_takes_the_others_save_with_it(run_monitor, nodes, root, end):
+    async def scenario(monitor: Monitor) -> None:
+        first, second = nodes(monitor)
+        await join_all([first, second])
+        await first.record(50)
+        await second.record(30)
+        saving = asyncio.create_task(first.save((50, 1)))
+        while not list_checkpoint_names(root, 1):
+            await asyncio.sleep(0.01)
+        if end == "stop":
+            await monitor.stop(0)
+            await monitor.leave(1, None)
+        else:
+            await monitor.may_replace_group({1: "died"}, False)
+        assert await saving == ENDED
+
+    run_monitor(scenario)
+    assert latest_committed(root, 1) is None
+    assert ("checkpoint_failed", f"checkpoint at step 50 was not saved: {ENDED}") in event_texts(root)

@@ -260,7 +260,7 @@ def test_a_second_notice_after_a_save_that_failed_tries_again(run_monitor, nodes
     run_monitor(scenario)
 
 
-def test_a_notice_during_the_restore_moves_the_job_at_once(run_monitor, root, tmp_path):
+def test_a_notice_before_the_first_step_moves_the_job_at_once(run_monitor, root, tmp_path):
     async def scenario(monitor: Monitor) -> None:
         prepared = asyncio.Event()
         trained = [TrainingNode(monitor, root, tmp_path, rank, 2, Pace(), prepared=prepared) for rank in range(2)]
@@ -273,7 +273,7 @@ def test_a_notice_during_the_restore_moves_the_job_at_once(run_monitor, root, tm
 
     run_monitor(scenario)
     attempt = only_attempt(root)
-    assert (attempt.cause, attempt.save, attempt.last_step) == ("preemption", None, 0)
+    assert (attempt.cause, attempt.save, attempt.first_step_unix_s) == ("preemption", None, None)
 
 
 def test_a_stop_before_the_first_step_has_nothing_to_save(run_monitor, nodes, root):
@@ -282,7 +282,6 @@ def test_a_stop_before_the_first_step_has_nothing_to_save(run_monitor, nodes, ro
         await join_all(pair)
         await monitor.stop(3600.0)
         signals = Signals(monitor)
-        # There may have been steps that nobody told of yet.
         assert [await signals.next_kind() for _ in range(2)] == ["report", "end"]
 
     run_monitor(scenario)

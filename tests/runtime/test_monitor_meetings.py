@@ -9,7 +9,6 @@ from periflow_ray.runtime import recorder
 from periflow_ray.runtime.attempt import Signal
 from periflow_ray.runtime.meeting import Meeting
 from periflow_ray.runtime.monitor import Monitor
-from periflow_ray.store.attempts import read_attempts
 from periflow_ray.store.checkpoints import (
     latest_committed,
 )
@@ -248,16 +247,3 @@ def test_an_attempt_that_ended_without_a_word_is_recorded_when_the_next_one_begi
 
     run_monitor(scenario)
     assert event_texts(root) == [("attempt_failed", "attempt 1 ended: a worker or its machine died")]
-
-
-def test_those_who_live_on_in_a_broken_group_do_not_begin_another_attempt(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
-        first, second = nodes(monitor)
-        await join_all([first, second])
-        assert await monitor.may_replace_group({1: "The actor died"}, False)
-        await monitor.leave(0, None)
-        assert await monitor.decide() == "new_group"
-        assert [meeting.attempt for meeting in await join_all([first, second], "group-2")] == [2, 2]
-
-    run_monitor(scenario)
-    assert [record.cause for record in read_attempts(root, 1)] == ["lost", None]

@@ -18,9 +18,8 @@ from typing import Any
 
 from periflow_ray.errors import StorageError
 from periflow_ray.runtime.attempt import Attempt, MemberFacts
-from periflow_ray.runtime.checkpoint_board import AttemptFacts, CheckpointBoard
+from periflow_ray.runtime.checkpoint_board import CheckpointBoard, Retention
 from periflow_ray.runtime.checkpoint_uploads import bring_files
-from periflow_ray.runtime.kept_checkpoints import Retention
 from periflow_ray.store import checkpoints
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import DownloadItem, Transfer
@@ -29,11 +28,9 @@ from periflow_ray.store.transfer import DownloadItem, Transfer
 class LoneNode:
     """The monitor's part for one node of one rank: it is there, and it saves at every step."""
 
-    def facts(self) -> AttemptFacts:
-        return AttemptFacts(attempt=1, world_size=1, num_nodes=1)
-
     def current_attempt(self) -> Attempt:
-        return Attempt(1, ("", 0), 1, members={0: MemberFacts(0, 1, 0, "127.0.0.1", 0, "")})
+        member = MemberFacts(0, 1, node_rank=0, address="127.0.0.1", port=0, ray_node_id="ray-node-0")
+        return Attempt(1, ("group-1", 0), 1, members={0: member})
 
     def newest_metrics(self) -> Mapping[str, Any]:
         return {}

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import ray
 
+from periflow_ray.runtime.attempt import MemberFacts
+from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads
-from periflow_ray.runtime.kept_checkpoints import Retention
+from periflow_ray.runtime.meeting import JobRules
 from periflow_ray.runtime.monitor import Monitor
 from periflow_ray.runtime.reporter import Reporter
 from periflow_ray.runtime.session_server import SessionServer
@@ -50,16 +52,19 @@ class Agent:
 
     def __init__(self, root: StorageRoot, output_dir: Path, agent_dir: Path) -> None:
         self._root = root
-        self._monitor = ray.remote(num_cpus=0, max_concurrency=1000)(Monitor).remote(root, JOB_ID, 1, 1, Retention())
-        ray.get(self._monitor.join.remote("bench", 0, 0, "127.0.0.1", 0))
-        self._uploads = CheckpointUploads(root, JOB_ID, 0, self._monitor, agent_dir / "snapshots")
+        rules = JobRules(devices_per_member=1, max_failures=0, retention=Retention())
+        self._monitor = ray.remote(num_cpus=0, max_concurrency=1000)(Monitor).remote(root, JOB_ID, rules)
+        machine = ray.get_runtime_context().get_node_id()
+        facts = MemberFacts(member=0, num_members=1, node_rank=0, address="127.0.0.1", port=0, ray_node_id=machine)
+        attempt = ray.get(self._monitor.join.remote(("bench", 0), facts)).attempt
+        self._uploads = CheckpointUploads(root, JOB_ID, 0, self._monitor, attempt, agent_dir / "snapshots")
         ray.get(self._monitor.start.remote(0))
         self._server = SessionServer(
             agent_dir / "session",
             lambda step, replace_waiting: self._uploads.save_snapshot(output_dir, step, replace_waiting),
             lambda text: print(text, file=sys.stderr),
         )
-        self._reporter = Reporter(self._server, self._monitor, 0, lambda: None)
+        self._reporter = Reporter(self._server, self._monitor, attempt, 0, lambda: None)
         self._num_commits = 0
         self._idle_kib = 0
 

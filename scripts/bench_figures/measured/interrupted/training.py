@@ -1,7 +1,7 @@
 """A small training over all ranks whose steps take as long as on a device that is faster than this machine's cores.
 
 What the computing does not need of a step's time is slept: the cores are free meanwhile, as beside a device. Every
-rank writes down when it did what, in ``<directory>/rank-<rank>``, one line each: ``<what> <Unix seconds> <process id>``.
+rank writes down when it did what, in ``<directory>/rank-<rank>``: lines of ``<what> <Unix seconds> <process id>``.
 """
 
 from __future__ import annotations
