@@ -83,7 +83,7 @@ class EmergencySave:
         if attempt.first_step_unix_s is None:
             # Its first steps may not have been reported yet.
             await self._ask_for_steps(attempt)
-        if attempt.first_step_unix_s is None or not self._may_go_on(attempt):
+        if attempt.first_step_unix_s is None or attempt.cause is not None:
             return False
         self._record = SaveRecord(notice_s=deadline_unix_s - began_unix_s, step=None, save_time_s=None)
         announce_s, is_void = ANNOUNCE_S, True

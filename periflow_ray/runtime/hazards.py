@@ -118,8 +118,9 @@ class Hazards:
     ) -> None:
         await asyncio.to_thread(self._mark, mark_saving, machines)
         is_saved = await self._emergency.save(attempt, reason, deadline_unix_s, nodes)
-        # Without a step there is nothing to save, and the job moves at once.
-        if not is_saved and attempt.first_step_unix_s is not None:
+        # Without a step at the time of the notice there is nothing to save, and the job moves at once.
+        was_asked = self._emergency.describe(attempt) is not None
+        if not is_saved and (was_asked or attempt.cause is not None):
             # A periodic checkpoint is all there is; the attempt goes on until the machines are gone.
             async with self._changed:
                 with contextlib.suppress(asyncio.TimeoutError):

@@ -276,6 +276,29 @@ def test_a_notice_before_the_first_step_moves_the_job_at_once(run_monitor, root,
     assert (attempt.cause, attempt.save, attempt.first_step_unix_s) == ("preemption", None, None)
 
 
+def test_a_first_step_just_after_the_notice_is_either_saved_or_given_up_at_once(run_monitor, nodes):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        for num_yields in range(20):
+            await join_all(pair, f"group-{num_yields}")
+            leaving = notice(monitor)
+            await monitor.wait_for_signals(num_yields + 1, 0)
+            for node in pair:
+                await monitor.record({2 * node.node_rank: 0}, None, [], node.node_rank, True)
+            for _ in range(num_yields):
+                await asyncio.sleep(0)
+            for node in pair:
+                await node.record(1)
+            kinds = {"report"}
+            while kinds == {"report"}:
+                kinds = {signal.kind for signal in await monitor.wait_for_signals(num_yields + 1, 0)}
+                await asyncio.sleep(0.01)
+            assert kinds & {"save", "end"}
+            leaving.cancel()
+
+    run_monitor(scenario)
+
+
 def test_a_stop_before_the_first_step_has_nothing_to_save(run_monitor, nodes, root):
     async def scenario(monitor: Monitor) -> None:
         pair = nodes(monitor)
