@@ -12,14 +12,14 @@ import ray.train
 import ray.train.torch
 
 from periflow_ray.errors import JobStoppedError, UsageError
-from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.function_rank import FunctionTask
-from periflow_ray.runtime.function_record import record_new_job, reopen_function_job
+from periflow_ray.runtime.function_record import read_resumable_job, record_new_job, reopen_function_job
 from periflow_ray.runtime.function_worker import run_function
 from periflow_ray.runtime.graceful_stop import GracefulStop
 from periflow_ray.runtime.group_policy import MonitoredTrainer
 from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
+from periflow_ray.runtime.kept_checkpoints import Retention
 from periflow_ray.runtime.meeting import JobRules
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.runtime.train_run import (
@@ -129,8 +129,20 @@ class TorchTrainer:
         chosen = choose_root(self._storage, self._storage_credential)
         root = chosen.root
         root.check_writable()
+        # Before a cluster starts: a mistake is told at once.
+        ended = None if self._resume is None else read_resumable_job(root, self._resume)
         ensure_ray()
-        job_id = self._record_job(root)
+        accelerator = "GPU" if self._wants_gpus() else "CPU"
+        if ended is not None:
+            job_id = reopen_function_job(root, *ended, accelerator=accelerator, num_devices=self._num_devices)
+        else:
+            job_id = record_new_job(
+                root,
+                name=self._name or getattr(self._train_loop, "__name__", None),
+                experiment=self._experiment,
+                accelerator=accelerator,
+                num_devices=self._num_devices,
+            )
         with StateKeeper(root, job_id) as state:
             return self._fit(chosen, job_id, state)
 
@@ -198,19 +210,6 @@ class TorchTrainer:
         if self._resources_per_device is not None:
             return dict(self._resources_per_device)
         return {"CPU": min(1.0, ray.cluster_resources().get("CPU", 1.0) / self._num_devices)}
-
-    def _record_job(self, root: StorageRoot) -> int:
-        accelerator = "GPU" if self._wants_gpus() else "CPU"
-        if self._resume is not None:
-            reopen_function_job(root, self._resume, accelerator=accelerator, num_devices=self._num_devices)
-            return self._resume
-        return record_new_job(
-            root,
-            name=self._name or getattr(self._train_loop, "__name__", None),
-            experiment=self._experiment,
-            accelerator=accelerator,
-            num_devices=self._num_devices,
-        )
 
 
 def _raise_stopped(root: StorageRoot, job_id: int, signum: signal.Signals | None, error: BaseException) -> NoReturn:

@@ -16,24 +16,16 @@ from typing import Any, Protocol
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.runtime.agreed_save import AgreedSave, CheckpointId
 from periflow_ray.runtime.attempt import Attempt
+from periflow_ray.runtime.kept_checkpoints import KeptCheckpoints, Retention
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import LocalFile, Manifest, PlannedFile
 from periflow_ray.store.jobs import read_record
-from periflow_ray.store.retention import KeepBest, choose_expired
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
 
 # How long a failed attempt lasts for the sake of a checkpoint that is almost there.
 UPLOADS_TIMEOUT_S = 20.0
 _CUT_SHORT = "the attempt ended before all of it was uploaded"
-
-
-@dataclass(frozen=True)
-class Retention:
-    """Which committed checkpoints to keep; without any rule all of them."""
-
-    keep_last: int | None = None
-    keep_best: KeepBest | None = None
 
 
 class AttemptView(Protocol):
@@ -81,7 +73,6 @@ class CheckpointBoard:
     ) -> None:
         self._root = root
         self._job_id = job_id
-        self._retention = retention
         self._changed = changed
         self._view = view
         self._pending: dict[CheckpointId, _Pending] = {}
@@ -89,9 +80,7 @@ class CheckpointBoard:
         self._chosen_names: set[str] = set()
         self._failed_nodes: set[int] = set()
         self._agreed = AgreedSave()
-        self._kept: list[Manifest] = []
-        self._tidying: asyncio.Task[None] | None = None
-        self._has_warned_of_tidying = False
+        self._kept = KeptCheckpoints(root, job_id, retention, view.write_event)
         self._created_by: str | None = None
         self.commits: list[Manifest] = []
         self.save_time_s = 0.0
@@ -100,7 +89,7 @@ class CheckpointBoard:
     @property
     def newest(self) -> Manifest | None:
         """The newest committed checkpoint of the job."""
-        return self._kept[-1] if self._kept else None
+        return self._kept.newest
 
     @property
     def has_pending(self) -> bool:
@@ -122,7 +111,7 @@ class CheckpointBoard:
         with contextlib.suppress(NotFoundError):
             self._created_by = (await asyncio.to_thread(read_record, self._root, self._job_id)).created_by
         await asyncio.to_thread(checkpoints.sweep_partials, self._root, self._job_id, _CUT_SHORT)
-        self._kept = await asyncio.to_thread(checkpoints.list_committed, self._root, self._job_id)
+        await self._kept.read()
 
     def require_all_nodes(self, first_step: int) -> None:
         """Of what is begun from now on, a checkpoint from this step on is none without every node's files, at one step.
@@ -189,9 +178,8 @@ class CheckpointBoard:
             self._changed.notify_all()
             await self._changed.wait_for(lambda: pending.plan is not None or self._is_complete(checkpoint, pending))
             if pending.plan is None:
-                previous = self._kept[-1] if self._kept else None
                 restored = self._view.current_attempt().checkpoint
-                pending.plan = checkpoints.merge_files(pending.files_by_node, previous, restored)
+                pending.plan = checkpoints.merge_files(pending.files_by_node, self._kept.newest, restored)
         try:
             name = await pending.name
         except (OSError, StorageError) as err:
@@ -234,8 +222,7 @@ class CheckpointBoard:
 
     async def close(self) -> None:
         """Wait for deletions under way."""
-        if self._tidying is not None:
-            await self._tidying
+        await self._kept.close()
 
     def _unsettled(self) -> list[CheckpointId]:
         return [checkpoint for checkpoint, pending in self._pending.items() if not pending.is_settled]
@@ -307,12 +294,11 @@ class CheckpointBoard:
     async def _commit(self, manifest: Manifest) -> None:
         await asyncio.to_thread(checkpoints.commit, self._root, manifest)
         self.commits.append(manifest)
-        self._kept.append(manifest)
         size = format_size(manifest.size)
         self._view.write_event(
             "checkpoint", f"checkpoint {manifest.checkpoint} committed at step {manifest.step} ({size})"
         )
-        self._tidying = asyncio.create_task(self._tidy(self._tidying))
+        self._kept.add(manifest)
 
     def _describe(self, name: str, step: int, pending: _Pending) -> Manifest:
         attempt = self._view.current_attempt()
@@ -328,17 +314,3 @@ class CheckpointBoard:
             files=tuple(file.as_stored() for file in pending.plan or ()),
             metrics=pending.metrics,
         )
-
-    async def _tidy(self, earlier: asyncio.Task[None] | None) -> None:
-        if earlier is not None:
-            await earlier
-        rules = self._retention
-        for manifest in choose_expired(self._kept, rules.keep_last, rules.keep_best):
-            try:
-                await asyncio.to_thread(checkpoints.remove, self._root, self._job_id, manifest.checkpoint)
-            except (OSError, StorageError) as err:
-                if not self._has_warned_of_tidying:
-                    self._view.write_event("notice", f"checkpoint {manifest.checkpoint} could not be deleted: {err}")
-                self._has_warned_of_tidying = True
-            else:
-                self._kept.remove(manifest)

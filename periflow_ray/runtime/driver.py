@@ -22,10 +22,10 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.plan import JobPlan
-from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.group_policy import MonitoredTrainer
 from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
+from periflow_ray.runtime.kept_checkpoints import Retention
 from periflow_ray.runtime.meeting import JobRules
 from periflow_ray.runtime.node_agent import AgentTask, run_agent
 from periflow_ray.runtime.notifications import (

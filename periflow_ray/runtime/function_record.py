@@ -36,14 +36,14 @@ def record_new_job(
     return record.job_id
 
 
-def reopen_function_job(root: StorageRoot, job_id: int, *, accelerator: str, num_devices: int) -> None:
-    """Let an ended function job go on under its number; of several who do so at once only one succeeds.
+def read_resumable_job(root: StorageRoot, job_id: int) -> tuple[JobRecord, JobState]:
+    """An ended function job that can go on.
 
     Waits for about a minute where its process died without a word, until that is certain.
 
     Raises:
         NotFoundError: there is no such job.
-        UsageError: it was submitted from a template, runs, has succeeded, or somebody else is resuming it.
+        UsageError: it was submitted from a template, runs, or has succeeded.
     """
     record = jobs.read_record(root, job_id)
     if record.ray_submission_id is not None:
@@ -53,11 +53,25 @@ def reopen_function_job(root: StorageRoot, job_id: int, *, accelerator: str, num
         )
     state = _wait_for_sign_of_life(root, job_id)
     require_resumable(job_id, state)
+    return record, state
+
+
+def reopen_function_job(
+    root: StorageRoot, record: JobRecord, state: JobState, *, accelerator: str, num_devices: int
+) -> int:
+    """Let an ended job go on under its number, which is returned; of several who do so at once only one succeeds.
+
+    Args:
+        record, state: from ``read_resumable_job``.
+    Raises:
+        UsageError: somebody else is resuming it.
+    """
     began_unix_ms = round((record.resumed_unix_s or record.created_unix_s) * 1000)
-    if not claim_resume(root, job_id, f"python-{began_unix_ms}", state.attempt):
-        raise describe_overtaken(job_id)
+    if not claim_resume(root, record.job_id, f"python-{began_unix_ms}", state.attempt):
+        raise describe_overtaken(record.job_id)
     changed = dataclasses.replace(record, accelerator=accelerator, num_devices=num_devices, resumed_unix_s=time.time())
     reopen_job(root, changed, state)
+    return record.job_id
 
 
 def _wait_for_sign_of_life(root: StorageRoot, job_id: int) -> JobState:

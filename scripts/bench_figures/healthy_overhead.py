@@ -1,9 +1,10 @@
 """What a healthy job's machinery costs its training: the same steps in a job and without one, in turn.
 
-Two ranks with fixed work on one core each, which is all that the machine has, so that whatever else runs takes its
-time from them. The bare ranks have no SDK calls, and everything of the job stands still (SIGSTOP) while they work. The
-Ray cluster is there on both sides. Where the machine is less steady than the overhead, the CPU time that the job's
-processes take and the SDK's calls say more: they are the second row.
+The ranks have fixed work on one core each, and half of the cores. The bare ones have no SDK calls, and everything of
+the job stands still (SIGSTOP) while they work. The Ray cluster is there on both sides. Where the machine is less steady
+than the overhead, the CPU time that the job's processes take and the SDK's calls say more: they are the second row,
+as if no core were free, so that whatever the processes take was taken from steps. About half of it is what any Ray
+Train job has: its controller, the supervisor of its driver, the polling of its workers.
 """
 
 from __future__ import annotations
@@ -54,20 +55,20 @@ job_setting:
 
 @dataclass(frozen=True)
 class Slice:
-    """Some steps of both ranks: seconds of the slower one, and CPU seconds of the ranks' other threads."""
+    """Some steps of all ranks: seconds of the slower one, and CPU seconds of the ranks' other threads."""
 
     seconds: float
     other_threads_cpu_s: float
 
 
 class Side:
-    """The two ranks of one side."""
+    """The ranks of one side."""
 
     def __init__(self, connections: list[Connection]) -> None:
         self._connections = connections
 
     def make_steps(self, num_steps: int) -> Slice:
-        """Let both ranks make so many steps, at the same time."""
+        """Let all ranks make so many steps, at the same time."""
         answers = self._ask("steps", num_steps)
         return Slice(max(seconds for seconds, _ in answers), sum(others_s for _, others_s in answers))
 
@@ -87,7 +88,7 @@ class Side:
 
 
 def measure_healthy_overhead() -> list[Row]:
-    """Steps per second of a job and without; and percent of two cores that the job needs beside its steps."""
+    """Steps per second of a job and without; and percent of all cores that the job needs beside its steps."""
     with embedded_cluster() as cluster, _sides(cluster) as (job, bare):
         processes = find_job_processes(cluster.supervisor_pid)
         job.make_steps(NUM_CALIBRATION_STEPS)
@@ -114,14 +115,15 @@ def measure_healthy_overhead() -> list[Row]:
 
 
 def _measure_parts(job: Side, processes: dict[int, str], num_steps: int) -> Row:
-    """Percent of the ranks' cores, and of a step, that go into anything but the script's own work."""
+    """Percent of all cores, and of a step, that go into anything but the script's own work."""
     machinery = [pid for pid, name in processes.items() if name != "rank"]
     before = {pid: cpu_s([pid]) for pid in machinery}
     made = job.make_steps(num_steps)
     used_s = {pid: cpu_s([pid]) - before[pid] for pid in machinery}
     calls_s = job.time_calls()
     step_s = made.seconds / num_steps
-    share = (sum(used_s.values()) + made.other_threads_cpu_s) / (made.seconds * NUM_RANKS) + calls_s / step_s
+    cpu_share = (sum(used_s.values()) + made.other_threads_cpu_s) / (made.seconds * (os.cpu_count() or 1))
+    share = cpu_share + calls_s / step_s
     by_name: Counter[str] = Counter()
     for pid, name in processes.items():
         by_name[name] += used_s.get(pid, 0.0)

@@ -55,6 +55,10 @@ def test_the_promised_figures_are_all_there():
         "ckpt_slow_store",
         "ckpt_memory",
         "dataset_small_files",
+        "recovery",
+        "goodput",
+        "notice_to_save",
+        "healthy_overhead",
     ]
 
 
@@ -80,7 +84,51 @@ def test_a_checkpoint_on_a_slow_store_is_measured_with_a_smaller_one(tmp_path):
     assert rows[0]["baseline"] > 2 * 2**20 / 50e6
 
 
-def _measure(tmp_path: Path, figure: str, **env: str) -> tuple[list[dict[str, Any]], list[str]]:
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_recovery_is_measured_with_one_kill(tmp_path):
+    rows, _ = _measure(tmp_path, "recovery", timeout_s=850, PERIFLOW_BENCH_NUM_KILLS="1")
+    assert [(row["name"], row["unit"], row["goal"]) for row in rows] == [
+        ("recovery", "s", "<=0.5"),
+        ("recovery_torchrun_job", "s", "<=0.5"),
+    ]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_goodput_is_measured_with_one_kill(tmp_path):
+    rows, _ = _measure(
+        tmp_path, "goodput", timeout_s=850, PERIFLOW_BENCH_NUM_KILLS="1", PERIFLOW_BENCH_KILL_PERIOD_S="12"
+    )
+    assert [(row["name"], row["unit"], row["goal"]) for row in rows] == [("goodput", "%", ">=85%")]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_a_notice_is_measured_and_costs_no_step(tmp_path):
+    rows, _ = _measure(tmp_path, "notice_to_save", timeout_s=850, PERIFLOW_BENCH_NUM_NOTICES="1")
+    assert [(row["name"], row["unit"], row["goal"]) for row in rows] == [
+        ("notice_to_save_excess", "s", "<=1.5s"),
+        ("notice_without_lost_step", "runs", ">=1"),
+    ]
+    assert rows[1]["met"]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_the_overhead_of_a_healthy_job_is_measured_in_small(tmp_path):
+    rows, _ = _measure(
+        tmp_path, "healthy_overhead", timeout_s=850, PERIFLOW_BENCH_NUM_PAIRS="2", PERIFLOW_BENCH_PARTS_S="2"
+    )
+    assert [(row["name"], row["unit"], row["goal"]) for row in rows] == [
+        ("healthy_overhead", "steps/s", ">=0.995"),
+        ("healthy_overhead_cpu", "%", "<0.5%"),
+    ]
+
+
+def _measure(
+    tmp_path: Path, figure: str, *, timeout_s: float = 200, **env: str
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows as JSON, and the lines of the table."""
     target = tmp_path / "figures.json"
     done = subprocess.run(
@@ -89,7 +137,7 @@ def _measure(tmp_path: Path, figure: str, **env: str) -> tuple[list[dict[str, An
         env={**os.environ, **env},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=timeout_s,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(target.read_text()), done.stdout.splitlines()

@@ -69,7 +69,11 @@ def test_a_function_job_resumes_after_a_failure_and_returns_the_committed_checkp
 
     assert done.returncode == 0, (done.stdout, done.stderr)
     result = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[7:])
-    assert result == {"metrics": {"step": 8}, "files": ["model.pt"], "returned": {"rank": 0, "start": 4}}
+    assert result == {
+        "metrics": {"loss": 0.125, "step": 8},
+        "files": ["model.pt"],
+        "returned": {"rank": 0, "start": 4},
+    }
     job = jobs.list_jobs(workbench.root)[0]
     job_id = job.record.job_id
     assert (job.record.name, job.state.status, job.state.attempt) == ("fn", "success", 2)

@@ -99,7 +99,7 @@ class FunctionJob:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(
-        self, *, num_steps: int = NUM_STEPS, step_time_s: float = 0.02, harm: str = "", **options: object
+        self, *, num_steps: int = NUM_STEPS, step_time_s: float = 0.05, harm: str = "", **options: object
     ) -> None:
         config = {"num_steps": num_steps, "step_time_s": step_time_s, "harm": harm}
         with self._script.with_suffix(".out").open("wb") as output:
@@ -405,7 +405,7 @@ def test_only_an_ended_function_job_without_success_can_be_resumed(tmp_path: Pat
         jobs.write_state(bench.root, job_id, JobState(status))
 
     def resume(job_id: int) -> None:
-        TorchTrainer(print, storage=bench.root.uri, resume=job_id, use_gpu=False).fit()
+        TorchTrainer(print, storage=bench.root.uri, resume=job_id).fit()
 
     with pytest.raises(UsageError, match="job 1 has succeeded; there is nothing left to resume"):
         resume(1)

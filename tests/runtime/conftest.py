@@ -14,7 +14,7 @@ from simulated_nodes import Node
 
 from periflow_ray.runtime import attempt as attempt_module
 from periflow_ray.runtime import monitor as monitor_module
-from periflow_ray.runtime.checkpoint_board import Retention
+from periflow_ray.runtime.kept_checkpoints import Retention
 from periflow_ray.runtime.meeting import JobRules
 from periflow_ray.runtime.monitor import Monitor
 from periflow_ray.store.root import StorageRoot

@@ -18,8 +18,8 @@ from pathlib import Path
 import ray
 
 from periflow_ray.runtime.attempt import MemberFacts
-from periflow_ray.runtime.checkpoint_board import Retention
 from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads
+from periflow_ray.runtime.kept_checkpoints import Retention
 from periflow_ray.runtime.meeting import JobRules
 from periflow_ray.runtime.monitor import Monitor
 from periflow_ray.runtime.reporter import Reporter

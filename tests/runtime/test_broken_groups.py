@@ -1,0 +1,122 @@
+"""What the monitor makes of a worker group that broke, as Ray Train's controller reports it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from simulated_nodes import event_texts, join_all, join_ranks_of_one_node, save_all
+
+from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.store.attempts import read_attempts
+from periflow_ray.store.checkpoints import describe_files, latest_committed
+
+
+def test_a_lost_node_makes_no_half_checkpoint(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        saving = asyncio.create_task(pair[0].save((10, 1)))
+        await asyncio.sleep(0.1)
+        # Node 1 dies before it has described its files.
+        assert await monitor.may_replace_group({1: "died"}, False)
+        assert await saving == "node 1 failed before its files were copied"
+
+    run_monitor(scenario)
+    assert latest_committed(root, 1) is None
+    assert [(record.cause, record.text) for record in read_attempts(root, 1)] == [
+        ("lost", "node 1 was lost: its agent or its machine died")
+    ]
+
+
+def test_what_living_nodes_upload_is_finished_before_the_group_is_replaced(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        await join_ranks_of_one_node(monitor)
+        node = nodes(monitor)[0]
+        await monitor.announce_snapshot(0, (10, 1))
+        # Rank 1 dies; rank 0, which uploads for both, lives.
+        replacing = asyncio.create_task(monitor.may_replace_group({1: "died"}, False))
+        await asyncio.sleep(0.1)
+        assert not replacing.done()
+        assert await node.save((10, 1)) is None
+        assert await replacing
+
+    run_monitor(scenario)
+    newest = latest_committed(root, 1)
+    assert newest is not None
+    assert newest.step == 10
+    assert [record.resumable_step for record in read_attempts(root, 1)] == [10]
+
+
+def test_an_upload_that_only_the_dead_could_finish_is_not_waited_for(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        beginnings = []
+        for node in pair:
+            await monitor.announce_snapshot(node.node_rank, (10, 1))
+            files = describe_files(node.snapshot_dir)
+            beginnings.append(monitor.begin_checkpoint(node.node_rank, (10, 1), files))
+        await asyncio.gather(*beginnings)
+        assert await asyncio.wait_for(monitor.may_replace_group({1: "died"}, False), timeout=10)
+
+    run_monitor(scenario)
+    assert latest_committed(root, 1) is None
+
+
+def test_an_error_after_everything_is_done_is_not_tried_again(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        await save_all(pair, (10, 1))
+        for node in pair:
+            await monitor.leave(node.node_rank, None)
+        assert await monitor.decide() == "end"
+        assert not await monitor.may_replace_group({}, False)
+
+    run_monitor(scenario)
+    assert [(record.cause, record.ended_unix_s is not None) for record in read_attempts(root, 1)] == [(None, True)]
+
+
+def test_a_group_that_broke_before_anybody_came_is_not_tried_again(run_monitor, root):
+    async def scenario(monitor: Monitor) -> None:
+        assert not await monitor.may_replace_group({0: "died"}, False)
+
+    run_monitor(scenario)
+    assert read_attempts(root, 1) == []
+
+
+def test_an_error_that_no_member_told_of_counts_as_a_failure(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        await join_all(nodes(monitor))
+        assert not await monitor.may_replace_group({}, False)
+
+    run_monitor(scenario, max_failures=0)
+    assert [record.cause for record in read_attempts(root, 1)] == ["failure"]
+    assert event_texts(root) == [
+        ("attempt_failed", "attempt 1 ended: a worker raised an error outside of the user's code")
+    ]
+
+
+def test_a_member_that_left_before_it_died_was_not_lost(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        await monitor.leave(0, None)
+        assert await monitor.may_replace_group({0: "died", 1: "died"}, False)
+
+    run_monitor(scenario)
+    assert [record.text for record in read_attempts(root, 1)] == ["node 1 was lost: its agent or its machine died"]
+
+
+def test_a_stop_has_members_that_leave_or_says_so(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        assert await monitor.stop(timeout_s=0)
+        for node in pair:
+            await monitor.leave(node.node_rank, None)
+        assert not await monitor.stop(timeout_s=0)
+
+    run_monitor(scenario)
+    # Recorded at the end, also where nobody was left to ask what follows.
+    assert [(record.cause, record.ended_unix_s is not None) for record in read_attempts(root, 1)] == [("stop", True)]
