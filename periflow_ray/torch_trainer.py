@@ -50,6 +50,7 @@ class TorchTrainer:
         train_loop_per_worker: takes the config, or nothing.
         train_loop_config: what the function gets.
         num_devices: ranks of the job: GPUs, or CPU slots where there are none.
+        min_devices: ranks that are enough to go on while machines are missing; None waits for all.
         name: the job's name.
         experiment: the experiment it belongs to.
         storage: storage root; default as for the command line.
@@ -74,6 +75,7 @@ class TorchTrainer:
         train_loop_config: dict[str, Any] | None = None,
         *,
         num_devices: int = 1,
+        min_devices: int | None = None,
         name: str | None = None,
         experiment: str | None = None,
         storage: str | None = None,
@@ -90,6 +92,8 @@ class TorchTrainer:
     ) -> None:
         if num_devices < 1:
             raise UsageError(f"num_devices must be at least 1, not {num_devices}.")
+        if min_devices is not None and not 1 <= min_devices <= num_devices:
+            raise UsageError(f"min_devices must be from 1 to num_devices, {num_devices}, not {min_devices}.")
         if not callable(train_loop_per_worker):
             raise UsageError(f"train_loop_per_worker must be a function, not {type(train_loop_per_worker).__name__}.")
         if hang_timeout_s is not None and hang_timeout_s <= 0:
@@ -97,6 +101,7 @@ class TorchTrainer:
         self._train_loop = train_loop_per_worker
         self._config = train_loop_config
         self._num_devices = num_devices
+        self._min_devices = num_devices if min_devices is None else min_devices
         self._name = name
         self._experiment = experiment
         self._storage = storage
@@ -125,7 +130,7 @@ class TorchTrainer:
             JobStoppedError: ``periflow-ray job stop``.
             UsageError, NotFoundError: the job that ``resume`` names cannot be resumed.
         """
-        set_train_environment()
+        set_train_environment(is_elastic=self._min_devices < self._num_devices)
         chosen = choose_root(self._storage, self._storage_credential)
         root = chosen.root
         root.check_writable()
@@ -165,8 +170,7 @@ class TorchTrainer:
                 supervision.finish()
                 state.enter("stopped", "stopped on request")
                 _raise_stopped(root, job_id, stop.signum, err)
-            reason, failures = supervision.finish()
-            state.enter("failed", describe_error(failures, err, reason))
+            state.enter("failed", describe_error(supervision.finish(), err))
             raise
         finally:
             remove_sandboxes(root.uri, job_id, num_nodes=1)
@@ -199,6 +203,7 @@ class TorchTrainer:
             datasets=self._datasets,
         )
         trainer.monitor = monitor
+        trainer.min_num_workers = self._min_devices
         return trainer
 
     def _wants_gpus(self) -> bool:

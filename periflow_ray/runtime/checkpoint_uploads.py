@@ -191,19 +191,23 @@ def _be_nice(root: StorageRoot) -> None:
             os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)
 
 
-def report_commits(root: StorageRoot, monitor: Any, node_rank: int) -> None:
-    """Tell Ray Train of every checkpoint of the attempt as it is committed, until all nodes have left.
+def report_newest(root: StorageRoot, monitor: Any, worker: int, newest: Manifest | None = None) -> None:
+    """Give the job's newest checkpoint to Ray Train's result, once all members have left.
 
-    Collective: call on all nodes, because ``ray.train.report`` is a barrier.
+    Collective: call on all workers, because ``ray.train.report`` is a barrier. Each report takes as long as Ray Train
+    polls its workers, so there is one.
+
+    Args:
+        newest: the one that the attempt was given, if any.
     """
     index = 0
     while (manifest := ray.get(monitor.next_commit.remote(index))) is not None:
-        index += 1
-        report_commit(root, manifest, node_rank)
+        newest, index = manifest, index + 1
+    if newest is not None:
+        _report(root, newest, worker)
 
 
-def report_commit(root: StorageRoot, manifest: Manifest, worker: int) -> None:
-    """Tell Ray Train of a committed checkpoint of its job. Collective: call on all workers."""
+def _report(root: StorageRoot, manifest: Manifest, worker: int) -> None:
     assert manifest.job_id is not None
     metrics = {name: value for name, value in manifest.metrics.items() if isinstance(value, (int, float, str))}
     ray.train.report(

@@ -129,18 +129,18 @@ def _run(
     )
     trainer.monitor = supervision.monitor
     trainer.min_num_workers = plan.min_num_nodes
+    error: Exception | None = None
     try:
         trainer.fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as err:
-        reason, failures = supervision.finish()
-        if state.status != "stopping":
-            state.enter("failed", describe_error(failures, err, reason))
-            remove_sandboxes(root.uri, job_id, plan.num_nodes)
-            return False
-    else:
-        supervision.finish()
+        error = err
+    ending = supervision.finish()
     if state.status == "stopping":
         state.enter("stopped", "stopped on request")
+        return False
+    if error is not None or ending.why_over is not None:
+        state.enter("failed", describe_error(ending, error))
+        remove_sandboxes(root.uri, job_id, plan.num_nodes)
         return False
     state.enter("success", None)
     return True

@@ -17,7 +17,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 from periflow_ray.errors import PeriFlowError
 from periflow_ray.runtime.attempt import MemberFacts
 from periflow_ray.runtime.checkpoint_restore import restore_agreed
-from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads, as_ray_checkpoint, report_commit
+from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads, as_ray_checkpoint, report_newest
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.function_signals import RankSignals
 from periflow_ray.runtime.group_policy import GroupReplacedError, leave_group
@@ -164,11 +164,7 @@ class FunctionRank:
 
     def report_newest(self) -> None:
         """Give the job's newest checkpoint to Ray's result. Collective: call on all ranks after ``leave``."""
-        newest, index = self._restored, 0
-        while (manifest := ray.get(self.monitor.next_commit.remote(index))) is not None:
-            newest, index = manifest, index + 1
-        if newest is not None:
-            report_commit(self._root, newest, self.rank)
+        report_newest(self._root, self.monitor, self.rank, self._restored)
 
     def _leave_from_outside(self, reason: str, output: OutputCopy) -> None:
         """Leave while the function runs, waits in its last save, or is stuck."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 import time
 
+from periflow_ray.errors import StorageError
 from periflow_ray.runtime.attempt import Attempt
 from periflow_ray.runtime.restart_policy import AttemptEnd, refuse_restart
 from periflow_ray.store import attempts
@@ -33,6 +35,7 @@ class History:
         self._last_resumed_attempt = max(read_resumed_attempts(root, job_id), default=0)
         self._next_update_s = 0.0
         self._writing = asyncio.Lock()
+        self._unwritten: dict[int, AttemptRecord] = {}
 
     @property
     def last_number(self) -> int:
@@ -59,6 +62,8 @@ class History:
 
     async def update(self, attempt: Attempt) -> None:
         """Record how far the running attempt is: at its first step, and every few seconds."""
+        if self._unwritten:
+            await self._write()
         if attempt.first_step_unix_s is None or self.find_ended(attempt.number) is not None:
             return
         newest = self._records[-1]
@@ -76,7 +81,9 @@ class History:
         if attempt.cause == "failure" and attempt.failures:
             # The first rank that failed, not the first member that said so: later ones are usually casualties.
             attempt.text = min(attempt.failures, key=lambda failure: failure.time_unix_s).headline()
-        self._records[-1] = dataclasses.replace(self._describe(attempt, resumable_step, save), ended_unix_s=time.time())
+        record = dataclasses.replace(self._describe(attempt, resumable_step, save), ended_unix_s=time.time())
+        # An attempt whose beginning failed is not among them yet.
+        self._records = [*(known for known in self._records if known.number != attempt.number), record]
         await self._write_newest()
 
     def refuse_restart(self) -> str | None:
@@ -89,9 +96,21 @@ class History:
         return refuse_restart(ends, self._max_failures)
 
     async def _write_newest(self) -> None:
+        self._unwritten[self._records[-1].number] = self._records[-1]
+        await self._write()
+
+    async def _write(self) -> None:
+        """Write what is not written yet; where the storage fails, the next call does it: a job must not end for it."""
         # One at a time: an update that overtakes the attempt's end would have it run for ever.
         async with self._writing:
-            await asyncio.to_thread(attempts.write_attempt, self._root, self._job_id, self._records[-1])
+            for number, record in list(self._unwritten.items()):
+                try:
+                    await asyncio.to_thread(attempts.write_attempt, self._root, self._job_id, record)
+                except (OSError, StorageError) as err:
+                    print(f"the record of attempt {number} is delayed: {err}", file=sys.stderr)
+                    return
+                if self._unwritten[number] is record:
+                    del self._unwritten[number]
 
     def _describe(self, attempt: Attempt, resumable_step: int, save: SaveRecord | None) -> AttemptRecord:
         return AttemptRecord(

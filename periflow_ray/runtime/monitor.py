@@ -232,6 +232,10 @@ class Monitor(CheckpointCalls):
         """Why the job was given up; None if it was not."""
         return self._over
 
+    async def attempt_text(self) -> str:
+        """Why the newest attempt ended."""
+        return self._attempt.text
+
     async def attempt_failures(self) -> list[Failure]:
         """Failures of the newest attempt in time order; the first is the cause."""
         return sorted(self._attempt.failures, key=lambda failure: failure.time_unix_s)

@@ -20,7 +20,7 @@ from periflow_ray.plan import JobPlan, rewritten_mounts
 from periflow_ray.processes import end_leftovers
 from periflow_ray.runtime.attempt import MemberFacts
 from periflow_ray.runtime.checkpoint_restore import restore_agreed
-from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads, report_commits
+from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads, report_newest
 from periflow_ray.runtime.data_mount import DatasetMount, mount_dataset
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.group_policy import GroupReplacedError
@@ -101,9 +101,7 @@ class NodeAgent:
             round_in_group += 1
         if following == "new_group":
             raise GroupReplacedError("this machine is taken away; the job goes on with other workers")
-        # ray.train.report is a barrier over all workers, so every agent reports every commit, also those that it
-        # had no file in, and stays until there are no more.
-        report_commits(self._root, self._monitor, self._node_rank)
+        report_newest(self._root, self._monitor, self._node_rank)
         if failure is not None:
             raise JobFailedError(failure.describe())
         self._sandbox.remove()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -23,6 +24,21 @@ from periflow_ray.store.root import StorageRoot
 WAIT_NOTICE_S = 10.0
 MONITOR_TIMEOUT_S = 30.0
 _NUM_ERROR_LINES = 6
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended, in the monitor's words.
+
+    Args:
+        why_over: why it was given up; None if it was not.
+        failures: of the last attempt, the cause first.
+        text: why the last attempt ended; empty if it succeeded.
+    """
+
+    why_over: str | None = None
+    failures: Sequence[Failure] = ()
+    text: str = ""
 
 
 class Supervision:
@@ -63,24 +79,22 @@ class Supervision:
         self._thread = threading.Thread(target=self._follow_attempts, name="attempts", daemon=True)
         self._thread.start()
 
-    def finish(self) -> tuple[str | None, list[Failure]]:
-        """Let the monitor write out everything and end it.
-
-        Returns:
-            Why the job was given up (None if it was not), and the last attempt's failures, the cause first.
-        """
-        failures: list[Failure] = []
-        reason: str | None = None
+    def finish(self) -> Ending:
+        """Let the monitor write out everything and end it; returns what it said of the job's end."""
+        ending = Ending()
         try:
-            reason = ray.get(self.monitor.why_over.remote(), timeout=MONITOR_TIMEOUT_S)
-            failures = ray.get(self.monitor.attempt_failures.remote(), timeout=MONITOR_TIMEOUT_S)
+            ending = Ending(
+                ray.get(self.monitor.why_over.remote(), timeout=MONITOR_TIMEOUT_S),
+                ray.get(self.monitor.attempt_failures.remote(), timeout=MONITOR_TIMEOUT_S),
+                ray.get(self.monitor.attempt_text.remote(), timeout=MONITOR_TIMEOUT_S),
+            )
             ray.get(self.monitor.close.remote(), timeout=MONITOR_TIMEOUT_S)
         except ray.exceptions.RayError as err:
             print(f"the monitor did not answer: {err}", file=sys.stderr)
         ray.kill(self.monitor)
         # A thread that still talks to Ray when the interpreter ends would end it with an error.
         self._thread.join(timeout=MONITOR_TIMEOUT_S)
-        return reason, failures
+        return ending
 
     def _follow_attempts(self) -> None:
         wanted = f"{self._num_members} x ({_describe(self._resources)})"
@@ -115,17 +129,17 @@ class Supervision:
             self._notifier.notify(kind, record.text, step=record.last_step, attempt=record.number)
 
 
-def describe_error(failures: list[Failure], error: Exception, reason: str | None = None) -> str:
-    """Why a job failed: a worker that died, else the first member's diagnosis, else what Ray says.
+def describe_error(ending: Ending, error: Exception | None) -> str:
+    """Why a job failed: a worker that died, else the first member's diagnosis, else what Ray or the monitor says.
 
     Args:
-        reason: why it is not started again, where that is worth a line.
+        error: what Ray raised; None if all workers left as they were told.
     """
-    text = _describe_cause(failures, error)
-    return text if reason is None else f"{text}\nNot started again: {reason}."
+    text = _describe_cause(ending, error)
+    return text if ending.why_over is None else f"{text}\nNot started again: {ending.why_over}."
 
 
-def _describe_cause(failures: list[Failure], error: Exception) -> str:
+def _describe_cause(ending: Ending, error: Exception | None) -> str:
     causes = getattr(error, "worker_failures", None) or {}
     for rank in sorted(causes):
         # Ray wraps what killed a worker into a failed health check.
@@ -135,8 +149,10 @@ def _describe_cause(failures: list[Failure], error: Exception) -> str:
         if isinstance(cause, ray.exceptions.RayActorError):
             # A worker never dies because of another one, so this comes before what the others report.
             return f"worker {rank} died: its process was killed, or its machine was lost.\n{_first_lines(str(cause))}"
-    if failures:
-        return failures[0].describe()
+    if ending.failures:
+        return ending.failures[0].describe()
+    if error is None:
+        return ending.text
     for rank in sorted(causes):
         is_own = isinstance(causes[rank], PeriflowRayError)
         return str(causes[rank]) if is_own else f"worker {rank}: {_first_lines(str(causes[rank]))}"

@@ -118,6 +118,14 @@ class HashChainJob:
             states = [hashlib.sha256(f"{state} {step}".encode()).hexdigest() for state in states]
         return states
 
+    def written_step(self, rank: int) -> int:
+        """The step of the state that a rank wrote last, whether or not it is in a checkpoint; 0 without one."""
+        sandbox = Sandbox(self.workbench.root.uri, self.job_id, rank)
+        try:
+            return int(json.loads(sandbox.path_of(f"/workspace/ckpt/state-{rank}.json").read_text())[0])
+        except (OSError, ValueError):  # It is just being written.
+            return 0
+
     def sandbox(self, node_rank: int) -> str:
         """The directory of a node."""
         return str(Sandbox(self.workbench.root.uri, self.job_id, node_rank).directory)

@@ -98,3 +98,35 @@ def test_a_failing_function_raises_and_the_job_has_the_diagnosis(workbench: Work
     assert job.state.status == "failed"
     assert "the function raised ValueError: boom at step 6" in (job.state.message or "")
     assert not processes_with(str(tmp_path / "train.py"))
+
+
+ELASTIC_SCRIPT = """
+import ray
+import periflow_ray as pf
+
+def train():
+    pf.init(total_train_steps=2)
+    for _ in range(2):
+        with pf.train_step():
+            pass
+    return ray.train.get_context().get_world_size()
+
+if __name__ == "__main__":
+    ray.init(num_cpus=1, address="local", include_dashboard=False)
+    trainer = pf.TorchTrainer(train, num_devices=2, min_devices=1, resources_per_device={"CPU": 1})
+    print("WORLD SIZE", trainer.fit().return_value)
+"""
+
+
+def test_an_elastic_function_job_starts_with_what_there_is(workbench: Workbench, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(ELASTIC_SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=tmp_path,
+        env=workbench.env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert "WORLD SIZE 1" in done.stdout, (done.stdout, done.stderr)

@@ -119,26 +119,34 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-def test_a_storage_root_that_is_full_for_a_while_costs_its_checkpoints_and_no_step(
+def fill(path: Path) -> None:
+    """Take all that is free."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            # The last write takes what is left, and the one after it fails.
+            file.write(bytes(4096))
+
+
+def test_a_rank_that_dies_while_the_storage_root_is_full_starts_again_and_everything_is_told_later(
     workbench: Workbench, start_job: StartJob, small_disk: Path, tmp_path: Path
 ) -> None:
     bench = workbench.on(str(small_disk / "storage"))
     job = start_job(bench, change=with_weights, extra="  keep_last: 1\nmax_failures: 3")
-    filler = small_disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            saved_step = job.checkpoint_step()
-    time.sleep(3)
-    assert job.checkpoint_step() <= saved_step + 25
-    filler.unlink()
-    wait_until(lambda: "No space left on device" in events_of(job), "the failed save is told")
+    rank = job.find_rank(1)
+    assert rank is not None
+    fill(small_disk / "filler")
+    os.kill(rank, signal.SIGKILL)
+    wait_until(lambda: job.find_rank(1) not in (None, rank), "the rank starts again")
+    saved_step = job.checkpoint_step()
+    wait_until(lambda: job.written_step(1) >= saved_step + 75, "some checkpoints find no space")
+    (small_disk / "filler").unlink()
+    wait_until(lambda: len(job.attempts()) == 2, "the second attempt is recorded")
     job.wait_for_checkpoint(job.checkpoint_step() + 25)
     job.hurry()
-    (only,) = job.finish()
-    assert only.cause is None
+    first, second = job.finish()
+    assert (first.cause, second.cause) == ("failure", None)
+    assert second.resumed_step == first.resumable_step >= 25
+    assert re.search(r"checkpoint at step \d+ was not saved: .*No space left on device", events_of(job))
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 

@@ -85,3 +85,19 @@ raise SystemExit("always here")
     assert (outcome.exit_code, job.state.status) == (1, "failed")
     assert "it failed 3 times in a row at step 3 without progress" in (job.state.message or "")
     assert [record.cause for record in read_attempts(workbench.root, job.record.job_id)] == ["failure"] * 3
+
+
+def test_a_job_that_stands_still_too_often_has_failed(workbench: Workbench, write_job: WriteJob) -> None:
+    script = """
+import time
+import periflow_sdk as pf
+pf.init(10)
+for step in range(4):
+    with pf.train_step():
+        time.sleep(3600 if step == 3 else 0.1)
+"""
+    outcome, job = workbench.submit(*write_job(script, extra="hang_timeout: 2s\n"))
+    assert (outcome.exit_code, job.state.status) == (1, "failed")
+    assert "no rank made a step for" in (job.state.message or "")
+    assert "max_failures allows 0" in (job.state.message or "")
+    assert [record.cause for record in read_attempts(workbench.root, job.record.job_id)] == ["hang"]

@@ -139,7 +139,10 @@ def find_agent(sandbox: str) -> int | None:
     for pid in processes_with(sandbox):
         with contextlib.suppress(OSError):
             if "keeper.py" in Path(f"/proc/{pid}/cmdline").read_text():
-                return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                # A keeper outlives its agent for a moment, as the child of whoever takes in orphans.
+                if Path(f"/proc/{parent}/cmdline").read_text().startswith("ray::"):
+                    return parent
     return None
 
 

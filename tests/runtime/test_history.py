@@ -150,3 +150,32 @@ def test_an_update_that_is_slow_does_not_overtake_the_end(slow_root):
     asyncio.run(scenario())
     (record,) = read_attempts(slow_root, 1)
     assert record.cause == "preemption"
+
+
+def test_records_that_the_storage_does_not_take_are_written_later_and_end_no_job(root):
+    async def scenario() -> None:
+        history = open_history(root)
+        blocker = root.local_path("jobs/1/attempts")
+        blocker.parent.mkdir(parents=True)
+        blocker.write_text("no directory")
+        await fail(history, 1)
+        attempt = make_attempt(2)
+        await history.begin(attempt)
+        assert history.refuse_restart() is None
+        blocker.unlink()
+        await history.update(attempt)
+        assert [(record.number, record.cause) for record in read_attempts(root, 1)] == [(1, "failure"), (2, None)]
+
+    asyncio.run(scenario())
+
+
+def test_the_end_of_an_attempt_whose_beginning_failed_takes_no_other_ones_place(root):
+    async def scenario() -> None:
+        history = open_history(root)
+        await fail(history, 1)
+        attempt = make_attempt(2)
+        attempt.end("lost", "node 1 was lost")
+        await history.end(attempt, 0, None)
+        assert [(record.number, record.cause) for record in read_attempts(root, 1)] == [(1, "failure"), (2, "lost")]
+
+    asyncio.run(scenario())

@@ -305,7 +305,6 @@ def test_a_stop_before_the_first_step_has_nothing_to_save(run_monitor, nodes, ro
         await join_all(pair)
         await monitor.stop(3600.0)
         signals = Signals(monitor)
-        # There may have been steps that nobody told of yet.
         assert [await signals.next_kind() for _ in range(2)] == ["report", "end"]
 
     run_monitor(scenario)
