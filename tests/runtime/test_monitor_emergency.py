@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from simulated_nodes import Node, event_texts, failure_of, join_all
-from simulated_ranks import Pace, TrainingNode, train_all
+from simulated_ranks import Pace, TrainingNode, train_all, wait_for_steps
 
 from periflow_ray.runtime.attempt import Signal
 from periflow_ray.runtime.monitor import Monitor
@@ -197,7 +197,7 @@ def test_a_script_that_never_asks_is_stopped_without_a_save_and_told_so(run_moni
     async def scenario(monitor: Monitor) -> None:
         trained = [TrainingNode(monitor, root, tmp_path, rank, 2, Pace(), asks=False) for rank in range(2)]
         training = asyncio.create_task(train_all(trained))
-        await monitor.wait_for_attempt(1)
+        await wait_for_steps(trained)
         await monitor.stop(3600.0)
         await training
         assert await monitor.decide() == "end"
@@ -214,7 +214,7 @@ def test_of_a_script_that_never_asks_the_next_periodic_checkpoint_is_the_last(ru
             TrainingNode(monitor, root, tmp_path, rank, 2, Pace(), asks=False, save_every=1000) for rank in range(2)
         ]
         training = asyncio.create_task(train_all(trained))
-        await monitor.wait_for_attempt(1)
+        await wait_for_steps(trained)
         await monitor.drill("notice", 3600.0, 1, 0)
         await training
         assert await monitor.decide() == "new_group"

@@ -158,6 +158,8 @@ def test_a_late_rank_says_so_to_its_agent(agent, join_rank, wait_until):
     assert train(late, 5) == []
     agent.server.announce(4)
     wait_until(lambda: agent.late == [4])
+    # Whoever answers this has heard the announcement before.
+    agent.server.ask_steps(timeout_s=60.0)
     assert train(in_time, 5) == [4]
     assert train(late, 5) == []
 
