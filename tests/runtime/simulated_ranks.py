@@ -199,5 +199,11 @@ class TrainingNode:
                     return
 
 
+async def wait_for_steps(nodes: Sequence[TrainingNode]) -> None:
+    """Until every rank has made a step."""
+    while not all(node.last_step for node in nodes):
+        await asyncio.sleep(0.001)
+
+
 async def train_all(nodes: Sequence[TrainingNode], worker_group: str = "group-1") -> None:
     await asyncio.gather(*(node.run(worker_group) for node in nodes))

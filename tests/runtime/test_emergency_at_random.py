@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from simulated_nodes import event_texts
-from simulated_ranks import Lockstep, Pace, TrainingNode, train_all
+from simulated_ranks import Lockstep, Pace, TrainingNode, train_all, wait_for_steps
 
 from periflow_ray.runtime import attempt, emergency
 from periflow_ray.runtime.monitor import Monitor
@@ -70,7 +70,7 @@ def test_all_ranks_save_at_one_step(run_monitor, root, tmp_path, seed):
                 TrainingNode(monitor, root, tmp_path, rank, num_nodes, pace_of(rank), lockstep, save_every=save_every)
             )
         training = asyncio.gather(*(node.run() for node in trained))
-        await monitor.wait_for_attempt(1)
+        await wait_for_steps(trained)
         await asyncio.sleep(notice_after_s)
         notice = asyncio.create_task(monitor.drill("notice", 3600.0, node_rank=num_nodes - 1, rank=0))
         await training
@@ -104,7 +104,7 @@ def test_these_seeds_have_late_ranks(run_monitor, root, tmp_path):
         paces = [Pace(lambda: 0.001, lambda rank=rank: delays[rank].pop(0)) for rank in range(2)]
         trained = [TrainingNode(monitor, root, tmp_path, rank, 2, paces[rank]) for rank in range(2)]
         training = asyncio.create_task(train_all(trained))
-        await monitor.wait_for_attempt(1)
+        await wait_for_steps(trained)
         await asyncio.sleep(0.1)
         await monitor.drill("notice", 3600.0, node_rank=1, rank=0)
         await training

@@ -193,37 +193,6 @@ def test_a_periodic_checkpoint_on_its_way_survives_a_save_at_another_step(run_mo
     assert [manifest.step for manifest in list_committed(root, 1)] == [1]
 
 
-def test_a_script_that_never_asks_is_stopped_without_a_save_and_told_so(run_monitor, root, tmp_path):
-    async def scenario(monitor: Monitor) -> None:
-        trained = [TrainingNode(monitor, root, tmp_path, rank, 2, Pace(), asks=False) for rank in range(2)]
-        training = asyncio.create_task(train_all(trained))
-        await monitor.wait_for_attempt(1)
-        await monitor.stop(3600.0)
-        await training
-        assert await monitor.decide() == "end"
-
-    run_monitor(scenario)
-    assert list_committed(root, 1) == []
-    assert only_attempt(root).cause == "stop"
-    assert texts(root)[-1].endswith("it never asked is_emergency_save()")
-
-
-def test_of_a_script_that_never_asks_the_next_periodic_checkpoint_is_the_last(run_monitor, root, tmp_path):
-    async def scenario(monitor: Monitor) -> None:
-        trained = [
-            TrainingNode(monitor, root, tmp_path, rank, 2, Pace(), asks=False, save_every=1000) for rank in range(2)
-        ]
-        training = asyncio.create_task(train_all(trained))
-        await monitor.wait_for_attempt(1)
-        await monitor.drill("notice", 3600.0, 1, 0)
-        await training
-        assert await monitor.decide() == "new_group"
-
-    run_monitor(scenario)
-    attempt = only_attempt(root)
-    assert (attempt.cause, attempt.last_step, attempt.resumable_step) == ("preemption", 1000, 1000)
-
-
 def test_a_second_notice_with_a_nearer_deadline_ends_the_wait_and_checkpoints_are_as_usual(run_monitor, nodes, root):
     async def scenario(monitor: Monitor) -> None:
         pair = nodes(monitor)

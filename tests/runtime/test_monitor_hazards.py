@@ -6,7 +6,7 @@ import asyncio
 
 from simulated_cluster import FakeCluster
 from simulated_nodes import event_texts, facts_of, failure_of, join_all
-from simulated_ranks import Pace, TrainingNode, train_all
+from simulated_ranks import Pace, TrainingNode, train_all, wait_for_steps
 
 from periflow_ray.runtime.monitor import Monitor
 from periflow_ray.store.attempts import read_attempts
@@ -24,9 +24,7 @@ def test_a_draining_machine_is_left_after_a_save_and_may_go(run_monitor, root, t
     async def scenario(monitor: Monitor) -> None:
         trained = [TrainingNode(monitor, root, tmp_path, rank, 2, Pace()) for rank in range(2)]
         training = asyncio.create_task(train_all(trained))
-        await monitor.wait_for_attempt(1)
-        while not trained[1].last_step:
-            await asyncio.sleep(0.01)
+        await wait_for_steps(trained)
         cluster.drain("ray-node-1", "a machine of another job")
         await training
         assert await monitor.decide() == "new_group"
@@ -59,7 +57,7 @@ def test_two_machines_that_go_at_once_are_left_together(run_monitor, root, tmp_p
     async def scenario(monitor: Monitor) -> None:
         trained = [TrainingNode(monitor, root, tmp_path, rank, 4, Pace()) for rank in range(4)]
         training = asyncio.create_task(train_all(trained))
-        await monitor.wait_for_attempt(1)
+        await wait_for_steps(trained)
         cluster.drain("ray-node-1", "ray-node-3")
         await training
 

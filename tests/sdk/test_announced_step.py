@@ -158,6 +158,8 @@ def test_a_late_rank_says_so_to_its_agent(agent, join_rank, wait_until):
     assert train(late, 5) == []
     agent.server.announce(4)
     wait_until(lambda: agent.late == [4])
+    # Whoever answers this has heard the announcement before.
+    agent.server.ask_steps(timeout_s=60.0)
     assert train(in_time, 5) == [4]
     assert train(late, 5) == []
 
@@ -196,7 +198,8 @@ def test_ranks_of_a_node_that_save_now_at_different_steps_have_no_checkpoint(age
         train(first, 2)
         at_second.result(timeout=60)
     assert agent.snapshots == []
-    assert agent.late == [SAVE_NOW] * 2
+    # Once, where both were waiting when it was found out; else each.
+    assert set(agent.late) == {SAVE_NOW}
 
 
 def test_ranks_of_a_node_that_save_now_at_one_step_have_one(agent, join_rank):

@@ -1,0 +1,49 @@
+"""A notice, or a stop, to a script that never asks ``is_emergency_save``."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from simulated_nodes import event_texts
+from simulated_ranks import Pace, TrainingNode, train_all, wait_for_steps
+
+from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.store.attempts import read_attempts
+from periflow_ray.store.checkpoints import list_committed
+
+pytestmark = pytest.mark.usefixtures("quick_speed")
+
+
+def test_a_script_that_never_asks_is_stopped_without_a_save_and_told_so(run_monitor, root, tmp_path):
+    async def scenario(monitor: Monitor) -> None:
+        trained = [TrainingNode(monitor, root, tmp_path, rank, 2, Pace(), asks=False) for rank in range(2)]
+        training = asyncio.create_task(train_all(trained))
+        await wait_for_steps(trained)
+        await monitor.stop(3600.0)
+        await training
+        assert await monitor.decide() == "end"
+
+    run_monitor(scenario)
+    assert list_committed(root, 1) == []
+    (attempt,) = read_attempts(root, 1)
+    assert attempt.cause == "stop"
+    assert event_texts(root)[-1][1].endswith("it never asked is_emergency_save()")
+
+
+def test_of_a_script_that_never_asks_the_next_periodic_checkpoint_is_the_last(run_monitor, root, tmp_path):
+    async def scenario(monitor: Monitor) -> None:
+        trained = [
+            TrainingNode(monitor, root, tmp_path, rank, 2, Pace(), asks=False, save_every=1000) for rank in range(2)
+        ]
+        training = asyncio.create_task(train_all(trained))
+        await wait_for_steps(trained)
+        await monitor.drill("notice", 3600.0, 1, 0)
+        await training
+        assert await monitor.decide() == "new_group"
+
+    run_monitor(scenario)
+    (attempt,) = read_attempts(root, 1)
+    assert attempt.cause == "preemption"
+    # The first one that was due after the step that was asked for.
+    assert attempt.last_step == attempt.resumable_step in (1000, 2000, 3000)
