@@ -29,6 +29,8 @@ from periflow_ray.store.metrics import Metric
 from periflow_ray.store.root import StorageRoot
 
 WATCH_INTERVAL_S = 0.5
+# Worker groups that break before an attempt begins with them cost no attempt, but are not tried for ever.
+MAX_UNBORN_GROUPS = 5
 
 
 class Monitor(CheckpointCalls):
@@ -53,6 +55,7 @@ class Monitor(CheckpointCalls):
         self._attempt = Attempt(self._history.last_number, ("", 0), 0)
         self._over: str | None = None
         self._is_stopping = False
+        self._num_unborn_groups = 0
         self._repetition = Repetition()
 
     # Members call these. What could harm a later attempt names the attempt that it belongs to.
@@ -162,6 +165,10 @@ class Monitor(CheckpointCalls):
         """Whether Ray Train may start a new worker group after this one broke; see ``close_broken_group``."""
         async with self._changed:
             attempt = self._attempt
+            self._num_unborn_groups += attempt.is_group_broken
+            if self._num_unborn_groups > MAX_UNBORN_GROUPS:
+                self._over = f"its workers died {self._num_unborn_groups} times in a row before all of them had come"
+                return False
             if not await close_broken_group(
                 attempt,
                 lost_workers,
@@ -295,6 +302,7 @@ class Monitor(CheckpointCalls):
                 self.write_event("attempt_failed", f"attempt {before.number} ended: {before.text}")
             await self._record_end(before)
         self._attempt = Attempt(before.number + 1, key, num_members, self._rules.devices_per_member)
+        self._num_unborn_groups = 0
         self._recorder.forget_speed()
         await self._board.begin_attempt()
         self._attempt.checkpoint = await self._restores.find_checkpoint()

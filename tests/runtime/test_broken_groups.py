@@ -85,6 +85,18 @@ def test_a_group_that_broke_before_anybody_came_is_not_tried_again(run_monitor, 
     assert read_attempts(root, 1) == []
 
 
+def test_groups_that_break_before_an_attempt_begins_with_them_are_tried_a_few_times(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        for group in ("group-1", "group-2"):
+            await join_all(nodes(monitor), group)
+            assert [await monitor.may_replace_group({0: "died"}, False) for _ in range(6)] == [True] * 6
+        assert not await monitor.may_replace_group({0: "died"}, False)
+        assert await monitor.why_over() == "its workers died 6 times in a row before all of them had come"
+
+    run_monitor(scenario)
+    assert len(read_attempts(root, 1)) == 2
+
+
 def test_an_error_that_no_member_told_of_is_a_loss_and_counts(run_monitor, nodes, root):
     async def scenario(monitor: Monitor) -> None:
         await join_all(nodes(monitor))
