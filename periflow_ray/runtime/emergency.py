@@ -16,6 +16,8 @@ from periflow_ray.store.checkpoints import Manifest
 
 # How long the members may take to say how far their ranks are.
 REPORT_TIMEOUT_S = 0.5
+# With accumulated gradients Lightning saves a few batches after the one at which it was asked.
+PATIENCE_STEPS = 16
 _POLL_S = 0.1
 
 
@@ -127,7 +129,7 @@ class EmergencySave:
         while self._may_go_on(attempt) and not agreed.is_void:
             if agreed.saved is not None:
                 return agreed.saved, False
-            if attempt.has_passed(last_step + 1) and not self._board.has_pending and not has_told:
+            if attempt.has_passed(last_step + PATIENCE_STEPS) and not self._board.has_pending and not has_told:
                 text = f"the script did not save at step {last_step}: it never asked is_emergency_save()"
                 self._write_event("notice", text)
                 has_told = True
