@@ -12,22 +12,22 @@ import ray.train
 import ray.train.torch
 
 from periflow_ray.errors import JobStoppedError, UsageError
-from periflow_ray.runtime.function_rank import FunctionTask
-from periflow_ray.runtime.function_record import read_resumable_job, record_new_job, reopen_function_job
-from periflow_ray.runtime.function_worker import run_function
+from periflow_ray.runtime.function_jobs.rank import FunctionTask
+from periflow_ray.runtime.function_jobs.record import read_resumable_job, record_new_job, reopen_function_job
+from periflow_ray.runtime.function_jobs.worker import run_function
 from periflow_ray.runtime.graceful_stop import GracefulStop
-from periflow_ray.runtime.group_policy import MonitoredTrainer
 from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
-from periflow_ray.runtime.kept_checkpoints import Retention
-from periflow_ray.runtime.meeting import JobRules
-from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
-from periflow_ray.runtime.train_run import (
+from periflow_ray.runtime.monitor.kept_checkpoints import Retention
+from periflow_ray.runtime.monitor.meeting import JobRules
+from periflow_ray.runtime.ray_train.group_policy import MonitoredTrainer
+from periflow_ray.runtime.ray_train.train_run import (
     WithoutPlacementGroupCleaner,
     ensure_ray,
     set_train_environment,
     train_run_config,
 )
+from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.store.checkpoints import latest_committed
 from periflow_ray.store.retention import KeepBest
 from periflow_ray.store.root import StorageRoot

@@ -22,12 +22,11 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.plan import JobPlan
-from periflow_ray.runtime.group_policy import MonitoredTrainer
+from periflow_ray.runtime.command_jobs.node_agent import AgentTask, run_agent
 from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
-from periflow_ray.runtime.kept_checkpoints import Retention
-from periflow_ray.runtime.meeting import JobRules
-from periflow_ray.runtime.node_agent import AgentTask, run_agent
+from periflow_ray.runtime.monitor.kept_checkpoints import Retention
+from periflow_ray.runtime.monitor.meeting import JobRules
 from periflow_ray.runtime.notifications import (
     MessageKind,
     Notifier,
@@ -35,8 +34,13 @@ from periflow_ray.runtime.notifications import (
     read_wandb_run,
     wandb_environment,
 )
+from periflow_ray.runtime.ray_train.group_policy import MonitoredTrainer
+from periflow_ray.runtime.ray_train.train_run import (
+    WithoutPlacementGroupCleaner,
+    set_train_environment,
+    train_run_config,
+)
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
-from periflow_ray.runtime.train_run import WithoutPlacementGroupCleaner, set_train_environment, train_run_config
 from periflow_ray.store import sealed_secrets
 from periflow_ray.store.cloud_environment import read_cloud_environment
 from periflow_ray.store.jobs import job_key, read_record

@@ -23,7 +23,7 @@ from bench_figures.embedded_cluster import EmbeddedCluster
 from bench_figures.programs import MEASURED_DIR, NUM_SHOWN_LINES, clean_environment, run_program, venv_program
 from bench_figures.row import FigureError
 from periflow_ray.processes import Command
-from periflow_ray.runtime.train_run import POLL_INTERVAL_S
+from periflow_ray.runtime.ray_train.train_run import POLL_INTERVAL_S
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from workbench import Workbench, processes_with, wait_until
 
-from periflow_ray.runtime.sandbox import Sandbox
+from periflow_ray.runtime.worker.sandbox import Sandbox
 from periflow_ray.store import checkpoints, jobs
 from periflow_ray.store.attempts import AttemptRecord, read_attempts
 

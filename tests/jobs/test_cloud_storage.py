@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from workbench import Workbench, processes_with, wait_until
 
-from periflow_ray.runtime.node_agent import AgentTask
+from periflow_ray.runtime.command_jobs.node_agent import AgentTask
 from periflow_ray.store import checkpoints, jobs
 from periflow_ray.store.checksum import is_checksum_of
 from periflow_ray.store.events import read_events

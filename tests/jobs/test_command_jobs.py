@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from workbench import Workbench, find_agent, processes_with, wait_until
 
-from periflow_ray.runtime.sandbox import Sandbox
+from periflow_ray.runtime.worker.sandbox import Sandbox
 from periflow_ray.store import checkpoints, jobs
 from periflow_ray.store.logs import read_logs
 from periflow_ray.store.metrics import read_metrics

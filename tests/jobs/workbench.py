@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from periflow_ray.runtime.sandbox import Sandbox
+from periflow_ray.runtime.worker.sandbox import Sandbox
 from periflow_ray.store import jobs
 from periflow_ray.store.jobs import Job
 from periflow_ray.store.root import StorageRoot

@@ -17,7 +17,7 @@ import ray
 import ray._private.state
 
 from periflow_ray.runtime.notices.acknowledgement import mark_saved, mark_saving
-from periflow_ray.runtime.train_run import ensure_ray
+from periflow_ray.runtime.ray_train.train_run import ensure_ray
 
 
 def answer(words: list[str], work: ray.actor.ActorHandle) -> object:

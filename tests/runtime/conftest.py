@@ -12,11 +12,11 @@ from ray.experimental import internal_kv
 from simulated_cluster import FakeCluster, SlowRoot
 from simulated_nodes import Node
 
-from periflow_ray.runtime import attempt as attempt_module
-from periflow_ray.runtime import monitor as monitor_module
-from periflow_ray.runtime.kept_checkpoints import Retention
-from periflow_ray.runtime.meeting import JobRules
-from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.runtime.monitor import actor as monitor_module
+from periflow_ray.runtime.monitor import attempt as attempt_module
+from periflow_ray.runtime.monitor.actor import Monitor
+from periflow_ray.runtime.monitor.kept_checkpoints import Retention
+from periflow_ray.runtime.monitor.meeting import JobRules
 from periflow_ray.store.root import StorageRoot
 
 DEADLINE_S = 60.0

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from periflow_ray.runtime.agreed_save import CheckpointId
-from periflow_ray.runtime.attempt import MemberFacts
-from periflow_ray.runtime.checkpoint_uploads import bring_files
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.runtime.meeting import Meeting
-from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.runtime.monitor.actor import Monitor
+from periflow_ray.runtime.monitor.agreed_save import CheckpointId
+from periflow_ray.runtime.monitor.attempt import MemberFacts
+from periflow_ray.runtime.monitor.meeting import Meeting
+from periflow_ray.runtime.worker.checkpoint_uploads import bring_files
 from periflow_ray.store.checkpoints import describe_files
 from periflow_ray.store.events import read_events
 from periflow_ray.store.root import StorageRoot

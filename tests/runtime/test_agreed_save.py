@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from periflow_ray.runtime.agreed_save import AgreedSave
+from periflow_ray.runtime.monitor.agreed_save import AgreedSave
 from periflow_ray.store.checkpoints import Manifest
 
 MIXED = "nodes saved at different steps (12, 13)"

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 from simulated_nodes import facts_of
 
-from periflow_ray.runtime import attempt as attempt_module
-from periflow_ray.runtime.attempt import SPEED_WINDOW_S, Attempt
+from periflow_ray.runtime.monitor import attempt as attempt_module
+from periflow_ray.runtime.monitor.attempt import SPEED_WINDOW_S, Attempt
 
 
 class Clock:

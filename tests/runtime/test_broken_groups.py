@@ -6,7 +6,7 @@ import asyncio
 
 from simulated_nodes import event_texts, join_all, join_ranks_of_one_node, save_all
 
-from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.store.attempts import read_attempts
 from periflow_ray.store.checkpoints import describe_files, latest_committed
 

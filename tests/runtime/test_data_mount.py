@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from periflow_ray.errors import NotFoundError, StorageError
-from periflow_ray.runtime.data_mount import mount_dataset
+from periflow_ray.runtime.command_jobs.data_mount import mount_dataset
 from periflow_ray.spec.models import DataSpec
 from periflow_ray.store.datasets import link_dataset, upload_dataset
 from periflow_ray.store.root import StorageRoot

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from simulated_nodes import event_texts, failure_of, join_all, join_ranks_of_one_node, save_all
 
-from periflow_ray.runtime.checkpoint_uploads import bring_files
-from periflow_ray.runtime.kept_checkpoints import Retention
-from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.runtime.monitor.actor import Monitor
+from periflow_ray.runtime.monitor.kept_checkpoints import Retention
+from periflow_ray.runtime.worker.checkpoint_uploads import bring_files
 from periflow_ray.store.checkpoint_status import list_all
 from periflow_ray.store.checkpoints import (
     Manifest,

@@ -8,8 +8,8 @@ import pytest
 from simulated_nodes import Node, event_texts, failure_of, join_all
 from simulated_ranks import Pace, TrainingNode, train_all
 
-from periflow_ray.runtime.attempt import Signal
-from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.runtime.monitor.actor import Monitor
+from periflow_ray.runtime.monitor.attempt import Signal
 from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
 from periflow_ray.store.attempts import AttemptRecord, read_attempts
 from periflow_ray.store.checkpoints import list_committed

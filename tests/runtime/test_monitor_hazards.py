@@ -8,7 +8,7 @@ from simulated_cluster import FakeCluster
 from simulated_nodes import event_texts, facts_of, failure_of, join_all
 from simulated_ranks import Pace, TrainingNode, train_all, wait_for_steps
 
-from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.store.attempts import read_attempts
 from periflow_ray.store.checkpoints import list_committed
 

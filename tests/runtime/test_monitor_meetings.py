@@ -5,10 +5,10 @@ import dataclasses
 
 from simulated_nodes import Node, event_texts, failure_of, join_all, join_ranks_of_one_node, save_all
 
-from periflow_ray.runtime import recorder
-from periflow_ray.runtime.attempt import Signal
-from periflow_ray.runtime.meeting import Meeting
-from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.runtime.monitor import recorder
+from periflow_ray.runtime.monitor.actor import Monitor
+from periflow_ray.runtime.monitor.attempt import Signal
+from periflow_ray.runtime.monitor.meeting import Meeting
 from periflow_ray.store.checkpoints import (
     latest_committed,
 )

@@ -7,7 +7,7 @@ import asyncio
 from simulated_cluster import HOLD_TIMEOUT_S, SlowRoot
 from simulated_nodes import Node, event_texts, failure_of, join_all, save_all
 
-from periflow_ray.runtime.monitor import Monitor
+from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.store.checkpoints import list_committed
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from periflow_ray.runtime.restart_policy import AttemptEnd, refuse_restart
+from periflow_ray.runtime.monitor.restart_policy import AttemptEnd, refuse_restart
 
 REPEATED = "it failed 3 times in a row at step 7 without progress"
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from periflow_ray.runtime.save_step import choose_save_step
+from periflow_ray.runtime.monitor.save_step import choose_save_step
 from periflow_ray.sdk.session import SAVE_NOW
 
 

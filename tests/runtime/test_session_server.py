@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from periflow_ray.runtime import session_server
-from periflow_ray.runtime.session_server import Records, SessionServer
+from periflow_ray.runtime.command_jobs import session_server
+from periflow_ray.runtime.command_jobs.session_server import Records, SessionServer
 from periflow_ray.sdk import wire
 from periflow_ray.store.metrics import Metric
 

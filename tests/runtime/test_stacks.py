@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from periflow_ray.runtime import stacks
-from periflow_ray.runtime.stacks import dump_stacks
+from periflow_ray.runtime.worker import stacks
+from periflow_ray.runtime.worker.stacks import dump_stacks
 
 STANDS_STILL = """
 import signal

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from simulated_nodes import facts_of
 
-from periflow_ray.runtime import attempt as attempt_module
-from periflow_ray.runtime.attempt import Attempt
+from periflow_ray.runtime.monitor import attempt as attempt_module
+from periflow_ray.runtime.monitor.attempt import Attempt
 
 
 class Clock:

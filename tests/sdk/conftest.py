@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from periflow_ray.runtime import session_server
-from periflow_ray.runtime.session_server import SessionServer
+from periflow_ray.runtime.command_jobs import session_server
+from periflow_ray.runtime.command_jobs.session_server import SessionServer
 from periflow_ray.sdk.agent_channel import AgentChannel
 from periflow_ray.sdk.session import Session
 

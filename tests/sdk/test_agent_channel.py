@@ -180,7 +180,8 @@ def test_an_announced_step_reaches_every_rank_also_a_later_one(agent, join_rank,
 def mortal_agent(tmp_path):
     """A session server in a process of its own; its standard input keeps it alive."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom periflow_ray.runtime.session_server import SessionServer\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from periflow_ray.runtime.command_jobs.session_server import SessionServer\n"
         "server = SessionServer(Path(sys.argv[1]), print, print)\nprint('listens', flush=True)\nsys.stdin.read()\n"
     )
     path = tmp_path / "mortal.sock"

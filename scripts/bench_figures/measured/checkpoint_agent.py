@@ -17,14 +17,14 @@ from pathlib import Path
 
 import ray
 
-from periflow_ray.runtime.attempt import MemberFacts
-from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads
-from periflow_ray.runtime.kept_checkpoints import Retention
-from periflow_ray.runtime.meeting import JobRules
-from periflow_ray.runtime.monitor import Monitor
-from periflow_ray.runtime.reporter import Reporter
-from periflow_ray.runtime.session_server import SessionServer
-from periflow_ray.runtime.train_run import ensure_ray, set_train_environment
+from periflow_ray.runtime.command_jobs.reporter import Reporter
+from periflow_ray.runtime.command_jobs.session_server import SessionServer
+from periflow_ray.runtime.monitor.actor import Monitor
+from periflow_ray.runtime.monitor.attempt import MemberFacts
+from periflow_ray.runtime.monitor.kept_checkpoints import Retention
+from periflow_ray.runtime.monitor.meeting import JobRules
+from periflow_ray.runtime.ray_train.train_run import ensure_ray, set_train_environment
+from periflow_ray.runtime.worker.checkpoint_uploads import CheckpointUploads
 from periflow_ray.store.events import read_events
 from periflow_ray.store.root import StorageRoot
 

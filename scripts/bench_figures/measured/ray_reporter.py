@@ -27,7 +27,7 @@ def main() -> None:
     # Whatever Ray prints must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    # Loopback as Ray's only network, as in ``periflow_ray.runtime.train_run``, and quieter than there.
+    # Loopback as Ray's only network, as in ``periflow_ray.runtime.ray_train.train_run``, and quieter than there.
     ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:

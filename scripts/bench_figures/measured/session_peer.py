@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-from periflow_ray.runtime.session_server import SessionServer
+from periflow_ray.runtime.command_jobs.session_server import SessionServer
 
 # As the agent's reporter, which cannot be imported without Ray.
 TAKE_INTERVAL_S = 0.2

@@ -14,10 +14,10 @@ from typing import Any
 import periflow_ray.sdk
 from periflow_ray.plan import JobPlan, device_environment, node_environment, rewrite_paths
 from periflow_ray.processes import Command
+from periflow_ray.runtime.command_jobs.node_log import NodeLog
 from periflow_ray.runtime.diagnosis import Failure, diagnose
-from periflow_ray.runtime.meeting import Meeting
-from periflow_ray.runtime.node_log import NodeLog
-from periflow_ray.runtime.sandbox import Sandbox
+from periflow_ray.runtime.monitor.meeting import Meeting
+from periflow_ray.runtime.worker.sandbox import Sandbox
 
 GRACE_S = 5.0
 # Where the attempt is lost, or saved as a whole, nothing of what a rank still does is kept; and everybody waits for it.

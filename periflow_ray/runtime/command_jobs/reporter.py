@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from periflow_ray.runtime.session_server import SessionServer
+from periflow_ray.runtime.command_jobs.session_server import SessionServer
 
 SEND_INTERVAL_S = 0.5
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Literal
 
-from periflow_ray.runtime.attempt import Attempt
-from periflow_ray.runtime.checkpoint_board import CheckpointBoard
+from periflow_ray.runtime.monitor.attempt import Attempt
+from periflow_ray.runtime.monitor.checkpoint_board import CheckpointBoard
 
 
 async def close_broken_group(

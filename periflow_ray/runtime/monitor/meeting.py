@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from periflow_ray.runtime.kept_checkpoints import Retention
+from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.notifications import WandbRun
 from periflow_ray.store.checkpoints import Manifest
 

@@ -18,20 +18,20 @@ import ray.train
 from periflow_ray.errors import JobFailedError, NotFoundError, StorageError
 from periflow_ray.plan import JobPlan, rewritten_mounts
 from periflow_ray.processes import end_leftovers
-from periflow_ray.runtime.attempt import MemberFacts
-from periflow_ray.runtime.checkpoint_restore import restore_agreed
-from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads, report_newest
-from periflow_ray.runtime.data_mount import DatasetMount, mount_dataset
+from periflow_ray.runtime.command_jobs.data_mount import DatasetMount, mount_dataset
+from periflow_ray.runtime.command_jobs.monitor_signals import MonitorSignals
+from periflow_ray.runtime.command_jobs.node_commands import GRACE_S, LOST_GRACE_S, NodeCommands
+from periflow_ray.runtime.command_jobs.node_log import NodeLog
+from periflow_ray.runtime.command_jobs.reporter import Reporter
+from periflow_ray.runtime.command_jobs.session_server import SessionServer
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.runtime.group_policy import GroupReplacedError
-from periflow_ray.runtime.lifeline import share_fate
-from periflow_ray.runtime.meeting import Meeting, Next
-from periflow_ray.runtime.monitor_signals import MonitorSignals
-from periflow_ray.runtime.node_commands import GRACE_S, LOST_GRACE_S, NodeCommands
-from periflow_ray.runtime.node_log import NodeLog
-from periflow_ray.runtime.reporter import Reporter
-from periflow_ray.runtime.sandbox import Sandbox
-from periflow_ray.runtime.session_server import SessionServer
+from periflow_ray.runtime.monitor.attempt import MemberFacts
+from periflow_ray.runtime.monitor.meeting import Meeting, Next
+from periflow_ray.runtime.ray_train.group_policy import GroupReplacedError
+from periflow_ray.runtime.worker.checkpoint_restore import restore_agreed
+from periflow_ray.runtime.worker.checkpoint_uploads import CheckpointUploads, report_newest
+from periflow_ray.runtime.worker.lifeline import share_fate
+from periflow_ray.runtime.worker.sandbox import Sandbox
 from periflow_ray.store import checkpoints
 from periflow_ray.store.attempts import EndCause
 from periflow_ray.store.checkpoints import Manifest

@@ -13,7 +13,7 @@ from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_act
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from periflow_ray.errors import PeriflowRayError
-from periflow_ray.runtime.group_size import ElasticPolicy
+from periflow_ray.runtime.ray_train.group_size import ElasticPolicy
 
 
 class GroupReplacedError(PeriflowRayError):

@@ -15,16 +15,16 @@ import ray.train
 from ray.train.v2._internal.execution.context import get_train_context
 
 from periflow_ray.errors import PeriFlowError
-from periflow_ray.runtime.attempt import MemberFacts
-from periflow_ray.runtime.checkpoint_restore import restore_agreed
-from periflow_ray.runtime.checkpoint_uploads import CheckpointUploads, as_ray_checkpoint, report_newest
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.runtime.function_signals import RankSignals
-from periflow_ray.runtime.group_policy import GroupReplacedError, leave_group
-from periflow_ray.runtime.lifeline import share_fate
-from periflow_ray.runtime.meeting import Meeting, Next
-from periflow_ray.runtime.output_tee import OutputCopy
-from periflow_ray.runtime.sandbox import Sandbox
+from periflow_ray.runtime.function_jobs.output_tee import OutputCopy
+from periflow_ray.runtime.function_jobs.signals import RankSignals
+from periflow_ray.runtime.monitor.attempt import MemberFacts
+from periflow_ray.runtime.monitor.meeting import Meeting, Next
+from periflow_ray.runtime.ray_train.group_policy import GroupReplacedError, leave_group
+from periflow_ray.runtime.worker.checkpoint_restore import restore_agreed
+from periflow_ray.runtime.worker.checkpoint_uploads import CheckpointUploads, as_ray_checkpoint, report_newest
+from periflow_ray.runtime.worker.lifeline import share_fate
+from periflow_ray.runtime.worker.sandbox import Sandbox
 from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.root import StorageRoot
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import ray
 
-from periflow_ray.runtime.attempt import Signal
-from periflow_ray.runtime.node_log import NodeLog
-from periflow_ray.runtime.reporter import Reporter
-from periflow_ray.runtime.session_server import SessionServer
-from periflow_ray.runtime.stacks import dump_stacks
+from periflow_ray.runtime.command_jobs.node_log import NodeLog
+from periflow_ray.runtime.command_jobs.reporter import Reporter
+from periflow_ray.runtime.command_jobs.session_server import SessionServer
+from periflow_ray.runtime.monitor.attempt import Signal
+from periflow_ray.runtime.worker.stacks import dump_stacks
 from periflow_ray.store.attempts import EndCause
 
 REPORT_TIMEOUT_S = 0.3

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from periflow_ray.runtime.agreed_save import CheckpointId
-from periflow_ray.runtime.attempt import Attempt
-from periflow_ray.runtime.checkpoint_board import CheckpointBoard
-from periflow_ray.runtime.meeting import RestoreVerdict
-from periflow_ray.runtime.restore_agreement import RestoreAgreement
+from periflow_ray.runtime.monitor.agreed_save import CheckpointId
+from periflow_ray.runtime.monitor.attempt import Attempt
+from periflow_ray.runtime.monitor.checkpoint_board import CheckpointBoard
+from periflow_ray.runtime.monitor.meeting import RestoreVerdict
+from periflow_ray.runtime.monitor.restore_agreement import RestoreAgreement
 from periflow_ray.store.checkpoints import LocalFile, Manifest, PlannedFile
 
 

@@ -10,19 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from periflow_ray.errors import StorageError
-from periflow_ray.runtime.attempt import Attempt, AttemptKey, MemberFacts, Signal
-from periflow_ray.runtime.broken_group import close_broken_group
-from periflow_ray.runtime.checkpoint_board import CheckpointBoard
-from periflow_ray.runtime.checkpoint_calls import CheckpointCalls
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.runtime.emergency import EmergencySave
-from periflow_ray.runtime.hazards import Hazards
-from periflow_ray.runtime.history import History
-from periflow_ray.runtime.meeting import JobRules, Meeting, Next
+from periflow_ray.runtime.monitor.attempt import Attempt, AttemptKey, MemberFacts, Signal
+from periflow_ray.runtime.monitor.broken_group import close_broken_group
+from periflow_ray.runtime.monitor.checkpoint_board import CheckpointBoard
+from periflow_ray.runtime.monitor.checkpoint_calls import CheckpointCalls
+from periflow_ray.runtime.monitor.emergency import EmergencySave
+from periflow_ray.runtime.monitor.hazards import Hazards
+from periflow_ray.runtime.monitor.history import History
+from periflow_ray.runtime.monitor.meeting import JobRules, Meeting, Next
+from periflow_ray.runtime.monitor.recorder import Recorder
+from periflow_ray.runtime.monitor.repetition import Repetition
+from periflow_ray.runtime.monitor.restore_agreement import RestoreAgreement
 from periflow_ray.runtime.notifications import WandbForwarder
-from periflow_ray.runtime.recorder import Recorder
-from periflow_ray.runtime.repetition import Repetition
-from periflow_ray.runtime.restore_agreement import RestoreAgreement
 from periflow_ray.store.attempts import AttemptRecord
 from periflow_ray.store.events import EventWriter
 from periflow_ray.store.metrics import Metric

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.runtime.restart_policy import Cause
+from periflow_ray.runtime.monitor.restart_policy import Cause
 from periflow_ray.store.checkpoints import Manifest
 
 AttemptKey = tuple[str, int]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from periflow_ray.runtime.attempt import Attempt
-from periflow_ray.runtime.meeting import RestoreVerdict
+from periflow_ray.runtime.monitor.attempt import Attempt
+from periflow_ray.runtime.monitor.meeting import RestoreVerdict
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.root import StorageRoot

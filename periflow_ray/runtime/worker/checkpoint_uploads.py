@@ -14,8 +14,8 @@ import ray
 import ray.train
 
 from periflow_ray.errors import NotFoundError, StorageError
-from periflow_ray.runtime.agreed_save import CheckpointId
-from periflow_ray.runtime.snapshot import Snapshot, Snapshots
+from periflow_ray.runtime.monitor.agreed_save import CheckpointId
+from periflow_ray.runtime.worker.snapshot import Snapshot, Snapshots
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import Manifest, PlannedFile
 from periflow_ray.store.root import StorageRoot

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from periflow_ray.errors import PeriFlowError
-from periflow_ray.runtime.function_rank import FunctionRank
+from periflow_ray.runtime.function_jobs.rank import FunctionRank
 from periflow_ray.sdk.channel import Hello, MetricRecord
 from periflow_ray.store.metrics import Metric
 

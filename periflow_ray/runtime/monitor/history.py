@@ -8,8 +8,8 @@ import sys
 import time
 
 from periflow_ray.errors import StorageError
-from periflow_ray.runtime.attempt import Attempt
-from periflow_ray.runtime.restart_policy import AttemptEnd, refuse_restart
+from periflow_ray.runtime.monitor.attempt import Attempt
+from periflow_ray.runtime.monitor.restart_policy import AttemptEnd, refuse_restart
 from periflow_ray.store import attempts
 from periflow_ray.store.attempts import AttemptRecord, SaveRecord
 from periflow_ray.store.jobs import read_progress

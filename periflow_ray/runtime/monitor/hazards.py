@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 
 import ray
 
-from periflow_ray.runtime.attempt import Attempt, Signal
-from periflow_ray.runtime.checkpoint_board import CheckpointBoard
-from periflow_ray.runtime.draining import read_draining_nodes
-from periflow_ray.runtime.emergency import EmergencySave
+from periflow_ray.runtime.monitor.attempt import Attempt, Signal
+from periflow_ray.runtime.monitor.checkpoint_board import CheckpointBoard
+from periflow_ray.runtime.monitor.draining import read_draining_nodes
+from periflow_ray.runtime.monitor.emergency import EmergencySave
+from periflow_ray.runtime.monitor.restart_policy import Cause
 from periflow_ray.runtime.notices.acknowledgement import mark_saved, mark_saving
-from periflow_ray.runtime.restart_policy import Cause
 
 # A job that may grow is in no hurry: only a script that never saves when asked makes it wait.
 GROW_SAVE_TIMEOUT_S = 600.0

@@ -11,10 +11,10 @@ from typing import Any
 
 import ray
 
-from periflow_ray.runtime.attempt import Signal
-from periflow_ray.runtime.monitor_signals import RETRY_INTERVAL_S
-from periflow_ray.runtime.restart_policy import Cause
-from periflow_ray.runtime.stacks import dump_stacks
+from periflow_ray.runtime.command_jobs.monitor_signals import RETRY_INTERVAL_S
+from periflow_ray.runtime.monitor.attempt import Signal
+from periflow_ray.runtime.monitor.restart_policy import Cause
+from periflow_ray.runtime.worker.stacks import dump_stacks
 from periflow_ray.sdk.session import NO_STEP
 
 # After other ends Ray Train knows of a worker that failed, and ends the rest of the group.

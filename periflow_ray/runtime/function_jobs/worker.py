@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from periflow_ray.runtime.diagnosis import NUM_SHOWN_LINES, Failure
-from periflow_ray.runtime.function_channel import FunctionChannel
-from periflow_ray.runtime.function_rank import FunctionRank, FunctionTask
-from periflow_ray.runtime.group_policy import GroupReplacedError
-from periflow_ray.runtime.output_tee import copy_output
+from periflow_ray.runtime.function_jobs.channel import FunctionChannel
+from periflow_ray.runtime.function_jobs.output_tee import copy_output
+from periflow_ray.runtime.function_jobs.rank import FunctionRank, FunctionTask
+from periflow_ray.runtime.ray_train.group_policy import GroupReplacedError
 from periflow_ray.sdk.session import use_channel_factory
 from periflow_ray.store.logs import LogWriter
 

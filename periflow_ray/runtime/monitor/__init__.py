@@ -1,0 +1,1 @@
+"""The job's one actor: attempts, checkpoints, threats and what follows them."""

@@ -1,0 +1,1 @@
+"""How Ray Train is set up, and asked about new worker groups."""

@@ -1,0 +1,1 @@
+"""What the workers of command jobs and function jobs have in common."""
