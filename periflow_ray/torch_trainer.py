@@ -29,7 +29,7 @@ from periflow_ray.runtime.ray_train.train_run import (
 )
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.store.checkpoints import latest_committed
-from periflow_ray.store.retention import KeepBest
+from periflow_ray.store.checkpoints.retention import KeepBest
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.root_choice import ChosenRoot, choose_root
 

@@ -14,11 +14,11 @@ from periflow_ray.cli.checkpoint import resolve_id
 from periflow_ray.cli.options import storage_option
 from periflow_ray.cli.output import draw_table, output_option, talk_console, write_output
 from periflow_ray.errors import CorruptCheckpointError, StorageError, UsageError
-from periflow_ray.store.checkpoint_files import select_files
-from periflow_ray.store.checkpoint_imports import link_checkpoint, upload_checkpoint_dir
-from periflow_ray.store.checkpoint_manifest import Manifest, StoredFile
-from periflow_ray.store.checkpoint_restore import is_partly_restored
 from periflow_ray.store.checkpoints import find_checkpoint, restore, verify
+from periflow_ray.store.checkpoints.files import select_files
+from periflow_ray.store.checkpoints.imports import link_checkpoint, upload_checkpoint_dir
+from periflow_ray.store.checkpoints.manifest import Manifest, StoredFile
+from periflow_ray.store.checkpoints.restoring import is_partly_restored
 from periflow_ray.store.checksum import is_checksum_of
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size

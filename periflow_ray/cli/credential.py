@@ -16,7 +16,6 @@ from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import yes_option
 from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
 from periflow_ray.errors import UsageError
-from periflow_ray.store.credential_types import CREDENTIAL_TYPES, find_credential_type
 from periflow_ray.store.credentials import (
     Credential,
     create_credential,
@@ -25,6 +24,7 @@ from periflow_ray.store.credentials import (
     list_credentials,
     read_credential,
 )
+from periflow_ray.store.credentials.credential_types import CREDENTIAL_TYPES, find_credential_type
 
 _COMMANDS = {
     "create": ("periflow_ray.cli.credential:create", "Keep keys under a name."),

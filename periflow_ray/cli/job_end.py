@@ -74,8 +74,8 @@ def delete(job_id: int, is_confirmed: bool, root: StorageRoot) -> None:
 
 
 def _describe_saved(root: StorageRoot, job_id: int) -> str:
-    from periflow_ray.store.attempts import read_attempts
     from periflow_ray.store.checkpoints import latest_committed
+    from periflow_ray.store.jobs.attempts import read_attempts
 
     newest = latest_committed(root, job_id)
     if newest is None:

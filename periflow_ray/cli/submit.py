@@ -215,7 +215,7 @@ def _check_inputs(root: StorageRoot, plan: JobPlan) -> None:
 
 
 def _ensure_experiment(root: StorageRoot, plan: JobPlan, is_confirmed: bool) -> None:
-    from periflow_ray.store.experiments import create_experiment, has_experiment
+    from periflow_ray.store.jobs.experiments import create_experiment, has_experiment
 
     if plan.experiment is None or has_experiment(root, plan.experiment):
         return

@@ -41,10 +41,10 @@ from periflow_ray.runtime.ray_train.train_run import (
     train_run_config,
 )
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
-from periflow_ray.store import sealed_secrets
-from periflow_ray.store.cloud_environment import read_cloud_environment
+from periflow_ray.store.checkpoints.retention import KeepBest
+from periflow_ray.store.credentials import sealed_secrets
+from periflow_ray.store.credentials.cloud_environment import read_cloud_environment
 from periflow_ray.store.jobs import job_key, read_record
-from periflow_ray.store.retention import KeepBest
 from periflow_ray.store.root import StorageRoot
 
 # Ray kills a driver that takes longer to end (RAY_JOB_STOP_WAIT_TIME_S).

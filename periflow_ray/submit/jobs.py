@@ -13,9 +13,10 @@ from pathlib import Path
 
 from periflow_ray.errors import ClusterError, PeriflowRayError
 from periflow_ray.plan import JobPlan
-from periflow_ray.store import cloud_environment, jobs, sealed_secrets
-from periflow_ray.store.events import EventWriter
+from periflow_ray.store import jobs
+from periflow_ray.store.credentials import cloud_environment, sealed_secrets
 from periflow_ray.store.jobs import HEARTBEAT_INTERVAL_S, JobRecord, JobState
+from periflow_ray.store.jobs.events import EventWriter
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.local_cluster import LocalClusterDir
 from periflow_ray.submit.ray_jobs import ENDED_RAY_STATUSES, RayJobs, connect

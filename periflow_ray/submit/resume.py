@@ -11,7 +11,7 @@ from periflow_ray.errors import NotFoundError, UsageError
 from periflow_ray.plan import JobPlan
 from periflow_ray.store import jobs
 from periflow_ray.store.jobs import JobRecord
-from periflow_ray.store.resumes import claim_resume, describe_overtaken, reopen_job, require_resumable
+from periflow_ray.store.jobs.resumes import claim_resume, describe_overtaken, reopen_job, require_resumable
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.jobs import check_state, choose_submission_id, start_driver
 from periflow_ray.submit.ray_jobs import RayJobs

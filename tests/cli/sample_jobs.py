@@ -9,13 +9,13 @@ from pathlib import Path
 
 from periflow_ray.store.checkpoints import Manifest, StoredFile, checkpoint_key, commit
 from periflow_ray.store.datasets import upload_dataset
-from periflow_ray.store.events import Event
-from periflow_ray.store.experiments import create_experiment
 from periflow_ray.store.jobs import JobProgress, JobRecord, JobState, job_key, write_progress, write_record, write_state
-from periflow_ray.store.logs import LogWriter
-from periflow_ray.store.metrics import Metric, MetricsWriter
+from periflow_ray.store.jobs.events import Event
+from periflow_ray.store.jobs.experiments import create_experiment
+from periflow_ray.store.jobs.logs import LogWriter
+from periflow_ray.store.jobs.metrics import Metric, MetricsWriter
+from periflow_ray.store.jobs.segments import SegmentWriter
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.segments import SegmentWriter
 
 # 2026-01-01T00:00:00Z
 NEW_YEAR_UNIX_S = 1_767_225_600.0

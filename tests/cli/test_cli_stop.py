@@ -9,10 +9,10 @@ from job_cluster import serve_cluster
 from sample_jobs import build_record
 from submit.job_server import JobServer
 
-from periflow_ray.store.attempts import SaveRecord, write_attempt
 from periflow_ray.store.checkpoints import Manifest, StoredFile, checkpoint_key, commit
 from periflow_ray.store.jobs import JobState, job_key, read_state, write_record, write_state
-from periflow_ray.store.requests import Request
+from periflow_ray.store.jobs.attempts import SaveRecord, write_attempt
+from periflow_ray.store.jobs.requests import Request
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit import stop
 

@@ -18,9 +18,9 @@ from jobs.workbench import wait_until
 from notices.metadata_servers import FakeAws, FakeAzure, FakeMetadata, Reply, serve_metadata
 
 from periflow_ray.store import jobs
-from periflow_ray.store.attempts import AttemptRecord
 from periflow_ray.store.checkpoints import latest_committed
-from periflow_ray.store.events import read_events
+from periflow_ray.store.jobs.attempts import AttemptRecord
+from periflow_ray.store.jobs.events import read_events
 from periflow_ray.store.root import StorageRoot
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

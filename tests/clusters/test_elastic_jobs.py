@@ -12,7 +12,7 @@ from clusters.machines import Cluster
 from jobs.workbench import wait_until
 
 from periflow_ray.store import checkpoints, jobs
-from periflow_ray.store.attempts import read_attempts
+from periflow_ray.store.jobs.attempts import read_attempts
 
 pytestmark = pytest.mark.ray
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from workbench import Outcome, Workbench, wait_until
 
 from periflow_ray.store import checkpoints, jobs
-from periflow_ray.store.attempts import AttemptRecord, read_attempts
-from periflow_ray.store.logs import read_logs
+from periflow_ray.store.jobs.attempts import AttemptRecord, read_attempts
+from periflow_ray.store.jobs.logs import read_logs
 
 TIMEOUT_S = 180
 NUM_STEPS = 300

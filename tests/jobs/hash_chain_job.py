@@ -15,7 +15,7 @@ from workbench import Workbench, processes_with, wait_until
 
 from periflow_ray.runtime.worker.sandbox import Sandbox
 from periflow_ray.store import checkpoints, jobs
-from periflow_ray.store.attempts import AttemptRecord, read_attempts
+from periflow_ray.store.jobs.attempts import AttemptRecord, read_attempts
 
 WriteJob = Callable[..., tuple[Path, Path]]
 NUM_STEPS = 400

@@ -15,8 +15,8 @@ from workbench import Workbench, processes_with, wait_until
 from periflow_ray.runtime.command_jobs.node_agent import AgentTask
 from periflow_ray.store import checkpoints, jobs
 from periflow_ray.store.checksum import is_checksum_of
-from periflow_ray.store.events import read_events
-from periflow_ray.store.logs import read_logs
+from periflow_ray.store.jobs.events import read_events
+from periflow_ray.store.jobs.logs import read_logs
 
 pytestmark = pytest.mark.ray
 

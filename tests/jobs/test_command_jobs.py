@@ -13,8 +13,8 @@ from workbench import Workbench, find_agent, processes_with, wait_until
 
 from periflow_ray.runtime.worker.sandbox import Sandbox
 from periflow_ray.store import checkpoints, jobs
-from periflow_ray.store.logs import read_logs
-from periflow_ray.store.metrics import read_metrics
+from periflow_ray.store.jobs.logs import read_logs
+from periflow_ray.store.jobs.metrics import read_metrics
 
 pytestmark = pytest.mark.ray
 

@@ -12,7 +12,7 @@ import pytest
 from workbench import Workbench
 
 from periflow_ray.store import checkpoints, jobs
-from periflow_ray.store.metrics import read_metrics
+from periflow_ray.store.jobs.metrics import read_metrics
 
 pytestmark = pytest.mark.ray
 

@@ -11,8 +11,8 @@ import pytest
 from workbench import Workbench, processes_with
 
 from periflow_ray.store import checkpoints, jobs
-from periflow_ray.store.logs import read_logs
-from periflow_ray.store.metrics import read_metrics
+from periflow_ray.store.jobs.logs import read_logs
+from periflow_ray.store.jobs.metrics import read_metrics
 
 pytestmark = pytest.mark.ray
 

@@ -13,7 +13,7 @@ from workbench import Workbench, wait_until
 from periflow_ray.errors import NotFoundError, UsageError
 from periflow_ray.store import jobs
 from periflow_ray.store.jobs import JobState
-from periflow_ray.store.logs import read_logs
+from periflow_ray.store.jobs.logs import read_logs
 from periflow_ray.torch_trainer import TorchTrainer
 
 pytestmark = pytest.mark.ray

@@ -20,8 +20,8 @@ from hash_chain_job import HashChainJob, WriteJob
 from workbench import Workbench, find_agent, find_driver, wait_until
 
 from periflow_ray.store import checkpoints, jobs
-from periflow_ray.store.events import read_events
-from periflow_ray.store.logs import read_logs
+from periflow_ray.store.jobs.events import read_events
+from periflow_ray.store.jobs.logs import read_logs
 from periflow_ray.submit.local_cluster import LocalClusterDir
 
 pytestmark = pytest.mark.ray

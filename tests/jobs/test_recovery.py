@@ -11,8 +11,8 @@ import pytest
 from hash_chain_job import HashChainJob, WriteJob
 from workbench import Workbench, find_agent, find_driver
 
-from periflow_ray.store.attempts import read_attempts
-from periflow_ray.store.requests import post_request
+from periflow_ray.store.jobs.attempts import read_attempts
+from periflow_ray.store.jobs.requests import post_request
 
 pytestmark = pytest.mark.ray
 

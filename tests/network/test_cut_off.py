@@ -13,8 +13,8 @@ from jobs.workbench import wait_until
 from namespaces import Machine
 
 from periflow_ray.store import checkpoints, jobs
-from periflow_ray.store.attempts import AttemptRecord, read_attempts
-from periflow_ray.store.logs import read_logs
+from periflow_ray.store.jobs.attempts import AttemptRecord, read_attempts
+from periflow_ray.store.jobs.logs import read_logs
 from periflow_ray.store.root import StorageRoot
 
 pytestmark = pytest.mark.ray

@@ -12,8 +12,8 @@ from simulated_ranks import Lockstep, Pace, TrainingNode, train_all, wait_for_st
 
 from periflow_ray.runtime.monitor import attempt, emergency
 from periflow_ray.runtime.monitor.actor import Monitor
-from periflow_ray.store.attempts import read_attempts
 from periflow_ray.store.checkpoints import list_committed, restore
+from periflow_ray.store.jobs.attempts import read_attempts
 from periflow_ray.store.root import StorageRoot
 
 

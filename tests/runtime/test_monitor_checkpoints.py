@@ -8,7 +8,6 @@ from simulated_nodes import event_texts, failure_of, join_all, join_ranks_of_one
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.worker.checkpoint_uploads import bring_files
-from periflow_ray.store.checkpoint_status import list_all
 from periflow_ray.store.checkpoints import (
     Manifest,
     StoredFile,
@@ -18,8 +17,9 @@ from periflow_ray.store.checkpoints import (
     read_manifest,
     restore,
 )
-from periflow_ray.store.metrics import Metric
-from periflow_ray.store.retention import KeepBest
+from periflow_ray.store.checkpoints.retention import KeepBest
+from periflow_ray.store.checkpoints.status import list_all
+from periflow_ray.store.jobs.metrics import Metric
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer
 

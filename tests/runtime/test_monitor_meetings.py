@@ -13,7 +13,7 @@ from periflow_ray.store.checkpoints import (
     latest_committed,
 )
 from periflow_ray.store.jobs import JobProgress, read_progress
-from periflow_ray.store.metrics import Metric, read_metrics
+from periflow_ray.store.jobs.metrics import Metric, read_metrics
 
 
 def test_no_member_gets_on_before_all_have_joined(run_monitor, nodes):

@@ -13,7 +13,7 @@ import pytest
 from periflow_ray.runtime.command_jobs import session_server
 from periflow_ray.runtime.command_jobs.session_server import Records, SessionServer
 from periflow_ray.sdk import wire
-from periflow_ray.store.metrics import Metric
+from periflow_ray.store.jobs.metrics import Metric
 
 
 class Rank:

@@ -4,7 +4,6 @@ import pytest
 from checkpoint_samples import STEP_10, read_tree, save, write_tree
 
 from periflow_ray.errors import CorruptCheckpointError
-from periflow_ray.store.checkpoint_files import select_files
 from periflow_ray.store.checkpoints import (
     LocalFile,
     Manifest,
@@ -16,6 +15,7 @@ from periflow_ray.store.checkpoints import (
     remove,
     restore,
 )
+from periflow_ray.store.checkpoints.files import select_files
 from periflow_ray.store.checksum import checksum_file
 
 

@@ -7,9 +7,6 @@ import pytest
 from checkpoint_samples import read_tree, write_tree
 
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
-from periflow_ray.store.checkpoint_imports import link_checkpoint, upload_checkpoint_dir
-from periflow_ray.store.checkpoint_status import list_all
-from periflow_ray.store.checkpoint_trash import delete, purge_expired, undelete
 from periflow_ray.store.checkpoints import (
     Manifest,
     StoredFile,
@@ -19,6 +16,9 @@ from periflow_ray.store.checkpoints import (
     restore,
     verify,
 )
+from periflow_ray.store.checkpoints.imports import link_checkpoint, upload_checkpoint_dir
+from periflow_ray.store.checkpoints.status import list_all
+from periflow_ray.store.checkpoints.trash import delete, purge_expired, undelete
 from periflow_ray.store.checksum import checksum_file
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer

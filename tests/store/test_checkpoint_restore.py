@@ -7,8 +7,8 @@ import pytest
 from checkpoint_samples import STEP_10, read_tree, save, write_tree
 
 from periflow_ray.errors import CorruptCheckpointError, StorageError
-from periflow_ray.store.checkpoint_restore import is_partly_restored
 from periflow_ray.store.checkpoints import checkpoint_key, restore
+from periflow_ray.store.checkpoints.restoring import is_partly_restored
 from periflow_ray.store.checksum import checksum_file
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer

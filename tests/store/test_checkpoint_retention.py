@@ -5,7 +5,7 @@ import math
 import pytest
 
 from periflow_ray.store.checkpoints import Manifest
-from periflow_ray.store.retention import KeepBest, choose_expired
+from periflow_ray.store.checkpoints.retention import KeepBest, choose_expired
 
 
 def manifests(*losses: object) -> list[Manifest]:

@@ -4,9 +4,9 @@ import pytest
 from checkpoint_samples import CREATED_UNIX_S, STEP_10, STEP_20, save
 
 from periflow_ray.errors import NotFoundError
-from periflow_ray.store.checkpoint_status import CheckpointEntry, find_entry, list_all
-from periflow_ray.store.checkpoint_trash import delete
 from periflow_ray.store.checkpoints import begin, checkpoint_key, mark_failed, read_upload_note
+from periflow_ray.store.checkpoints.status import CheckpointEntry, find_entry, list_all
+from periflow_ray.store.checkpoints.trash import delete
 from periflow_ray.store.jobs import JobState
 
 

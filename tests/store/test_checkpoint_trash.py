@@ -6,7 +6,6 @@ import pytest
 from checkpoint_samples import STEP_10, STEP_20, BreakingRoot, read_tree, save
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError, UsageError
-from periflow_ray.store.checkpoint_trash import delete, purge_expired, read_deleted, undelete
 from periflow_ray.store.checkpoints import (
     begin,
     checkpoint_key,
@@ -17,6 +16,7 @@ from periflow_ray.store.checkpoints import (
     sweep_partials,
     verify,
 )
+from periflow_ray.store.checkpoints.trash import delete, purge_expired, read_deleted, undelete
 
 ID = f"1/{STEP_10}"
 CONTENTS = {0: {"a.pt": b"aa", "b.pt": b"bb"}, 1: {"a.pt": b"11", "b.pt": b"bb"}}

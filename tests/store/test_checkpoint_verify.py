@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from checkpoint_samples import STEP_10, save, write_tree
 
-from periflow_ray.store.checkpoint_verify import Problem
 from periflow_ray.store.checkpoints import checkpoint_key, verify
+from periflow_ray.store.checkpoints.verifying import Problem
 from periflow_ray.store.checksum import checksum_file
 
 

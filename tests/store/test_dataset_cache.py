@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from periflow_ray.errors import StorageError, UsageError
-from periflow_ray.store.dataset_cache import CacheUse, DatasetCache
+from periflow_ray.store.datasets.cache import CacheUse, DatasetCache
 
 # Fetches the first half, says so, and waits to be killed.
 KILLED_FETCH = """
 import sys
 from pathlib import Path
-from periflow_ray.store.dataset_cache import DatasetCache
+from periflow_ray.store.datasets.cache import DatasetCache
 
 def fill(directory):
     (directory / "first.bin").write_bytes(b"1" * 40)
@@ -29,7 +29,7 @@ DatasetCache(Path(sys.argv[1]), 100).open("cifar-1", fill, size_bytes=80)
 KILLED_USE = """
 import sys
 from pathlib import Path
-from periflow_ray.store.dataset_cache import DatasetCache
+from periflow_ray.store.datasets.cache import DatasetCache
 
 use = DatasetCache(Path(sys.argv[1]), 100).open("cifar-1", None)
 print("in use", flush=True)

@@ -9,10 +9,10 @@ import fsspec
 import pytest
 
 from periflow_ray.errors import StorageError, UsageError
-from periflow_ray.store.dataset_cache import DatasetCache
-from periflow_ray.store.dataset_packs import MAX_PACKED_FILE_BYTES, PACK_BYTES, open_packed
 from periflow_ray.store.datasets import edit_dataset, list_dataset_files, list_datasets, locate_dataset, upload_dataset
-from periflow_ray.store.local_datasets import open_dataset
+from periflow_ray.store.datasets.cache import DatasetCache
+from periflow_ray.store.datasets.local import open_dataset
+from periflow_ray.store.datasets.packs import MAX_PACKED_FILE_BYTES, PACK_BYTES, open_packed
 from periflow_ray.store.root import StorageRoot
 
 NUM_SMALL = 120

@@ -9,7 +9,6 @@ import pytest
 
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
 from periflow_ray.store.checksum import checksum_file
-from periflow_ray.store.dataset_files import DatasetFile
 from periflow_ray.store.datasets import (
     Dataset,
     delete_dataset,
@@ -21,6 +20,7 @@ from periflow_ray.store.datasets import (
     read_dataset,
     upload_dataset,
 )
+from periflow_ray.store.datasets.files import DatasetFile
 from periflow_ray.store.root import StorageRoot
 
 

@@ -9,9 +9,9 @@ import fsspec
 import pytest
 
 from periflow_ray.errors import NotFoundError, StorageError
-from periflow_ray.store.dataset_cache import DatasetCache
 from periflow_ray.store.datasets import delete_dataset, link_dataset, upload_dataset
-from periflow_ray.store.local_datasets import open_dataset
+from periflow_ray.store.datasets.cache import DatasetCache
+from periflow_ray.store.datasets.local import open_dataset
 from periflow_ray.store.root import StorageRoot
 
 # Stands for the package of Hugging Face, of which only these two functions are used.

@@ -11,10 +11,10 @@ from flaky_storage import FlakyFileSystem, flaky_storage
 
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.store.checksum import checksum_bytes
-from periflow_ray.store.limits import BandwidthLimit, ByteBudget
 from periflow_ray.store.local_files import copy_content
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import DownloadItem, Transfer, UploadItem
+from periflow_ray.store.transfer.limits import BandwidthLimit, ByteBudget
 
 PART_BYTES = 1000
 # Around the size of a part, where one piece becomes several.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from periflow_ray.errors import StorageError
-from periflow_ray.store.local_datasets import LocalDataset, open_dataset
+from periflow_ray.store.datasets.local import LocalDataset, open_dataset
 from periflow_ray.store.root import StorageRoot
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from periflow_ray.runtime.command_jobs.reporter import Reporter
 from periflow_ray.runtime.command_jobs.session_server import SessionServer
 from periflow_ray.runtime.monitor.attempt import Signal
 from periflow_ray.runtime.worker.stacks import dump_stacks
-from periflow_ray.store.attempts import EndCause
+from periflow_ray.store.jobs.attempts import EndCause
 
 REPORT_TIMEOUT_S = 0.3
 RETRY_INTERVAL_S = 1.0

@@ -33,10 +33,10 @@ from periflow_ray.runtime.worker.checkpoint_uploads import CheckpointUploads, re
 from periflow_ray.runtime.worker.lifeline import share_fate
 from periflow_ray.runtime.worker.sandbox import Sandbox
 from periflow_ray.store import checkpoints
-from periflow_ray.store.attempts import EndCause
 from periflow_ray.store.checkpoints import Manifest
-from periflow_ray.store.cloud_environment import set_cloud_environment
-from periflow_ray.store.events import EventWriter
+from periflow_ray.store.credentials.cloud_environment import set_cloud_environment
+from periflow_ray.store.jobs.attempts import EndCause
+from periflow_ray.store.jobs.events import EventWriter
 from periflow_ray.store.root import StorageRoot
 
 # After the last save's commit the monitor ends the attempt; this only bounds the wait for a monitor that is gone.

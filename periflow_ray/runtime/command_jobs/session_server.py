@@ -19,7 +19,7 @@ from typing import Any
 
 from periflow_ray.sdk import wire
 from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
-from periflow_ray.store.metrics import Metric
+from periflow_ray.store.jobs.metrics import Metric
 
 logger = logging.getLogger("periflow_ray")
 

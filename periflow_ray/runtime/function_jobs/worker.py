@@ -14,7 +14,7 @@ from periflow_ray.runtime.function_jobs.output_tee import copy_output
 from periflow_ray.runtime.function_jobs.rank import FunctionRank, FunctionTask
 from periflow_ray.runtime.ray_train.group_policy import GroupReplacedError
 from periflow_ray.sdk.session import use_channel_factory
-from periflow_ray.store.logs import LogWriter
+from periflow_ray.store.jobs.logs import LogWriter
 
 # A rank that died makes the others fail at once; Ray Train notices the death itself within this time.
 LOSS_NOTICE_S = 1.0

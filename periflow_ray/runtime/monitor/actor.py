@@ -23,9 +23,9 @@ from periflow_ray.runtime.monitor.recorder import Recorder
 from periflow_ray.runtime.monitor.repetition import Repetition
 from periflow_ray.runtime.monitor.restore_agreement import RestoreAgreement
 from periflow_ray.runtime.notifications import WandbForwarder
-from periflow_ray.store.attempts import AttemptRecord
-from periflow_ray.store.events import EventWriter
-from periflow_ray.store.metrics import Metric
+from periflow_ray.store.jobs.attempts import AttemptRecord
+from periflow_ray.store.jobs.events import EventWriter
+from periflow_ray.store.jobs.metrics import Metric
 from periflow_ray.store.root import StorageRoot
 
 WATCH_INTERVAL_S = 0.5

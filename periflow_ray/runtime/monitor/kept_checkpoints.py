@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from periflow_ray.errors import StorageError
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import Manifest
-from periflow_ray.store.retention import KeepBest, choose_expired
+from periflow_ray.store.checkpoints.retention import KeepBest, choose_expired
 from periflow_ray.store.root import StorageRoot
 
 

@@ -9,9 +9,9 @@ from collections import deque
 from periflow_ray.errors import StorageError
 from periflow_ray.store import jobs
 from periflow_ray.store.jobs import JobProgress
-from periflow_ray.store.metrics import Metric, MetricsWriter
+from periflow_ray.store.jobs.metrics import Metric, MetricsWriter
+from periflow_ray.store.jobs.tensorboard import TensorBoardWriter
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.tensorboard import TensorBoardWriter
 
 FLUSH_INTERVAL_S = 1.0
 # Object stores take a request per flush; metrics a few seconds late are worth fewer of them.

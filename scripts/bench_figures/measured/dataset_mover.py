@@ -13,9 +13,9 @@ from pathlib import Path
 
 import fsspec
 
-from periflow_ray.store.dataset_cache import DatasetCache
 from periflow_ray.store.datasets import delete_dataset, upload_dataset
-from periflow_ray.store.local_datasets import open_dataset
+from periflow_ray.store.datasets.cache import DatasetCache
+from periflow_ray.store.datasets.local import open_dataset
 from periflow_ray.store.root import StorageRoot
 
 NAME = "small-files"

@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError
-from periflow_ray.store.checkpoint_files import describe_files, merge_files
-from periflow_ray.store.checkpoint_manifest import (
+from periflow_ray.store.checkpoints.files import describe_files, merge_files
+from periflow_ray.store.checkpoints.manifest import (
     DELETED,
     MANIFEST,
     UPLOADING,
@@ -42,8 +42,8 @@ from periflow_ray.store.checkpoint_manifest import (
     step_of,
     step_order,
 )
-from periflow_ray.store.checkpoint_restore import restore
-from periflow_ray.store.checkpoint_verify import verify
+from periflow_ray.store.checkpoints.restoring import restore
+from periflow_ray.store.checkpoints.verifying import verify
 from periflow_ray.store.root import StorageRoot
 
 __all__ = [

@@ -12,8 +12,15 @@ import time
 from dataclasses import dataclass
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError, UsageError
-from periflow_ray.store.checkpoint_files import open_place
-from periflow_ray.store.checkpoint_manifest import (
+from periflow_ray.store.checkpoints.files import open_place
+from periflow_ray.store.checkpoints.lifecycle import (
+    checkpoint_key,
+    destroy,
+    find_checkpoint,
+    hide,
+    list_checkpoint_names,
+)
+from periflow_ray.store.checkpoints.manifest import (
     DELETED,
     MANIFEST,
     Manifest,
@@ -21,8 +28,7 @@ from periflow_ray.store.checkpoint_manifest import (
     parse_checkpoint_id,
     parse_manifest,
 )
-from periflow_ray.store.checkpoint_verify import compare_sizes
-from periflow_ray.store.checkpoints import checkpoint_key, destroy, find_checkpoint, hide, list_checkpoint_names
+from periflow_ray.store.checkpoints.verifying import compare_sizes
 from periflow_ray.store.root import StorageRoot
 
 KEEP_DELETED_S = 7 * 86400.0

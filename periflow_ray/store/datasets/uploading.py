@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from periflow_ray.errors import NotFoundError, StorageError
-from periflow_ray.store.dataset_files import DatasetFile, SourceFile, describe_change, dump_files, parse_files
-from periflow_ray.store.dataset_packs import upload_packs
+from periflow_ray.store.datasets.files import DatasetFile, SourceFile, describe_change, dump_files, parse_files
+from periflow_ray.store.datasets.packs import upload_packs
 from periflow_ray.store.local_files import is_partial_name
 from periflow_ray.store.read_only import make_directories_writable, make_read_only
 from periflow_ray.store.root import StorageRoot

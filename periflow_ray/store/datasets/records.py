@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
-from periflow_ray.store.dataset_files import (
+from periflow_ray.store.datasets.files import (
     DatasetFile,
     describe_source,
     dump_files,
@@ -26,8 +26,8 @@ from periflow_ray.store.dataset_files import (
     list_versions,
     parse_files,
 )
-from periflow_ray.store.dataset_packs import plan_packs
-from periflow_ray.store.dataset_upload import JOURNAL, end_upload, seal_files, send_files, unseal_files
+from periflow_ray.store.datasets.packs import plan_packs
+from periflow_ray.store.datasets.uploading import JOURNAL, end_upload, seal_files, send_files, unseal_files
 from periflow_ray.store.root import StorageRoot
 
 UploadProgress = Callable[[str, int, int], None]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from periflow_ray.errors import NotFoundError
-from periflow_ray.store.checkpoint_files import FilesPlace, open_place
-from periflow_ray.store.checkpoint_manifest import DELETED, MANIFEST, UPLOADING, Manifest, StoredFile
+from periflow_ray.store.checkpoints.files import FilesPlace, open_place
+from periflow_ray.store.checkpoints.manifest import DELETED, MANIFEST, UPLOADING, Manifest, StoredFile
 from periflow_ray.store.checksum import checksum_file
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import DownloadItem, Transfer

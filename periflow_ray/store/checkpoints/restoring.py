@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError
-from periflow_ray.store.checkpoint_files import FilesPlace, open_place, select_files
-from periflow_ray.store.checkpoint_manifest import Manifest, StoredFile
-from periflow_ray.store.checkpoint_verify import Problem, compare_checksums, compare_sizes
+from periflow_ray.store.checkpoints.files import FilesPlace, open_place, select_files
+from periflow_ray.store.checkpoints.manifest import Manifest, StoredFile
+from periflow_ray.store.checkpoints.verifying import Problem, compare_checksums, compare_sizes
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import DownloadItem, Transfer
 

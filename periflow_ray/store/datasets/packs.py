@@ -17,7 +17,7 @@ import fsspec
 
 from periflow_ray.errors import StorageError
 from periflow_ray.store.checksum import checksum_bytes
-from periflow_ray.store.dataset_files import DatasetFile, SourceFile, describe_change, identify_content
+from periflow_ray.store.datasets.files import DatasetFile, SourceFile, describe_change, identify_content
 from periflow_ray.store.local_files import write_whole
 from periflow_ray.store.root import StorageRoot
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from periflow_ray.errors import NotFoundError, StorageError
-from periflow_ray.store.dataset_cache import CacheUse, DatasetCache
-from periflow_ray.store.dataset_files import identify_content
-from periflow_ray.store.dataset_packs import download_packs
-from periflow_ray.store.datasets import list_dataset_files, locate_dataset, read_dataset
-from periflow_ray.store.huggingface_datasets import HUGGINGFACE_PREFIX, save_huggingface_dataset
+from periflow_ray.store.datasets.cache import CacheUse, DatasetCache
+from periflow_ray.store.datasets.files import identify_content
+from periflow_ray.store.datasets.huggingface import HUGGINGFACE_PREFIX, save_huggingface_dataset
+from periflow_ray.store.datasets.packs import download_packs
+from periflow_ray.store.datasets.records import list_dataset_files, locate_dataset, read_dataset
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import DownloadItem, Transfer
 

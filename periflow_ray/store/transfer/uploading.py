@@ -13,7 +13,7 @@ from periflow_ray.errors import StorageError
 from periflow_ray.store import local_files
 from periflow_ray.store.filesystem import time_limit
 from periflow_ray.store.parts import PartWriter, open_part_writer
-from periflow_ray.store.transfer_work import TransferContext, Work
+from periflow_ray.store.transfer.work import TransferContext, Work
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
-from periflow_ray.store.checkpoint_files import FilesPlace, describe_files, merge_files
-from periflow_ray.store.checkpoint_manifest import (
+from periflow_ray.store.checkpoints.files import FilesPlace, describe_files, merge_files
+from periflow_ray.store.checkpoints.lifecycle import begin, commit, destroy, mark_failed
+from periflow_ray.store.checkpoints.manifest import (
     DELETED,
     MANIFEST,
     Manifest,
@@ -18,9 +19,8 @@ from periflow_ray.store.checkpoint_manifest import (
     checkpoint_key,
     is_own_name,
 )
-from periflow_ray.store.checkpoint_trash import purge_expired
-from periflow_ray.store.checkpoint_verify import measure_files
-from periflow_ray.store.checkpoints import begin, commit, destroy, mark_failed
+from periflow_ray.store.checkpoints.trash import purge_expired
+from periflow_ray.store.checkpoints.verifying import measure_files
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer, UploadItem
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from periflow_ray.errors import CorruptCheckpointError
-from periflow_ray.store.checkpoint_manifest import LocalFile, Manifest, PlannedFile, StoredFile, checkpoint_key
+from periflow_ray.store.checkpoints.manifest import LocalFile, Manifest, PlannedFile, StoredFile, checkpoint_key
 from periflow_ray.store.checksum import checksum_file
 from periflow_ray.store.root import StorageRoot
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from periflow_ray.store.limits import BandwidthLimit, ByteBudget
 from periflow_ray.store.local_files import COPY_BYTES
 from periflow_ray.store.operations import Operations
 from periflow_ray.store.parts import Kind, kind_of
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.transfer.limits import BandwidthLimit, ByteBudget
 
 # So that Ctrl-C is noticed while the workers work.
 _JOIN_POLL_S = 0.2

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError
-from periflow_ray.store.checkpoint_manifest import Manifest, format_checkpoint_id, parse_checkpoint_id, step_of
-from periflow_ray.store.checkpoint_trash import read_deleted
-from periflow_ray.store.checkpoints import (
+from periflow_ray.store.checkpoints.lifecycle import (
     checkpoint_key,
     find_checkpoint,
     list_checkpoint_names,
@@ -19,6 +17,8 @@ from periflow_ray.store.checkpoints import (
     read_manifest,
     read_upload_note,
 )
+from periflow_ray.store.checkpoints.manifest import Manifest, format_checkpoint_id, parse_checkpoint_id, step_of
+from periflow_ray.store.checkpoints.trash import read_deleted
 from periflow_ray.store.jobs import read_state
 from periflow_ray.store.root import StorageRoot
 

@@ -20,7 +20,7 @@ from periflow_ray.store import local_files
 from periflow_ray.store.checksum import checksum_bytes, checksum_file, is_checksum_of
 from periflow_ray.store.failures import is_code
 from periflow_ray.store.filesystem import time_limit
-from periflow_ray.store.transfer_work import TransferContext, Work
+from periflow_ray.store.transfer.work import TransferContext, Work
 
 
 @dataclass(frozen=True)

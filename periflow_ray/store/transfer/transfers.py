@@ -6,11 +6,11 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from periflow_ray.store.download import DownloadItem, Downloads
-from periflow_ray.store.limits import BandwidthLimit, ByteBudget
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.transfer_work import TransferContext, Work, run_work
-from periflow_ray.store.upload import UploadItem, Uploads
+from periflow_ray.store.transfer.downloading import DownloadItem, Downloads
+from periflow_ray.store.transfer.limits import BandwidthLimit, ByteBudget
+from periflow_ray.store.transfer.uploading import UploadItem, Uploads
+from periflow_ray.store.transfer.work import TransferContext, Work, run_work
 
 __all__ = ["PART_BYTES", "DownloadItem", "Transfer", "UploadItem"]
 

@@ -1,0 +1,52 @@
+"""Checkpoints of jobs: what is committed, and all that may be done with one."""
+
+from __future__ import annotations
+
+from periflow_ray.store.checkpoints.files import describe_files, merge_files
+from periflow_ray.store.checkpoints.lifecycle import (
+    begin,
+    choose_name,
+    commit,
+    destroy,
+    find_checkpoint,
+    hide,
+    latest_committed,
+    list_checkpoint_names,
+    list_committed,
+    map_names,
+    mark_failed,
+    read_manifest,
+    read_upload_note,
+    remove,
+    sweep_partials,
+)
+from periflow_ray.store.checkpoints.manifest import LocalFile, Manifest, PlannedFile, StoredFile, checkpoint_key
+from periflow_ray.store.checkpoints.restoring import restore
+from periflow_ray.store.checkpoints.verifying import verify
+
+__all__ = [
+    "LocalFile",
+    "Manifest",
+    "PlannedFile",
+    "StoredFile",
+    "begin",
+    "checkpoint_key",
+    "choose_name",
+    "commit",
+    "describe_files",
+    "destroy",
+    "find_checkpoint",
+    "hide",
+    "latest_committed",
+    "list_checkpoint_names",
+    "list_committed",
+    "map_names",
+    "mark_failed",
+    "merge_files",
+    "read_manifest",
+    "read_upload_note",
+    "remove",
+    "restore",
+    "sweep_partials",
+    "verify",
+]

@@ -1,0 +1,23 @@
+"""Keys under names, and how they reach the machines that need them."""
+
+from __future__ import annotations
+
+from periflow_ray.store.credentials.stored import (
+    CREDENTIALS_FILE_VARIABLE,
+    Credential,
+    create_credential,
+    credentials_path,
+    delete_credential,
+    list_credentials,
+    read_credential,
+)
+
+__all__ = [
+    "CREDENTIALS_FILE_VARIABLE",
+    "Credential",
+    "create_credential",
+    "credentials_path",
+    "delete_credential",
+    "list_credentials",
+    "read_credential",
+]
