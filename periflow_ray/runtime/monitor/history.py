@@ -74,8 +74,8 @@ class History:
         await self._write_newest()
 
     async def end(self, attempt: Attempt, resumable_step: int, save: SaveRecord | None) -> None:
-        """Record how the newest attempt ended; once."""
-        if self.find_ended(attempt.number) is not None:
+        """Record how the newest attempt ended; once, and if anybody came to it."""
+        if not attempt.members or self.find_ended(attempt.number) is not None:
             return
         if attempt.cause == "failure" and attempt.failures:
             # The first rank that failed, not the first member that said so: later ones are usually casualties.
