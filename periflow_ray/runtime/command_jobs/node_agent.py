@@ -81,7 +81,6 @@ class NodeAgent:
         self._log = NodeLog(self._root, task.job_id, node_rank, self._secrets.values())
         self._dataset: DatasetMount | None = None
         self._attempt = 0
-        self._is_ending = False
         self._ended = threading.Event()
 
     def run(self) -> None:
@@ -108,7 +107,6 @@ class NodeAgent:
 
     def _run_attempt(self, meeting: Meeting) -> Failure | None:
         self._attempt = meeting.attempt
-        self._is_ending = False
         self._ended.clear()
         try:
             self._prepare()
@@ -186,6 +184,8 @@ class NodeAgent:
             on_late=lambda step: self._monitor.miss_save.remote(meeting.attempt, step),
         )
         reporter = Reporter(server, self._monitor, meeting.attempt, self._node_rank, self._log.flush)
+        # Of this attempt alone: the signal that ended an attempt may still be on its way when the next one runs.
+        ending = threading.Event()
         try:
             commands = NodeCommands(self._plan, self._sandbox, self._log, self._secrets, self._node_rank, meeting)
             MonitorSignals(
@@ -195,7 +195,7 @@ class NodeAgent:
                 server,
                 reporter,
                 self._log,
-                on_end=lambda cause: self._end(commands, cause),
+                on_end=lambda cause: _end(commands, ending, cause),
             )
             failure = commands.wait()
             # Not before: ranks that are released from their last save would make a step more.
@@ -205,7 +205,7 @@ class NodeAgent:
             reporter.close()
         finally:
             server.close()
-        if self._is_ending:
+        if ending.is_set():
             return None
         return failure or self._check_session(server, upload_error)
 
@@ -220,11 +220,6 @@ class NodeAgent:
             uploads.wait_until_settled()
             if uploads.last_error is None:
                 self._ended.wait(END_TIMEOUT_S)
-
-    def _end(self, commands: NodeCommands, cause: EndCause | None) -> None:
-        self._is_ending = True
-        # Whoever stops a job by hand lets its script tidy up.
-        commands.stop(GRACE_S if cause in (None, "stop") else LOST_GRACE_S)
 
     def _report_start(self, meeting: Meeting) -> None:
         if meeting.checkpoint is not None:
@@ -257,3 +252,9 @@ class NodeAgent:
 
     def _notice(self, text: str) -> None:
         self._events.write("notice", text, self._attempt)
+
+
+def _end(commands: NodeCommands, ending: threading.Event, cause: EndCause | None) -> None:
+    ending.set()
+    # Whoever stops a job by hand lets its script tidy up.
+    commands.stop(GRACE_S if cause in (None, "stop") else LOST_GRACE_S)
