@@ -45,7 +45,7 @@ _POLL_S = 0.25
     "timeout_s",
     metavar="DURATION",
     callback=duration_callback,
-    help="Give up when the job does not run again within this time (after the notice).  [default: 10m]",
+    help="Give up when the job does not run, or not again, within this time (and the notice's).  [default: 10m]",
 )
 @storage_option
 @output_option
@@ -70,18 +70,13 @@ def drill(
       periflow-ray job drill 3 --kill-rank 1
       periflow-ray job drill 3 --kill-node 0
     """
-    from periflow_ray.submit.jobs import check_state
-
     record = read_record(root, job_id)
     fields = _read_wish(record, notice_s, node, kill_rank, kill_node)
-    state = check_state(root, job_id)
-    if state.status != "running":
-        raise UsageError(f"job {job_id} is {state.status}; only a running job can be drilled.")
-    attempt = _find_running_attempt(root, job_id)
-    rehearsal = _Rehearsal(root, record, attempt, talk_console())
+    console = talk_console()
+    limit_s = TIMEOUT_S if timeout_s is None else timeout_s
+    rehearsal = _Rehearsal(root, record, _wait_for_first_step(root, job_id, limit_s, console), console)
     key = post_request(root, job_id, "drill", **fields)
-    limit_s = (TIMEOUT_S if timeout_s is None else timeout_s) + (notice_s or 0.0)
-    account = rehearsal.wait(key, limit_s)
+    account = rehearsal.wait(key, limit_s + (notice_s or 0.0))
 
     def draw(console: Console) -> None:
         console.print(f"Attempt {account.number}: {account.text}", soft_wrap=True)
@@ -119,14 +114,32 @@ def _require_below(record: JobRecord, option: str, given: int, limit: int, noun:
         raise UsageError(f"{option} {given}: job {record.job_id} has {allowed}.")
 
 
-def _find_running_attempt(root: StorageRoot, job_id: int) -> int:
-    attempts = read_attempts(root, job_id)
-    if not attempts or attempts[-1].ended_unix_s is not None or attempts[-1].first_step_unix_s is None:
-        raise UsageError(
-            f"job {job_id} has not made a step in this attempt yet. Try again when it has; see: "
-            f"periflow-ray job view {job_id}"
-        )
-    return attempts[-1].number
+def _wait_for_first_step(root: StorageRoot, job_id: int, timeout_s: float, console: Console) -> int:
+    """The number of the running attempt, once it has made a step.
+
+    Raises:
+        UsageError: the job is not running.
+        PeriflowRayError: it made no step in time.
+    """
+    from periflow_ray.submit.jobs import check_state
+
+    began_s = time.monotonic()
+    has_told = False
+    while True:
+        state = check_state(root, job_id)
+        if state.status != "running":
+            raise UsageError(f"job {job_id} is {state.status}; only a running job can be drilled.")
+        attempts = read_attempts(root, job_id)
+        if attempts and attempts[-1].ended_unix_s is None and attempts[-1].first_step_unix_s is not None:
+            return attempts[-1].number
+        if time.monotonic() - began_s > timeout_s:
+            raise PeriflowRayError(
+                f"job {job_id} made no step within {timeout_s:.0f} s. See: periflow-ray job view {job_id}"
+            )
+        if not has_told:
+            console.print("waits for the first step of this attempt")
+            has_told = True
+        time.sleep(_POLL_S)
 
 
 class _Rehearsal:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import threading
 
 import pytest
 from driver_stand_in import DriverStandIn, ended_attempt, running_attempt, running_state
@@ -129,14 +131,34 @@ def test_a_notice_is_a_duration_above_zero(run_cli, running_root, text):
     assert f"{text!r} is not a duration above 0. Give a number and s, m or h: 30s, 2m, 1.5h." in result.stderr
 
 
-def test_only_a_running_job_that_makes_steps_can_be_drilled(run_cli, running_root, sample_root):
+def test_only_a_running_job_can_be_drilled(run_cli, running_root, sample_root):
     assert run_cli("job", "drill", "2", "--kill-rank", "0").stderr == (
         "Error: job 2 is failed; only a running job can be drilled.\n"
     )
     assert run_cli("job", "drill", "9", "--kill-rank", "0").exit_code == 1
-    write_state(running_root, 3, running_state())
-    result = run_cli("job", "drill", "3", "--kill-rank", "0")
-    assert (result.exit_code, result.stderr) == (
-        2,
-        "Error: job 3 has not made a step in this attempt yet. Try again when it has; see: periflow-ray job view 3\n",
+
+
+def test_a_job_is_drilled_when_it_has_made_its_first_step(run_cli, running_root):
+    write_attempt(running_root, 1, dataclasses.replace(running_attempt(), first_step_unix_s=None))
+
+    def react(request: Request) -> None:
+        write_attempt(running_root, 1, ended_attempt())
+        write_attempt(running_root, 1, running_attempt(2, resumed_step=40, started_unix_s=1006.25))
+
+    first_step = threading.Timer(0.5, write_attempt, (running_root, 1, running_attempt()))
+    first_step.start()
+    with DriverStandIn(running_root, react):
+        result = run_cli("job", "drill", "1", "--kill-rank", "1")
+    first_step.join()
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[0] == "waits for the first step of this attempt"
+
+
+def test_a_job_that_makes_no_step_is_not_drilled(run_cli, sample_root):
+    write_state(sample_root, 3, running_state())
+    result = run_cli("job", "drill", "3", "--kill-rank", "0", "--timeout", "0.1s")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        1,
+        "Error: job 3 made no step within 0 s. See: periflow-ray job view 3",
     )
+    assert sample_root.list_names(job_key(3, "requests")) == []

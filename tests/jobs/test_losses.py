@@ -232,10 +232,9 @@ def test_drills_on_a_running_job_tell_what_each_loss_costs(start_job: StartJob, 
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 
-def with_slow_emergency_save(script: str) -> str:
-    return script.replace(
-        "        path.write_text", "        time.sleep(0 if is_save_due else 8)\n        path.write_text"
-    )
+def with_slow_emergency_save(script: str, seconds: int = 8) -> str:
+    wait = f"        time.sleep({seconds} if pf.is_emergency_save() else 0)\n"
+    return script.replace("        path.write_text", f"{wait}        path.write_text")
 
 
 def test_a_second_stop_joins_the_first(start_job: StartJob, tmp_path: Path) -> None:
@@ -257,7 +256,7 @@ def test_a_second_stop_joins_the_first(start_job: StartJob, tmp_path: Path) -> N
 def test_stop_now_ends_a_stop_that_takes_too_long_and_the_job_goes_on_from_its_last_checkpoint(
     start_job: StartJob, tmp_path: Path
 ) -> None:
-    job = start_job(change=lambda script: with_slow_emergency_save(script).replace("else 8)", "else 600)"))
+    job = start_job(change=lambda script: with_slow_emergency_save(script, 600))
     first = start_command(job, "job", "stop", job.job_id)
     wait_for_status(job, "stopping")
     now = job.workbench.run("job", "stop", job.job_id, "--now")

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from signal import SIGKILL
 from typing import Any
-
-import ray
 
 from periflow_ray.runtime.command_jobs.node_log import NodeLog
 from periflow_ray.runtime.command_jobs.reporter import Reporter
 from periflow_ray.runtime.command_jobs.session_server import SessionServer
 from periflow_ray.runtime.monitor.attempt import Signal
+from periflow_ray.runtime.worker.follow_signals import follow_signals
 from periflow_ray.runtime.worker.stacks import dump_stacks
 from periflow_ray.store.jobs.attempts import EndCause
 
 REPORT_TIMEOUT_S = 0.3
-RETRY_INTERVAL_S = 1.0
 
 
 class MonitorSignals:
@@ -49,22 +46,11 @@ class MonitorSignals:
         threading.Thread(target=self._follow, name="monitor-signals", daemon=True).start()
 
     def _follow(self) -> None:
-        num_seen = 0
-        while True:
-            try:
-                signals = ray.get(self._monitor.wait_for_signals.remote(self._attempt, num_seen))
-            except ray.exceptions.ActorUnavailableError:
-                # The network is cut for a while; if it stays so, the lifeline ends this process.
-                time.sleep(RETRY_INTERVAL_S)
-                continue
-            except ray.exceptions.RayError:  # The monitor ends with the job.
-                self._on_end(None)
+        for signal in follow_signals(self._monitor, self._attempt):
+            self._carry_out(signal)
+            if signal.kind == "end":
                 return
-            num_seen += len(signals)
-            for signal in signals:
-                self._carry_out(signal)
-                if signal.kind == "end":
-                    return
+        self._on_end(None)
 
     def _carry_out(self, signal: Signal) -> None:
         if signal.kind == "report":

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from signal import SIGKILL
 from typing import Any
 
-import ray
-
-from periflow_ray.runtime.command_jobs.monitor_signals import RETRY_INTERVAL_S
 from periflow_ray.runtime.monitor.attempt import Signal
 from periflow_ray.runtime.monitor.restart_policy import Cause
+from periflow_ray.runtime.worker.follow_signals import follow_signals
 from periflow_ray.runtime.worker.stacks import dump_stacks
 from periflow_ray.sdk.session import NO_STEP
 
@@ -69,24 +66,13 @@ class RankSignals:
             threading.Event().wait()
 
     def _follow(self) -> None:
-        num_seen = 0
-        while True:
-            try:
-                signals = ray.get(self._monitor.wait_for_signals.remote(self._attempt, num_seen))
-            except ray.exceptions.ActorUnavailableError:
-                # The network is cut for a while; if it stays so, the lifeline ends this process.
-                time.sleep(RETRY_INTERVAL_S)
-                continue
-            except ray.exceptions.RayError:  # The monitor ends with the job.
+        for signal in follow_signals(self._monitor, self._attempt):
+            if signal.kind == "end":
+                if signal.cause in _LEAVING_CAUSES:
+                    self._ended.set()
+                    self._on_end(signal.text)
                 return
-            num_seen += len(signals)
-            for signal in signals:
-                if signal.kind == "end":
-                    if signal.cause in _LEAVING_CAUSES:
-                        self._ended.set()
-                        self._on_end(signal.text)
-                    return
-                self._carry_out(signal)
+            self._carry_out(signal)
 
     def _carry_out(self, signal: Signal) -> None:
         if signal.kind == "report":

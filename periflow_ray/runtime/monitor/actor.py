@@ -179,11 +179,6 @@ class Monitor(CheckpointCalls):
                 self.write_event,
             ):
                 return False
-            for node_rank in attempt.present_nodes():
-                # What the living ones still save would else be committed without its files.
-                self._board.drop_node(node_rank)
-            attempt.left.update(attempt.members)
-            attempt.is_group_broken = True
             self._changed.notify_all()
             if attempt.cause == "stop" or self._is_stopping:
                 await self._record_end(attempt)

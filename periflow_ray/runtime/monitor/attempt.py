@@ -92,6 +92,11 @@ class Attempt:
         return len(self.left) >= self.num_members
 
     @property
+    def is_ending(self) -> bool:
+        """Whether its members were asked to leave, or have left."""
+        return self.cause is not None or self.has_everybody_left
+
+    @property
     def resumed_step(self) -> int:
         """The step it began at."""
         return self.checkpoint.step if self.checkpoint is not None else 0
@@ -161,8 +166,7 @@ class Attempt:
 
         Call it regularly, so that a pause does not count.
         """
-        with_ranks = {node_rank for node_rank, ranks in self.ranks_by_node.items() if ranks}
-        has_to_move = with_ranks - self.pausing_nodes - {self.node_of(member) for member in self.left}
+        has_to_move = self.ranks_by_node.keys() - self.pausing_nodes - {self.node_of(member) for member in self.left}
         if not has_to_move:
             self._moved_s = time.monotonic()
         return time.monotonic() - self._moved_s

@@ -49,9 +49,11 @@ async def close_broken_group(
     for node_rank in dead_nodes:
         board.drop_node(node_rank)
     await board.wait_for_uploads(dead_nodes)
-    # What the dead ranks did not write before is missing from any later checkpoint.
-    for member in lost:
-        board.drop_node(attempt.node_of(member))
+    for node_rank in attempt.present_nodes():
+        # What the living ones still save would else be committed without its files.
+        board.drop_node(node_rank)
+    attempt.left.update(attempt.members)
+    attempt.is_group_broken = True
     return True
 
 

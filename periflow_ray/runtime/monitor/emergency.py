@@ -46,11 +46,6 @@ class EmergencySave:
         """Whether a save for these nodes is under way or was made in this attempt."""
         return self._attempt is attempt and set(nodes) <= self._nodes
 
-    @property
-    def is_under_way(self) -> bool:
-        """Whether ranks may wait for a save that was asked for."""
-        return self._running is not None and not self._running.done()
-
     async def save(self, attempt: Attempt, reason: str, deadline_unix_s: float, nodes: Sequence[int] = ()) -> bool:
         """Whether a checkpoint was committed in time. A second call during the first, or after its success, joins it.
 
@@ -62,7 +57,7 @@ class EmergencySave:
             self._announced_step = NO_STEP
         self._nodes |= set(nodes)
         self._write_event("notice", reason)
-        if self._running is not None and (self.is_under_way or self._running.result()):
+        if self._running is not None and (not self._running.done() or self._running.result()):
             self._deadline_unix_s = min(self._deadline_unix_s, deadline_unix_s)
         else:
             self._deadline_unix_s = deadline_unix_s
@@ -142,7 +137,7 @@ class EmergencySave:
 
     async def _withdraw(self, attempt: Attempt) -> None:
         """Let the ranks train on as if nobody had asked."""
-        if attempt.cause is not None or attempt.has_everybody_left:
+        if attempt.is_ending:
             return
         if time.time() >= self._deadline_unix_s:
             self._write_event("notice", "no checkpoint was saved in time")
@@ -156,7 +151,7 @@ class EmergencySave:
         return attempt.last_step + 1 if self._announced_step == SAVE_NOW else self._announced_step
 
     def _may_go_on(self, attempt: Attempt) -> bool:
-        return time.time() < self._deadline_unix_s and attempt.cause is None and not attempt.has_everybody_left
+        return time.time() < self._deadline_unix_s and not attempt.is_ending
 
     async def _ask_for_steps(self, attempt: Attempt) -> None:
         ranks = set(attempt.steps)

@@ -65,7 +65,7 @@ class Hazards:
             reason = f"drill: node {node_rank} is taken away in {notice_s:.0f} s"
             await self._leave_nodes(attempt, [node_rank], reason, time.time() + notice_s)
         async with self._changed:
-            if attempt.cause is not None or attempt.has_everybody_left:
+            if attempt.is_ending:
                 return
             if what == "kill_rank":
                 signal, text = Signal("kill_rank", target=rank), f"drill: kills rank {rank}"
@@ -84,27 +84,21 @@ class Hazards:
         reason = f"grows from {attempt.num_members} to {num_members} workers"
         if not await self._emergency.save(attempt, f"the job {reason}", time.time() + GROW_SAVE_TIMEOUT_S):
             async with self._changed:
-                await self._changed.wait_for(
-                    lambda: (
-                        len(self._board.commits) > num_commits
-                        or attempt.cause is not None
-                        or attempt.has_everybody_left
-                    )
-                )
+                await self._changed.wait_for(lambda: len(self._board.commits) > num_commits or attempt.is_ending)
         if not attempt.has_everybody_left:
             await self._end(attempt, "resize", reason)
 
     async def _look_for_draining(self, attempt: Attempt) -> None:
         draining = await read_draining_nodes()
         self.announced_machines.update(draining)
-        nodes = attempt.ranks_on(set(draining))
+        leaving = {machine: deadline for machine, deadline in draining.items() if attempt.ranks_on({machine})}
+        nodes = attempt.ranks_on(set(leaving))
         if not nodes or self._emergency.is_saving_for(attempt, nodes):
             return
-        deadline_unix_s = min(deadline for node, deadline in draining.items() if attempt.ranks_on({node}))
+        deadline_unix_s = min(leaving.values())
         names = ", ".join(str(node) for node in nodes)
         reason = f"node {names} is taken away in {max(0.0, deadline_unix_s - time.time()):.0f} s"
-        machines = [machine for machine in draining if attempt.ranks_on({machine})]
-        task = asyncio.create_task(self._leave_nodes(attempt, nodes, reason, deadline_unix_s, machines))
+        task = asyncio.create_task(self._leave_nodes(attempt, nodes, reason, deadline_unix_s, list(leaving)))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
@@ -125,7 +119,7 @@ class Hazards:
             async with self._changed:
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(
-                        self._changed.wait_for(lambda: attempt.cause is not None or attempt.has_everybody_left),
+                        self._changed.wait_for(lambda: attempt.is_ending),
                         max(0.0, deadline_unix_s - time.time()),
                     )
             return

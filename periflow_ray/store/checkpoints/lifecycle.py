@@ -21,15 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError
-from periflow_ray.store.checkpoints.files import describe_files, merge_files
 from periflow_ray.store.checkpoints.manifest import (
     DELETED,
     MANIFEST,
     UPLOADING,
-    LocalFile,
     Manifest,
-    PlannedFile,
-    StoredFile,
     checkpoint_key,
     checkpoints_prefix,
     is_job_checkpoint_name,
@@ -42,36 +38,7 @@ from periflow_ray.store.checkpoints.manifest import (
     step_of,
     step_order,
 )
-from periflow_ray.store.checkpoints.restoring import restore
-from periflow_ray.store.checkpoints.verifying import verify
 from periflow_ray.store.root import StorageRoot
-
-__all__ = [
-    "LocalFile",
-    "Manifest",
-    "PlannedFile",
-    "StoredFile",
-    "begin",
-    "checkpoint_key",
-    "choose_name",
-    "commit",
-    "describe_files",
-    "destroy",
-    "find_checkpoint",
-    "hide",
-    "latest_committed",
-    "list_checkpoint_names",
-    "list_committed",
-    "map_names",
-    "mark_failed",
-    "merge_files",
-    "read_manifest",
-    "read_upload_note",
-    "remove",
-    "restore",
-    "sweep_partials",
-    "verify",
-]
 
 _NUM_READERS = 8
 

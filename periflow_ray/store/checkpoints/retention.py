@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from periflow_ray.store.checkpoints.lifecycle import Manifest
+from periflow_ray.store.checkpoints.manifest import Manifest
 
 
 @dataclass(frozen=True)

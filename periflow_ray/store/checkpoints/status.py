@@ -10,14 +10,19 @@ from typing import Any, Literal
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError
 from periflow_ray.store.checkpoints.lifecycle import (
-    checkpoint_key,
     find_checkpoint,
     list_checkpoint_names,
     map_names,
     read_manifest,
     read_upload_note,
 )
-from periflow_ray.store.checkpoints.manifest import Manifest, format_checkpoint_id, parse_checkpoint_id, step_of
+from periflow_ray.store.checkpoints.manifest import (
+    Manifest,
+    checkpoint_key,
+    format_checkpoint_id,
+    parse_checkpoint_id,
+    step_of,
+)
 from periflow_ray.store.checkpoints.trash import read_deleted
 from periflow_ray.store.jobs import read_state
 from periflow_ray.store.root import StorageRoot

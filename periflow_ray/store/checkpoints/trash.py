@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError, UsageError
 from periflow_ray.store.checkpoints.files import open_place
 from periflow_ray.store.checkpoints.lifecycle import (
-    checkpoint_key,
     destroy,
     find_checkpoint,
     hide,
@@ -24,6 +23,7 @@ from periflow_ray.store.checkpoints.manifest import (
     DELETED,
     MANIFEST,
     Manifest,
+    checkpoint_key,
     manifest_bytes,
     parse_checkpoint_id,
     parse_manifest,
