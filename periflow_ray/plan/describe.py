@@ -92,10 +92,12 @@ def _shown_environment(plan: JobPlan) -> dict[str, str]:
         "node_rank": 0,
         "master_addr": "",
         "master_port": 0,
+        "attempt": 1,
         "processed_iters": 0,
         "output_checkpoint_dir": plan.output_checkpoint_dir,
     }
-    decided_later = ["MASTER_ADDR", "NODE_RANK", "PROCESSED_ITERS", *({"MASTER_PORT"} - plan.env.keys())]
+    decided_later = ["MASTER_ADDR", "NODE_RANK", "PERIFLOW_ATTEMPT", "PROCESSED_ITERS"]
+    decided_later += {"MASTER_PORT"} - plan.env.keys()
     if plan.launch_mode == "device":
         environment = device_environment(plan, local_rank=0, **facts)
         decided_later += ["RANK", "LOCAL_RANK"]

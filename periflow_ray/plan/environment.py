@@ -16,6 +16,7 @@ def node_environment(
     node_rank: int,
     master_addr: str,
     master_port: int,
+    attempt: int,
     processed_iters: int,
     output_checkpoint_dir: str | None,
 ) -> dict[str, str]:
@@ -27,6 +28,7 @@ def node_environment(
         node_rank: 0 to num_nodes - 1.
         master_addr: address of node 0.
         master_port: free port on node 0.
+        attempt: 1 at the job's start, one more after each restart.
         processed_iters: step that the job resumes from, 0 at the start.
         output_checkpoint_dir: the directory as the command sees it on this node; None if none is declared.
     """
@@ -38,6 +40,7 @@ def node_environment(
         "NUM_NODES": str(num_nodes),
         "NPROC_PER_NODE": str(plan.devices_per_node),
         "PERIFLOW_ENABLED": "1",
+        "PERIFLOW_ATTEMPT": str(attempt),
         "PROCESSED_ITERS": str(processed_iters),
     }
     if output_checkpoint_dir is not None:
@@ -53,6 +56,7 @@ def device_environment(
     local_rank: int,
     master_addr: str,
     master_port: int,
+    attempt: int,
     processed_iters: int,
     output_checkpoint_dir: str | None,
 ) -> dict[str, str]:
@@ -66,6 +70,7 @@ def device_environment(
         node_rank=node_rank,
         master_addr=master_addr,
         master_port=master_port,
+        attempt=attempt,
         processed_iters=processed_iters,
         output_checkpoint_dir=output_checkpoint_dir,
     )

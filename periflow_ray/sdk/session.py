@@ -136,7 +136,8 @@ class Session:
             total_train_steps: steps of the whole training, counted from 0, for progress and time left.
             local_log_name: file for metrics outside a job; default ``periflow_trainer_<unix seconds>[_<rank>].log``.
         Raises:
-            PeriFlowError: not a positive whole number, or not above the step this job resumes from.
+            PeriFlowError: not a positive whole number, or not above the step this job resumes from. A job that was
+                restarted after its last step gets through: its script has only its end left to do.
         """
         resumed_step = int(os.environ.get("PROCESSED_ITERS") or 0)
         _check_total(total_train_steps, resumed_step)
@@ -263,7 +264,8 @@ def _check_total(total_train_steps: int | None, resumed_step: int) -> None:
         return
     if not isinstance(total_train_steps, int) or isinstance(total_train_steps, bool) or total_train_steps < 1:
         raise PeriFlowError(f"total_train_steps must be a whole number of at least 1, not {total_train_steps!r}.")
-    if total_train_steps <= resumed_step:
+    is_restarted = int(os.environ.get("PERIFLOW_ATTEMPT") or 1) > 1
+    if total_train_steps < resumed_step or (total_train_steps == resumed_step and not is_restarted):
         raise PeriFlowError(
             f"total_train_steps is {total_train_steps}, but this job resumes at step {resumed_step}: nothing is "
             "left to train. Count total_train_steps from the start of the training, not from the resumed step."

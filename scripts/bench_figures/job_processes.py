@@ -19,11 +19,11 @@ _RANK_PROGRAM = "fixed_work.py"
 _SUPERVISOR_MODULE = "local_supervisor"
 
 
-def find_job_processes(supervisor_pid: int) -> dict[int, str]:
-    """Everything below the cluster's supervisor that is there for its one job: process id and a short name.
+def find_job_machinery(supervisor_pid: int) -> dict[int, str]:
+    """What is below the cluster's supervisor for its one job, but the ranks: process id and a short name.
 
-    The driver, the actors (monitor, node agents, Ray Train's controller, Ray's supervisor of the driver), keepers and
-    shells, and the ranks, named ``rank``. Ray's own daemons are not among them.
+    The driver, the actors (monitor, node agents, Ray Train's controller, Ray's supervisor of the driver) and the
+    ranks' keepers. Ray's own daemons are not among them.
     """
     found = {}
     for pid in find_descendants(supervisor_pid):
@@ -64,7 +64,7 @@ def _send(pids: Iterable[int], number: int) -> None:
 def _name_of(words: list[str]) -> str | None:
     text = " ".join(words)
     if _RANK_PROGRAM in text:
-        return "rank" if words[0].endswith("python") and "keeper.py" not in text else "keeper"
+        return "keeper" if "keeper.py" in text else None
     if words[0].startswith(_RAY_PREFIX):
         return None if words[0].startswith(_RAY_OWN) else words[0].removeprefix(_RAY_PREFIX).partition("(")[0]
     if _OUR_MODULE in text and _SUPERVISOR_MODULE not in text:

@@ -25,6 +25,7 @@ class Chain:
     """What each rank does.
 
     ``save_every`` is in steps; ``start_s`` passes before the first step, ``save_time_s`` before a checkpoint is there.
+    What resumes has no time to pass.
     """
 
     num_steps: int = 300
@@ -42,16 +43,18 @@ import periflow_ray as pf
 directory = Path(os.environ["CKPT_DIR"])
 rank = os.environ["RANK"]
 path = directory / f"state-{{rank}}.json"
-step, state = json.loads(path.read_text()) if path.exists() else (0, rank)
+is_resumed = path.exists()
+step, state = json.loads(path.read_text()) if is_resumed else (0, rank)
 pf.init(total_train_steps={self.num_steps})
-time.sleep({self.start_s})
+wait = (lambda seconds: None) if is_resumed else time.sleep
+wait({self.start_s})
 while step < {self.num_steps}:
     with pf.train_step():
         state = hashlib.sha256(f"{{state}} {{step}}".encode()).hexdigest()
-        time.sleep({self.step_time_s})
+        wait({self.step_time_s})
     step += 1
     if step % {self.save_every} == 0 or pf.is_emergency_save():
-        time.sleep({self.save_time_s})
+        wait({self.save_time_s})
         path.write_text(json.dumps([step, state]))
         pf.upload_checkpoint()
 """

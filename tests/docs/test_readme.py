@@ -54,6 +54,7 @@ PERIFLOW_KEYS = {
 }
 # What processes of a job tell each other; a user has no reason to set these.
 INTERNAL_VARIABLES = {
+    "PERIFLOW_ATTEMPT",
     "PERIFLOW_CLOUD_ENV_FILE",
     "PERIFLOW_COMMAND_ID",
     "PERIFLOW_ENABLED",
@@ -232,6 +233,7 @@ def test_the_table_of_the_environment_has_every_variable() -> None:
         "node_rank": 0,
         "master_addr": "",
         "master_port": 0,
+        "attempt": 1,
         "processed_iters": 0,
         "output_checkpoint_dir": "/c",
     }

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from workbench import Outcome, Workbench, wait_until
@@ -37,13 +37,13 @@ def train(config):
     model = ray.train.torch.prepare_model(torch.nn.Linear(8, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     step, state, emergency_steps = 0, str(rank), []
-    if path.exists():
+    is_resumed = path.exists()
+    if is_resumed:
         assert ray.train.get_checkpoint() is not None
         step, state, emergency_steps = json.loads(path.read_text())
         saved = torch.load(directory / "model.pt")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-    is_first_attempt = not path.exists() or not config.get("harm")
     pf.init(total_train_steps=config["num_steps"])
     while step < config["num_steps"]:
         with pf.train_step():
@@ -53,7 +53,7 @@ def train(config):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            time.sleep(config["step_time_s"])
+            time.sleep(0 if is_resumed else config["step_time_s"])
         step += 1
         is_emergency = pf.is_emergency_save()
         if is_emergency:
@@ -64,10 +64,10 @@ def train(config):
                 weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 torch.save(weights, directory / "model.pt")
             pf.upload_checkpoint()
-        if step == 60 and is_first_attempt and config.get("harm") == "hang" and rank == 1:
+        if step == 60 and not is_resumed and config.get("harm") == "hang" and rank == 1:
             stand_still = time.sleep
             stand_still(10_000)
-        if step == 50 and is_first_attempt and config.get("harm") == "raise" and rank == 1:
+        if step == 50 and not is_resumed and config.get("harm") == "raise" and rank == 1:
             raise ValueError("boom right after the save")
     weights = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
     print("final", json.dumps([rank, state, hashlib.sha256(weights).hexdigest(), emergency_steps]))
@@ -153,10 +153,17 @@ class FunctionJob:
         assert condition(), self.output
 
 
-def make_job(directory: Path, script: str = SCRIPT) -> FunctionJob:
+def make_job(directory: Path, ray_env: Mapping[str, str], script: str = SCRIPT) -> FunctionJob:
+    """One with a storage root of its own.
+
+    Args:
+        ray_env: variables that name a Ray cluster; without them it starts one of its own.
+    """
     directory.mkdir(exist_ok=True)
     (directory / "train.py").write_text(script)
-    return FunctionJob(Workbench(directory / "storage", directory / "no-cluster"), directory / "train.py")
+    bench = Workbench(directory / "storage", directory / "no-cluster")
+    bench.env.update(ray_env)
+    return FunctionJob(bench, directory / "train.py")
 
 
 def hash_chain(rank: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,16 +20,29 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Iterator[FunctionJob]:
-    made = make_job(tmp_path)
+def ray_env(workbench: Workbench) -> Mapping[str, str]:
+    return workbench.ray_env()
+
+
+@pytest.fixture
+def job(tmp_path: Path, ray_env: Mapping[str, str]) -> Iterator[FunctionJob]:
+    made = make_job(tmp_path, ray_env)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def lone_job(tmp_path: Path) -> Iterator[FunctionJob]:
+    """One that starts Ray itself: a terminal's Ctrl-C is Ray's processes', too."""
+    made = make_job(tmp_path, {})
     yield made
     made.end()
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[list[object]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, workbench: Workbench) -> list[list[object]]:
     """What both ranks print at the end of a job that nothing happens to."""
-    made = make_job(tmp_path_factory.mktemp("undisturbed"))
+    made = make_job(tmp_path_factory.mktemp("undisturbed"), workbench.ray_env())
     made.start(step_time_s=0)
     (attempt,) = made.finish()
     assert (attempt.cause, attempt.last_step, attempt.ended_unix_s is not None) == (None, NUM_STEPS, True)
@@ -103,16 +116,16 @@ def test_a_job_is_stopped_at_once_without_a_save(job: FunctionJob) -> None:
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
 def test_a_signal_saves_and_stops_and_then_does_what_it_always_did(
-    job: FunctionJob, undisturbed: list[list[object]], how: str
+    lone_job: FunctionJob, undisturbed: list[list[object]], how: str
 ) -> None:
-    job.start()
-    job.wait_for_checkpoint()
+    lone_job.start()
+    lone_job.wait_for_checkpoint()
     if how == "Ctrl-C":
-        job.press_ctrl_c()
+        lone_job.press_ctrl_c()
     else:
-        job.send(signal.SIGTERM)
-    outcome = job.wait()
-    (stopped,) = job.finish("stopped")
+        lone_job.send(signal.SIGTERM)
+    outcome = lone_job.wait()
+    (stopped,) = lone_job.finish("stopped")
     step = stopped.resumable_step
     assert (stopped.cause, stopped.last_step) == ("stop", step)
     assert f"Job (1) is stopped; its newest checkpoint is of step {step}." in outcome.stdout
@@ -120,34 +133,34 @@ def test_a_signal_saves_and_stops_and_then_does_what_it_always_did(
     assert outcome.exit_code == (77 if how == "Ctrl-C" else signal.SIGTERM), outcome
     assert outcome.stdout.endswith("interrupted\n") == (how == "Ctrl-C")
     if how == "Ctrl-C":
-        job.start(resume=1)
-        job.finish()
-        assert job.final_states() == after_emergency_save(undisturbed, step)
+        lone_job.start(resume=1)
+        lone_job.finish()
+        assert lone_job.final_states() == after_emergency_save(undisturbed, step)
 
 
-def test_a_second_ctrl_c_does_not_wait_for_the_save(job: FunctionJob) -> None:
-    job.start(harm="hang")
-    job.wait_for_checkpoint()
-    wait_until(lambda: jobs.read_progress(job.bench.root, 1).step >= 60, "it stands still", TIMEOUT_S)
-    job.press_ctrl_c()
-    wait_until(lambda: "Once more ends it at once." in job.output, "the first is taken", TIMEOUT_S)
-    job.press_ctrl_c()
-    assert job.wait().exit_code == 77
-    (stopped,) = job.finish("stopped")
+def test_a_second_ctrl_c_does_not_wait_for_the_save(lone_job: FunctionJob) -> None:
+    lone_job.start(harm="hang")
+    lone_job.wait_for_checkpoint()
+    wait_until(lambda: jobs.read_progress(lone_job.bench.root, 1).step >= 60, "it stands still", TIMEOUT_S)
+    lone_job.press_ctrl_c()
+    wait_until(lambda: "Once more ends it at once." in lone_job.output, "the first is taken", TIMEOUT_S)
+    lone_job.press_ctrl_c()
+    assert lone_job.wait().exit_code == 77
+    (stopped,) = lone_job.finish("stopped")
     assert (stopped.cause, stopped.resumable_step) == ("stop", 50)
 
 
-def test_ctrl_c_while_the_job_waits_for_machines_ends_it(job: FunctionJob) -> None:
-    job.start(resources_per_device={"CPU": 1, "no-such-thing": 1})
-    wait_until(lambda: "started successfully" in job.output, "it waits", TIMEOUT_S)
-    wait_until(lambda: jobs.read_state(job.bench.root, 1).status == "allocating", "it waits", TIMEOUT_S)
-    job.press_ctrl_c()
-    assert job.finish("stopped") == []
-    assert job.wait().exit_code == 77
+def test_ctrl_c_while_the_job_waits_for_machines_ends_it(lone_job: FunctionJob) -> None:
+    lone_job.start(resources_per_device={"CPU": 1, "no-such-thing": 1})
+    wait_until(lambda: "started successfully" in lone_job.output, "it waits", TIMEOUT_S)
+    wait_until(lambda: jobs.read_state(lone_job.bench.root, 1).status == "allocating", "it waits", TIMEOUT_S)
+    lone_job.press_ctrl_c()
+    assert lone_job.finish("stopped") == []
+    assert lone_job.wait().exit_code == 77
 
 
 def test_a_hang_shows_every_ranks_stack_and_the_job_goes_on(job: FunctionJob, undisturbed: list[list[object]]) -> None:
-    job.start(harm="hang", hang_timeout_s=15, max_failures=1)
+    job.start(harm="hang", hang_timeout_s=10, max_failures=1)
     first, second = job.finish()
     # Rank 0 has begun the next step, and waits in it for the other's gradients.
     assert (first.cause, first.last_step, second.resumed_step) == ("hang", 61, 50)
@@ -156,14 +169,6 @@ def test_a_hang_shows_every_ranks_stack_and_the_job_goes_on(job: FunctionJob, un
     for rank in range(2):
         assert any(line.startswith(f"[rank {rank}] ") and "train (train.py:" in line for line in lines), lines
     assert job.final_states() == undisturbed
-
-
-def test_a_hang_is_what_ends_a_job_that_may_not_fail(job: FunctionJob) -> None:
-    job.start(harm="hang", hang_timeout_s=15)
-    (attempt,) = job.finish("failed")
-    message = jobs.read_state(job.bench.root, 1).message or ""
-    assert message.startswith(attempt.text)
-    assert "max_failures allows 0" in message
 
 
 def test_what_was_saved_before_the_function_raises_is_not_lost(
@@ -217,13 +222,15 @@ if __name__ == "__main__":
 """
 
 
-def test_lightning_saves_in_the_middle_of_an_epoch_and_goes_on_there(tmp_path: Path) -> None:
-    calm = make_job(tmp_path / "calm", LIGHTNING_SCRIPT)
+def test_lightning_saves_in_the_middle_of_an_epoch_and_goes_on_there(
+    tmp_path: Path, ray_env: Mapping[str, str]
+) -> None:
+    calm = make_job(tmp_path / "calm", ray_env, LIGHTNING_SCRIPT)
     calm.start(step_time_s=0)
     calm.finish()
     states = calm.final_states()
     assert [state[1] for state in states] == [300, 300]
-    job = make_job(tmp_path / "drilled", LIGHTNING_SCRIPT)
+    job = make_job(tmp_path / "drilled", ray_env, LIGHTNING_SCRIPT)
     try:
         job.start(step_time_s=0.05)
         job.wait_for_checkpoint()

@@ -12,7 +12,6 @@ from hash_chain_job import HashChainJob, WriteJob
 from workbench import Workbench, find_agent, find_driver
 
 from periflow_ray.store.jobs.attempts import read_attempts
-from periflow_ray.store.jobs.requests import post_request
 
 pytestmark = pytest.mark.ray
 
@@ -48,30 +47,6 @@ def test_a_killed_process_costs_only_the_steps_after_the_last_checkpoint(
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 
-def test_a_notice_costs_no_step(start_job: Callable[[], HashChainJob], tmp_path: Path) -> None:
-    job = start_job()
-    post_request(job.workbench.root, job.job_id, "drill", what="notice", notice_s=30, node=1)
-    first, second = job.finish()
-    assert (first.cause, second.cause) == ("preemption", None)
-    assert first.save is not None
-    # Saved where both ranks stopped: nothing is made twice.
-    assert first.last_step == first.save.step == first.resumable_step == second.resumed_step
-    assert job.read_states(tmp_path / "final") == job.expected_states
-
-
-def test_a_stopped_job_is_saved_where_it_stood_and_goes_on_from_there(
-    start_job: Callable[[], HashChainJob], tmp_path: Path
-) -> None:
-    job = start_job()
-    assert job.workbench.run("job", "stop", job.job_id).exit_code == 0
-    (stopped,) = job.finish("stopped")
-    assert stopped.cause == "stop"
-    assert stopped.last_step == stopped.resumable_step > 50
-    job.resume()
-    assert job.finish()[-1].resumed_step == stopped.resumable_step
-    assert job.read_states(tmp_path / "final") == job.expected_states
-
-
 def test_a_failure_that_comes_back_at_the_same_step_ends_the_job(workbench: Workbench, write_job: WriteJob) -> None:
     script = """
 import periflow_sdk as pf
@@ -85,6 +60,31 @@ raise SystemExit("always here")
     assert (outcome.exit_code, job.state.status) == (1, "failed")
     assert "it failed 3 times in a row at step 3 without progress" in (job.state.message or "")
     assert [record.cause for record in read_attempts(workbench.root, job.record.job_id)] == ["failure"] * 3
+
+
+def test_a_script_that_fails_after_its_last_checkpoint_comes_to_its_end(
+    workbench: Workbench, write_job: WriteJob
+) -> None:
+    script = """
+import os, sys
+from pathlib import Path
+import periflow_sdk as pf
+is_trained = os.environ["PROCESSED_ITERS"] == "5"
+pf.init(5)
+for _ in range(0 if is_trained else 5):
+    with pf.train_step():
+        pass
+if not is_trained:
+    Path(os.environ["CKPT_DIR"], "state").touch()
+    pf.upload_checkpoint()
+    sys.exit("no memory is left to evaluate")
+pf.metric({"accuracy": 0.9})
+"""
+    outcome, job = workbench.submit(*write_job(script, extra="max_failures: 1\n"))
+    assert (outcome.exit_code, job.state.status) == (0, "success"), outcome
+    first, second = read_attempts(workbench.root, job.record.job_id)
+    assert (first.cause, first.resumable_step, second.resumed_step) == ("failure", 5, 5)
+    assert job.progress.metrics["accuracy"] == 0.9
 
 
 def test_a_job_that_stands_still_too_often_has_failed(workbench: Workbench, write_job: WriteJob) -> None:

@@ -59,6 +59,22 @@ class Workbench:
         start = "from periflow_ray.submit.local_cluster import ensure_local_cluster; ensure_local_cluster()"
         subprocess.run([sys.executable, "-c", start], env=self.env, stdin=subprocess.DEVNULL, check=True, timeout=180)
 
+    def ray_env(self) -> dict[str, str]:
+        """Variables with which ``ray.init`` joins the running cluster, which is started if it is not there."""
+        cluster_dir = LocalClusterDir(self.cluster_dir)
+        if cluster_dir.read() is None:
+            self.start_cluster()
+        cluster_dir.touch()
+        address_path = self.ray_dir / "ray_current_cluster"
+        # Ray writes it at the end of its start, when it already answers.
+        wait_until(address_path.exists, "Ray has written down its address")
+        return {
+            "RAY_ADDRESS": address_path.read_text(),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(cluster_dir.token_path),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        }
+
     @property
     def ray_dir(self) -> Path:
         """Where the running cluster keeps its logs and whatever else it writes."""

@@ -60,7 +60,7 @@ def test_a_plan_for_a_cluster_in_rows() -> None:
             "Environment",
             "HF_TOKEN=***\nCACHE=/workspace/cache\nPROXY=http://***@proxy:8080\n"
             f"MASTER_ADDR={LATER}\nMASTER_PORT={LATER}\nWORLD_SIZE=16\nNODE_RANK={LATER}\nNUM_NODES=2\n"
-            f"NPROC_PER_NODE=8\nPERIFLOW_ENABLED=1\nPROCESSED_ITERS={LATER}\nCKPT_DIR=/workspace/ckpt\nDB_LOGIN=***",
+            f"NPROC_PER_NODE=8\nPERIFLOW_ENABLED=1\nPERIFLOW_ATTEMPT={LATER}\nPROCESSED_ITERS={LATER}\nCKPT_DIR=/workspace/ckpt\nDB_LOGIN=***",
         ),
         ("Storage", "s3://bucket/jobs?region=us-east-1&secret_key=***"),
         ("Max failures", "2"),
@@ -86,7 +86,7 @@ def test_on_this_machine_mount_paths_appear_below_the_sandbox() -> None:
         (
             "Environment",
             f"MASTER_ADDR={LATER}\nMASTER_PORT={LATER}\nWORLD_SIZE=2\nNODE_RANK={LATER}\nNUM_NODES=2\n"
-            f"NPROC_PER_NODE=1\nPERIFLOW_ENABLED=1\nPROCESSED_ITERS={LATER}\nRANK={LATER}\nLOCAL_RANK={LATER}\n"
+            f"NPROC_PER_NODE=1\nPERIFLOW_ENABLED=1\nPERIFLOW_ATTEMPT={LATER}\nPROCESSED_ITERS={LATER}\nRANK={LATER}\nLOCAL_RANK={LATER}\n"
             "LOCAL_WORLD_SIZE=1",
         ),
         ("Storage", "/data"),

@@ -22,6 +22,7 @@ def test_a_node_learns_its_place_in_the_job() -> None:
         node_rank=1,
         master_addr="10.0.0.4",
         master_port=29500,
+        attempt=4,
         processed_iters=300,
         output_checkpoint_dir="/workspace/ckpt",
     )
@@ -34,6 +35,7 @@ def test_a_node_learns_its_place_in_the_job() -> None:
         "NUM_NODES": "2",
         "NPROC_PER_NODE": "4",
         "PERIFLOW_ENABLED": "1",
+        "PERIFLOW_ATTEMPT": "4",
         "PROCESSED_ITERS": "300",
         "CKPT_DIR": "/workspace/ckpt",
     }
@@ -47,6 +49,7 @@ def test_a_device_learns_its_ranks_too() -> None:
         local_rank=2,
         master_addr="10.0.0.4",
         master_port=29500,
+        attempt=1,
         processed_iters=0,
         output_checkpoint_dir=None,
     )
@@ -58,6 +61,7 @@ def test_a_device_learns_its_ranks_too() -> None:
         "NUM_NODES": "2",
         "NPROC_PER_NODE": "4",
         "PERIFLOW_ENABLED": "1",
+        "PERIFLOW_ATTEMPT": "1",
         "PROCESSED_ITERS": "0",
         "RANK": "6",
         "LOCAL_RANK": "2",
@@ -72,6 +76,7 @@ def test_the_template_may_choose_the_master_port_but_not_the_world_size() -> Non
         node_rank=0,
         master_addr="10.0.0.4",
         master_port=29500,
+        attempt=1,
         processed_iters=0,
         output_checkpoint_dir=None,
     )
@@ -89,6 +94,7 @@ def test_an_elastic_job_that_lost_a_node_has_a_smaller_world() -> None:
         node_rank=0,
         master_addr="10.0.0.4",
         master_port=29500,
+        attempt=2,
         processed_iters=20,
         output_checkpoint_dir=None,
     )

@@ -108,6 +108,16 @@ def test_a_total_that_the_resumed_step_has_reached_is_refused(session, monkeypat
     session.init(total_train_steps=101)
 
 
+def test_a_job_that_is_restarted_after_its_last_step_may_come_to_its_end(session, monkeypatch):
+    monkeypatch.setenv("PROCESSED_ITERS", "100")
+    monkeypatch.setenv("PERIFLOW_ATTEMPT", "2")
+    session.init(total_train_steps=100)
+    session.metric({"accuracy": 0.9})
+    close(session)
+    with pytest.raises(PeriFlowError, match="nothing is left to train"):
+        session.init(total_train_steps=99)
+
+
 def test_steps_count_on_from_the_resumed_one(session, monkeypatch):
     monkeypatch.setenv("PROCESSED_ITERS", "100")
     session.init(total_train_steps=200, local_log_name="run.log")

@@ -26,7 +26,9 @@ def test_neither_secret_nor_key_is_readable_in_the_storage_root(local_root):
         assert secret.hex().encode() not in stored
 
 
-@pytest.mark.parametrize("key", [Fernet.generate_key().decode(), "not a key", ""])
+@pytest.mark.parametrize(
+    "key", [Fernet.generate_key().decode(), "not a key", ""], ids=["another job's", "no key", "empty"]
+)
 def test_another_key_does_not_open_them(root, key):
     seal(root, 1, SECRETS)
     with pytest.raises(StorageError) as caught:

@@ -52,6 +52,7 @@ class NodeCommands:
             "node_rank": node_rank,
             "master_addr": meeting.master_addr,
             "master_port": meeting.master_port,
+            "attempt": meeting.attempt,
             "processed_iters": meeting.checkpoint.step if meeting.checkpoint else 0,
             "output_checkpoint_dir": plan.output_checkpoint_dir,
         }

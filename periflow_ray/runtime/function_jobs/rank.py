@@ -118,6 +118,7 @@ class FunctionRank:
         os.environ["PERIFLOW_STORAGE"] = self._root.uri
         os.environ["PERIFLOW_STORAGE_CREDENTIAL"] = self._storage_credential or ""
         os.environ["CKPT_DIR"] = str(self._output_dir)
+        os.environ["PERIFLOW_ATTEMPT"] = str(meeting.attempt)
         os.environ["PROCESSED_ITERS"] = str(self._restored.step if self._restored else 0)
         if self._restored is not None:
             # For functions that ask Ray rather than look into $CKPT_DIR.

@@ -1,9 +1,10 @@
-"""A rank with always the same work in a step, on one core: ``fixed_work.py ADDRESS SIDE``, SIDE ``job`` or ``bare``.
+"""A rank of a job with always the same work in a step, on one core: ``fixed_work.py ADDRESS``.
 
-It connects to ADDRESS, a Unix-domain socket, says SIDE, and is asked there for
-    ``("steps", N)``    so many steps, with the SDK's calls on the side ``job``; it answers with the seconds that took
-                        and the CPU seconds of its other threads meanwhile;
-    ``("calls", N)``    the SDK's calls of so many steps alone; it answers with the seconds of one step's calls.
+It connects to ADDRESS, a Unix-domain socket, and is asked there for
+    ``("steps", N)``       so many steps with the SDK's calls; it answers with the seconds that took and the CPU seconds
+                           of its other threads meanwhile;
+    ``("bare_steps", N)``  the same without the SDK's calls;
+    ``("calls", N)``       the SDK's calls of so many steps alone; it answers with the seconds of one step's calls.
 It ends when the connection does.
 """
 
@@ -22,23 +23,19 @@ BATCH_SIZE, WIDTH = 128, 1024
 
 
 def main() -> None:
-    address, side = sys.argv[1:]
-    is_job = side == "job"
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, WIDTH))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     inputs = torch.randn(BATCH_SIZE, WIDTH)
-    if is_job:
-        pf.init()
+    pf.init()
 
     def work() -> None:
         optimizer.zero_grad()
         model(inputs).square().mean().backward()
         optimizer.step()
 
-    with Client(address) as connection:
-        connection.send(side)
+    with Client(sys.argv[1]) as connection:
         while True:
             try:
                 what, num_steps = connection.recv()
@@ -49,7 +46,7 @@ def main() -> None:
                 continue
             others_s = time.process_time() - time.thread_time()
             began_s = time.perf_counter()
-            if is_job:
+            if what == "steps":
                 for _ in range(num_steps):
                     with pf.train_step():
                         work()
@@ -72,6 +69,5 @@ def time_calls(num_steps: int) -> float:
 
 
 if __name__ == "__main__":
-    # Both sides the same number of threads, whatever started them.
     os.environ["OMP_NUM_THREADS"] = "1"
     main()
