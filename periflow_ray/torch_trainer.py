@@ -30,6 +30,7 @@ from periflow_ray.runtime.ray_train.train_run import (
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.store.checkpoints import latest_committed
 from periflow_ray.store.checkpoints.retention import KeepBest
+from periflow_ray.store.jobs import read_claim
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.root_choice import ChosenRoot, choose_root
 
@@ -186,6 +187,7 @@ class TorchTrainer:
             train_loop=self._train_loop,
             config=self._config,
             job_id=job_id,
+            claim=read_claim(chosen.root, job_id),
             root=chosen.root,
             storage_credential=chosen.credential,
             monitor=monitor,

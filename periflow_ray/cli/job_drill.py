@@ -118,7 +118,7 @@ def _wait_for_first_step(root: StorageRoot, job_id: int, timeout_s: float, conso
     """The number of the running attempt, once it has made a step.
 
     Raises:
-        UsageError: the job is not running.
+        UsageError: the job has ended or is about to.
         PeriflowRayError: it made no step in time.
     """
     from periflow_ray.submit.jobs import check_state
@@ -127,7 +127,7 @@ def _wait_for_first_step(root: StorageRoot, job_id: int, timeout_s: float, conso
     has_told = False
     while True:
         state = check_state(root, job_id)
-        if state.status != "running":
+        if state.has_ended or state.status == "stopping":
             raise UsageError(f"job {job_id} is {state.status}; only a running job can be drilled.")
         attempts = read_attempts(root, job_id)
         if attempts and attempts[-1].ended_unix_s is None and attempts[-1].first_step_unix_s is not None:
@@ -137,7 +137,7 @@ def _wait_for_first_step(root: StorageRoot, job_id: int, timeout_s: float, conso
                 f"job {job_id} made no step within {timeout_s:.0f} s. See: periflow-ray job view {job_id}"
             )
         if not has_told:
-            console.print("waits for the first step of this attempt")
+            console.print("waits until the job makes steps")
             has_told = True
         time.sleep(_POLL_S)
 

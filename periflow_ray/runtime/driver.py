@@ -44,7 +44,7 @@ from periflow_ray.runtime.supervision import Supervision, describe_error, remove
 from periflow_ray.store.checkpoints.retention import KeepBest
 from periflow_ray.store.credentials import sealed_secrets
 from periflow_ray.store.credentials.cloud_environment import read_cloud_environment
-from periflow_ray.store.jobs import job_key, read_record
+from periflow_ray.store.jobs import job_key, read_claim, read_record
 from periflow_ray.store.root import StorageRoot
 
 # Ray kills a driver that takes longer to end (RAY_JOB_STOP_WAIT_TIME_S).
@@ -114,6 +114,7 @@ def _run(
     task = AgentTask(
         plan_json=plan.model_dump_json(),
         job_id=job_id,
+        claim=read_claim(root, job_id),
         root=root,
         monitor=supervision.monitor,
         secrets=secrets,

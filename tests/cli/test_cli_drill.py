@@ -151,7 +151,7 @@ def test_a_job_is_drilled_when_it_has_made_its_first_step(run_cli, running_root)
         result = run_cli("job", "drill", "1", "--kill-rank", "1")
     first_step.join()
     assert result.exit_code == 0
-    assert result.stderr.splitlines()[0] == "waits for the first step of this attempt"
+    assert result.stderr.splitlines()[0] == "waits until the job makes steps"
 
 
 def test_a_job_that_makes_no_step_is_not_drilled(run_cli, sample_root):

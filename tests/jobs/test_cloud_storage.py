@@ -105,9 +105,9 @@ def test_a_stored_credential_opens_the_bucket_and_shows_up_nowhere_else(
 
 def test_the_text_of_what_agents_are_given_shows_no_secret(workbench: Workbench) -> None:
     # Ray keeps this text for its dashboard where RAY_TRAIN_ENABLE_STATE_TRACKING is set.
-    task = AgentTask("{}", 1, workbench.root, None, {"TOKEN": "hidden"}, {"AWS_SECRET_ACCESS_KEY": "hidden"})
+    task = AgentTask("{}", 1, "claim", workbench.root, None, {"TOKEN": "hidden"}, {"AWS_SECRET_ACCESS_KEY": "hidden"})
 
-    assert repr(task) == f"AgentTask(plan_json='{{}}', job_id=1, root={workbench.root!r}, monitor=None)"
+    assert repr(task) == f"AgentTask(plan_json='{{}}', job_id=1, claim='claim', root={workbench.root!r}, monitor=None)"
 
 
 def test_a_corrupt_newest_checkpoint_is_skipped_for_the_one_before(workbench: Workbench, write_job: WriteJob) -> None:

@@ -194,6 +194,24 @@ def test_no_process_of_a_job_survives_it(workbench: Workbench, write_job: WriteJ
         assert followed.exit_code == 1
 
 
+def test_a_storage_root_that_was_made_anew_has_nothing_of_its_former_jobs(
+    workbench: Workbench, write_job: WriteJob, tmp_path: Path
+) -> None:
+    bench = workbench.on(str(tmp_path / "storage"))
+    # Killed with its cluster, a job leaves its sandbox.
+    left = Sandbox(bench.root.uri, 1, 0)
+    left.create("an earlier job 1")
+    left.unpack_workspace(bench.root, 1, "/workspace")
+    for name in ("app/main.py", "ckpt/state"):
+        path = left.path_of("/workspace") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("raise SystemExit('an old script runs')")
+    script = "import os\nimport periflow_ray as pf\npf.init(1)\nprint('new, with', os.listdir(os.environ['CKPT_DIR']))"
+    outcome, job = bench.submit(*write_job(script))
+    assert (outcome.exit_code, job.record.job_id) == (0, 1), outcome
+    assert "new, with []" in outcome.stdout
+
+
 def test_secrets_and_variables_reach_the_command_and_secrets_nothing_else(
     workbench: Workbench, write_job: WriteJob
 ) -> None:

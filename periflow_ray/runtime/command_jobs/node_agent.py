@@ -49,6 +49,7 @@ class AgentTask:
 
     plan_json: str
     job_id: int
+    claim: str
     root: StorageRoot
     monitor: Any
     secrets: Mapping[str, str] = field(repr=False)
@@ -72,6 +73,7 @@ class NodeAgent:
     def __init__(self, task: AgentTask, node_rank: int) -> None:
         self._plan = JobPlan.model_validate_json(task.plan_json)
         self._job_id = task.job_id
+        self._claim = task.claim
         self._monitor = task.monitor
         self._secrets = dict(task.secrets)
         self._node_rank = node_rank
@@ -137,7 +139,7 @@ class NodeAgent:
     def _prepare(self) -> None:
         for pid in end_leftovers(self._sandbox.marker):
             self._notice(f"ended process {pid}, left over from an earlier attempt on this node")
-        self._sandbox.create()
+        self._sandbox.create(self._claim)
         self._sandbox.unpack_workspace(self._root, self._job_id, self._plan.workspace_mount_path)
         for mount in self._plan.mounts:
             self._fill_mount(mount.kind, self._sandbox.path_of(mount.path))

@@ -42,6 +42,7 @@ class FunctionTask:
     train_loop: Callable[..., Any]
     config: dict[str, Any] | None
     job_id: int
+    claim: str
     root: StorageRoot
     storage_credential: str | None
     monitor: Any
@@ -59,6 +60,7 @@ class FunctionRank:
         self.node_rank = context.get_node_rank()
         self.monitor = task.monitor
         self._job_id = task.job_id
+        self._claim = task.claim
         self._root = task.root
         self._storage_credential = task.storage_credential
         # The same path on every node: rank 0 tells the others where to write, as Lightning does.
@@ -104,7 +106,7 @@ class FunctionRank:
         target = None
         if self.local_rank == 0:
             target = self._output_dir
-            self._sandbox.create()
+            self._sandbox.create(self._claim)
             shutil.rmtree(target, ignore_errors=True)
         self._restored = restore_agreed(self._root, self.monitor, self.rank, self.node_rank, meeting.checkpoint, target)
         if self.local_rank == 0:

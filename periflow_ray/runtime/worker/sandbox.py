@@ -3,6 +3,7 @@
 <temp>/periflow-<uid>/<job key>/node-<rank>/          the sandbox
     root/<mount paths...>                             what the command sees
     snapshots/                                        checkpoints on their way to the storage root
+    claim                                             whose it is
     session                                           the node agent's socket
 """
 
@@ -35,9 +36,17 @@ class Sandbox:
         self.socket_path = self.directory / "session"
         self.marker = ("PERIFLOW_SANDBOX", str(self.directory))
 
-    def create(self) -> None:
-        """Make the directories; an earlier attempt's workspace stays, its unfinished snapshots go."""
+    def create(self, claim: str) -> None:
+        """Make the directories; an earlier attempt's workspace stays, its unfinished snapshots go.
+
+        Args:
+            claim: the job's; everything of another job that had its number is deleted first.
+        """
+        owner = self.directory / "claim"
+        if not owner.exists() or owner.read_text() != claim:
+            shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owner.write_text(claim)
         self.root_dir.mkdir(exist_ok=True)
         shutil.rmtree(self.snapshots_dir, ignore_errors=True)
         self.snapshots_dir.mkdir()

@@ -106,6 +106,14 @@ def claim_job_id(root: StorageRoot) -> int:
     return job_id
 
 
+def read_claim(root: StorageRoot, job_id: int) -> str:
+    """What tells a job from an earlier one that had its number, in a storage root that was deleted and made anew."""
+    try:
+        return root.read_bytes(job_key(job_id, "claim")).decode()
+    except NotFoundError:
+        return ""
+
+
 def write_record(root: StorageRoot, record: JobRecord) -> None:
     """Store what was submitted."""
     root.write_json(job_key(record.job_id, "job.json"), dataclasses.asdict(record))
