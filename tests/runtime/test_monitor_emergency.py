@@ -8,8 +8,10 @@ import pytest
 from simulated_nodes import Node, event_texts, failure_of, join_all
 from simulated_ranks import Pace, TrainingNode, train_all
 
+from periflow_ray.runtime.monitor import emergency as emergency_module
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.runtime.monitor.attempt import Signal
+from periflow_ray.runtime.monitor.emergency import MAX_TIMES_AT_ONCE
 from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
 from periflow_ray.store.checkpoints import list_committed
 from periflow_ray.store.jobs.attempts import AttemptRecord, read_attempts
@@ -153,6 +155,25 @@ def test_now_is_nothing_unless_it_is_the_same_step_everywhere(run_monitor, nodes
 
     run_monitor(scenario)
     assert [manifest.num_nodes for manifest in list_committed(root, 1)] == [2]
+
+
+def test_ranks_that_are_never_at_the_same_step_are_not_asked_for_ever(run_monitor, nodes, root, monkeypatch):
+    # More than the notice has: there is no step that all can still reach.
+    monkeypatch.setattr(emergency_module, "ANNOUNCE_S", 100.0)
+
+    async def scenario(monitor: Monitor) -> None:
+        pair = nodes(monitor)
+        await join_and_train(pair)
+        signals, leaving = Signals(monitor), notice(monitor, 50.0)
+        for step in range(3, 3 + MAX_TIMES_AT_ONCE):
+            assert await signals.next_save(pair, step) == SAVE_NOW
+            await asyncio.gather(pair[0].save((step, 1)), pair[1].save((step + 10, 1)))
+        # They train on as if nobody had asked.
+        assert await signals.next_save(pair, step) == NO_STEP
+        leaving.cancel()
+
+    run_monitor(scenario)
+    assert list_committed(root, 1) == []
 
 
 def test_a_node_that_trains_on_where_another_saves_makes_it_void(run_monitor, nodes, root):

@@ -18,6 +18,8 @@ from periflow_ray.store.jobs.attempts import SaveRecord
 REPORT_TIMEOUT_S = 0.5
 # With accumulated gradients Lightning saves a few batches after the one at which it was asked.
 PATIENCE_STEPS = 16
+# "At once" is another step for each rank, unless they happen to be at the same one.
+MAX_TIMES_AT_ONCE = 3
 _POLL_S = 0.1
 
 
@@ -83,9 +85,10 @@ class EmergencySave:
         if attempt.first_step_unix_s is None or attempt.cause is not None:
             return False
         self._record = SaveRecord(notice_s=deadline_unix_s - began_unix_s, step=None, save_time_s=None)
-        announce_s, is_void = ANNOUNCE_S, True
-        while is_void and self._may_go_on(attempt):
+        announce_s, is_void, num_at_once = ANNOUNCE_S, True, 0
+        while is_void and num_at_once < MAX_TIMES_AT_ONCE and self._may_go_on(attempt):
             await self._announce(attempt, announce_s)
+            num_at_once += self._announced_step == SAVE_NOW
             saved, is_void = await self._wait_for_commit(attempt)
             if saved is not None:
                 took_s = time.time() - began_unix_s
