@@ -17,7 +17,7 @@ from periflow_ray.errors import JobFailedError, PeriflowRayError, UsageError
 from periflow_ray.store.checkpoints import latest_committed
 from periflow_ray.store.jobs import Job, JobRecord, JobState, read_progress, read_record
 from periflow_ray.store.jobs.account import AttemptAccount
-from periflow_ray.store.jobs.attempts import read_attempts
+from periflow_ray.store.jobs.attempts import AttemptRecord, read_attempts
 from periflow_ray.store.jobs.events import read_events
 from periflow_ray.store.jobs.requests import post_request, withdraw_request
 from periflow_ray.store.root import StorageRoot
@@ -45,7 +45,7 @@ _POLL_S = 0.25
     "timeout_s",
     metavar="DURATION",
     callback=duration_callback,
-    help="Give up when the job does not run, or not again, within this time (and the notice's).  [default: 10m]",
+    help="How long to wait for the first step, and then for the job to come back after the notice.  [default: 10m]",
 )
 @storage_option
 @output_option
@@ -130,7 +130,8 @@ def _wait_for_first_step(root: StorageRoot, job_id: int, timeout_s: float, conso
         if state.has_ended or state.status == "stopping":
             raise UsageError(f"job {job_id} is {state.status}; only a running job can be drilled.")
         attempts = read_attempts(root, job_id)
-        if attempts and attempts[-1].ended_unix_s is None and attempts[-1].first_step_unix_s is not None:
+        # While the job waits for machines, the attempt of a driver that was killed still looks as if it ran.
+        if state.status == "running" and attempts and _makes_steps(attempts[-1]):
             return attempts[-1].number
         if time.monotonic() - began_s > timeout_s:
             raise PeriflowRayError(
@@ -140,6 +141,10 @@ def _wait_for_first_step(root: StorageRoot, job_id: int, timeout_s: float, conso
             console.print("waits until the job makes steps")
             has_told = True
         time.sleep(_POLL_S)
+
+
+def _makes_steps(attempt: AttemptRecord) -> bool:
+    return attempt.ended_unix_s is None and attempt.first_step_unix_s is not None
 
 
 class _Rehearsal:

@@ -1,9 +1,9 @@
 """What a healthy job's machinery costs its training: the same processes make steps with it and without it, in turn.
 
 The ranks have fixed work on one core each, and half of the cores. Without it means: no SDK calls, and everything of the
-job but the ranks stands still (SIGSTOP). The Ray cluster is there on both sides. A note says what the job's processes
-take of all cores, which is what they take from the steps where no core is free. About half of it is what any Ray Train
-job has: its controller, the supervisor of its driver, the polling of its workers.
+job but the ranks stands still (SIGSTOP). The Ray cluster and the SDK's idle threads are there on both sides. A note
+says what the job's processes take of all cores, which is what they take from the steps where no core is free. About
+half of it is what any Ray Train job has: its controller, the supervisor of its driver, the polling of its workers.
 """
 
 from __future__ import annotations

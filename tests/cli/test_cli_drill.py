@@ -139,17 +139,18 @@ def test_only_a_running_job_can_be_drilled(run_cli, running_root, sample_root):
 
 
 def test_a_job_is_drilled_when_it_has_made_its_first_step(run_cli, running_root):
-    write_attempt(running_root, 1, dataclasses.replace(running_attempt(), first_step_unix_s=None))
+    # A driver was killed: the attempt that it left does not run.
+    write_state(running_root, 1, dataclasses.replace(running_state(), status="allocating"))
 
     def react(request: Request) -> None:
         write_attempt(running_root, 1, ended_attempt())
         write_attempt(running_root, 1, running_attempt(2, resumed_step=40, started_unix_s=1006.25))
 
-    first_step = threading.Timer(0.5, write_attempt, (running_root, 1, running_attempt()))
-    first_step.start()
+    running = threading.Timer(0.5, write_state, (running_root, 1, running_state()))
+    running.start()
     with DriverStandIn(running_root, react):
         result = run_cli("job", "drill", "1", "--kill-rank", "1")
-    first_step.join()
+    running.join()
     assert result.exit_code == 0
     assert result.stderr.splitlines()[0] == "waits until the job makes steps"
 

@@ -130,3 +130,18 @@ def test_a_stop_has_members_that_leave_or_says_so(run_monitor, nodes, root):
     run_monitor(scenario)
     # Recorded at the end, also where nobody was left to ask what follows.
     assert [(record.cause, record.ended_unix_s is not None) for record in read_attempts(root, 1)] == [("stop", True)]
+
+
+def test_a_drilled_notice_that_ran_out_is_a_preemption_like_a_real_one(run_monitor, nodes, root):
+    async def scenario(monitor: Monitor) -> None:
+        await join_all(nodes(monitor))
+        for node in nodes(monitor):
+            await node.record(1)
+        await monitor.drill("notice", 0.0, 1, 0)
+        # Preemptions are not limited, though this job may not fail.
+        assert await monitor.may_replace_group({1: "died"}, False)
+
+    run_monitor(scenario)
+    assert [(record.cause, record.text) for record in read_attempts(root, 1)] == [
+        ("preemption", "node 1 was taken away")
+    ]

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from simulated_nodes import Node, event_texts, failure_of, join_all
+from announced_saves import Signals, join_and_train, notice
+from simulated_nodes import event_texts, failure_of, join_all
 from simulated_ranks import Pace, TrainingNode, train_all
 
-from periflow_ray.runtime.monitor import emergency as emergency_module
 from periflow_ray.runtime.monitor.actor import Monitor
-from periflow_ray.runtime.monitor.attempt import Signal
-from periflow_ray.runtime.monitor.emergency import MAX_TIMES_AT_ONCE
 from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
 from periflow_ray.store.checkpoints import list_committed
 from periflow_ray.store.jobs.attempts import AttemptRecord, read_attempts
@@ -19,51 +17,6 @@ from periflow_ray.store.root import StorageRoot
 
 pytestmark = pytest.mark.usefixtures("quick_speed")
 LATE = "a rank was already beyond the agreed step"
-
-
-class Signals:
-    """What the monitor asked the members of attempt 1 for, one after the other."""
-
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
-        self._num_seen = 0
-        self._read: list[Signal] = []
-
-    async def next_save(self, nodes: list[Node], step: int) -> int:
-        """Answer the question for the steps, as nodes that are at this one; returns the step that is announced."""
-        while True:
-            signal = await self._next()
-            if signal.kind == "report":
-                for node in nodes:
-                    first = 2 * node.node_rank
-                    steps = {first: step, first + 1: step}
-                    await self._monitor.record(steps, None, [], node.node_rank, True)
-            elif signal.kind == "save":
-                return signal.step
-            else:
-                raise AssertionError(f"not asked for a save, but for {signal}")
-
-    async def next_kind(self) -> str:
-        return (await self._next()).kind
-
-    async def _next(self) -> Signal:
-        if not self._read:
-            self._read = await self._monitor.wait_for_signals(1, self._num_seen)
-            self._num_seen += len(self._read)
-        return self._read.pop(0)
-
-
-async def join_and_train(nodes: list[Node]) -> None:
-    """So far that the speed is known."""
-    await join_all(nodes)
-    for step in (1, 2, 3):
-        await asyncio.sleep(0.01)
-        for node in nodes:
-            await node.record(step)
-
-
-def notice(monitor: Monitor, notice_s: float = 3600.0, node_rank: int = 1) -> asyncio.Task[None]:
-    return asyncio.create_task(monitor.drill("notice", notice_s, node_rank, 0))
 
 
 def texts(root: StorageRoot) -> list[str]:
@@ -135,45 +88,6 @@ def test_what_a_late_rank_says_of_a_step_before_the_last_announced_one_changes_n
         await leaving
 
     run_monitor(scenario)
-
-
-def test_now_is_nothing_unless_it_is_the_same_step_everywhere(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
-        pair = nodes(monitor)
-        await join_all(pair)
-        for node in pair:
-            await node.record(1)
-        signals, leaving = Signals(monitor), notice(monitor)
-        assert await signals.next_save(pair, 1) == SAVE_NOW
-        mixed = "nodes saved at different steps (1, 2)"
-        assert await asyncio.gather(pair[0].save((1, 1)), pair[1].save((2, 1))) == [mixed, mixed]
-        # Now that two steps were seen, there is a speed.
-        step = await signals.next_save(pair, 2)
-        assert step > 2
-        assert await asyncio.gather(*(node.save((step, 1)) for node in pair)) == [None, None]
-        await leaving
-
-    run_monitor(scenario)
-    assert [manifest.num_nodes for manifest in list_committed(root, 1)] == [2]
-
-
-def test_ranks_that_are_never_at_the_same_step_are_not_asked_for_ever(run_monitor, nodes, root, monkeypatch):
-    # More than the notice has: there is no step that all can still reach.
-    monkeypatch.setattr(emergency_module, "ANNOUNCE_S", 100.0)
-
-    async def scenario(monitor: Monitor) -> None:
-        pair = nodes(monitor)
-        await join_and_train(pair)
-        signals, leaving = Signals(monitor), notice(monitor, 50.0)
-        for step in range(3, 3 + MAX_TIMES_AT_ONCE):
-            assert await signals.next_save(pair, step) == SAVE_NOW
-            await asyncio.gather(pair[0].save((step, 1)), pair[1].save((step + 10, 1)))
-        # They train on as if nobody had asked.
-        assert await signals.next_save(pair, step) == NO_STEP
-        leaving.cancel()
-
-    run_monitor(scenario)
-    assert list_committed(root, 1) == []
 
 
 def test_a_node_that_trains_on_where_another_saves_makes_it_void(run_monitor, nodes, root):

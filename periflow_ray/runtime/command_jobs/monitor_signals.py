@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -63,8 +64,10 @@ class MonitorSignals:
                 for line in dump_stacks(pid):
                     self._log.write(f"[rank {rank}] {line}")
         elif signal.kind == "kill_rank":
-            if signal.target in self._server.pids:
-                os.kill(self._server.pids[signal.target], SIGKILL)
+            victim = self._server.pids.get(signal.target)
+            if victim is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, SIGKILL)
         elif signal.kind == "kill_node":
             if signal.target == self._node_rank:
                 os.kill(os.getpid(), SIGKILL)

@@ -78,6 +78,8 @@ class Attempt:
     first_step_unix_s: float | None = None
     last_step_unix_s: float | None = None
     pausing_nodes: set[int] = field(default_factory=set)
+    drilled_nodes: set[int] = field(default_factory=set)
+    """Nodes that a drill takes away with notice."""
     _moved_s: float = field(default_factory=time.monotonic)
     _points: deque[tuple[float, int]] = field(default_factory=deque)
 

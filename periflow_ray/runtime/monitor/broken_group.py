@@ -38,7 +38,9 @@ async def close_broken_group(
     lost = {member for member in lost_workers if member in attempt.members} - attempt.left
     if lost_workers:
         machines = {attempt.members[member].ray_node_id for member in lost}
-        is_preemption = is_preempted or bool(machines & set(announced_machines))
+        nodes = {attempt.node_of(member) for member in lost}
+        is_announced = bool(machines & set(announced_machines) or nodes & attempt.drilled_nodes)
+        is_preemption = is_preempted or is_announced
         has_news = _end_by_loss(attempt, lost, is_preemption, member_noun)
     else:
         # A worker that fails by itself has told so; one that cannot reach the monitor any more has not.

@@ -88,14 +88,19 @@ class EmergencySave:
         announce_s, is_void, num_at_once = ANNOUNCE_S, True, 0
         while is_void and num_at_once < MAX_TIMES_AT_ONCE and self._may_go_on(attempt):
             await self._announce(attempt, announce_s)
-            num_at_once += self._announced_step == SAVE_NOW
+            is_speed_known = attempt.step_time_s() is not None
+            num_at_once += self._announced_step == SAVE_NOW and is_speed_known
             saved, is_void = await self._wait_for_commit(attempt)
             if saved is not None:
                 took_s = time.time() - began_unix_s
                 self._record = SaveRecord(deadline_unix_s - began_unix_s, saved.step, took_s)
                 self._write_event("notice", f"saved at step {saved.step}, {took_s:.1f} s after the notice")
                 return True
-            announce_s *= 2
+            if is_speed_known:
+                announce_s *= 2
+            else:
+                # "At once" was all that could be asked for; with a speed there is a step to agree on.
+                await asyncio.sleep(ANNOUNCE_S)
         await self._withdraw(attempt)
         return False
 

@@ -63,6 +63,7 @@ class Hazards:
         """Rehearse a loss: ``notice``, ``kill_rank`` or ``kill_node``."""
         if what == "notice":
             reason = f"drill: node {node_rank} is taken away in {notice_s:.0f} s"
+            attempt.drilled_nodes.add(node_rank)
             await self._leave_nodes(attempt, [node_rank], reason, time.time() + notice_s)
         async with self._changed:
             if attempt.is_ending:

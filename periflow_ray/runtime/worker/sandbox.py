@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from periflow_ray.store.jobs import job_key
+from periflow_ray.store.read_only import remove_tree
 from periflow_ray.store.root import StorageRoot
 
 _READY_MARK = ".workspace-ready"
@@ -44,7 +45,7 @@ class Sandbox:
         """
         owner = self.directory / "claim"
         if not owner.exists() or owner.read_text() != claim:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            remove_tree(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         owner.write_text(claim)
         self.root_dir.mkdir(exist_ok=True)
