@@ -105,6 +105,8 @@ class FunctionJob:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # A shell lets its background programs ignore it, and an ignored signal is inherited.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def press_ctrl_c(self) -> None:

@@ -18,6 +18,8 @@ from periflow_ray.store.jobs.attempts import SaveRecord
 REPORT_TIMEOUT_S = 0.5
 # With accumulated gradients Lightning saves a few batches after the one at which it was asked.
 PATIENCE_STEPS = 16
+# With short steps those are over before a rank on a busy machine has heard of it.
+PATIENCE_S = 2.0
 # "At once" is another step for each rank, unless they happen to be at the same one.
 MAX_TIMES_AT_ONCE = 3
 _POLL_S = 0.1
@@ -128,11 +130,13 @@ class EmergencySave:
         """The checkpoint that was asked for, None if there is none; and whether it is worth another try."""
         agreed = self._board.agreed
         last_step = self._last_asked_step(attempt)
+        asked_s = time.monotonic()
         has_told = False
         while self._may_go_on(attempt) and not agreed.is_void:
             if agreed.saved is not None:
                 return agreed.saved, False
-            if attempt.has_passed(last_step + PATIENCE_STEPS) and not self._board.has_pending and not has_told:
+            had_time = time.monotonic() - asked_s > PATIENCE_S and attempt.has_passed(last_step + PATIENCE_STEPS)
+            if had_time and not self._board.has_pending and not has_told:
                 text = f"the script did not save at step {last_step}: it never asked is_emergency_save()"
                 self._write_event("notice", text)
                 has_told = True
