@@ -122,6 +122,8 @@ def check_state(root: StorageRoot, job_id: int) -> JobState:
     last_sign_unix_s = state.heartbeat_unix_s or submitted_unix_s + DRIVER_START_S
     if state.has_ended or time.time() - last_sign_unix_s < SUSPECT_AFTER_S or record.ray_submission_id is None:
         return state
+    if jobs.read_record(root, job_id) != record:  # Resumed between the two reads: the state is of the next driver.
+        return state
     cluster = connect_to_job(record)
     try:
         ray_job = cluster.read(record.ray_submission_id)
