@@ -12,6 +12,7 @@ import ray.train
 import ray.train.torch
 
 from periflow_ray.errors import JobStoppedError, UsageError
+from periflow_ray.jobs import read_claim
 from periflow_ray.runtime.function_jobs.rank import FunctionTask
 from periflow_ray.runtime.function_jobs.record import read_resumable_job, record_new_job, reopen_function_job
 from periflow_ray.runtime.function_jobs.worker import run_function
@@ -28,11 +29,10 @@ from periflow_ray.runtime.ray_train.train_run import (
     train_run_config,
 )
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
+from periflow_ray.settings import ChosenRoot, choose_root
 from periflow_ray.store.checkpoints import latest_committed
 from periflow_ray.store.checkpoints.retention import KeepBest
-from periflow_ray.store.jobs import read_claim
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.root_choice import ChosenRoot, choose_root
 
 
 class TorchTrainer:

@@ -8,10 +8,10 @@ from typing import Any
 from rich.table import Table
 
 from periflow_ray.cli.format import format_duration, iso_time
-from periflow_ray.store.jobs import Job
-from periflow_ray.store.jobs.account import AttemptAccount, JobAccount, build_account, describe_goodput, describe_lost
-from periflow_ray.store.jobs.attempts import read_attempts
-from periflow_ray.store.jobs.resumes import read_resumed_attempts
+from periflow_ray.jobs import Job
+from periflow_ray.jobs.account import AttemptAccount, JobAccount, build_account, describe_goodput, describe_lost
+from periflow_ray.jobs.attempts import read_attempts
+from periflow_ray.jobs.resumes import read_resumed_attempts
 from periflow_ray.store.root import StorageRoot
 
 

@@ -16,12 +16,12 @@ from periflow_ray.cli.options import storage_option, yes_option
 from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
 from periflow_ray.cli.tree import build_file_tree
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
+from periflow_ray.jobs import read_record
+from periflow_ray.jobs.checkpoint_status import CheckpointEntry, find_entry, list_all
 from periflow_ray.store.checkpoints import destroy, latest_committed
 from periflow_ray.store.checkpoints.manifest import Manifest, is_job_number
-from periflow_ray.store.checkpoints.status import CheckpointEntry, find_entry, list_all
 from periflow_ray.store.checkpoints.trash import delete as delete_checkpoint
 from periflow_ray.store.checkpoints.trash import purge_expired, undelete
-from periflow_ray.store.jobs import read_record
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
 

@@ -14,6 +14,7 @@ from periflow_ray.cli.checkpoint import resolve_id
 from periflow_ray.cli.options import storage_option
 from periflow_ray.cli.output import draw_table, output_option, talk_console, write_output
 from periflow_ray.errors import CorruptCheckpointError, StorageError, UsageError
+from periflow_ray.jobs.user import user_name
 from periflow_ray.store.checkpoints import find_checkpoint, restore, verify
 from periflow_ray.store.checkpoints.files import select_files
 from periflow_ray.store.checkpoints.imports import link_checkpoint, upload_checkpoint_dir
@@ -23,7 +24,6 @@ from periflow_ray.store.checksum import is_checksum_of
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
 from periflow_ray.store.transfer import Transfer
-from periflow_ray.store.user import user_name
 
 
 @click.command()

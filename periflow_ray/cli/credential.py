@@ -15,8 +15,7 @@ from periflow_ray.cli.format import NOTHING, format_time, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import yes_option
 from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
-from periflow_ray.errors import UsageError
-from periflow_ray.store.credentials import (
+from periflow_ray.credentials import (
     Credential,
     create_credential,
     credentials_path,
@@ -24,7 +23,8 @@ from periflow_ray.store.credentials import (
     list_credentials,
     read_credential,
 )
-from periflow_ray.store.credentials.credential_types import CREDENTIAL_TYPES, find_credential_type
+from periflow_ray.credentials.credential_types import CREDENTIAL_TYPES, find_credential_type
+from periflow_ray.errors import UsageError
 
 _COMMANDS = {
     "create": ("periflow_ray.cli.credential:create", "Keep keys under a name."),

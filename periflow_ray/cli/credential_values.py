@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
+from periflow_ray.credentials.credential_types import CredentialType, CredentialValue, describe_alternatives
 from periflow_ray.errors import UsageError
-from periflow_ray.store.credentials.credential_types import CredentialType, CredentialValue, describe_alternatives
 
 
 def ask_values(kind: CredentialType) -> dict[str, str]:

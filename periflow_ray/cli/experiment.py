@@ -12,8 +12,8 @@ from periflow_ray.cli.job_table import draw_jobs, job_document
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import storage_option, yes_option
 from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
-from periflow_ray.store.jobs import list_jobs
-from periflow_ray.store.jobs.experiments import (
+from periflow_ray.jobs import list_jobs
+from periflow_ray.jobs.experiments import (
     create_experiment,
     delete_experiment,
     list_experiments,

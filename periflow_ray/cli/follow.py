@@ -19,8 +19,8 @@ from periflow_ray.cli.log_view import LogView
 from periflow_ray.cli.main import INTERRUPTED_EXIT_CODE
 from periflow_ray.cli.progress import LiveProgress, PlainProgress, ProgressDisplay
 from periflow_ray.errors import ClusterError, JobFailedError, StorageError
-from periflow_ray.store.jobs import JobProgress, JobState, read_progress, read_record
-from periflow_ray.store.jobs.logs import LogFollower, LogLine
+from periflow_ray.jobs import JobProgress, JobState, read_progress, read_record
+from periflow_ray.jobs.logs import LogFollower, LogLine
 from periflow_ray.store.root import StorageRoot
 
 POLL_INTERVAL_S = 0.25

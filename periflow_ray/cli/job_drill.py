@@ -14,12 +14,12 @@ from periflow_ray.cli.format import format_time
 from periflow_ray.cli.options import job_argument, storage_option
 from periflow_ray.cli.output import output_option, talk_console, write_output
 from periflow_ray.errors import JobFailedError, PeriflowRayError, UsageError
+from periflow_ray.jobs import Job, JobRecord, JobState, read_progress, read_record
+from periflow_ray.jobs.account import AttemptAccount
+from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
+from periflow_ray.jobs.events import read_events
+from periflow_ray.jobs.requests import post_request, withdraw_request
 from periflow_ray.store.checkpoints import latest_committed
-from periflow_ray.store.jobs import Job, JobRecord, JobState, read_progress, read_record
-from periflow_ray.store.jobs.account import AttemptAccount
-from periflow_ray.store.jobs.attempts import AttemptRecord, read_attempts
-from periflow_ray.store.jobs.events import read_events
-from periflow_ray.store.jobs.requests import post_request, withdraw_request
 from periflow_ray.store.root import StorageRoot
 
 # The driver looks for requests about once a second; its storage root may be slow.

@@ -7,7 +7,7 @@ import click
 from periflow_ray.cli.duration import duration_callback
 from periflow_ray.cli.options import job_argument, storage_option, yes_option
 from periflow_ray.errors import UsageError
-from periflow_ray.store.jobs import delete_job, read_job, read_record
+from periflow_ray.jobs import delete_job, read_job, read_record
 from periflow_ray.store.root import StorageRoot
 
 
@@ -74,8 +74,8 @@ def delete(job_id: int, is_confirmed: bool, root: StorageRoot) -> None:
 
 
 def _describe_saved(root: StorageRoot, job_id: int) -> str:
+    from periflow_ray.jobs.attempts import read_attempts
     from periflow_ray.store.checkpoints import latest_committed
-    from periflow_ray.store.jobs.attempts import read_attempts
 
     newest = latest_committed(root, job_id)
     if newest is None:

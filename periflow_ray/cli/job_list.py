@@ -10,7 +10,7 @@ from rich.console import Console
 from periflow_ray.cli.job_table import draw_jobs, job_document
 from periflow_ray.cli.options import since_option, storage_option, until_option
 from periflow_ray.cli.output import output_option, write_output
-from periflow_ray.store.jobs import JOB_STATUSES, list_jobs
+from periflow_ray.jobs import JOB_STATUSES, list_jobs
 from periflow_ray.store.root import StorageRoot
 
 

@@ -15,8 +15,8 @@ from periflow_ray.cli.log_view import LogView
 from periflow_ray.cli.options import job_argument, storage_option
 from periflow_ray.cli.output import output_option, talk_console, write_output
 from periflow_ray.errors import UsageError
-from periflow_ray.store.jobs import JobRecord, read_record
-from periflow_ray.store.jobs.logs import LogLine, read_logs
+from periflow_ray.jobs import JobRecord, read_record
+from periflow_ray.jobs.logs import LogLine, read_logs
 from periflow_ray.store.root import StorageRoot
 
 

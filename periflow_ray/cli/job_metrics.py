@@ -18,8 +18,8 @@ from periflow_ray.cli.picture import check_picture_path, write_picture
 from periflow_ray.cli.plot import draw_plot
 from periflow_ray.cli.series import Point, Series, build_series, thin_numbers
 from periflow_ray.errors import NotFoundError, UsageError
-from periflow_ray.store.jobs import read_record
-from periflow_ray.store.jobs.metrics import Metric, list_metric_names, read_metrics
+from periflow_ray.jobs import read_record
+from periflow_ray.jobs.metrics import Metric, list_metric_names, read_metrics
 from periflow_ray.store.root import StorageRoot
 
 _COMMANDS = {

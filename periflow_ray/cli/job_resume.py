@@ -53,9 +53,9 @@ def resume(
       periflow-ray job resume 3 --num-devices 2 --no-follow
       periflow-ray job resume 3 --address http://127.0.0.1:8265 --vm aws-16gb-v100-4g-us-east-2-spot
     """
+    from periflow_ray.jobs import read_record
     from periflow_ray.plan import LOCAL_VM_NAME
     from periflow_ray.store.checkpoints import latest_committed
-    from periflow_ray.store.jobs import read_record
     from periflow_ray.submit.resume import read_resumable_plan, resume_job
 
     if is_local and (address or vm_name):

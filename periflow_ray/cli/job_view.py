@@ -21,9 +21,9 @@ from periflow_ray.cli.job_events import event_document
 from periflow_ray.cli.job_table import format_progress, job_document, measure_duration_s
 from periflow_ray.cli.options import job_argument, storage_option
 from periflow_ray.cli.output import build_fields, draw_panels, output_option, write_output
+from periflow_ray.jobs import Job, read_progress, read_record
+from periflow_ray.jobs.events import Event, read_events
 from periflow_ray.store.checkpoints import Manifest, list_committed
-from periflow_ray.store.jobs import Job, read_progress, read_record
-from periflow_ray.store.jobs.events import Event, read_events
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
 

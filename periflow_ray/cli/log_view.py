@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from periflow_ray.store.jobs.logs import LogLine
+from periflow_ray.jobs.logs import LogLine
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def _open_root(ctx: click.Context, param: click.Parameter, value: str | None) ->
     if ctx.resilient_parsing:
         return None
     # Imported late: fsspec takes as long as all of --help.
-    from periflow_ray.store.root_choice import choose_root
+    from periflow_ray.settings import choose_root
 
     chosen = choose_root(value, ctx.meta[_CREDENTIAL_KEY])
     ctx.meta[_CREDENTIAL_KEY] = chosen.credential

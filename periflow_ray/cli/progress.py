@@ -9,7 +9,7 @@ from typing import Protocol
 from rich.console import Console
 
 from periflow_ray.cli.format import format_duration, format_value
-from periflow_ray.store.jobs import JobProgress, JobState
+from periflow_ray.jobs import JobProgress, JobState
 
 _BAR_LENGTH = 20
 PLAIN_INTERVAL_S = 10.0

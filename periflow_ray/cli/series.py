@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from periflow_ray.store.jobs.metrics import Metric
+from periflow_ray.jobs.metrics import Metric
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from periflow_ray.cli.output import build_fields, output_option, talk_console, w
 from periflow_ray.cli.target import Target, connect_target, count_gpus, driver_options
 from periflow_ray.cli.tree import build_file_tree
 from periflow_ray.errors import ClusterError, PlanError, TemplateError, UsageError
-from periflow_ray.store.user import user_name
+from periflow_ray.jobs.user import user_name
 
 if TYPE_CHECKING:
     from periflow_ray.plan import JobPlan, VmType
@@ -215,7 +215,7 @@ def _check_inputs(root: StorageRoot, plan: JobPlan) -> None:
 
 
 def _ensure_experiment(root: StorageRoot, plan: JobPlan, is_confirmed: bool) -> None:
-    from periflow_ray.store.jobs.experiments import create_experiment, has_experiment
+    from periflow_ray.jobs.experiments import create_experiment, has_experiment
 
     if plan.experiment is None or has_experiment(root, plan.experiment):
         return

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 
+from periflow_ray.credentials import list_credentials
 from periflow_ray.errors import StorageError
 from periflow_ray.plan import JobPlan
-from periflow_ray.store.credentials import list_credentials
 
 
 def describe_unused(plan: JobPlan) -> list[str]:

@@ -20,7 +20,9 @@ import ray.train
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from periflow_ray.credentials.cloud_environment import read_cloud_environment
 from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.jobs import read_claim, read_record, sealed_secrets
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.command_jobs.node_agent import AgentTask, run_agent
 from periflow_ray.runtime.job_requests import JobRequests
@@ -42,9 +44,7 @@ from periflow_ray.runtime.ray_train.train_run import (
 )
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.store.checkpoints.retention import KeepBest
-from periflow_ray.store.credentials import sealed_secrets
-from periflow_ray.store.credentials.cloud_environment import read_cloud_environment
-from periflow_ray.store.jobs import job_key, read_claim, read_record
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
 # Ray kills a driver that takes longer to end (RAY_JOB_STOP_WAIT_TIME_S).

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 
 from periflow_ray.errors import StorageError
+from periflow_ray.jobs.requests import Request, clear_requests, take_requests
 from periflow_ray.runtime.supervision import Supervision
-from periflow_ray.store.jobs.requests import Request, clear_requests, take_requests
 from periflow_ray.store.root import StorageRoot
 
 POLL_INTERVAL_S = 1.0

@@ -8,10 +8,10 @@ import threading
 import time
 from types import TracebackType
 
+from periflow_ray import jobs
 from periflow_ray.errors import StorageError
-from periflow_ray.store import jobs
-from periflow_ray.store.jobs import ENDED_STATUSES, HEARTBEAT_INTERVAL_S, JobStatus
-from periflow_ray.store.jobs.events import EventWriter
+from periflow_ray.jobs import ENDED_STATUSES, HEARTBEAT_INTERVAL_S, JobStatus
+from periflow_ray.jobs.events import EventWriter
 from periflow_ray.store.root import StorageRoot
 
 

@@ -12,13 +12,13 @@ import ray
 import ray.train
 
 from periflow_ray.errors import PeriflowRayError
+from periflow_ray.jobs.attempts import AttemptRecord
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.runtime.monitor.meeting import JobRules
 from periflow_ray.runtime.notifications import MessageKind, Notifier
 from periflow_ray.runtime.worker.sandbox import Sandbox
-from periflow_ray.store.jobs.attempts import AttemptRecord
 from periflow_ray.store.root import StorageRoot
 
 WAIT_NOTICE_S = 10.0

@@ -28,9 +28,6 @@ from periflow_ray.store.filesystem import (
 from periflow_ray.store.operations import Operations
 from periflow_ray.store.parts import copy_on_server, delete_on_server
 from periflow_ray.store.root_check import check_directory, check_server
-from periflow_ray.store.root_uri import STORAGE_VARIABLE, resolve_storage_uri
-
-__all__ = ["STORAGE_VARIABLE", "StorageRoot", "resolve_storage_uri"]
 
 _NUM_TRIES = 3
 _Result = TypeVar("_Result")
@@ -322,7 +319,7 @@ def _reopen(uri: str, values: Mapping[str, str] | None, variables: Mapping[str, 
 def _read_credential_values(uri: str, name: str | None) -> Mapping[str, str] | None:
     if name is None:
         return None
-    from periflow_ray.store.credentials import read_credential
+    from periflow_ray.credentials import read_credential
 
     credential = read_credential(name)
     needed = credential_type_of(uri)

@@ -11,12 +11,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from periflow_ray import jobs
+from periflow_ray.credentials import cloud_environment
 from periflow_ray.errors import ClusterError, PeriflowRayError
+from periflow_ray.jobs import HEARTBEAT_INTERVAL_S, JobRecord, JobState, sealed_secrets
+from periflow_ray.jobs.events import EventWriter
 from periflow_ray.plan import JobPlan
-from periflow_ray.store import jobs
-from periflow_ray.store.credentials import cloud_environment, sealed_secrets
-from periflow_ray.store.jobs import HEARTBEAT_INTERVAL_S, JobRecord, JobState
-from periflow_ray.store.jobs.events import EventWriter
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.local_cluster import LocalClusterDir
 from periflow_ray.submit.ray_jobs import ENDED_RAY_STATUSES, RayJobs, connect
@@ -67,7 +68,7 @@ def submit_job(
         ray_address=cluster.address,
         ray_submission_id=submission_id,
     )
-    root.write_bytes(jobs.job_key(job_id, "plan.json"), plan.model_dump_json(indent=1).encode())
+    root.write_bytes(job_key(job_id, "plan.json"), plan.model_dump_json(indent=1).encode())
     if workspace is not None:
         _store_workspace(root, job_id, workspace)
     jobs.write_state(root, job_id, JobState("waiting"))
@@ -173,7 +174,7 @@ def _store_workspace(root: StorageRoot, job_id: int, workspace: Workspace) -> No
     with tempfile.TemporaryDirectory(prefix="periflow-workspace-") as directory:
         archive = Path(directory) / "workspace.tar.gz"
         pack_workspace(workspace, archive)
-        root.upload_file(archive, jobs.job_key(job_id, "workspace.tar.gz"))
+        root.upload_file(archive, job_key(job_id, "workspace.tar.gz"))
 
 
 def _describe_dead_driver(how: str, output: str) -> str:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from periflow_ray import jobs
 from periflow_ray.errors import NotFoundError, UsageError
+from periflow_ray.jobs import JobRecord
+from periflow_ray.jobs.resumes import claim_resume, describe_overtaken, reopen_job, require_resumable
 from periflow_ray.plan import JobPlan
-from periflow_ray.store import jobs
-from periflow_ray.store.jobs import JobRecord
-from periflow_ray.store.jobs.resumes import claim_resume, describe_overtaken, reopen_job, require_resumable
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.jobs import check_state, choose_submission_id, start_driver
 from periflow_ray.submit.ray_jobs import RayJobs
@@ -26,7 +27,7 @@ def read_resumable_plan(root: StorageRoot, job_id: int) -> JobPlan:
     """
     require_resumable(job_id, check_state(root, job_id))
     try:
-        content = root.read_bytes(jobs.job_key(job_id, "plan.json"))
+        content = root.read_bytes(job_key(job_id, "plan.json"))
     except NotFoundError:
         raise UsageError(
             f"job {job_id} was started from Python, not from a template: run its script again. "
@@ -74,7 +75,7 @@ def resume_job(
         ray_submission_id=choose_submission_id(root, job_id),
         resumed_unix_s=time.time(),
     )
-    root.write_bytes(jobs.job_key(job_id, "plan.json"), plan.model_dump_json(indent=1).encode())
+    root.write_bytes(job_key(job_id, "plan.json"), plan.model_dump_json(indent=1).encode())
     reopen_job(root, record, state)
     start_driver(root, plan, record, cluster, secrets, python, cloud_environment_dir)
     return record

@@ -6,10 +6,10 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+from periflow_ray import jobs
 from periflow_ray.errors import ClusterError
-from periflow_ray.store import jobs
-from periflow_ray.store.jobs import JobRecord, JobState
-from periflow_ray.store.jobs.requests import post_request
+from periflow_ray.jobs import JobRecord, JobState
+from periflow_ray.jobs.requests import post_request
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.jobs import SUSPECT_AFTER_S, check_state, connect_to_job
 from periflow_ray.submit.ray_jobs import ENDED_RAY_STATUSES

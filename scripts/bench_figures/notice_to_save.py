@@ -17,11 +17,11 @@ from bench_figures.embedded_cluster import embedded_cluster
 from bench_figures.interrupted_training import NUM_RANKS, STEP_TIME_S, JobTraining
 from bench_figures.programs import note
 from bench_figures.row import Goal, Row
+from periflow_ray.jobs import read_state
+from periflow_ray.jobs.account import build_account
+from periflow_ray.jobs.attempts import read_attempts
+from periflow_ray.jobs.requests import post_request
 from periflow_ray.store.checkpoints import list_committed
-from periflow_ray.store.jobs import read_state
-from periflow_ray.store.jobs.account import build_account
-from periflow_ray.store.jobs.attempts import read_attempts
-from periflow_ray.store.jobs.requests import post_request
 from periflow_ray.store.root import StorageRoot
 
 NUM_NOTICES = int(os.environ.get("PERIFLOW_BENCH_NUM_NOTICES", "20"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bench_figures.interrupted_training import NUM_RANKS, JobTraining
-from periflow_ray.store.jobs.attempts import read_attempts
-from periflow_ray.store.jobs.events import read_events
+from periflow_ray.jobs.attempts import read_attempts
+from periflow_ray.jobs.events import read_events
 from periflow_ray.store.root import StorageRoot
 
 

@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from periflow_ray.store.jobs import JobState
-from periflow_ray.store.jobs.attempts import AttemptRecord, SaveRecord
-from periflow_ray.store.jobs.requests import Request, take_requests
+from periflow_ray.jobs import JobState
+from periflow_ray.jobs.attempts import AttemptRecord, SaveRecord
+from periflow_ray.jobs.requests import Request, take_requests
 from periflow_ray.store.root import StorageRoot
 
 

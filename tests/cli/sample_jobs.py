@@ -7,15 +7,16 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
+from periflow_ray.jobs import JobProgress, JobRecord, JobState, write_progress, write_record, write_state
+from periflow_ray.jobs.events import Event
+from periflow_ray.jobs.experiments import create_experiment
+from periflow_ray.jobs.logs import LogWriter
+from periflow_ray.jobs.metrics import Metric, MetricsWriter
 from periflow_ray.store.checkpoints import Manifest, StoredFile, checkpoint_key, commit
 from periflow_ray.store.datasets import upload_dataset
-from periflow_ray.store.jobs import JobProgress, JobRecord, JobState, job_key, write_progress, write_record, write_state
-from periflow_ray.store.jobs.events import Event
-from periflow_ray.store.jobs.experiments import create_experiment
-from periflow_ray.store.jobs.logs import LogWriter
-from periflow_ray.store.jobs.metrics import Metric, MetricsWriter
-from periflow_ray.store.jobs.segments import SegmentWriter
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.segments import SegmentWriter
 
 # 2026-01-01T00:00:00Z
 NEW_YEAR_UNIX_S = 1_767_225_600.0

@@ -6,8 +6,8 @@ import pytest
 from sample_checkpoints import ID, write_sample_checkpoints
 from sample_jobs import NEW_YEAR_UNIX_S
 
+from periflow_ray.jobs.checkpoint_status import find_entry, list_all
 from periflow_ray.store.checkpoints import find_checkpoint
-from periflow_ray.store.checkpoints.status import find_entry, list_all
 from periflow_ray.store.checkpoints.trash import delete, purge_expired
 
 

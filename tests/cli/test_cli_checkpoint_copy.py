@@ -5,8 +5,8 @@ import json
 import pytest
 from sample_checkpoints import ID, NODES, read_tree, write_sample_checkpoints, write_tree
 
+from periflow_ray.jobs.checkpoint_status import list_all
 from periflow_ray.store.checkpoints import checkpoint_key
-from periflow_ray.store.checkpoints.status import list_all
 
 
 @pytest.fixture

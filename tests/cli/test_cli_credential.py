@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from periflow_ray.store.credentials import create_credential, list_credentials, read_credential
+from periflow_ray.credentials import create_credential, list_credentials, read_credential
 
 KEY_FILE = {"type": "service_account", "client_email": "ada@example.com", "private_key": "k3y"}
 

@@ -9,10 +9,11 @@ from driver_stand_in import DriverStandIn, ended_attempt, running_attempt, runni
 from sample_jobs import build_record
 
 from periflow_ray.cli import job_drill
-from periflow_ray.store.jobs import JobState, job_key, write_record, write_state
-from periflow_ray.store.jobs.attempts import SaveRecord, write_attempt
-from periflow_ray.store.jobs.events import EventWriter
-from periflow_ray.store.jobs.requests import Request
+from periflow_ray.jobs import JobState, write_record, write_state
+from periflow_ray.jobs.attempts import SaveRecord, write_attempt
+from periflow_ray.jobs.events import EventWriter
+from periflow_ray.jobs.requests import Request
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
 

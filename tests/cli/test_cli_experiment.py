@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from periflow_ray.store.jobs.experiments import list_experiments
+from periflow_ray.jobs.experiments import list_experiments
 
 
 def names(root) -> list[str]:

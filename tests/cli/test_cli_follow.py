@@ -19,9 +19,10 @@ from sample_jobs import build_record
 from periflow_ray.cli.follow import follow_job, raise_unless_success
 from periflow_ray.cli.log_view import LogView
 from periflow_ray.errors import JobFailedError, NotFoundError
-from periflow_ray.store.jobs import JobProgress, JobState, job_key, write_progress, write_record, write_state
-from periflow_ray.store.jobs.logs import LogWriter
-from periflow_ray.store.jobs.requests import Request
+from periflow_ray.jobs import JobProgress, JobState, write_progress, write_record, write_state
+from periflow_ray.jobs.logs import LogWriter
+from periflow_ray.jobs.requests import Request
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
 DEADLINE_S = 30.0

@@ -6,8 +6,8 @@ import pytest
 from sample_jobs import build_record
 
 from periflow_ray.cli.log_view import LogView
-from periflow_ray.store.jobs import JobState, write_record, write_state
-from periflow_ray.store.jobs.logs import LogLine, LogWriter
+from periflow_ray.jobs import JobState, write_record, write_state
+from periflow_ray.jobs.logs import LogLine, LogWriter
 
 LINES = [
     "[job] Attempt 1 starts on 2 nodes.",

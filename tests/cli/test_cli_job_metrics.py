@@ -10,8 +10,8 @@ from sample_jobs import build_record
 
 from periflow_ray.cli.plot import draw_plot
 from periflow_ray.cli.series import Point, Series, build_series, thin_numbers
-from periflow_ray.store.jobs import JobState, write_record, write_state
-from periflow_ray.store.jobs.metrics import Metric, MetricsWriter
+from periflow_ray.jobs import JobState, write_record, write_state
+from periflow_ray.jobs.metrics import Metric, MetricsWriter
 
 
 def test_names_with_count_and_last_value(run_cli, sample_root):

@@ -6,8 +6,8 @@ import json
 from driver_stand_in import ended_attempt
 from sample_jobs import build_record
 
-from periflow_ray.store.jobs import JobState, list_jobs, write_record, write_state
-from periflow_ray.store.jobs.attempts import write_attempt
+from periflow_ray.jobs import JobState, list_jobs, write_record, write_state
+from periflow_ray.jobs.attempts import write_attempt
 
 JOB_1 = """\
 ╭──────────── Overview ─────────────╮

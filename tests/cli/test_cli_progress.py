@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from periflow_ray.cli.progress import LiveProgress, PlainProgress, describe_progress
-from periflow_ray.store.jobs import JobProgress, JobState
+from periflow_ray.jobs import JobProgress, JobState
 
 
 @pytest.mark.parametrize(

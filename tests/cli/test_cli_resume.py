@@ -16,14 +16,15 @@ from sample_jobs import build_record
 from submit.job_server import JobServer
 
 from periflow_ray.errors import PeriflowRayError
+from periflow_ray.jobs import JobState, read_record, read_state, write_record, write_state
+from periflow_ray.jobs.events import read_events
+from periflow_ray.jobs.requests import post_request, take_requests
+from periflow_ray.jobs.resumes import read_resumed_attempts
+from periflow_ray.jobs.sealed_secrets import KEY_VARIABLE, unseal
 from periflow_ray.plan import JobPlan, build_plan, find_vm
 from periflow_ray.spec import JobSpec
 from periflow_ray.store.checkpoints import Manifest, StoredFile, checkpoint_key, commit
-from periflow_ray.store.credentials.sealed_secrets import KEY_VARIABLE, unseal
-from periflow_ray.store.jobs import JobState, job_key, read_record, read_state, write_record, write_state
-from periflow_ray.store.jobs.events import read_events
-from periflow_ray.store.jobs.requests import post_request, take_requests
-from periflow_ray.store.jobs.resumes import read_resumed_attempts
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.ray_jobs import RayJobs
 from periflow_ray.submit.resume import resume_job

@@ -9,10 +9,11 @@ from job_cluster import serve_cluster
 from sample_jobs import build_record
 from submit.job_server import JobServer
 
+from periflow_ray.jobs import JobState, read_state, write_record, write_state
+from periflow_ray.jobs.attempts import SaveRecord, write_attempt
+from periflow_ray.jobs.requests import Request
 from periflow_ray.store.checkpoints import Manifest, StoredFile, checkpoint_key, commit
-from periflow_ray.store.jobs import JobState, job_key, read_state, write_record, write_state
-from periflow_ray.store.jobs.attempts import SaveRecord, write_attempt
-from periflow_ray.store.jobs.requests import Request
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit import stop
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from jobs.workbench import wait_until
 
-from periflow_ray.store import checkpoints, jobs
+from periflow_ray import jobs
+from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
+from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import Manifest
-from periflow_ray.store.jobs.attempts import AttemptRecord, read_attempts
 from periflow_ray.store.root import StorageRoot
 
 # One GPU, so that two devices are two machines.

@@ -17,10 +17,10 @@ from clusters.machines import Cluster, Machine, NoticeWatcher, format_aws_time
 from jobs.workbench import wait_until
 from notices.metadata_servers import FakeAws, FakeAzure, FakeMetadata, Reply, serve_metadata
 
-from periflow_ray.store import jobs
+from periflow_ray import jobs
+from periflow_ray.jobs.attempts import AttemptRecord
+from periflow_ray.jobs.events import read_events
 from periflow_ray.store.checkpoints import latest_committed
-from periflow_ray.store.jobs.attempts import AttemptRecord
-from periflow_ray.store.jobs.events import read_events
 from periflow_ray.store.root import StorageRoot
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

@@ -10,8 +10,9 @@ import pytest
 from clusters.machines import Cluster
 from jobs.workbench import wait_until
 
-from periflow_ray.store import checkpoints, jobs
-from periflow_ray.store.jobs.attempts import read_attempts
+from periflow_ray import jobs
+from periflow_ray.jobs.attempts import read_attempts
+from periflow_ray.store import checkpoints
 
 pytestmark = pytest.mark.ray
 

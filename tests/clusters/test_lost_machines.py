@@ -11,7 +11,7 @@ from clusters.chain import Chain, finish, wait_for_checkpoint
 from clusters.machines import Cluster
 from jobs.workbench import wait_until
 
-from periflow_ray.store import jobs
+from periflow_ray import jobs
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

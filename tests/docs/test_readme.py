@@ -16,13 +16,13 @@ from pydantic import BaseModel
 
 import periflow_ray
 from periflow_ray.cli.main import cli
+from periflow_ray.credentials import CREDENTIALS_FILE_VARIABLE, create_credential
+from periflow_ray.credentials.credential_types import CREDENTIAL_TYPES
 from periflow_ray.dataset_handle import DatasetHandle
 from periflow_ray.plan import build_plan, device_environment, load_catalogue, local_vm, node_environment
+from periflow_ray.settings import STORAGE_VARIABLE
 from periflow_ray.spec import JobSpec, load_template
-from periflow_ray.store.credentials import CREDENTIALS_FILE_VARIABLE, create_credential
-from periflow_ray.store.credentials.credential_types import CREDENTIAL_TYPES
 from periflow_ray.store.filesystem import open_filesystem
-from periflow_ray.store.root import STORAGE_VARIABLE
 
 ROOT_DIR = Path(__file__).parents[2]
 README = (ROOT_DIR / "README.md").read_text(encoding="utf-8")

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from workbench import Outcome, Workbench, wait_until
 
-from periflow_ray.store import checkpoints, jobs
-from periflow_ray.store.jobs.attempts import AttemptRecord, read_attempts
-from periflow_ray.store.jobs.logs import read_logs
+from periflow_ray import jobs
+from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
+from periflow_ray.jobs.logs import read_logs
+from periflow_ray.store import checkpoints
 
 TIMEOUT_S = 180
 NUM_STEPS = 300

@@ -12,11 +12,12 @@ from uuid import uuid4
 import pytest
 from workbench import Workbench, processes_with, wait_until
 
+from periflow_ray import jobs
+from periflow_ray.jobs.events import read_events
+from periflow_ray.jobs.logs import read_logs
 from periflow_ray.runtime.command_jobs.node_agent import AgentTask
-from periflow_ray.store import checkpoints, jobs
+from periflow_ray.store import checkpoints
 from periflow_ray.store.checksum import is_checksum_of
-from periflow_ray.store.jobs.events import read_events
-from periflow_ray.store.jobs.logs import read_logs
 
 pytestmark = pytest.mark.ray
 

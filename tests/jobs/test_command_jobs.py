@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from workbench import Workbench, find_agent, processes_with, wait_until
 
+from periflow_ray import jobs
+from periflow_ray.jobs.logs import read_logs
+from periflow_ray.jobs.metrics import read_metrics
 from periflow_ray.runtime.worker.sandbox import Sandbox
-from periflow_ray.store import checkpoints, jobs
-from periflow_ray.store.jobs.logs import read_logs
-from periflow_ray.store.jobs.metrics import read_metrics
+from periflow_ray.store import checkpoints
 
 pytestmark = pytest.mark.ray
 

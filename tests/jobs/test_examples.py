@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from workbench import Workbench
 
-from periflow_ray.store import checkpoints, jobs
-from periflow_ray.store.jobs.metrics import read_metrics
+from periflow_ray import jobs
+from periflow_ray.jobs.metrics import read_metrics
+from periflow_ray.store import checkpoints
 
 pytestmark = pytest.mark.ray
 

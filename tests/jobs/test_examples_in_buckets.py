@@ -17,8 +17,8 @@ import pytest
 import torch
 from workbench import Workbench, wait_until
 
+from periflow_ray.jobs.events import read_events
 from periflow_ray.store import checkpoints
-from periflow_ray.store.jobs.events import read_events
 
 pytestmark = pytest.mark.ray
 

@@ -10,10 +10,10 @@ import pytest
 from function_chain_job import NUM_STEPS, TIMEOUT_S, FunctionJob, after_emergency_save, hash_chain, make_job
 from workbench import Workbench, wait_until
 
+from periflow_ray import jobs
 from periflow_ray.errors import NotFoundError, UsageError
-from periflow_ray.store import jobs
-from periflow_ray.store.jobs import JobState
-from periflow_ray.store.jobs.logs import read_logs
+from periflow_ray.jobs import JobState
+from periflow_ray.jobs.logs import read_logs
 from periflow_ray.torch_trainer import TorchTrainer
 
 pytestmark = pytest.mark.ray

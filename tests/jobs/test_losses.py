@@ -19,9 +19,10 @@ import pytest
 from hash_chain_job import HashChainJob, WriteJob
 from workbench import Workbench, find_agent, find_driver, wait_until
 
-from periflow_ray.store import checkpoints, jobs
-from periflow_ray.store.jobs.events import read_events
-from periflow_ray.store.jobs.logs import read_logs
+from periflow_ray import jobs
+from periflow_ray.jobs.events import read_events
+from periflow_ray.jobs.logs import read_logs
+from periflow_ray.store import checkpoints
 from periflow_ray.submit.local_cluster import LocalClusterDir
 
 pytestmark = pytest.mark.ray

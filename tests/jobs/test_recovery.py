@@ -11,7 +11,7 @@ import pytest
 from hash_chain_job import HashChainJob, WriteJob
 from workbench import Workbench, find_agent, find_driver
 
-from periflow_ray.store.jobs.attempts import read_attempts
+from periflow_ray.jobs.attempts import read_attempts
 
 pytestmark = pytest.mark.ray
 

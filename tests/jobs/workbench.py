@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from periflow_ray import jobs
+from periflow_ray.jobs import Job
 from periflow_ray.runtime.worker.sandbox import Sandbox
-from periflow_ray.store import jobs
-from periflow_ray.store.jobs import Job
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.local_cluster import LocalClusterDir
 

@@ -12,9 +12,10 @@ from cluster import RayCluster
 from jobs.workbench import wait_until
 from namespaces import Machine
 
-from periflow_ray.store import checkpoints, jobs
-from periflow_ray.store.jobs.attempts import AttemptRecord, read_attempts
-from periflow_ray.store.jobs.logs import read_logs
+from periflow_ray import jobs
+from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
+from periflow_ray.jobs.logs import read_logs
+from periflow_ray.store import checkpoints
 from periflow_ray.store.root import StorageRoot
 
 pytestmark = pytest.mark.ray

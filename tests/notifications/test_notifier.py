@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from message_server import Answer, MessageServer
 
+from periflow_ray.credentials import Credential, create_credential, credentials_path
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.notifications import Notifier, make_notifier
 from periflow_ray.runtime.notifications.notifier import MAX_WAITING_MESSAGES
 from periflow_ray.runtime.notifications.receivers import Receiver, SlackChannel, Webhook
-from periflow_ray.store.credentials import Credential, create_credential, credentials_path
 
 # Answers are awaited for as long as the machine needs, and tries follow each other at once.
 QUICK: dict[str, Any] = {"timeout_s": 30.0, "retry_delays_s": (0.0, 0.0), "close_timeout_s": 30.0}

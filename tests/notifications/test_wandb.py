@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from periflow_ray.credentials import create_credential
+from periflow_ray.jobs import JobRecord
+from periflow_ray.jobs.metrics import Metric
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.notifications import WandbForwarder, WandbRun, read_wandb_run, wandb_environment
-from periflow_ray.store.credentials import create_credential
-from periflow_ray.store.jobs import JobRecord
-from periflow_ray.store.jobs.metrics import Metric
 
 PLUGIN = {"wandb": {"credential_id": "w"}}
 RECORD = JobRecord(12, "cifar", "vision", "local", "CPU", 2, 2, None, "ada", 1700000000.5)

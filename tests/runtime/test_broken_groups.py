@@ -6,9 +6,9 @@ import asyncio
 
 from simulated_nodes import event_texts, join_all, join_ranks_of_one_node, save_all
 
+from periflow_ray.jobs.attempts import read_attempts
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.store.checkpoints import describe_files, latest_committed
-from periflow_ray.store.jobs.attempts import read_attempts
 
 
 def test_a_lost_node_makes_no_half_checkpoint(run_monitor, nodes, root):

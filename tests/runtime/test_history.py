@@ -7,11 +7,11 @@ import threading
 from simulated_cluster import HOLD_TIMEOUT_S
 from simulated_nodes import facts_of, failure_of
 
+from periflow_ray.jobs import JobProgress, write_progress
+from periflow_ray.jobs.attempts import SaveRecord, read_attempts
+from periflow_ray.jobs.resumes import claim_resume
 from periflow_ray.runtime.monitor.attempt import Attempt
 from periflow_ray.runtime.monitor.history import History
-from periflow_ray.store.jobs import JobProgress, write_progress
-from periflow_ray.store.jobs.attempts import SaveRecord, read_attempts
-from periflow_ray.store.jobs.resumes import claim_resume
 from periflow_ray.store.root import StorageRoot
 
 

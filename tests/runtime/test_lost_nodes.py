@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from simulated_nodes import Node, event_texts, failure_of, join_all, save_all
 
+from periflow_ray.jobs.attempts import read_attempts
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.store.checkpoints import describe_files, latest_committed, list_checkpoint_names, list_committed
-from periflow_ray.store.jobs.attempts import read_attempts
 
 ENDED = "node 1 ended before its files were copied"
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from simulated_nodes import event_texts, failure_of, join_all, join_ranks_of_one_node, save_all
 
+from periflow_ray.jobs.checkpoint_status import list_all
+from periflow_ray.jobs.metrics import Metric
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.worker.checkpoint_uploads import bring_files
@@ -18,8 +20,6 @@ from periflow_ray.store.checkpoints import (
     restore,
 )
 from periflow_ray.store.checkpoints.retention import KeepBest
-from periflow_ray.store.checkpoints.status import list_all
-from periflow_ray.store.jobs.metrics import Metric
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer
 

@@ -9,10 +9,10 @@ from announced_saves import Signals, join_and_train, notice
 from simulated_nodes import event_texts, failure_of, join_all
 from simulated_ranks import Pace, TrainingNode, train_all
 
+from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
 from periflow_ray.store.checkpoints import list_committed
-from periflow_ray.store.jobs.attempts import AttemptRecord, read_attempts
 from periflow_ray.store.root import StorageRoot
 
 pytestmark = pytest.mark.usefixtures("quick_speed")

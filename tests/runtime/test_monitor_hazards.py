@@ -8,9 +8,9 @@ from simulated_cluster import FakeCluster
 from simulated_nodes import event_texts, facts_of, failure_of, join_all
 from simulated_ranks import Pace, TrainingNode, train_all, wait_for_steps
 
+from periflow_ray.jobs.attempts import read_attempts
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.store.checkpoints import list_committed
-from periflow_ray.store.jobs.attempts import read_attempts
 
 
 async def wait_for_looks(cluster: FakeCluster, num_looks: int) -> None:

@@ -5,6 +5,8 @@ import dataclasses
 
 from simulated_nodes import Node, event_texts, failure_of, join_all, join_ranks_of_one_node, save_all
 
+from periflow_ray.jobs import JobProgress, read_progress
+from periflow_ray.jobs.metrics import Metric, read_metrics
 from periflow_ray.runtime.monitor import recorder
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.runtime.monitor.attempt import Signal
@@ -12,8 +14,6 @@ from periflow_ray.runtime.monitor.meeting import Meeting
 from periflow_ray.store.checkpoints import (
     latest_committed,
 )
-from periflow_ray.store.jobs import JobProgress, read_progress
-from periflow_ray.store.jobs.metrics import Metric, read_metrics
 
 
 def test_no_member_gets_on_before_all_have_joined(run_monitor, nodes):

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from periflow_ray.jobs.metrics import Metric
 from periflow_ray.runtime.command_jobs import session_server
 from periflow_ray.runtime.command_jobs.session_server import Records, SessionServer
 from periflow_ray.sdk import wire
-from periflow_ray.store.jobs.metrics import Metric
 
 
 class Rank:

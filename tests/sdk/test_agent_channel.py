@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from periflow_ray.errors import PeriFlowError
-from periflow_ray.store.jobs.metrics import Metric
+from periflow_ray.jobs.metrics import Metric
 
 UNTRACKED = "Training goes on, but its progress, metrics and checkpoints are no longer recorded."
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from periflow_ray.store.jobs import JobRecord, JobState, write_record, write_state
+from periflow_ray.jobs import JobRecord, JobState, write_record, write_state
 from periflow_ray.store.root import StorageRoot
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from periflow_ray.store.jobs import JobState
-from periflow_ray.store.jobs.account import (
+from periflow_ray.jobs import JobState
+from periflow_ray.jobs.account import (
     AttemptAccount,
     JobAccount,
     build_account,
@@ -13,7 +13,7 @@ from periflow_ray.store.jobs.account import (
     describe_lost,
     format_number,
 )
-from periflow_ray.store.jobs.attempts import AttemptRecord, SaveRecord, close_attempt
+from periflow_ray.jobs.attempts import AttemptRecord, SaveRecord, close_attempt
 
 START_UNIX_S = 1000.0
 RUNNING = JobState("running", START_UNIX_S)

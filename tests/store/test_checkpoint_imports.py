@@ -7,6 +7,7 @@ import pytest
 from checkpoint_samples import read_tree, write_tree
 
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
+from periflow_ray.jobs.checkpoint_status import list_all
 from periflow_ray.store.checkpoints import (
     Manifest,
     StoredFile,
@@ -17,7 +18,6 @@ from periflow_ray.store.checkpoints import (
     verify,
 )
 from periflow_ray.store.checkpoints.imports import link_checkpoint, upload_checkpoint_dir
-from periflow_ray.store.checkpoints.status import list_all
 from periflow_ray.store.checkpoints.trash import delete, purge_expired, undelete
 from periflow_ray.store.checksum import checksum_file
 from periflow_ray.store.root import StorageRoot

@@ -4,10 +4,10 @@ import pytest
 from checkpoint_samples import CREATED_UNIX_S, STEP_10, STEP_20, save
 
 from periflow_ray.errors import NotFoundError
+from periflow_ray.jobs import JobState
+from periflow_ray.jobs.checkpoint_status import CheckpointEntry, find_entry, list_all
 from periflow_ray.store.checkpoints import begin, checkpoint_key, mark_failed, read_upload_note
-from periflow_ray.store.checkpoints.status import CheckpointEntry, find_entry, list_all
 from periflow_ray.store.checkpoints.trash import delete
-from periflow_ray.store.jobs import JobState
 
 
 def test_every_checkpoint_is_listed_with_what_became_of_it(root, tmp_path):

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from periflow_ray.errors import StorageError
-from periflow_ray.store.credentials.cloud_environment import (
+from periflow_ray.credentials.cloud_environment import (
     read_cloud_environment,
     set_cloud_environment,
     write_cloud_environment,
 )
+from periflow_ray.errors import StorageError
 
 
 @pytest.fixture

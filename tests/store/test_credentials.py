@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from periflow_ray.errors import NotFoundError, StorageError, UsageError
-from periflow_ray.store.credentials import (
+from periflow_ray.credentials import (
     Credential,
     create_credential,
     credentials_path,
@@ -18,6 +17,7 @@ from periflow_ray.store.credentials import (
     list_credentials,
     read_credential,
 )
+from periflow_ray.errors import NotFoundError, StorageError, UsageError
 
 S3 = {"access_key_id": "AKIA0", "secret_access_key": "s3cr3t"}
 KEY_FILE = {"type": "service_account", "client_email": "ada@example.com", "private_key": "k3y"}
@@ -241,7 +241,7 @@ def test_a_place_that_cannot_hold_a_file_is_an_error(tmp_path, monkeypatch):
 
 def test_creations_at_the_same_time_lose_nothing():
     script = (
-        "import sys\nfrom periflow_ray.store.credentials import create_credential\n"
+        "import sys\nfrom periflow_ray.credentials import create_credential\n"
         "for number in range(20):\n"
         "    create_credential(f'{sys.argv[1]}-{number}', 'wandb', {'api_key': 'k'})\n"
     )

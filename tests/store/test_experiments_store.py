@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from periflow_ray.errors import NotFoundError, UsageError
-from periflow_ray.store.jobs.experiments import (
+from periflow_ray.jobs.experiments import (
     create_experiment,
     delete_experiment,
     has_experiment,

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from periflow_ray.errors import NotFoundError, UsageError
-from periflow_ray.store.jobs import (
+from periflow_ray.jobs import (
     HEARTBEAT_LOST_S,
     Job,
     JobProgress,

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import time
 
-from periflow_ray.store.jobs.events import Event, EventWriter, read_events
-from periflow_ray.store.jobs.logs import LogFollower, LogLine, LogWriter, read_logs
+from periflow_ray.jobs.events import Event, EventWriter, read_events
+from periflow_ray.jobs.logs import LogFollower, LogLine, LogWriter, read_logs
 
 
 def test_events_read_back_in_time_order_from_all_writers(root):

@@ -4,8 +4,8 @@ import math
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from periflow_ray.store.jobs.metrics import Metric, MetricsWriter, list_metric_names, read_metrics
-from periflow_ray.store.jobs.tensorboard import TensorBoardWriter
+from periflow_ray.jobs.metrics import Metric, MetricsWriter, list_metric_names, read_metrics
+from periflow_ray.jobs.tensorboard import TensorBoardWriter
 
 METRICS = [
     Metric(1, 0, 0, 100.5, {"loss": 2.5, "phase": "train"}),

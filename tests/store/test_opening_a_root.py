@@ -8,10 +8,11 @@ import botocore.exceptions
 import pytest
 from flaky_storage import FlakyFileSystem, flaky_storage
 
+from periflow_ray.credentials import create_credential
 from periflow_ray.errors import StorageError, UsageError
-from periflow_ray.store.credentials import create_credential
+from periflow_ray.settings import resolve_storage_uri
 from periflow_ray.store.failures import describe_failure
-from periflow_ray.store.root import StorageRoot, resolve_storage_uri
+from periflow_ray.store.root import StorageRoot
 
 
 def test_a_writable_root_keeps_no_trace_of_the_check(root):

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from periflow_ray.errors import StorageError
-from periflow_ray.store.jobs import job_key
-from periflow_ray.store.jobs.requests import Request, clear_requests, post_request, take_requests, withdraw_request
+from periflow_ray.jobs.requests import Request, clear_requests, post_request, take_requests, withdraw_request
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
 

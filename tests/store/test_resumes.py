@@ -4,8 +4,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from periflow_ray.store.jobs import job_key
-from periflow_ray.store.jobs.resumes import CLAIM_LASTS_S, claim_resume, read_resumed_attempts
+from periflow_ray.jobs.resumes import CLAIM_LASTS_S, claim_resume, read_resumed_attempts
+from periflow_ray.store.keys import job_key
 
 
 def test_of_twenty_who_resume_at_once_one_wins(local_root):

@@ -7,7 +7,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from periflow_ray.errors import StorageError
-from periflow_ray.store.credentials.sealed_secrets import seal, unseal
+from periflow_ray.jobs.sealed_secrets import seal, unseal
 
 SECRETS = {"WANDB_API_KEY": "k3y-0f-ada", "EMPTY": "", "UMLAUT": "gehäuse"}
 

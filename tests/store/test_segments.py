@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from periflow_ray.store.jobs import segments
-from periflow_ray.store.jobs.segments import SegmentFollower, SegmentWriter, read_lines
+from periflow_ray.store import segments
+from periflow_ray.store.segments import SegmentFollower, SegmentWriter, read_lines
 
 
 def test_lines_are_visible_once_flushed(root):

@@ -12,8 +12,8 @@ from job_server import JobServer
 
 from periflow_ray.cli.main import cli
 from periflow_ray.cli.options import parse_bandwidth
+from periflow_ray.credentials import create_credential
 from periflow_ray.errors import UsageError
-from periflow_ray.store.credentials import create_credential
 
 TEMPLATE = """\
 vm: local

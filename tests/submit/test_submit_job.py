@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from periflow_ray import jobs
 from periflow_ray.errors import ClusterError
 from periflow_ray.plan import JobPlan, build_plan, local_vm
 from periflow_ray.spec import JobSpec
-from periflow_ray.store import jobs
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.jobs import submit_job
 from periflow_ray.submit.ray_jobs import RayJobs

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from signal import SIGKILL
 from typing import Any
 
+from periflow_ray.jobs.attempts import EndCause
 from periflow_ray.runtime.command_jobs.node_log import NodeLog
 from periflow_ray.runtime.command_jobs.reporter import Reporter
 from periflow_ray.runtime.command_jobs.session_server import SessionServer
 from periflow_ray.runtime.monitor.attempt import Signal
 from periflow_ray.runtime.worker.follow_signals import follow_signals
 from periflow_ray.runtime.worker.stacks import dump_stacks
-from periflow_ray.store.jobs.attempts import EndCause
 
 REPORT_TIMEOUT_S = 0.3
 

@@ -15,7 +15,10 @@ from typing import Any
 import ray
 import ray.train
 
+from periflow_ray.credentials.cloud_environment import set_cloud_environment
 from periflow_ray.errors import JobFailedError, NotFoundError, StorageError
+from periflow_ray.jobs.attempts import EndCause
+from periflow_ray.jobs.events import EventWriter
 from periflow_ray.plan import JobPlan, rewritten_mounts
 from periflow_ray.processes import end_leftovers
 from periflow_ray.runtime.command_jobs.data_mount import DatasetMount, mount_dataset
@@ -34,9 +37,6 @@ from periflow_ray.runtime.worker.lifeline import share_fate
 from periflow_ray.runtime.worker.sandbox import Sandbox
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import Manifest
-from periflow_ray.store.credentials.cloud_environment import set_cloud_environment
-from periflow_ray.store.jobs.attempts import EndCause
-from periflow_ray.store.jobs.events import EventWriter
 from periflow_ray.store.root import StorageRoot
 
 # After the last save's commit the monitor ends the attempt; this only bounds the wait for a monitor that is gone.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 
 from periflow_ray.errors import StorageError
-from periflow_ray.store.jobs.logs import LogWriter
+from periflow_ray.jobs.logs import LogWriter
 from periflow_ray.store.root import StorageRoot
 
 # Each flush to an object store is a request, and rewrites the last segment.

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from periflow_ray.jobs.metrics import Metric
 from periflow_ray.sdk import wire
 from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
-from periflow_ray.store.jobs.metrics import Metric
 
 logger = logging.getLogger("periflow_ray")
 

@@ -8,9 +8,9 @@ from typing import Any
 import ray
 
 from periflow_ray.errors import PeriFlowError
+from periflow_ray.jobs.metrics import Metric
 from periflow_ray.runtime.function_jobs.rank import FunctionRank
 from periflow_ray.sdk.channel import Hello, MetricRecord
-from periflow_ray.store.jobs.metrics import Metric
 
 
 class FunctionChannel:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import TextIO
 
-from periflow_ray.store.jobs.logs import LogWriter
+from periflow_ray.jobs.logs import LogWriter
 
 FLUSH_INTERVAL_S = 0.5
 

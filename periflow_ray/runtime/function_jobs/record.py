@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import time
 
+from periflow_ray import jobs
 from periflow_ray.errors import UsageError
-from periflow_ray.store import jobs
-from periflow_ray.store.jobs import HEARTBEAT_LOST_S, JobRecord, JobState
-from periflow_ray.store.jobs.resumes import claim_resume, describe_overtaken, reopen_job, require_resumable
+from periflow_ray.jobs import HEARTBEAT_LOST_S, JobRecord, JobState
+from periflow_ray.jobs.resumes import claim_resume, describe_overtaken, reopen_job, require_resumable
+from periflow_ray.jobs.user import user_name
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.user import user_name
 
 _POLL_S = 0.5
 

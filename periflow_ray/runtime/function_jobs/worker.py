@@ -8,13 +8,13 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from periflow_ray.jobs.logs import LogWriter
 from periflow_ray.runtime.diagnosis import NUM_SHOWN_LINES, Failure
 from periflow_ray.runtime.function_jobs.channel import FunctionChannel
 from periflow_ray.runtime.function_jobs.output_tee import copy_output
 from periflow_ray.runtime.function_jobs.rank import FunctionRank, FunctionTask
 from periflow_ray.runtime.ray_train.group_policy import GroupReplacedError
 from periflow_ray.sdk.session import use_channel_factory
-from periflow_ray.store.jobs.logs import LogWriter
 
 # A rank that died makes the others fail at once; Ray Train notices the death itself within this time.
 LOSS_NOTICE_S = 1.0

@@ -10,6 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from periflow_ray.errors import StorageError
+from periflow_ray.jobs.attempts import AttemptRecord
+from periflow_ray.jobs.events import EventWriter
+from periflow_ray.jobs.metrics import Metric
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.monitor.attempt import Attempt, AttemptKey, MemberFacts, Signal
 from periflow_ray.runtime.monitor.broken_group import close_broken_group
@@ -23,9 +26,6 @@ from periflow_ray.runtime.monitor.recorder import Recorder
 from periflow_ray.runtime.monitor.repetition import Repetition
 from periflow_ray.runtime.monitor.restore_agreement import RestoreAgreement
 from periflow_ray.runtime.notifications import WandbForwarder
-from periflow_ray.store.jobs.attempts import AttemptRecord
-from periflow_ray.store.jobs.events import EventWriter
-from periflow_ray.store.jobs.metrics import Metric
 from periflow_ray.store.root import StorageRoot
 
 WATCH_INTERVAL_S = 0.5

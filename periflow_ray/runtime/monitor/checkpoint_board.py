@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.jobs import read_record
 from periflow_ray.runtime.monitor.agreed_save import AgreedSave, CheckpointId
 from periflow_ray.runtime.monitor.attempt import Attempt
 from periflow_ray.runtime.monitor.kept_checkpoints import KeptCheckpoints, Retention
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import LocalFile, Manifest, PlannedFile
-from periflow_ray.store.jobs import read_record
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
 

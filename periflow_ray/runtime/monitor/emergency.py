@@ -7,12 +7,12 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
+from periflow_ray.jobs.attempts import SaveRecord
 from periflow_ray.runtime.monitor.attempt import Attempt, Signal
 from periflow_ray.runtime.monitor.checkpoint_board import CheckpointBoard
 from periflow_ray.runtime.monitor.save_step import ANNOUNCE_S, choose_save_step
 from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
 from periflow_ray.store.checkpoints import Manifest
-from periflow_ray.store.jobs.attempts import SaveRecord
 
 # How long the members may take to say how far their ranks are.
 REPORT_TIMEOUT_S = 0.5

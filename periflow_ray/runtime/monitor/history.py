@@ -8,11 +8,11 @@ import sys
 import time
 
 from periflow_ray.errors import StorageError
+from periflow_ray.jobs import attempts, read_progress
+from periflow_ray.jobs.attempts import AttemptRecord, SaveRecord
+from periflow_ray.jobs.resumes import read_resumed_attempts
 from periflow_ray.runtime.monitor.attempt import Attempt
 from periflow_ray.runtime.monitor.restart_policy import AttemptEnd, refuse_restart
-from periflow_ray.store.jobs import attempts, read_progress
-from periflow_ray.store.jobs.attempts import AttemptRecord, SaveRecord
-from periflow_ray.store.jobs.resumes import read_resumed_attempts
 from periflow_ray.store.root import StorageRoot
 
 UPDATE_INTERVAL_S = 5.0

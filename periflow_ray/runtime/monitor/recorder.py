@@ -6,11 +6,11 @@ import sys
 import time
 from collections import deque
 
+from periflow_ray import jobs
 from periflow_ray.errors import StorageError
-from periflow_ray.store import jobs
-from periflow_ray.store.jobs import JobProgress
-from periflow_ray.store.jobs.metrics import Metric, MetricsWriter
-from periflow_ray.store.jobs.tensorboard import TensorBoardWriter
+from periflow_ray.jobs import JobProgress
+from periflow_ray.jobs.metrics import Metric, MetricsWriter
+from periflow_ray.jobs.tensorboard import TensorBoardWriter
 from periflow_ray.store.root import StorageRoot
 
 FLUSH_INTERVAL_S = 1.0

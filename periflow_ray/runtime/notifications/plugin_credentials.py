@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from periflow_ray.credentials import Credential, read_credential
 from periflow_ray.errors import PeriflowRayError
 from periflow_ray.runtime.notifications.problems import tell
-from periflow_ray.store.credentials import Credential, read_credential
 
 
 def read_plugin_credential(

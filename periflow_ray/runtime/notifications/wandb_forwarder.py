@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from periflow_ray.jobs.metrics import Metric
 from periflow_ray.runtime.notifications.outbox import DeliveryError, Outbox
 from periflow_ray.runtime.notifications.wandb_run import WandbRun
-from periflow_ray.store.jobs.metrics import Metric
 
 CLOSE_TIMEOUT_S = 5.0
 MAX_WAITING_METRICS = 10_000

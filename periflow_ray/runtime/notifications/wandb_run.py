@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from periflow_ray.jobs import JobRecord
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.notifications.plugin_credentials import read_plugin_credential
-from periflow_ray.store.jobs import JobRecord
 
 DEFAULT_PROJECT = "periflow-ray"
 # Weights & Biases refuses these in the names of projects and in run IDs, and more than 128 characters.

@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from periflow_ray.store.jobs import job_key
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.read_only import remove_tree
 from periflow_ray.store.root import StorageRoot
 

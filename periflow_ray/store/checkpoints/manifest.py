@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from periflow_ray.errors import CorruptCheckpointError
-from periflow_ray.store.jobs import job_key
+from periflow_ray.store.keys import job_key
 
 MANIFEST = "manifest.json"
 UPLOADING = "uploading.json"

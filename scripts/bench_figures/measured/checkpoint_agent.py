@@ -17,6 +17,7 @@ from pathlib import Path
 
 import ray
 
+from periflow_ray.jobs.events import read_events
 from periflow_ray.runtime.command_jobs.reporter import Reporter
 from periflow_ray.runtime.command_jobs.session_server import SessionServer
 from periflow_ray.runtime.monitor.actor import Monitor
@@ -25,7 +26,6 @@ from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.meeting import JobRules
 from periflow_ray.runtime.ray_train.train_run import ensure_ray, set_train_environment
 from periflow_ray.runtime.worker.checkpoint_uploads import CheckpointUploads
-from periflow_ray.store.jobs.events import read_events
 from periflow_ray.store.root import StorageRoot
 
 JOB_ID = 1

@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from periflow_ray.store.jobs.events import parse_event
-from periflow_ray.store.jobs.records import job_key
-from periflow_ray.store.jobs.segments import SegmentFollower, SegmentWriter
+from periflow_ray.jobs.events import parse_event
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.segments import SegmentFollower, SegmentWriter
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from periflow_ray.store.jobs.records import (
+from periflow_ray.jobs.records import (
     ENDED_STATUSES,
     HEARTBEAT_INTERVAL_S,
     HEARTBEAT_LOST_S,
@@ -14,7 +14,6 @@ from periflow_ray.store.jobs.records import (
     JobStatus,
     claim_job_id,
     delete_job,
-    job_key,
     list_jobs,
     read_claim,
     read_job,
@@ -38,7 +37,6 @@ __all__ = [
     "JobStatus",
     "claim_job_id",
     "delete_job",
-    "job_key",
     "list_jobs",
     "read_claim",
     "read_job",

@@ -11,11 +11,12 @@ import time
 import uuid
 
 from periflow_ray.errors import UsageError
+from periflow_ray.jobs.attempts import close_attempt, read_attempts, write_attempt
+from periflow_ray.jobs.events import EventWriter
+from periflow_ray.jobs.records import JobRecord, JobState, read_progress, write_record, write_state
+from periflow_ray.jobs.requests import clear_requests
 from periflow_ray.store.checkpoints import latest_committed
-from periflow_ray.store.jobs.attempts import close_attempt, read_attempts, write_attempt
-from periflow_ray.store.jobs.events import EventWriter
-from periflow_ray.store.jobs.records import JobRecord, JobState, job_key, read_progress, write_record, write_state
-from periflow_ray.store.jobs.requests import clear_requests
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
 # Between its claim and the new driver a command that resumes does a handful of requests; one that takes longer is dead.

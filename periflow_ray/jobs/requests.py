@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from periflow_ray.errors import NotFoundError, StorageError
-from periflow_ray.store.jobs.records import job_key
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
 RequestKind = Literal["stop", "drill"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from periflow_ray.store.jobs.metrics import Metric
-from periflow_ray.store.jobs.records import job_key
+from periflow_ray.jobs.metrics import Metric
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
 

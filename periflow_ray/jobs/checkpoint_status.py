@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError
+from periflow_ray.jobs import read_state
 from periflow_ray.store.checkpoints.lifecycle import (
     find_checkpoint,
     list_checkpoint_names,
@@ -24,7 +25,6 @@ from periflow_ray.store.checkpoints.manifest import (
     step_of,
 )
 from periflow_ray.store.checkpoints.trash import read_deleted
-from periflow_ray.store.jobs import read_state
 from periflow_ray.store.root import StorageRoot
 
 CheckpointStatus = Literal["committed", "uploading", "partial", "deleted"]

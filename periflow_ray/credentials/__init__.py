@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from periflow_ray.store.credentials.stored import (
+from periflow_ray.credentials.stored import (
     CREDENTIALS_FILE_VARIABLE,
     Credential,
     create_credential,

@@ -12,8 +12,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from periflow_ray.credentials.stored import CREDENTIALS_FILE_VARIABLE, credentials_path
 from periflow_ray.errors import StorageError
-from periflow_ray.store.credentials.stored import CREDENTIALS_FILE_VARIABLE, credentials_path
 
 CLOUD_ENVIRONMENT_VARIABLE = "PERIFLOW_CLOUD_ENV_FILE"
 

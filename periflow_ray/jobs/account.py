@@ -13,8 +13,8 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from periflow_ray.store.jobs.attempts import AttemptRecord, EndCause, SaveRecord, close_attempt
-from periflow_ray.store.jobs.records import JobState
+from periflow_ray.jobs.attempts import AttemptRecord, EndCause, SaveRecord, close_attempt
+from periflow_ray.jobs.records import JobState
 
 _SUBJECT = re.compile(r"(node \d+(?:, rank \d+)?): it ")
 # A notice is told with its exact duration.

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
+from periflow_ray.credentials import read_credential
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
-from periflow_ray.store.credentials import read_credential
 from periflow_ray.store.filesystem import credential_type_of, scheme_of
-from periflow_ray.store.root import STORAGE_VARIABLE, StorageRoot, resolve_storage_uri
+from periflow_ray.store.root import StorageRoot
 
+STORAGE_VARIABLE = "PERIFLOW_STORAGE"
 CREDENTIAL_VARIABLE = "PERIFLOW_STORAGE_CREDENTIAL"
 
 _LOCAL_SCHEMES = frozenset({"file", "local", "memory"})
@@ -24,6 +26,14 @@ class ChosenRoot:
 
     root: StorageRoot
     credential: str | None
+
+
+def resolve_storage_uri(option: str | None = None) -> str:
+    """The storage root to use: the option, else ``PERIFLOW_STORAGE``, else the config file, else a user directory."""
+    configured = option or os.environ.get(STORAGE_VARIABLE) or _read_config().get("storage")
+    if configured:
+        return str(configured)
+    return str(Path(platformdirs.user_data_dir("periflow-ray", appauthor=False)) / "storage")
 
 
 def choose_root(uri: str | None = None, credential: str | None = None) -> ChosenRoot:
@@ -69,16 +79,24 @@ def _default_credential(uri_option: str | None, chosen_uri: str) -> str | None:
         return os.environ[CREDENTIAL_VARIABLE]
     if uri_option or os.environ.get(STORAGE_VARIABLE):
         return None
-    return _read_configured_credential()
+    name: str | None = _read_config().get("storage_credential")
+    return name
 
 
-def _read_configured_credential() -> str | None:
+def _read_config() -> dict[str, Any]:
     path = Path(platformdirs.user_config_dir("periflow-ray", appauthor=False)) / "config.yaml"
     if not path.is_file():
-        return None
+        return {}
     import yaml
 
-    name = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("storage_credential")
-    if name is not None and not isinstance(name, str):
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as err:
+        raise StorageError(f"{path} is not valid YAML: {err}") from err
+    if config is None:
+        return {}
+    if not isinstance(config, dict) or not isinstance(config.get("storage", ""), str):
+        raise StorageError(f"{path} must be a mapping such as 'storage: s3://bucket/prefix'.")
+    if not isinstance(config.get("storage_credential") or "", str):
         raise StorageError(f"{path}: storage_credential must be the name of a credential, as text.")
-    return name
+    return config

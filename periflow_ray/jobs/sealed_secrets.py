@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from cryptography.fernet import Fernet, InvalidToken
 
 from periflow_ray.errors import StorageError
-from periflow_ray.store.jobs import job_key
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
 KEY_VARIABLE = "PERIFLOW_SECRETS_KEY"

@@ -21,8 +21,8 @@ from typing import Any
 
 import platformdirs
 
+from periflow_ray.credentials.credential_types import CREDENTIAL_TYPES, check_values, suggest_nearest
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
-from periflow_ray.store.credentials.credential_types import CREDENTIAL_TYPES, check_values, suggest_nearest
 
 CREDENTIALS_FILE_VARIABLE = "PERIFLOW_CREDENTIALS_FILE"
 

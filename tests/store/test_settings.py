@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from periflow_ray.credentials import create_credential
 from periflow_ray.errors import StorageError, UsageError
-from periflow_ray.store.credentials import create_credential
-from periflow_ray.store.root_choice import choose_root
+from periflow_ray.settings import choose_root
 
 S3 = {"access_key_id": "AKIA0", "secret_access_key": "s3cr3t", "region": "eu-west-1"}
 BUCKET = "s3://bucket/prefix"

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from periflow_ray.store.jobs.records import job_key
-from periflow_ray.store.jobs.segments import SegmentWriter, read_lines
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.segments import SegmentWriter, read_lines
 
 
 @dataclass(frozen=True)

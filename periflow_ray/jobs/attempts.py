@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from periflow_ray.store.jobs.records import job_key
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
 EndCause = Literal["failure", "lost", "hang", "preemption", "resize", "driver", "stop"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from periflow_ray.errors import NotFoundError, UsageError
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
 JobStatus = Literal[
@@ -90,11 +91,6 @@ class Job:
     record: JobRecord
     state: JobState
     progress: JobProgress
-
-
-def job_key(job_id: int, *parts: str) -> str:
-    """The key of something that belongs to a job."""
-    return "/".join(("jobs", str(job_id), *parts))
 
 
 def claim_job_id(root: StorageRoot) -> int:

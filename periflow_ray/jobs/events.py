@@ -8,9 +8,9 @@ import time
 from dataclasses import asdict, dataclass
 
 from periflow_ray.errors import StorageError
-from periflow_ray.store.jobs.records import job_key
-from periflow_ray.store.jobs.segments import SegmentWriter, read_lines
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.segments import SegmentWriter, read_lines
 
 
 @dataclass(frozen=True)
