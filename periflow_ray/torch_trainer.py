@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -11,16 +10,20 @@ import ray
 import ray.train
 import ray.train.torch
 
-from periflow_ray.errors import JobStoppedError, UsageError
+from periflow_ray.errors import JobStoppedError, PeriflowRayError, UsageError
 from periflow_ray.jobs import read_claim
-from periflow_ray.runtime.function_jobs.rank import FunctionTask
-from periflow_ray.runtime.function_jobs.record import read_resumable_job, record_new_job, reopen_function_job
-from periflow_ray.runtime.function_jobs.worker import run_function
-from periflow_ray.runtime.graceful_stop import GracefulStop
-from periflow_ray.runtime.job_requests import JobRequests
+from periflow_ray.runtime.function_jobs.rank import FunctionTask, run_function
+from periflow_ray.runtime.function_jobs.record import (
+    read_resumable_job,
+    record_new_job,
+    record_num_nodes,
+    reopen_function_job,
+)
+from periflow_ray.runtime.job_driver import JobSetup, run_job
 from periflow_ray.runtime.job_state import StateKeeper
+from periflow_ray.runtime.monitor.client import RayMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
-from periflow_ray.runtime.monitor.meeting import JobRules
+from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.ray_train.group_policy import MonitoredTrainer
 from periflow_ray.runtime.ray_train.train_run import (
     WithoutPlacementGroupCleaner,
@@ -28,7 +31,6 @@ from periflow_ray.runtime.ray_train.train_run import (
     set_train_environment,
     train_run_config,
 )
-from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.settings import ChosenRoot, choose_root
 from periflow_ray.store.checkpoints import latest_committed
 from periflow_ray.store.checkpoints.retention import KeepBest
@@ -115,7 +117,6 @@ class TorchTrainer:
             max_failures=max_failures,
             retention=Retention(keep_last, keep_best),
             hang_timeout_s=hang_timeout_s,
-            member_noun="rank",
         )
         self._torch_config = torch_config
         self._datasets = dict(datasets or {})
@@ -156,31 +157,27 @@ class TorchTrainer:
         root = chosen.root
         print(f"Job ({job_id}) {'started' if self._resume is None else 'resumed'} successfully.", flush=True)
         resources = self._choose_resources()
-        supervision = Supervision(
-            root, job_id, state, num_members=self._num_devices, resources_per_member=resources, rules=self._rules
+        setup = JobSetup(
+            num_members=self._num_devices,
+            min_num_members=self._min_devices,
+            resources_per_member=resources,
+            rules=self._rules,
+            is_interactive=True,
+            on_attempt=lambda news: record_num_nodes(root, job_id, news.num_nodes),
         )
-        trainer = self._make_trainer(chosen, job_id, resources, supervision.monitor)
-        stop = GracefulStop(state, supervision.monitor, trainer.end_now)
-        try:
-            with stop, contextlib.closing(JobRequests(root, job_id, supervision, on_stop=stop.ask)):
-                result = trainer.fit()
-        except BaseException as err:
-            trainer.end_now()
-            if stop.is_asked or not isinstance(err, Exception):
-                supervision.monitor.stop.remote(0.0)
-                supervision.finish()
-                state.enter("stopped", "stopped on request")
-                _raise_stopped(root, job_id, stop.signum, err)
-            state.enter("failed", describe_error(supervision.finish(), err))
-            raise
-        finally:
-            remove_sandboxes(root.uri, job_id, num_nodes=1)
-        supervision.finish()
-        state.enter("success", None)
-        return result
+        end = run_job(
+            root, job_id, state, setup, lambda monitor: self._make_trainer(chosen, job_id, resources, monitor)
+        )
+        if end.status == "stopped":
+            _raise_stopped(root, job_id, end.signum, end.error)
+        if end.error is not None:
+            raise end.error
+        if end.result is None:
+            raise PeriflowRayError(state.message or f"job {job_id} failed.")
+        return end.result
 
     def _make_trainer(
-        self, chosen: ChosenRoot, job_id: int, resources: Mapping[str, float], monitor: Any
+        self, chosen: ChosenRoot, job_id: int, resources: Mapping[str, float], monitor: RayMonitor
     ) -> _RayTorchTrainer:
         use_gpu = self._wants_gpus()
         task = FunctionTask(
@@ -192,7 +189,7 @@ class TorchTrainer:
             storage_credential=chosen.credential,
             monitor=monitor,
         )
-        trainer = _RayTorchTrainer(
+        return _RayTorchTrainer(
             _run_function_loop,
             train_loop_config={"task": task},
             torch_config=self._torch_config,
@@ -204,9 +201,6 @@ class TorchTrainer:
             run_config=train_run_config(chosen.root, job_id),
             datasets=self._datasets,
         )
-        trainer.monitor = monitor
-        trainer.min_num_workers = self._min_devices
-        return trainer
 
     def _wants_gpus(self) -> bool:
         if self._use_gpu is not None:
@@ -219,15 +213,19 @@ class TorchTrainer:
         return {"CPU": min(1.0, ray.cluster_resources().get("CPU", 1.0) / self._num_devices)}
 
 
-def _raise_stopped(root: StorageRoot, job_id: int, signum: signal.Signals | None, error: BaseException) -> NoReturn:
+def _raise_stopped(
+    root: StorageRoot, job_id: int, signum: signal.Signals | None, error: BaseException | None
+) -> NoReturn:
     """End ``fit`` as whoever stopped the job expects."""
     newest = latest_committed(root, job_id)
     where = "it has no checkpoint" if newest is None else f"its newest checkpoint is of step {newest.step}"
     text = f"Job ({job_id}) is stopped; {where}. Go on with it: TorchTrainer(..., resume={job_id})"
-    if signum is None and isinstance(error, Exception):
+    is_interrupted = error is not None and not isinstance(error, Exception)
+    if signum is None and not is_interrupted:
         raise JobStoppedError(text) from None
     print(text, flush=True)
-    if not isinstance(error, Exception):
+    if is_interrupted:
+        assert error is not None
         raise error
     if signum == signal.SIGINT:
         raise KeyboardInterrupt from None

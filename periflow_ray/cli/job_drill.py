@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import click
 from rich.console import Console
@@ -18,7 +17,7 @@ from periflow_ray.jobs import Job, JobRecord, JobState, read_progress, read_reco
 from periflow_ray.jobs.account import AttemptAccount
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
 from periflow_ray.jobs.events import read_events
-from periflow_ray.jobs.requests import post_request, withdraw_request
+from periflow_ray.jobs.requests import Drill, KillNodeDrill, KillRankDrill, NoticeDrill, post_request, withdraw_request
 from periflow_ray.store.checkpoints import latest_committed
 from periflow_ray.store.root import StorageRoot
 
@@ -71,11 +70,11 @@ def drill(
       periflow-ray job drill 3 --kill-node 0
     """
     record = read_record(root, job_id)
-    fields = _read_wish(record, notice_s, node, kill_rank, kill_node)
+    wanted = _read_wish(record, notice_s, node, kill_rank, kill_node)
     console = talk_console()
     limit_s = TIMEOUT_S if timeout_s is None else timeout_s
     rehearsal = _Rehearsal(root, record, _wait_for_first_step(root, job_id, limit_s, console), console)
-    key = post_request(root, job_id, "drill", **fields)
+    key = post_request(root, job_id, wanted)
     account = rehearsal.wait(key, limit_s + (notice_s or 0.0))
 
     def draw(console: Console) -> None:
@@ -87,8 +86,8 @@ def drill(
 
 def _read_wish(
     record: JobRecord, notice_s: float | None, node: int | None, kill_rank: int | None, kill_node: int | None
-) -> dict[str, Any]:
-    """The request's fields.
+) -> Drill:
+    """What to rehearse.
 
     Raises:
         UsageError: not exactly one thing to rehearse, or there is no such node or rank.
@@ -99,13 +98,14 @@ def _read_wish(
         raise UsageError("--node is for --notice; to kill a node use --kill-node K.")
     if kill_rank is not None:
         _require_below(record, "--kill-rank", kill_rank, record.num_devices, "rank")
-        return {"what": "kill_rank", "rank": kill_rank}
+        return KillRankDrill(kill_rank)
     if kill_node is not None:
         _require_below(record, "--kill-node", kill_node, record.num_nodes, "node")
-        return {"what": "kill_node", "node": kill_node}
+        return KillNodeDrill(kill_node)
     if node is not None:
         _require_below(record, "--node", node, record.num_nodes, "node")
-    return {"what": "notice", "notice_s": notice_s, "node": record.num_nodes - 1 if node is None else node}
+    assert notice_s is not None
+    return NoticeDrill(record.num_nodes - 1 if node is None else node, notice_s)
 
 
 def _require_below(record: JobRecord, option: str, given: int, limit: int, noun: str) -> None:

@@ -13,6 +13,8 @@ from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
 EndCause = Literal["failure", "lost", "hang", "preemption", "resize", "driver", "stop"]
+"""Why an attempt ended: the user's code failed, a worker or machine was lost without notice, no rank made progress, a
+machine was taken away with notice, there was room for more workers, the job's own driver died, or a user stopped it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Log lines of a job: one stream per node (``logs/node-<rank>``); the job's own lines are its events.
+"""Log lines of a job; the job's own lines are its events.
+
+logs/node-<node rank>                a node of a command job
+logs/node-<node rank>-rank-<rank>    a rank of a function job, because each stream has one writer
 
 A stored line is ``<unix milliseconds> <text>``, so that plain ``grep`` works on a local storage root.
 """
@@ -25,10 +28,11 @@ class LogLine:
 
 
 class LogWriter:
-    """Writes one node's lines."""
+    """Writes one node's lines, or one rank's."""
 
-    def __init__(self, root: StorageRoot, job_id: int, node_rank: int) -> None:
-        self._segments = SegmentWriter(root, job_key(job_id, "logs", f"node-{node_rank}"))
+    def __init__(self, root: StorageRoot, job_id: int, node_rank: int, rank: int | None = None) -> None:
+        name = f"node-{node_rank}" if rank is None else f"node-{node_rank}-rank-{rank}"
+        self._segments = SegmentWriter(root, job_key(job_id, "logs", name))
 
     def write(self, text: str, time_unix_ms: int | None = None) -> None:
         """Add a line (several, if the text has newlines); visible after ``flush``."""
@@ -55,7 +59,7 @@ class LogFollower:
         """The lines since the last call."""
         # Collected on self: if reading one stream fails, the lines of the others are in the next call's answer.
         for name, stream in self._find_streams("logs", self._nodes):
-            node_rank = int(name.removeprefix("node-"))
+            node_rank = int(name.split("-")[1])
             self._read += [_parse_line(line, node_rank) for line in stream.read_new()]
         for _, stream in self._find_streams("events", self._own):
             events = [parse_event(line) for line in stream.read_new()]

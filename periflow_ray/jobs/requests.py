@@ -10,33 +10,58 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
-RequestKind = Literal["stop", "drill"]
+
+@dataclass(frozen=True)
+class StopRequest:
+    """End the job, with a save that may take this long; 0 saves nothing."""
+
+    timeout_s: float
 
 
 @dataclass(frozen=True)
-class Request:
-    """One request.
+class NoticeDrill:
+    """Rehearse that a node is taken away with notice."""
 
-    ``stop`` has the field ``timeout_s``: seconds that a save may take, 0 for none. ``drill`` has ``what`` (``notice``,
-    ``kill_rank`` or ``kill_node``) and what that needs of ``notice_s``, ``node`` and ``rank``.
-    """
-
-    kind: RequestKind
-    time_unix_s: float
-    fields: Mapping[str, Any]
+    node_rank: int
+    notice_s: float
 
 
-def post_request(root: StorageRoot, job_id: int, kind: RequestKind, **fields: Any) -> str:
+@dataclass(frozen=True)
+class KillRankDrill:
+    """Rehearse that the process of a rank dies."""
+
+    rank: int
+
+
+@dataclass(frozen=True)
+class KillNodeDrill:
+    """Rehearse that everything of the job on a node dies."""
+
+    node_rank: int
+
+
+@dataclass(frozen=True)
+class UnknownRequest:
+    """A request that this version does not know, or that lacks what it needs; ``text`` says which."""
+
+    text: str
+
+
+Drill = NoticeDrill | KillRankDrill | KillNodeDrill
+Request = StopRequest | Drill | UnknownRequest
+
+
+def post_request(root: StorageRoot, job_id: int, request: StopRequest | Drill) -> str:
     """Ask something of a job's driver; returns the request's key, which exists until the driver takes it."""
     now_unix_s = time.time()
     key = job_key(job_id, "requests", f"{round(now_unix_s * 1000):013}-{uuid.uuid4().hex[:8]}.json")
-    root.write_json(key, {"kind": kind, "time_unix_s": now_unix_s, **fields})
+    root.write_json(key, {"time_unix_s": now_unix_s, **describe_request(request)})
     return key
 
 
@@ -76,19 +101,43 @@ def clear_requests(root: StorageRoot, job_id: int) -> None:
     root.delete(job_key(job_id, "requests"))
 
 
+def describe_request(request: StopRequest | Drill) -> dict[str, Any]:
+    """A request as it is stored: its tag, and what it needs."""
+    match request:
+        case StopRequest(timeout_s):
+            return {"kind": "stop", "timeout_s": timeout_s}
+        case NoticeDrill(node_rank, notice_s):
+            return {"kind": "drill", "what": "notice", "node": node_rank, "notice_s": notice_s}
+        case KillRankDrill(rank):
+            return {"kind": "drill", "what": "kill_rank", "rank": rank}
+        case KillNodeDrill(node_rank):
+            return {"kind": "drill", "what": "kill_node", "node": node_rank}
+
+
+def parse_request(fields: Mapping[str, Any]) -> Request:
+    """A stored request; one of a kind that came with a later version is never taken for another."""
+    tag = " ".join(str(fields[name]) for name in ("kind", "what") if name in fields)
+    try:
+        match tag:
+            case "stop":
+                return StopRequest(float(fields["timeout_s"]))
+            case "drill notice":
+                return NoticeDrill(int(fields["node"]), float(fields["notice_s"]))
+            case "drill kill_rank":
+                return KillRankDrill(int(fields["rank"]))
+            case "drill kill_node":
+                return KillNodeDrill(int(fields["node"]))
+    except KeyError as err:
+        return UnknownRequest(f"'{tag}' without {err}")
+    except (TypeError, ValueError) as err:
+        return UnknownRequest(f"'{tag}' ({err})")
+    return UnknownRequest(f"'{tag}'")
+
+
 def _read_request(root: StorageRoot, key: str) -> Request | None:
     """None if it is damaged, or was withdrawn meanwhile."""
     try:
-        content = root.read_bytes(key)
-    except NotFoundError:
+        fields = json.loads(root.read_bytes(key))
+    except (NotFoundError, ValueError):
         return None
-    return _parse_request(content)
-
-
-def _parse_request(content: bytes) -> Request | None:
-    try:
-        fields = json.loads(content)
-        kind, time_unix_s = fields.pop("kind"), float(fields.pop("time_unix_s"))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-    return Request(kind, time_unix_s, fields) if kind in get_args(RequestKind) else None
+    return parse_request(fields) if isinstance(fields, dict) else None

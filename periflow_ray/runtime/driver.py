@@ -10,9 +10,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -24,11 +23,12 @@ from periflow_ray.credentials.cloud_environment import read_cloud_environment
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.jobs import read_claim, read_record, sealed_secrets
 from periflow_ray.plan import JobPlan
-from periflow_ray.runtime.command_jobs.node_agent import AgentTask, run_agent
-from periflow_ray.runtime.job_requests import JobRequests
+from periflow_ray.runtime.command_jobs.node import NodeTask, run_node
+from periflow_ray.runtime.job_driver import JobSetup, run_job
 from periflow_ray.runtime.job_state import StateKeeper
+from periflow_ray.runtime.monitor.client import RayMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
-from periflow_ray.runtime.monitor.meeting import JobRules
+from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.notifications import (
     MessageKind,
     Notifier,
@@ -42,13 +42,9 @@ from periflow_ray.runtime.ray_train.train_run import (
     set_train_environment,
     train_run_config,
 )
-from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.store.checkpoints.retention import KeepBest
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
-
-# Ray kills a driver that takes longer to end (RAY_JOB_STOP_WAIT_TIME_S).
-STOP_SAVE_TIMEOUT_S = 45.0
 
 
 def main() -> None:
@@ -92,11 +88,26 @@ def _run(
     wandb_run = read_wandb_run(plan, read_record(root, job_id), state.note)
     if wandb_run is not None:
         secrets = {**wandb_environment(plan, wandb_run), **secrets}
-    supervision = Supervision(
-        root,
-        job_id,
-        state,
+    claim = read_claim(root, job_id)
+
+    def make_trainer(monitor: RayMonitor) -> MonitoredTrainer:
+        task = NodeTask(plan.model_dump_json(), job_id, claim, root, monitor, secrets, cloud_variables)
+        # The monitor decides on restarts; Ray's own counters stay out of it.
+        return _NodeTrainer(
+            _run_node_loop,
+            train_loop_config={"task": task},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=plan.num_nodes,
+                use_gpu=plan.gpus_per_device > 0,
+                resources_per_worker=resources,
+                placement_strategy="PACK" if plan.vm.is_local else "STRICT_SPREAD",
+            ),
+            run_config=train_run_config(root, job_id),
+        )
+
+    setup = JobSetup(
         num_members=plan.num_nodes,
+        min_num_members=plan.min_num_nodes,
         resources_per_member=resources,
         rules=JobRules(
             devices_per_member=plan.devices_per_node,
@@ -105,54 +116,14 @@ def _run(
             retention=Retention(plan.keep_last, KeepBest(**plan.keep_best.model_dump()) if plan.keep_best else None),
             wandb_run=wandb_run,
         ),
+        num_sandboxes=plan.num_nodes,
         notifier=notifier,
     )
-    stop = _stop_with(state, supervision)
-    signal.signal(signal.SIGTERM, lambda signum, frame: stop(STOP_SAVE_TIMEOUT_S))
-    signal.signal(signal.SIGINT, lambda signum, frame: stop(STOP_SAVE_TIMEOUT_S))
-    JobRequests(root, job_id, supervision, on_stop=stop)
-    task = AgentTask(
-        plan_json=plan.model_dump_json(),
-        job_id=job_id,
-        claim=read_claim(root, job_id),
-        root=root,
-        monitor=supervision.monitor,
-        secrets=secrets,
-        cloud_variables=cloud_variables,
-    )
-    # The monitor decides on restarts; Ray's own counters stay out of it.
-    trainer = _AgentTrainer(
-        _run_agent_loop,
-        train_loop_config={"task": task},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=plan.num_nodes,
-            use_gpu=plan.gpus_per_device > 0,
-            resources_per_worker=resources,
-            placement_strategy="PACK" if plan.vm.is_local else "STRICT_SPREAD",
-        ),
-        run_config=train_run_config(root, job_id),
-    )
-    trainer.monitor = supervision.monitor
-    trainer.min_num_workers = plan.min_num_nodes
-    error: Exception | None = None
-    try:
-        trainer.fit()
-    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as err:
-        error = err
-    ending = supervision.finish()
-    if state.status == "stopping":
-        state.enter("stopped", "stopped on request")
-        return False
-    if error is not None or ending.why_over is not None:
-        state.enter("failed", describe_error(ending, error))
-        remove_sandboxes(root.uri, job_id, plan.num_nodes)
-        return False
-    state.enter("success", None)
-    return True
+    return run_job(root, job_id, state, setup, make_trainer).status == "success"
 
 
-class _AgentTrainer(MonitoredTrainer, WithoutPlacementGroupCleaner, DataParallelTrainer):  # type: ignore[misc]
-    """TorchTrainer's base class, because the agents need neither torch nor a process group.
+class _NodeTrainer(MonitoredTrainer, WithoutPlacementGroupCleaner, DataParallelTrainer):  # type: ignore[misc]
+    """TorchTrainer's base class, because the nodes' members need neither torch nor a process group.
 
     Without them the user's first line comes seconds earlier. Nor do they read Ray Data datasets.
     """
@@ -160,8 +131,8 @@ class _AgentTrainer(MonitoredTrainer, WithoutPlacementGroupCleaner, DataParallel
     left_out_callbacks = (*WithoutPlacementGroupCleaner.left_out_callbacks, DatasetsCallback)
 
 
-def _run_agent_loop(config: dict[str, Any]) -> None:
-    run_agent(config["task"])
+def _run_node_loop(config: dict[str, Any]) -> None:
+    run_node(config["task"])
 
 
 def _resources_per_node(plan: JobPlan) -> dict[str, float]:
@@ -179,21 +150,6 @@ def _open_secrets(root: StorageRoot, job_id: int) -> dict[str, str]:
     # Removed from the environment, so that no process inherits the key.
     key = os.environ.pop(sealed_secrets.KEY_VARIABLE, None)
     return {} if key is None else sealed_secrets.unseal(root, job_id, key)
-
-
-def _stop_with(state: StateKeeper, supervision: Supervision) -> Callable[[float], None]:
-    def stop(timeout_s: float) -> None:
-        if state.status in ("running", "stopping"):
-            # The ranks save, the agents end their commands and leave, then fit() returns.
-            if state.status == "running":
-                state.enter("stopping", "stops on request")
-            supervision.monitor.stop.remote(timeout_s)
-        else:
-            state.enter("stopped", "stopped on request")
-            # The actors end with this process, and with the agents everything they started.
-            os._exit(1)
-
-    return stop
 
 
 if __name__ == "__main__":

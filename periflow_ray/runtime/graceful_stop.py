@@ -1,4 +1,4 @@
-"""How a function job is stopped: by Ctrl-C or SIGTERM of the process that runs it, or by ``job stop``."""
+"""How a job is stopped: by SIGINT or SIGTERM of the process that runs it, or by a request."""
 
 from __future__ import annotations
 
@@ -9,32 +9,35 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-import ray
-
 from periflow_ray.runtime.job_state import StateKeeper
+from periflow_ray.runtime.monitor.client import MonitorClient
 
 # What the save may take; a container's grace time is often shorter, then the save is cut off.
 SAVE_TIMEOUT_S = 45.0
-# Ranks that do not leave within this time are ended.
+# Members that do not leave within this time are ended.
 LEAVE_TIMEOUT_S = 60.0
+_END_INTERVAL_S = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class GracefulStop:
-    """While it is open, the first SIGINT or SIGTERM saves the job and stops it; the second ends it at once.
+    """While it is open, SIGINT or SIGTERM saves the job and stops it.
 
     Only where it is opened in the main thread, because Python gives signals to no other; an ignored signal stays so.
 
     Args:
-        end_now: ends the worker group, or the wait for one.
+        is_interactive: whether a person is there, whose second signal ends the job at once. Ray Jobs signals every
+            process of a driver, which thus gets the signal several times.
     """
 
-    def __init__(self, state: StateKeeper, monitor: Any, end_now: Callable[[], None]) -> None:
+    def __init__(self, state: StateKeeper, *, is_interactive: bool) -> None:
         self._state = state
-        self._monitor = monitor
-        self._end_now = end_now
+        self._is_interactive = is_interactive
         self._former_handlers: dict[signal.Signals, Any] = {}
         self._closed = threading.Event()
+        self._attached = threading.Event()
+        self._monitor: MonitorClient | None = None
+        self._end_now: Callable[[], None] = lambda: None
         self.is_asked = False
         self.signum: signal.Signals | None = None
         """What asked for it, if it was a signal."""
@@ -55,26 +58,47 @@ class GracefulStop:
         for signum, handler in self._former_handlers.items():
             signal.signal(signum, handler)
 
+    def attach(self, monitor: MonitorClient, end_now: Callable[[], None]) -> None:
+        """Tell what there is to stop now.
+
+        Args:
+            end_now: ends the worker group, or the wait for one.
+        """
+        self._monitor, self._end_now = monitor, end_now
+        self._attached.set()
+
     def ask(self, timeout_s: float) -> None:
-        """Let the ranks save within so many seconds and end the job; 0 saves nothing. Returns at once."""
+        """Let the ranks save within this many seconds and end the job; 0 saves nothing. Returns at once."""
         self.is_asked = True
         threading.Thread(target=self._stop, args=(timeout_s,), name="graceful-stop", daemon=True).start()
+        # Beside it: a storage that is slow must not cost the save any time.
+        threading.Thread(target=self._tell, name="tell-stop", daemon=True).start()
 
     def _take_signal(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
-            self.is_asked = True
-            raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
+            if self._is_interactive:
+                raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
+            return
         self.signum = signal.Signals(signum)
+        if self._is_interactive:
+            print("Saving and stopping the job. Once more ends it at once.", file=sys.stderr, flush=True)
         self.ask(SAVE_TIMEOUT_S)
 
-    def _stop(self, timeout_s: float) -> None:
+    def _tell(self) -> None:
         if self._state.status != "stopping":
-            self._state.enter("stopping", "stops on request")
-            if timeout_s > 0 and self.signum is not None:
-                print("Saving and stopping the job. Once more ends it at once.", file=sys.stderr, flush=True)
+            self._state.enter("stopping", "stopping: requested by the user")
+
+    def _stop(self, timeout_s: float) -> None:
+        self._attached.wait()
+        assert self._monitor is not None
         try:
-            has_ranks = ray.get(self._monitor.stop.remote(timeout_s))
-        except ray.exceptions.RayError:
-            has_ranks = False
-        if not has_ranks or not self._closed.wait(LEAVE_TIMEOUT_S):
+            has_members = self._monitor.stop(timeout_s)
+        except Exception as err:
+            print(f"the job is ended without a save: {type(err).__name__}: {err}", file=sys.stderr)
+            has_members = False
+        if has_members and self._closed.wait(LEAVE_TIMEOUT_S):
+            return
+        # Until it has an effect: what is to be ended may only be about to begin.
+        while not self._closed.wait(_END_INTERVAL_S if has_members else 0.1):
             self._end_now()
+            has_members = True

@@ -1,54 +1,37 @@
-"""What the driver of any job does beside Ray Train: follow the attempts, and explain a failure."""
+"""A job's monitor while it lives, and the job's status as the monitor's phases have it."""
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import traceback
+from collections.abc import Callable, Mapping
+from types import TracebackType
 
 import ray
 import ray.train
 
-from periflow_ray.errors import PeriflowRayError
 from periflow_ray.jobs.attempts import AttemptRecord
-from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.job_state import StateKeeper
-from periflow_ray.runtime.monitor.actor import Monitor
-from periflow_ray.runtime.monitor.meeting import JobRules
+from periflow_ray.runtime.monitor.client import MonitorLostError, RayMonitor, start_monitor
+from periflow_ray.runtime.monitor.contract import AttemptNews, Ending
+from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.notifications import MessageKind, Notifier
-from periflow_ray.runtime.worker.sandbox import Sandbox
 from periflow_ray.store.root import StorageRoot
 
-WAIT_NOTICE_S = 10.0
-MONITOR_TIMEOUT_S = 30.0
-_NUM_ERROR_LINES = 6
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a job ended, in the monitor's words.
-
-    Args:
-        why_over: why it was given up; None if it was not.
-        failures: of the last attempt, the cause first.
-        text: why the last attempt ended; empty if it succeeded.
-    """
-
-    why_over: str | None = None
-    failures: Sequence[Failure] = ()
-    text: str = ""
+WAIT_NOTE_S = 10.0
+FINISH_TIMEOUT_S = 30.0
 
 
 class Supervision:
-    """A job's monitor, and a thread that turns the monitor's phases into the job's status.
+    """A monitor, and a thread that follows it while it is open.
 
     Args:
         num_members: Ray Train workers of the job.
         resources_per_member: what each worker asks Ray for.
-        rules: what the monitor is told of the job.
         notifier: told of ended and resumed attempts.
+        on_attempt: called with each attempt that all members have joined.
+        on_lost: called when the monitor has died.
     """
 
     def __init__(
@@ -60,119 +43,108 @@ class Supervision:
         num_members: int,
         resources_per_member: Mapping[str, float],
         rules: JobRules,
-        notifier: Notifier | None = None,
+        notifier: Notifier | None,
+        on_attempt: Callable[[AttemptNews], None],
+        on_lost: Callable[[], None],
     ) -> None:
-        # Every member may wait in the monitor at once.
-        actor_class = ray.remote(
-            num_cpus=0,
-            max_concurrency=1000 + 4 * num_members,
-            # Beside the driver: Ray would put it on any machine, and the loss of that one would be the job's end.
-            scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-                ray.get_runtime_context().get_node_id(), soft=False
-            ),
-        )(Monitor)
-        self.monitor: Any = actor_class.remote(root, job_id, rules)
+        self.monitor: RayMonitor = start_monitor(root, job_id, rules, num_members)
         self._state = state
         self._notifier = notifier
         self._num_members = num_members
         self._resources = resources_per_member
+        self._on_attempt = on_attempt
+        self._on_lost = on_lost
+        self._is_finishing = False
         self._thread = threading.Thread(target=self._follow_attempts, name="attempts", daemon=True)
-        self._thread.start()
+        self._waiting = threading.Event()
+        self._wait_thread = threading.Thread(target=self._tell_waits, name="waits", daemon=True)
+        self._closed = threading.Event()
 
-    def finish(self) -> Ending:
-        """Let the monitor write out everything and end it; returns what it said of the job's end."""
-        ending = Ending()
-        try:
-            ending = Ending(
-                ray.get(self.monitor.why_over.remote(), timeout=MONITOR_TIMEOUT_S),
-                ray.get(self.monitor.attempt_failures.remote(), timeout=MONITOR_TIMEOUT_S),
-                ray.get(self.monitor.attempt_text.remote(), timeout=MONITOR_TIMEOUT_S),
-            )
-            ray.get(self.monitor.close.remote(), timeout=MONITOR_TIMEOUT_S)
-        except ray.exceptions.RayError as err:
-            print(f"the monitor did not answer: {err}", file=sys.stderr)
-        ray.kill(self.monitor)
+    def __enter__(self) -> Supervision:
+        self._thread.start()
+        self._wait_thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_finishing = True
+        self._closed.set()
+        self.monitor.end()
         # A thread that still talks to Ray when the interpreter ends would end it with an error.
-        self._thread.join(timeout=MONITOR_TIMEOUT_S)
+        self._thread.join(timeout=FINISH_TIMEOUT_S)
+        self._wait_thread.join(timeout=FINISH_TIMEOUT_S)
+
+    def finish(self) -> Ending | None:
+        """Let the monitor write out everything; returns what it said of the job's end, None if it has died."""
+        self._is_finishing = True
+        try:
+            ending = self.monitor.describe_end()
+        except MonitorLostError as err:
+            print(f"the monitor did not answer: {err}", file=sys.stderr)
+            return None
+        # Its storage may hang: what was received is not worth a driver that never ends.
+        closing = threading.Thread(target=self._close, name="monitor-close", daemon=True)
+        closing.start()
+        closing.join(FINISH_TIMEOUT_S)
         return ending
 
-    def _follow_attempts(self) -> None:
-        wanted = f"{self._num_members} x ({_describe(self._resources)})"
-        self._state.enter("allocating", f"asks for {wanted}")
-        attempt = self._state.attempt
+    def _close(self) -> None:
         try:
-            while True:
-                started = self.monitor.wait_for_attempt.remote(attempt + 1)
-                while not ray.wait([started], timeout=WAIT_NOTICE_S)[0]:
-                    if not _is_placement_pending():
-                        continue
-                    if self._state.status in ("preparing", "running"):
-                        # The machines of the attempt before are gone, and there are no others.
-                        self._state.enter("allocating", f"asks for {wanted}")
-                    if self._state.status == "allocating":
-                        available = ray.available_resources()
-                        free = _describe({name: available.get(name, 0) for name in self._resources})
-                        self._state.note_waiting(f"waits for {wanted}; the cluster has {free} free")
-                attempt, num_members = ray.get(started)
-                self._state.enter("preparing", f"attempt {attempt} starts on {num_members} worker(s)", attempt)
-                ray.get(self.monitor.wait_for_start.remote(attempt))
-                self._state.enter("running", f"attempt {attempt} runs", attempt)
-                if self._notifier is not None and attempt > 1:
-                    self._notifier.notify("resumed", attempt=attempt)
-                self._notify(ray.get(self.monitor.wait_for_end.remote(attempt)))
-        except ray.exceptions.RayError:  # The monitor has ended; the main thread says how the job did.
-            return
+            self.monitor.close()
+        except Exception:
+            traceback.print_exc()
+
+    def _follow_attempts(self) -> None:
+        self._state.enter("allocating", f"asks for {self._describe_wanted()}")
+        number = self._state.attempt
+        while True:
+            try:
+                self._waiting.set()
+                news = self.monitor.wait_for_attempt(number + 1)
+                self._waiting.clear()
+                number = news.number
+                self._state.enter("preparing", f"attempt {number} starts on {news.num_members} worker(s)", number)
+                self._on_attempt(news)
+                self.monitor.wait_for_start(number)
+                self._state.enter("running", f"attempt {number} runs", number)
+                if self._notifier is not None and number > 1:
+                    self._notifier.notify("resumed", attempt=number)
+                self._notify(self.monitor.wait_for_end(number))
+            except MonitorLostError:
+                self._waiting.clear()
+                if not self._is_finishing:
+                    self._on_lost()
+                return
+            except Exception:  # The job goes on; the next attempt is told again.
+                traceback.print_exc()
+
+    def _tell_waits(self) -> None:
+        """Say what the job waits for, while it does."""
+        while not self._closed.wait(WAIT_NOTE_S):
+            try:
+                if self._waiting.is_set() and _is_placement_pending():
+                    self._tell_wait()
+            except Exception as err:  # Ray may not answer for a while.
+                print(f"it is not known what the job waits for: {err}", file=sys.stderr)
+
+    def _tell_wait(self) -> None:
+        wanted = self._describe_wanted()
+        if self._state.status in ("preparing", "running"):
+            # The machines of the attempt before are gone, and there are no others.
+            self._state.enter("allocating", f"asks for {wanted}")
+        if self._state.status == "allocating":
+            available = ray.available_resources()
+            free = _describe({name: available.get(name, 0) for name in self._resources})
+            self._state.note_waiting(f"waits for {wanted}; the cluster has {free} free")
+
+    def _describe_wanted(self) -> str:
+        return f"{self._num_members} x ({_describe(self._resources)})"
 
     def _notify(self, record: AttemptRecord | None) -> None:
         if self._notifier is not None and record is not None and record.cause not in (None, "stop"):
             kind: MessageKind = "preempted" if record.cause == "preemption" else "attempt_failed"
             self._notifier.notify(kind, record.text, step=record.last_step, attempt=record.number)
-
-
-def describe_error(ending: Ending, error: Exception | None) -> str:
-    """Why a job failed: a worker that died, else the first member's diagnosis, else what Ray or the monitor says.
-
-    Args:
-        error: what Ray raised; None if all workers left as they were told.
-    """
-    text = _describe_cause(ending, error)
-    return text if ending.why_over is None else f"{text}\nNot started again: {ending.why_over}."
-
-
-def _describe_cause(ending: Ending, error: Exception | None) -> str:
-    causes = getattr(error, "worker_failures", None) or {}
-    for rank in sorted(causes):
-        # Ray wraps what killed a worker into a failed health check.
-        cause = getattr(causes[rank], "health_check_failure", causes[rank])
-        if isinstance(cause, ray.exceptions.OutOfMemoryError):
-            return f"worker {rank} was ended by Ray because the machine's memory was full.\n{_first_lines(str(cause))}"
-        if isinstance(cause, ray.exceptions.RayActorError):
-            # A worker never dies because of another one, so this comes before what the others report.
-            return f"worker {rank} died: its process was killed, or its machine was lost.\n{_first_lines(str(cause))}"
-    if ending.failures:
-        return ending.failures[0].describe()
-    if error is None:
-        return ending.text
-    for rank in sorted(causes):
-        is_own = isinstance(causes[rank], PeriflowRayError)
-        return str(causes[rank]) if is_own else f"worker {rank}: {_first_lines(str(causes[rank]))}"
-    return _first_lines(str(error))
-
-
-def remove_sandboxes(storage_uri: str, job_id: int, num_nodes: int) -> None:
-    """Delete what failed or killed workers left on the cluster's machines."""
-
-    def remove() -> None:
-        for node_rank in range(num_nodes):
-            Sandbox(storage_uri, job_id, node_rank).remove()
-
-    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    tasks = [
-        ray.remote(num_cpus=0)(remove).options(scheduling_strategy=strategy(node["NodeID"], soft=False)).remote()
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    ray.wait(tasks, num_returns=len(tasks), timeout=MONITOR_TIMEOUT_S)
 
 
 def _is_placement_pending() -> bool:
@@ -184,7 +156,3 @@ def _describe(resources: Mapping[str, float]) -> str:
     for name, amount in resources.items():
         parts.append(f"{amount / 2**30:.1f} GiB memory" if name == "memory" else f"{amount:g} {name}")
     return ", ".join(parts)
-
-
-def _first_lines(text: str) -> str:
-    return "\n".join([line for line in text.splitlines() if line.strip()][:_NUM_ERROR_LINES])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from periflow_ray import jobs
 from periflow_ray.errors import ClusterError
 from periflow_ray.jobs import JobRecord, JobState
-from periflow_ray.jobs.requests import post_request
+from periflow_ray.jobs.requests import StopRequest, post_request
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.jobs import SUSPECT_AFTER_S, check_state, connect_to_job
 from periflow_ray.submit.ray_jobs import ENDED_RAY_STATUSES
@@ -36,7 +36,7 @@ def ask_to_stop(root: StorageRoot, job_id: int, *, save_timeout_s: float = SAVE_
     if state.has_ended or state.status == "stopping":
         return state
     if _is_driver_alive(state):
-        post_request(root, job_id, "stop", timeout_s=save_timeout_s)
+        post_request(root, job_id, StopRequest(save_timeout_s))
         state = _wait(root, job_id, ANSWER_TIMEOUT_S, lambda state: state.status == "stopping")
         if state.has_ended or state.status == "stopping":
             return state
@@ -74,7 +74,7 @@ def stop_job_now(root: StorageRoot, job_id: int) -> JobState:
     state = check_state(root, job_id)
     if not state.has_ended and _is_driver_alive(state):
         # Also ends a save that is under way. Ray's signal alone would ask for one.
-        post_request(root, job_id, "stop", timeout_s=0.0)
+        post_request(root, job_id, StopRequest(0.0))
         # A function job has no Ray job that could be ended instead.
         grace_s = END_TIMEOUT_S if record.ray_submission_id is None else NOW_GRACE_S
         state = _wait(root, job_id, grace_s, lambda state: False)

@@ -14,10 +14,10 @@ from typing import Any
 import periflow_ray.sdk
 from periflow_ray.plan import JobPlan, device_environment, node_environment, rewrite_paths
 from periflow_ray.processes import Command
-from periflow_ray.runtime.command_jobs.node_log import NodeLog
 from periflow_ray.runtime.diagnosis import Failure, diagnose
-from periflow_ray.runtime.monitor.meeting import Meeting
-from periflow_ray.runtime.worker.sandbox import Sandbox
+from periflow_ray.runtime.member.log import MemberLog
+from periflow_ray.runtime.member.sandbox import Sandbox
+from periflow_ray.runtime.monitor.contract import AttemptStart
 
 GRACE_S = 5.0
 # Where the attempt is lost, or saved as a whole, nothing of what a rank still does is kept; and everybody waits for it.
@@ -37,10 +37,10 @@ class NodeCommands:
         self,
         plan: JobPlan,
         sandbox: Sandbox,
-        log: NodeLog,
+        log: MemberLog,
         secrets: Mapping[str, str],
         node_rank: int,
-        meeting: Meeting,
+        start: AttemptStart,
     ) -> None:
         self._plan = plan
         self._sandbox = sandbox
@@ -48,12 +48,12 @@ class NodeCommands:
         self._secrets = secrets
         self._node_rank = node_rank
         common: dict[str, Any] = {
-            "num_nodes": meeting.num_members,
+            "num_nodes": start.num_members,
             "node_rank": node_rank,
-            "master_addr": meeting.master_addr,
-            "master_port": meeting.master_port,
-            "attempt": meeting.attempt,
-            "processed_iters": meeting.checkpoint.step if meeting.checkpoint else 0,
+            "master_addr": start.master_addr,
+            "master_port": start.master_port,
+            "attempt": start.attempt,
+            "processed_iters": start.checkpoint.step if start.checkpoint else 0,
             "output_checkpoint_dir": plan.output_checkpoint_dir,
         }
         if plan.launch_mode == "node":

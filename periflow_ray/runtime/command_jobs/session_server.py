@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from periflow_ray.jobs.metrics import Metric
+from periflow_ray.runtime.member.shell import Records
 from periflow_ray.sdk import wire
 from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
 
@@ -50,15 +51,6 @@ class RankState:
     connection: socket.socket | None = field(default=None, repr=False)
     connected_s: float = field(default_factory=time.monotonic)
     waiting_since_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Records:
-    """What the ranks of a node sent since it was last taken."""
-
-    steps: dict[int, int]
-    total_train_steps: int | None
-    metrics: list[Metric]
 
 
 class SessionServer:
@@ -98,6 +90,10 @@ class SessionServer:
         self._listener.listen(256)
         self._serving: list[threading.Thread] = []
         self._accepting = threading.Thread(target=self._accept, name="session-accept", daemon=True)
+        self._is_closed = False
+
+    def start(self) -> None:
+        """Begin to serve ranks."""
         self._accepting.start()
 
     @property
@@ -109,14 +105,9 @@ class SessionServer:
         """Everything since the last call."""
         with self._lock:
             metrics, self._metrics = self._metrics, []
-            return Records(dict(self._last_steps), self._total_train_steps, metrics)
-
-    @property
-    def is_pausing(self) -> bool:
-        """Whether no rank has a step to make now: each is in ``upload_checkpoint``, at its last step, or has ended."""
-        with self._lock:
             num_steps = self._total_train_steps or math.inf
-            return all(rank.is_saving or rank.step >= num_steps for rank in self._ranks.values())
+            is_pausing = all(rank.is_saving or rank.step >= num_steps for rank in self._ranks.values())
+            return Records(dict(self._last_steps), self._total_train_steps, tuple(metrics), is_pausing)
 
     def ask_steps(self, timeout_s: float) -> None:
         """Let every rank say its step at once, so that the next ``take_records`` has it."""
@@ -144,12 +135,21 @@ class SessionServer:
         for connection in connections:
             _send(connection, wire.encode("announced", step=step))
 
-    def is_last_save(self, step: int) -> bool:
-        """Whether this is the save that was announced."""
-        return self._announced_step != NO_STEP and step >= self._announced_step
+    def close(self) -> None:
+        """Take in everything that the ranks sent, stop listening and hang up; call it when their processes ended."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._accepting.ident is not None:
+            self._finish()
+        _hang_up(self._listener)
+        with self._lock:
+            connections = [rank.connection for rank in self._ranks.values()]
+        for connection in connections:
+            if connection is not None:
+                _hang_up(connection)
 
-    def finish(self) -> None:
-        """Take in everything that the ranks sent; call it when their processes have ended."""
+    def _finish(self) -> None:
         # Connections that nobody has accepted yet are still handed out after the shutdown, before its error.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -157,15 +157,6 @@ class SessionServer:
         self._accepting.join(FINISH_TIMEOUT_S)
         for thread in self._serving:
             thread.join(max(0.0, deadline_s - time.monotonic()))
-
-    def close(self) -> None:
-        """Stop listening and hang up."""
-        _hang_up(self._listener)
-        with self._lock:
-            connections = [rank.connection for rank in self._ranks.values()]
-        for connection in connections:
-            if connection is not None:
-                _hang_up(connection)
 
     def _accept(self) -> None:
         while True:
@@ -277,6 +268,9 @@ class SessionServer:
             self._save_snapshot(step, replace_waiting)
         except OSError as err:
             return str(err)
+        except Exception as err:  # The ranks wait for an answer, whatever it was.
+            logger.exception("the checkpoint of step %d was not saved", step)
+            return f"{type(err).__name__}: {err}"
         return None
 
     def _is_connecting(self, waiting: list[RankState]) -> bool:

@@ -36,6 +36,13 @@ def record_new_job(
     return record.job_id
 
 
+def record_num_nodes(root: StorageRoot, job_id: int, num_nodes: int) -> None:
+    """Store on how many nodes a job's ranks are, which is not known before Ray has placed them."""
+    record = jobs.read_record(root, job_id)
+    if record.num_nodes != num_nodes:
+        jobs.write_record(root, dataclasses.replace(record, num_nodes=num_nodes))
+
+
 def read_resumable_job(root: StorageRoot, job_id: int) -> tuple[JobRecord, JobState]:
     """An ended function job that can go on.
 

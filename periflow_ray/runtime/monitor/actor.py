@@ -1,320 +1,209 @@
-"""The job's one actor: members meet here, report progress, agree on checkpoints, and learn what to do next."""
+"""The job's one actor: members meet here, report progress, agree on checkpoints, and learn what to do next.
+
+Its methods are what ``MonitorClient`` promises; each hands on to the component that knows. What could harm a later
+attempt names the attempt that it belongs to: a machine that was cut off goes on with its attempt while the others begin
+the next one, and what it said arrives when its network is back.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Sequence
 
-from periflow_ray.errors import StorageError
 from periflow_ray.jobs.attempts import AttemptRecord
-from periflow_ray.jobs.events import EventWriter
-from periflow_ray.jobs.metrics import Metric
+from periflow_ray.jobs.requests import Drill
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.runtime.monitor.attempt import Attempt, AttemptKey, MemberFacts, Signal
-from periflow_ray.runtime.monitor.broken_group import close_broken_group
-from periflow_ray.runtime.monitor.checkpoint_board import CheckpointBoard
-from periflow_ray.runtime.monitor.checkpoint_calls import CheckpointCalls
-from periflow_ray.runtime.monitor.emergency import EmergencySave
-from periflow_ray.runtime.monitor.hazards import Hazards
-from periflow_ray.runtime.monitor.history import History
-from periflow_ray.runtime.monitor.meeting import JobRules, Meeting, Next
+from periflow_ray.runtime.monitor.announced_save import AnnouncedSave
+from periflow_ray.runtime.monitor.checkpoints import Checkpoints
+from periflow_ray.runtime.monitor.context import JobContext
+from periflow_ray.runtime.monitor.contract import (
+    Assignment,
+    AttemptNews,
+    AttemptStart,
+    Ending,
+    GroupKey,
+    GroupLoss,
+    MemberFacts,
+    Next,
+    Order,
+    Phase,
+    Report,
+    RestoreVerdict,
+    SnapshotId,
+)
+from periflow_ray.runtime.monitor.draining import Draining
+from periflow_ray.runtime.monitor.drills import rehearse
+from periflow_ray.runtime.monitor.growth import Growth
+from periflow_ray.runtime.monitor.hangs import Hangs
+from periflow_ray.runtime.monitor.membership import Membership
 from periflow_ray.runtime.monitor.recorder import Recorder
 from periflow_ray.runtime.monitor.repetition import Repetition
-from periflow_ray.runtime.monitor.restore_agreement import RestoreAgreement
+from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.notifications import WandbForwarder
+from periflow_ray.store.checkpoints import LocalFile, Manifest
 from periflow_ray.store.root import StorageRoot
 
 WATCH_INTERVAL_S = 0.5
-# Worker groups that break before an attempt begins with them cost no attempt, but are not tried for ever.
-MAX_UNBORN_GROUPS = 5
 
 
-class Monitor(CheckpointCalls):
-    """Runs as an asynchronous Ray actor; every method is one short critical section or a wait on a condition."""
+class Monitor:
+    """Runs as an asynchronous Ray actor."""
 
     def __init__(self, root: StorageRoot, job_id: int, rules: JobRules) -> None:
-        self._root = root
-        self._job_id = job_id
-        self._rules = rules
-        self._events = EventWriter(root, job_id, "monitor")
-        self._event_thread = ThreadPoolExecutor(1, thread_name_prefix="events")
+        self._context = JobContext(root, job_id, rules)
         self._recorder = Recorder(root, job_id)
-        self._changed = asyncio.Condition()
-        self._board = CheckpointBoard(root, job_id, rules.retention, self._changed, self)
-        self._emergency = EmergencySave(self._changed, self._board, self.write_event)
-        self._wandb = WandbForwarder(rules.wandb_run, self._notice) if rules.wandb_run is not None else None
-        self._restores = RestoreAgreement(root, job_id, self._changed, self.write_event)
-        self._hazards = Hazards(
-            job_id, self._changed, self._board, self._emergency, self.write_event, rules.hang_timeout_s
-        )
-        self._history = History(root, job_id, rules.max_failures)
-        self._attempt = Attempt(self._history.last_number, ("", 0), 0)
-        self._over: str | None = None
-        self._is_stopping = False
-        self._num_unborn_groups = 0
+        self._wandb = WandbForwarder(rules.wandb_run, self._context.note) if rules.wandb_run is not None else None
+        self._checkpoints = Checkpoints(self._context, lambda: self._recorder.progress.metrics)
+        self._save = AnnouncedSave(self._context, self._checkpoints)
+        self._draining = Draining(self._context, self._save)
+        self._hangs = Hangs(self._context)
+        self._growth = Growth(self._context, self._checkpoints, self._save)
+        self._membership = Membership(self._context, self._checkpoints, self._save, self._draining.announced_machines)
         self._repetition = Repetition()
+        self._recorded_attempt = 0
 
-    # Members call these. What could harm a later attempt names the attempt that it belongs to.
+    # Members.
 
-    async def join(self, key: AttemptKey, facts: MemberFacts) -> Meeting:
-        """Wait until every member of the attempt has joined."""
+    async def join(self, key: GroupKey, facts: MemberFacts) -> AttemptStart:
         self._begin_to_watch()
-        async with self._changed:
-            if self._is_over:
-                return self._send_away(self._attempt, facts.member)
-            if key != self._attempt.key:
-                await self._begin_attempt(key, facts.num_members)
-            attempt = self._attempt
-            attempt.members[facts.member] = facts
-            self._changed.notify_all()
-            await self._changed.wait_for(lambda: attempt.has_all_members or self._is_over)
-            if not attempt.has_all_members:
-                return self._send_away(attempt, facts.member)
-            first = attempt.members[0]
-            return Meeting(attempt.number, attempt.num_members, first.address, first.port, attempt.checkpoint)
+        return await self._membership.join(key, facts)
 
-    async def start(self, member: int) -> None:
-        """A member is prepared and the user's code starts."""
-        async with self._changed:
-            self._attempt.started.add(member)
-            self._changed.notify_all()
+    async def settle_restore(self, member: int, name: str, problem: str | None) -> RestoreVerdict:
+        return await self._checkpoints.settle_restore(member, name, problem)
 
-    async def record(
-        self,
-        steps: dict[int, int],
-        total_train_steps: int | None,
-        metrics: list[Metric],
-        node_rank: int,
-        answers_report: bool = False,
-        attempt_number: int | None = None,
-        is_pausing: bool = False,
-    ) -> None:
-        """Take in what the ranks of a node did since the last call.
+    async def start(self, attempt: int, member: int) -> None:
+        self._membership.start(attempt, member)
 
-        Args:
-            is_pausing: none of them has a step to make now.
-        """
-        if self._is_past(attempt_number):
+    async def wait_for_start(self, attempt: int) -> None:
+        await self._membership.wait_for_start(attempt)
+
+    async def report(self, report: Report) -> None:
+        self._take_report(report)
+
+    async def next_orders(self, attempt: int, num_seen: int) -> list[Order]:
+        return await self._context.wait_for_orders(attempt, num_seen)
+
+    async def miss_save(self, attempt: int, step: int) -> None:
+        if self._is_current(attempt):
+            self._save.miss(step)
+
+    async def announce_snapshot(self, attempt: int, node_rank: int, snapshot: SnapshotId, report: Report) -> None:
+        self._take_report(report)
+        if self._is_current(attempt):
+            self._checkpoints.announce(node_rank, snapshot)
+
+    async def withdraw_snapshot(self, attempt: int, snapshot: SnapshotId, reason: str) -> None:
+        if self._is_current(attempt):
+            self._checkpoints.withdraw(snapshot, reason)
+
+    async def begin_checkpoint(
+        self, attempt: int, node_rank: int, snapshot: SnapshotId, files: Sequence[LocalFile]
+    ) -> Assignment:
+        if not self._is_current(attempt):
+            return Assignment("", ())
+        return await self._checkpoints.begin(node_rank, snapshot, files)
+
+    async def end_checkpoint(self, attempt: int, node_rank: int, snapshot: SnapshotId, error: str | None) -> str | None:
+        if not self._is_current(attempt):
+            return f"attempt {attempt} is over"
+        return await self._checkpoints.finish(node_rank, snapshot, error)
+
+    async def barrier(self, attempt: int, member: int, snapshot: SnapshotId, phase: Phase) -> None:
+        current = self._context.attempt
+        if attempt != current.number:
             return
-        attempt = self._attempt
-        attempt.take_steps(node_rank, steps, is_pausing)
-        if answers_report:
-            attempt.reported.update(steps)
-        self._recorder.record(attempt.steps.get(0), total_train_steps, metrics)
-        if self._wandb is not None:
-            self._wandb.forward(metrics)
-        async with self._changed:
-            self._changed.notify_all()
+        self._checkpoints.see(snapshot)
+        current.come_to(member, snapshot, phase)
+        self._context.reports.tell()
+        await self._context.reports.wait_for(
+            lambda: self._context.attempt is not current or current.has_passed_phase(snapshot, phase)
+        )
 
-    async def wait_for_signals(self, attempt_number: int, num_seen: int) -> list[Signal]:
-        """What members have to do, beyond the first ``num_seen`` signals; waits until there is something."""
-        async with self._changed:
-            attempt = self._attempt
-            await self._changed.wait_for(
-                lambda: self._attempt is not attempt or len(attempt.signals) > num_seen or attempt.has_everybody_left
-            )
-            if attempt.number != attempt_number or self._attempt is not attempt:
-                return [Signal("end")]
-            return attempt.signals[num_seen:] or [Signal("end")]
+    async def settle_uploads(self) -> None:
+        await self._checkpoints.wait_for_uploads()
 
-    async def miss_save(self, attempt_number: int, step: int) -> None:
-        """A rank was already beyond the step of an announced save when it heard of it, or ranks saved at several."""
-        if attempt_number == self._attempt.number:
-            await self._emergency.miss(step)
+    async def has_committed(self, snapshot: SnapshotId) -> bool:
+        return self._checkpoints.has_committed(snapshot)
 
-    async def leave(self, member: int, failure: Failure | None, attempt_number: int | None = None) -> None:
-        """A member's part has ended and its checkpoints are settled."""
-        async with self._changed:
-            if self._is_past(attempt_number):
-                return
-            attempt = self._attempt
-            attempt.left.add(member)
-            if failure is not None or attempt.cause is not None:
-                # It did not end by itself, so it may not have come to what the others save.
-                self._board.drop_node(attempt.node_of(member))
-            if failure is not None:
-                attempt.failures.append(failure)
-                # A machine that is shut down ends the user's processes before it goes.
-                if attempt.members[member].ray_node_id in self._hazards.announced_machines:
-                    if attempt.end("preemption", f"node {attempt.node_of(member)} was taken away"):
-                        self.write_event("attempt_failed", f"attempt {attempt.number} ended: {attempt.text}")
-                elif attempt.end("failure", failure.headline()):
-                    self.write_event("attempt_failed", f"attempt {attempt.number} failed: {failure.headline()}")
-            self._changed.notify_all()
+    async def newest_commit(self) -> Manifest | None:
+        return self._checkpoints.newest_commit
 
-    async def decide(self) -> Next:
-        """What follows the attempt, once every member has left. Collective: call on all members after ``leave``."""
-        async with self._changed:
-            attempt = self._attempt
-            await self._changed.wait_for(lambda: attempt.has_everybody_left)
-            if attempt.cause is None or attempt.cause == "stop":
-                await self._record_end(attempt)
-                return "end"
-            if not await self._may_restart(attempt):
-                return "end"
-            is_for_others = attempt.cause in ("preemption", "resize") or attempt.is_group_broken
-            return "new_group" if is_for_others else "restart"
+    async def leave(self, attempt: int, member: int, failure: Failure | None) -> None:
+        self._membership.leave(attempt, member, failure)
 
-    # The driver and Ray Train's controller call these.
+    async def decide(self, attempt: int) -> Next:
+        return await self._membership.decide(attempt)
 
-    async def may_replace_group(self, lost_workers: Mapping[int, str], is_preempted: bool) -> bool:
-        """Whether Ray Train may start a new worker group after this one broke; see ``close_broken_group``."""
-        async with self._changed:
-            attempt = self._attempt
-            self._num_unborn_groups += attempt.is_group_broken
-            if self._num_unborn_groups > MAX_UNBORN_GROUPS:
-                self._over = f"its workers died {self._num_unborn_groups} times in a row before all of them had come"
-                return False
-            if not await close_broken_group(
-                attempt,
-                lost_workers,
-                is_preempted,
-                self._rules.member_noun,
-                self._hazards.announced_machines,
-                self._board,
-                self.write_event,
-            ):
-                return False
-            self._changed.notify_all()
-            if attempt.cause == "stop" or self._is_stopping:
-                await self._record_end(attempt)
-                return False
-            return await self._may_restart(attempt)
+    async def ping(self) -> None:
+        """Nothing: the answer is what counts."""
 
-    async def wait_for_attempt(self, number: int) -> tuple[int, int]:
-        """Wait until all members of this attempt, or of a later one, have joined; returns its number and theirs."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._attempt.number >= number and self._attempt.has_all_members)
-            return self._attempt.number, self._attempt.num_members
+    # Ray Train's controller.
 
-    async def wait_for_end(self, number: int) -> AttemptRecord | None:
-        """How an attempt ended, once it has."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._history.find_ended(number) is not None)
-            return self._history.find_ended(number)
-
-    async def wait_for_start(self, number: int) -> None:
-        """Wait until all members of this attempt run the user's code, or the attempt is over."""
-        async with self._changed:
-            attempt = self._attempt
-            await self._changed.wait_for(
-                lambda: self._attempt.number != number or len(attempt.started) == attempt.num_members
-            )
-
-    async def stop(self, timeout_s: float) -> bool:
-        """End the job: with a save at an agreed step within so many seconds; 0 saves nothing.
-
-        False if it has no members now, which could end it by leaving.
-        """
-        async with self._changed:
-            self._is_stopping = True
-            self._changed.notify_all()
-        attempt = self._attempt
-        can_end_by_leaving = attempt.has_all_members and not attempt.has_everybody_left
-        if timeout_s > 0:
-            await self._emergency.save(attempt, "the job is stopped on request", time.time() + timeout_s)
-        async with self._changed:
-            attempt.end("stop", "stopped on request")
-            self._changed.notify_all()
-        return can_end_by_leaving
-
-    async def drill(self, what: str, notice_s: float, node_rank: int, rank: int) -> None:
-        """Rehearse a loss on the running attempt: ``notice``, ``kill_rank`` or ``kill_node``."""
-        await self._hazards.drill(self._attempt, what, notice_s, node_rank, rank)
+    async def may_replace_group(self, loss: GroupLoss) -> bool:
+        return await self._membership.may_replace_group(loss)
 
     async def grow(self, num_members: int) -> None:
-        """There is room for so many members: go on with them after a save."""
-        await self._hazards.grow(self._attempt, num_members)
+        await self._growth.grow(num_members)
 
-    async def why_over(self) -> str | None:
-        """Why the job was given up; None if it was not."""
-        return self._over
+    # The driver.
 
-    async def attempt_text(self) -> str:
-        """Why the newest attempt ended."""
-        return self._attempt.text
+    async def wait_for_attempt(self, number: int) -> AttemptNews:
+        return await self._membership.wait_for_attempt(number)
 
-    async def attempt_failures(self) -> list[Failure]:
-        """Failures of the newest attempt in time order; the first is the cause."""
-        return sorted(self._attempt.failures, key=lambda failure: failure.time_unix_s)
+    async def wait_for_end(self, number: int) -> AttemptRecord | None:
+        return await self._membership.wait_for_end(number)
+
+    async def stop(self, timeout_s: float) -> bool:
+        self._membership.forbid_more()
+        attempt = self._context.attempt
+        can_end_by_leaving = attempt.has_all_members and not attempt.has_everybody_left
+        if timeout_s > 0:
+            await self._save.save(attempt, "the job is stopped on request", time.time() + timeout_s)
+        self._context.end(attempt, "stop", "stopped on request")
+        return can_end_by_leaving
+
+    async def drill(self, drill: Drill) -> None:
+        await rehearse(drill, self._context, self._draining)
+
+    async def describe_end(self) -> Ending:
+        return self._membership.describe_end()
 
     async def close(self) -> None:
-        """Write out everything that was received."""
         await self._repetition.close()
-        if self._attempt.cause is not None:
-            # Of one whose members were ended before they could leave.
-            async with self._changed:
-                with contextlib.suppress(OSError, StorageError):
-                    await self._record_end(self._attempt)
-        await self._board.close()
-        await asyncio.to_thread(self._event_thread.shutdown)
+        await self._membership.close()
+        await self._checkpoints.close()
+        await asyncio.to_thread(self._context.close)
         self._recorder.close()
         if self._wandb is not None:
             await asyncio.to_thread(self._wandb.close)
 
-    # The board asks these.
+    def _take_report(self, report: Report) -> None:
+        attempt = self._context.attempt
+        if report.attempt != attempt.number or report.member not in attempt.members:
+            return
+        if not attempt.take_report(report):
+            return
+        if attempt.number != self._recorded_attempt:
+            self._recorder.forget_speed()
+            self._recorded_attempt = attempt.number
+        self._recorder.record(report.steps.get(0), report.total_train_steps, list(report.metrics))
+        if self._wandb is not None:
+            self._wandb.forward(list(report.metrics))
+        self._checkpoints.see_progress(attempt.node_of(report.member))
+        self._context.reports.tell()
 
-    def current_attempt(self) -> Attempt:
-        """The attempt under way."""
-        return self._attempt
-
-    def newest_metrics(self) -> Mapping[str, Any]:
-        """The newest value of each metric."""
-        return self._recorder.progress.metrics
-
-    def write_event(self, kind: str, text: str) -> None:
-        """Add to the job's events."""
-        # Elsewhere, because a storage that hangs must not hold up the members.
-        self._event_thread.submit(self._events.write, kind, text, self._attempt.number)
-
-    @property
-    def _is_over(self) -> bool:
-        return self._over is not None or self._is_stopping
-
-    def _send_away(self, attempt: Attempt, member: int) -> Meeting:
-        # Whoever has come must not wait for one that will not.
-        attempt.left.add(member)
-        self._changed.notify_all()
-        return Meeting(attempt.number, 0, "", 0, None, is_over=True)
-
-    def _notice(self, text: str) -> None:
-        self.write_event("notice", text)
+    def _is_current(self, attempt: int) -> bool:
+        return attempt == self._context.attempt.number
 
     def _begin_to_watch(self) -> None:
         if not self._repetition.has_begun:
             self._repetition.begin(lambda: asyncio.to_thread(self._recorder.try_flush), self._recorder.flush_interval_s)
             self._repetition.begin(self._watch, WATCH_INTERVAL_S)
 
-    async def _begin_attempt(self, key: AttemptKey, num_members: int) -> None:
-        before = self._attempt
-        if before.members:
-            # Ray Train may have replaced the workers without asking, for example because they did not come up.
-            if before.end("lost", "a worker or its machine died"):
-                self.write_event("attempt_failed", f"attempt {before.number} ended: {before.text}")
-            await self._record_end(before)
-        self._attempt = Attempt(before.number + 1, key, num_members, self._rules.devices_per_member)
-        self._num_unborn_groups = 0
-        self._recorder.forget_speed()
-        await self._board.begin_attempt()
-        self._attempt.checkpoint = await self._restores.find_checkpoint()
-        await self._history.begin(self._attempt)
-
-    async def _may_restart(self, attempt: Attempt) -> bool:
-        await self._record_end(attempt)
-        self._over = self._over or self._history.refuse_restart()
-        return self._over is None
-
-    async def _record_end(self, attempt: Attempt) -> None:
-        newest = self._board.newest
-        resumable_step = newest.step if newest is not None else 0
-        await self._history.end(attempt, resumable_step, self._emergency.describe(attempt))
-        self._changed.notify_all()
-
     async def _watch(self) -> None:
-        await self._hazards.look(self._attempt)
-        with contextlib.suppress(OSError, StorageError):  # The next look tries again.
-            await self._history.update(self._attempt)
+        attempt = self._context.attempt
+        if attempt.cause is None and attempt.has_all_members:
+            await self._draining.look()
+            self._hangs.look()
+        await self._membership.update_record()

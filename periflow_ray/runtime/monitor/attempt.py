@@ -1,54 +1,42 @@
-"""One attempt as the monitor sees it: who takes part, how far each rank is, and how it ends. No I/O, no waiting."""
+"""One attempt as the monitor sees it: who takes part, how far each member is, and how it ends. No I/O, no waiting."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
+from periflow_ray.jobs.attempts import EndCause
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.runtime.monitor.restart_policy import Cause
+from periflow_ray.runtime.monitor.contract import (
+    EndAttempt,
+    GroupKey,
+    MemberFacts,
+    Order,
+    Phase,
+    Report,
+    SnapshotId,
+)
 from periflow_ray.store.checkpoints import Manifest
-
-AttemptKey = tuple[str, int]
-"""(worker group of Ray Train, how many-th round in it): the same for all members of an attempt."""
 
 SPEED_WINDOW_S = 10.0
 # What nodes report is up to a second old, each in its own way: over less time that would be taken for speed.
 MIN_SPEED_SPAN_S = 1.0
+# A report that was sent twice comes again while a few later ones are on their way, not after hundreds.
+_NUM_REMEMBERED_REPORTS = 64
 
 
-@dataclass(frozen=True)
-class MemberFacts:
-    """A Ray Train worker: a node's agent in a command job, a rank in a function job.
+@dataclass
+class MemberProgress:
+    """How far a member's ranks are: each one's step, the lowest and the highest."""
 
-    ``address`` and ``port`` are where rank 0's process group may listen; ``ray_node_id`` is the machine, in hex.
-    """
-
-    member: int
-    num_members: int
-    node_rank: int
-    address: str
-    port: int
-    ray_node_id: str
-
-
-@dataclass(frozen=True)
-class Signal:
-    """What the monitor asks of every member.
-
-    ``report``: send each rank's step at once. ``save``: tell the ranks the step of an emergency save (-1 is now, -2
-    that there is none after all). ``dump``: write each rank's stack into the log. ``end``: end the user's processes and
-    leave; ``cause`` and ``text`` say why, where the attempt is not long over. ``kill_rank`` and ``kill_node`` rehearse
-    a crash: whoever has the rank or is the node ``target`` kills it.
-    """
-
-    kind: Literal["report", "save", "dump", "end", "kill_rank", "kill_node"]
-    step: int = 0
-    target: int = 0
-    cause: Cause | Literal["stop"] | None = None
-    text: str = ""
+    steps: Mapping[int, int] = field(default_factory=dict)
+    lowest_step: int = 0
+    highest_step: int = 0
+    is_pausing: bool = False
+    last_number: int = 0
+    seen_numbers: deque[int] = field(default_factory=lambda: deque(maxlen=_NUM_REMEMBERED_REPORTS))
 
 
 @dataclass
@@ -56,32 +44,48 @@ class Attempt:
     """State of one attempt."""
 
     number: int
-    key: AttemptKey
+    key: GroupKey
     num_members: int
     devices_per_member: int = 1
     checkpoint: Manifest | None = None
     members: dict[int, MemberFacts] = field(default_factory=dict)
     restored: dict[str, set[int]] = field(default_factory=dict)
-    meetings: dict[tuple[tuple[int, int], str], set[int]] = field(default_factory=dict)
     started: set[int] = field(default_factory=set)
     left: set[int] = field(default_factory=set)
-    reported: set[int] = field(default_factory=set)  # Ranks that answered the newest ``report``.
-    steps: dict[int, int] = field(default_factory=dict)
-    ranks_by_node: dict[int, set[int]] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-    signals: list[Signal] = field(default_factory=list)
-    cause: Cause | Literal["stop"] | None = None
+    progress: dict[int, MemberProgress] = field(default_factory=dict)
+    answered: set[int] = field(default_factory=set)
+    """Members that answered the newest ``ReportSteps``."""
+    failures: dict[int, Failure] = field(default_factory=dict)
+    """Each failed member's failure."""
+    orders: list[Order] = field(default_factory=list)
+    cause: EndCause | None = None
     text: str = ""
+    is_prepared: bool = False
+    """Its checkpoint is known and its record written: members may start."""
     is_group_broken: bool = False
-    """Ray Train replaces the workers: those that live must not begin another attempt."""
+    """Ray Train replaces the workers: surviving ones must not begin another attempt."""
     started_unix_s: float = field(default_factory=time.time)
     first_step_unix_s: float | None = None
     last_step_unix_s: float | None = None
-    pausing_nodes: set[int] = field(default_factory=set)
     drilled_nodes: set[int] = field(default_factory=set)
     """Nodes that a drill takes away with notice."""
+    last_step: int = 0
+    """The highest step of any rank."""
+    _members_by_node: dict[int, set[int]] = field(default_factory=dict)
+    _come: dict[tuple[SnapshotId, Phase], set[int]] = field(default_factory=dict)
+    _passed: set[tuple[SnapshotId, Phase]] = field(default_factory=set)
     _moved_s: float = field(default_factory=time.monotonic)
     _points: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def add(self, facts: MemberFacts) -> None:
+        """A member has joined."""
+        self.members[facts.member] = facts
+        self._members_by_node.setdefault(facts.node_rank, set()).add(facts.member)
+
+    def resume_at(self, checkpoint: Manifest | None) -> None:
+        """Its members restore this checkpoint."""
+        self.checkpoint = checkpoint
+        self.last_step = self.resumed_step
 
     @property
     def has_all_members(self) -> bool:
@@ -104,9 +108,9 @@ class Attempt:
         return self.checkpoint.step if self.checkpoint is not None else 0
 
     @property
-    def last_step(self) -> int:
-        """The highest step of any rank."""
-        return max(self.steps.values(), default=self.resumed_step)
+    def lowest_step(self) -> int:
+        """The lowest step of any rank, as far as is known."""
+        return min((known.lowest_step for known in self.progress.values() if known.steps), default=self.resumed_step)
 
     @property
     def num_devices(self) -> int:
@@ -116,37 +120,60 @@ class Attempt:
     @property
     def num_nodes(self) -> int:
         """Distinct nodes of the members."""
-        return len({facts.node_rank for facts in self.members.values()})
+        return len(self._members_by_node)
 
     def node_of(self, member: int) -> int:
         """A member's node rank."""
         return self.members[member].node_rank
 
+    def is_present(self, node_rank: int) -> bool:
+        """Whether a member on this node still takes part."""
+        return bool(self._members_by_node.get(node_rank, set()) - self.left)
+
     def present_nodes(self) -> set[int]:
         """Ranks of the nodes that still take part."""
-        return {facts.node_rank for member, facts in self.members.items() if member not in self.left}
+        return {node_rank for node_rank in self._members_by_node if self.is_present(node_rank)}
 
-    def has_met(self, checkpoint: tuple[int, int], phase: str) -> bool:
-        """Whether every member came to this phase of a checkpoint, has left, or is beyond its step."""
-        come = self.meetings.get((checkpoint, phase), set()) | self.left
-        return all(member in come or self.steps.get(member, 0) > checkpoint[0] for member in self.members)
+    def come_to(self, member: int, snapshot: SnapshotId, phase: Phase) -> None:
+        """A member has come to a phase of a save, where it waits for the others."""
+        if (snapshot, phase) not in self._passed:
+            self._come.setdefault((snapshot, phase), set()).add(member)
 
-    def take_steps(self, node_rank: int, steps: dict[int, int], is_pausing: bool = False) -> None:
-        """What the ranks of a node have reported; ``is_pausing`` if none of them has a step to make now."""
-        before = self.last_step
-        if any(step != self.steps.get(rank) for rank, step in steps.items()):
+    def has_passed_phase(self, snapshot: SnapshotId, phase: Phase) -> bool:
+        """Whether every member came to this phase, has left, or is beyond the save's step."""
+        key = (snapshot, phase)
+        if key not in self._passed:
+            come = self._come.get(key, set())
+            if not all(
+                member in come or member in self.left or self._lowest_of(member) > snapshot[0]
+                for member in self.members
+            ):
+                return False
+            # Who comes later passes at once; the members themselves need not be remembered.
+            self._passed.add(key)
+            self._come.pop(key, None)
+        return True
+
+    def take_report(self, report: Report) -> bool:
+        """Take in how far a member's ranks are; False if the report has been here before."""
+        known = self.progress.setdefault(report.member, MemberProgress())
+        if report.number in known.seen_numbers:
+            return False
+        known.seen_numbers.append(report.number)
+        if report.is_answer:
+            self.answered.add(report.member)
+        if report.number < known.last_number:
+            # An earlier report that was held up: its metrics count, its steps are old.
+            return True
+        known.last_number = report.number
+        known.is_pausing = report.is_pausing
+        if report.steps and report.steps != known.steps:
             self._moved_s = time.monotonic()
-        (self.pausing_nodes.add if is_pausing else self.pausing_nodes.discard)(node_rank)
-        self.steps.update(steps)
-        if steps:
-            self.ranks_by_node.setdefault(node_rank, set()).update(steps)
-        if self.last_step > before:
-            now = time.time()
-            self.first_step_unix_s = self.first_step_unix_s or now
-            self.last_step_unix_s = now
-            self._points.append((now, self.last_step))
-            while now - self._points[0][0] > SPEED_WINDOW_S:
-                self._points.popleft()
+            known.steps = report.steps
+            known.lowest_step, known.highest_step = min(report.steps.values()), max(report.steps.values())
+            if known.highest_step > self.last_step:
+                self._advance(known.highest_step)
+        return True
 
     def step_time_s(self) -> float | None:
         """Duration of one step lately; None while it is unknown."""
@@ -168,28 +195,55 @@ class Attempt:
 
         Call it regularly, so that a pause does not count.
         """
-        has_to_move = self.ranks_by_node.keys() - self.pausing_nodes - {self.node_of(member) for member in self.left}
+        has_to_move = any(
+            known.steps and not known.is_pausing and member not in self.left for member, known in self.progress.items()
+        )
         if not has_to_move:
             self._moved_s = time.monotonic()
         return time.monotonic() - self._moved_s
 
     def may_still_save(self, node_rank: int, step: int) -> bool:
         """Whether some rank of a node is not beyond this step, as far as is known."""
-        ranks = self.ranks_by_node.get(node_rank, set())
-        return not ranks or any(self.steps[rank] <= step for rank in ranks)
+        members = self._members_by_node.get(node_rank, set())
+        known = [self.progress[member] for member in members if member in self.progress]
+        ranks = [progress for progress in known if progress.steps]
+        return not ranks or any(progress.lowest_step <= step for progress in ranks)
 
     def has_passed(self, step: int) -> bool:
         """Whether every rank is known to be beyond this step."""
-        return bool(self.steps) and min(self.steps.values()) > step
+        ranks = [known for known in self.progress.values() if known.steps]
+        return bool(ranks) and all(known.lowest_step > step for known in ranks)
 
-    def ranks_on(self, ray_node_ids: set[str]) -> list[int]:
+    def has_everybody_answered(self) -> bool:
+        """Whether every member with ranks has answered the newest ``ReportSteps``."""
+        asked = {member for member, known in self.progress.items() if known.steps} - self.left
+        return bool(asked) and self.answered >= asked
+
+    def ranks_on(self, ray_node_ids: Collection[str]) -> list[int]:
         """Node ranks of the members on these machines."""
         return sorted({facts.node_rank for facts in self.members.values() if facts.ray_node_id in ray_node_ids})
 
-    def end(self, cause: Cause | Literal["stop"], text: str) -> bool:
-        """Ask the members to leave; False if they were asked before."""
+    def brings_files(self, member: int) -> bool:
+        """Whether it is the first member on its node, which uploads for all of them."""
+        return member == min(self._members_by_node[self.node_of(member)])
+
+    def end(self, cause: EndCause, text: str) -> bool:
+        """Order the members to leave; False if they were ordered to before."""
         if self.cause is not None:
             return False
         self.cause, self.text = cause, text
-        self.signals.append(Signal("end", cause=cause, text=text))
+        self.orders.append(EndAttempt(cause, text))
         return True
+
+    def _lowest_of(self, member: int) -> int:
+        known = self.progress.get(member)
+        return known.lowest_step if known is not None else 0
+
+    def _advance(self, step: int) -> None:
+        self.last_step = step
+        now = time.time()
+        self.first_step_unix_s = self.first_step_unix_s or now
+        self.last_step_unix_s = now
+        self._points.append((now, step))
+        while now - self._points[0][0] > SPEED_WINDOW_S:
+            self._points.popleft()

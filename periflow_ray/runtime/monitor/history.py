@@ -79,7 +79,7 @@ class History:
             return
         if attempt.cause == "failure" and attempt.failures:
             # The first rank that failed, not the first member that said so: later ones are usually casualties.
-            attempt.text = min(attempt.failures, key=lambda failure: failure.time_unix_s).headline()
+            attempt.text = min(attempt.failures.values(), key=lambda failure: failure.time_unix_s).headline()
         record = dataclasses.replace(self._describe(attempt, resumable_step, save), ended_unix_s=time.time())
         # An attempt whose beginning failed is not among them yet.
         self._records = [*(known for known in self._records if known.number != attempt.number), record]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from periflow_ray.errors import StorageError
 from periflow_ray.store import checkpoints
@@ -35,22 +35,27 @@ class KeptCheckpoints:
         self._job_id = job_id
         self._retention = retention
         self._write_event = write_event
+        # Without their files, which only the newest one needs: there may be thousands.
         self._kept: list[Manifest] = []
+        self._added: list[Manifest] = []
         self._tidying: asyncio.Task[None] | None = None
+        self._is_read = False
         self._has_warned = False
-
-    @property
-    def newest(self) -> Manifest | None:
+        self.newest: Manifest | None = None
         """The checkpoint that was committed last."""
-        return self._kept[-1] if self._kept else None
 
-    async def read(self) -> None:
-        """Take in what the job has in its storage root."""
-        self._kept = await asyncio.to_thread(checkpoints.list_committed, self._root, self._job_id)
+    def begin_attempt(self, newest: Manifest | None) -> None:
+        """A new attempt goes on from here; the others are read beside it, when the first deletion needs them."""
+        self.newest = newest
+        self._is_read = False
+        self._added = []
 
     def add(self, manifest: Manifest) -> None:
         """A checkpoint was committed: others may expire."""
-        self._kept.append(manifest)
+        self.newest = manifest
+        if self._retention == Retention():
+            return
+        self._added.append(self._without_files(manifest))
         self._tidying = asyncio.create_task(self._tidy(self._tidying))
 
     async def close(self) -> None:
@@ -61,13 +66,37 @@ class KeptCheckpoints:
     async def _tidy(self, earlier: asyncio.Task[None] | None) -> None:
         if earlier is not None:
             await earlier
+        try:
+            await self._take_in_added()
+        except (OSError, StorageError) as err:  # The next commit tries again.
+            self._warn(f"checkpoints that may expire could not be listed: {err}")
+            return
         rules = self._retention
         for manifest in choose_expired(self._kept, rules.keep_last, rules.keep_best):
             try:
                 await asyncio.to_thread(checkpoints.remove, self._root, self._job_id, manifest.checkpoint)
             except (OSError, StorageError) as err:
-                if not self._has_warned:
-                    self._write_event("notice", f"checkpoint {manifest.checkpoint} could not be deleted: {err}")
-                self._has_warned = True
+                self._warn(f"checkpoint {manifest.checkpoint} could not be deleted: {err}")
             else:
                 self._kept.remove(manifest)
+
+    async def _take_in_added(self) -> None:
+        if not self._is_read:
+            found = await asyncio.to_thread(checkpoints.list_committed, self._root, self._job_id)
+            names = {manifest.checkpoint for manifest in self._added}
+            self._kept = [self._without_files(manifest) for manifest in found if manifest.checkpoint not in names]
+            self._is_read = True
+        self._kept += self._added
+        self._added = []
+
+    def _warn(self, text: str) -> None:
+        if not self._has_warned:
+            self._write_event("notice", text)
+        self._has_warned = True
+
+    def _without_files(self, manifest: Manifest) -> Manifest:
+        rule = self._retention.keep_best
+        metrics = (
+            {} if rule is None else {name: manifest.metrics[name] for name in manifest.metrics if name == rule.metric}
+        )
+        return replace(manifest, files=(), metrics=metrics)

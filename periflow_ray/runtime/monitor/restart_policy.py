@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-Cause = Literal["failure", "lost", "hang", "preemption", "resize", "driver"]
-"""Why an attempt ended: the user's code failed, a worker or machine was lost without notice, no rank made progress, a
-machine was taken away with notice, there was room for more workers, or the job's own driver died."""
+from periflow_ray.jobs.attempts import EndCause
 
 # The user's code or the machines are at fault; anything else costs the job nothing of its max_failures.
-COUNTED_CAUSES: frozenset[Cause] = frozenset({"failure", "lost", "hang"})
+COUNTED_CAUSES: frozenset[EndCause] = frozenset({"failure", "lost", "hang"})
 MAX_ENDS_WITHOUT_PROGRESS = 3
 
 
@@ -19,7 +16,7 @@ MAX_ENDS_WITHOUT_PROGRESS = 3
 class AttemptEnd:
     """How an attempt ended: at which step it was, and which step the next one resumes from."""
 
-    cause: Cause
+    cause: EndCause
     last_step: int
     resumable_step: int
 

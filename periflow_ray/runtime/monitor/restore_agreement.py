@@ -3,50 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
-from periflow_ray.runtime.monitor.attempt import Attempt
-from periflow_ray.runtime.monitor.meeting import RestoreVerdict
+from periflow_ray.runtime.monitor.context import JobContext
+from periflow_ray.runtime.monitor.contract import RestoreVerdict
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import Manifest
-from periflow_ray.store.root import StorageRoot
 
 
 class RestoreAgreement:
-    """The monitor's side of ``restore_agreed``.
+    """The monitor's side of ``restore_agreed``."""
 
-    Args:
-        changed: the monitor's condition.
-        write_event: takes an event's kind and text.
-    """
-
-    def __init__(
-        self, root: StorageRoot, job_id: int, changed: asyncio.Condition, write_event: Callable[[str, str], None]
-    ) -> None:
-        self._root = root
-        self._job_id = job_id
-        self._changed = changed
-        self._write_event = write_event
+    def __init__(self, context: JobContext) -> None:
+        self._context = context
         self._unusable: set[str] = set()
+        self._choosing = asyncio.Lock()
 
     async def find_checkpoint(self) -> Manifest | None:
         """The newest committed checkpoint that nobody found damaged."""
-        return await asyncio.to_thread(checkpoints.latest_committed, self._root, self._job_id, self._unusable)
+        return await asyncio.to_thread(
+            checkpoints.latest_committed, self._context.root, self._context.job_id, self._unusable
+        )
 
-    async def settle(self, attempt: Attempt, member: int, name: str, problem: str | None) -> RestoreVerdict:
+    async def settle(self, member: int, name: str, problem: str | None) -> RestoreVerdict:
         """Take in what became of a member's restore and wait for the others; see ``Monitor.settle_restore``."""
-        async with self._changed:
+        attempt = self._context.attempt
+        attempt.restored.setdefault(name, set()).add(member)
+        if problem is not None and name not in self._unusable:
+            self._unusable.add(name)
+            self._context.note(f"checkpoint {name} is not used: {problem}")
+        self._context.membership.tell()
+        await self._context.membership.wait_for(
+            lambda: len(attempt.restored[name] | attempt.left) >= attempt.num_members or attempt.cause is not None
+        )
+        async with self._choosing:
             candidate = attempt.checkpoint
-            attempt.restored.setdefault(name, set()).add(member)
-            if problem is not None and name not in self._unusable:
-                self._unusable.add(name)
-                self._write_event("notice", f"checkpoint {name} is not used: {problem}")
-            self._changed.notify_all()
-            await self._changed.wait_for(
-                lambda: len(attempt.restored[name] | attempt.left) >= attempt.num_members or attempt.cause is not None
-            )
-            if name not in self._unusable:
+            is_candidate = candidate is not None and candidate.checkpoint == name
+            if name not in self._unusable and is_candidate:
                 return RestoreVerdict(True, candidate)
-            if attempt.checkpoint is candidate:
-                attempt.checkpoint = await self.find_checkpoint()
+            if is_candidate:
+                attempt.resume_at(await self.find_checkpoint())
             return RestoreVerdict(False, attempt.checkpoint)

@@ -13,11 +13,13 @@ from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_act
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from periflow_ray.errors import PeriflowRayError
+from periflow_ray.runtime.monitor.client import MonitorClient
+from periflow_ray.runtime.monitor.contract import GroupLoss
 from periflow_ray.runtime.ray_train.group_size import ElasticPolicy
 
 
-class GroupReplacedError(PeriflowRayError):
-    """A worker raises it to have its group started again, elsewhere."""
+class LeaveGroupError(PeriflowRayError):
+    """A worker raises it to leave its group, which Ray Train then ends; the monitor knows whether another follows."""
 
 
 def leave_group(reason: str) -> None:
@@ -26,15 +28,16 @@ def leave_group(reason: str) -> None:
     From a thread beside the function's: one that is stuck cannot say so itself.
     """
     runner = get_train_context().execution_context.training_thread_runner
-    runner.get_exception_queue().put(UserExceptionWithTraceback(GroupReplacedError(reason), reason))
+    runner.get_exception_queue().put(UserExceptionWithTraceback(LeaveGroupError(reason), reason))
 
 
 class MonitorPolicy(FailurePolicy):  # type: ignore[misc]
     """Runs in Ray Train's controller."""
 
-    def __init__(self, failure_config: ray.train.FailureConfig, monitor: Any) -> None:
+    def __init__(self, failure_config: ray.train.FailureConfig, monitor: MonitorClient) -> None:
         super().__init__(failure_config)
         self._monitor = monitor
+        self._num_losses = 0
         self._default = DefaultFailurePolicy(failure_config)
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
@@ -47,7 +50,8 @@ class MonitorPolicy(FailurePolicy):  # type: ignore[misc]
             is_preempted = is_preempted or _is_preempted_actor(error)
             if isinstance(cause, ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError):
                 lost[rank] = str(cause)
-        may_replace = ray.get(self._monitor.may_replace_group.remote(lost, is_preempted))
+        self._num_losses += 1
+        may_replace = self._monitor.may_replace_group(GroupLoss(self._num_losses, lost, is_preempted))
         return FailureDecision.RETRY if may_replace else FailureDecision.RAISE
 
 
@@ -57,9 +61,13 @@ class MonitoredTrainer:
     None for that is a fixed number of workers.
     """
 
-    monitor: Any = None
+    monitor: MonitorClient
     min_num_workers: int | None = None
     _controller: Any = None
+
+    def fit(self) -> ray.train.Result:
+        """Run the training; see Ray's trainers."""
+        return super().fit()  # type: ignore[misc]
 
     def end_now(self) -> None:
         """End the worker group, or the wait for one: ``fit`` raises. Known only if it runs in the main thread."""

@@ -19,6 +19,8 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.util.placement_group import PlacementGroup
 
+from periflow_ray.runtime.monitor.client import MonitorClient
+
 # Machines that come back seldom come at once; a group that starts without them has to start again for each.
 SETTLE_S = 5.0
 # Room for more workers must stay so long before a running group is ended for it.
@@ -42,7 +44,7 @@ class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
         min_num_workers: fewer do not start.
     """
 
-    def __init__(self, scaling_config: ray.train.ScalingConfig, min_num_workers: int, monitor: Any) -> None:
+    def __init__(self, scaling_config: ray.train.ScalingConfig, min_num_workers: int, monitor: MonitorClient) -> None:
         super().__init__(scaling_config)
         self._min_num_workers = min_num_workers
         self._monitor = monitor
@@ -88,7 +90,7 @@ class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
             self._room_since_s = now_s
         elif now_s - self._room_since_s >= GROW_AFTER_S:
             self._room_since_s = None
-            self._monitor.grow.remote(num_possible)
+            self._monitor.grow(num_possible)
         return NoopDecision()
 
     def _count_possible_workers(self) -> int:

@@ -11,6 +11,7 @@ import ray._private.ray_constants as ray_constants
 import ray.train
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
 # The controller's polling interval; at Ray's default of 2 s every ray.train.report takes that long.
@@ -58,6 +59,14 @@ def ensure_ray() -> None:
     # (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER) is read when Ray is imported, which user code has done by now.
     ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+
+
+def forget_ray_checkpoints(root: StorageRoot, job_id: int) -> None:
+    """Delete Ray Train's own list of the run's checkpoints: it refuses to start where one of them has expired.
+
+    The manifests are the only record of checkpoints.
+    """
+    root.delete(job_key(job_id, "checkpoint_manager_snapshot.json"))
 
 
 def train_run_config(root: StorageRoot, job_id: int) -> ray.train.RunConfig:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from periflow_ray.jobs.attempts import SaveRecord
-from periflow_ray.runtime.monitor.attempt import Attempt, Signal
-from periflow_ray.runtime.monitor.checkpoint_board import CheckpointBoard
+from periflow_ray.runtime.monitor.attempt import Attempt
+from periflow_ray.runtime.monitor.checkpoints import Checkpoints
+from periflow_ray.runtime.monitor.context import JobContext
+from periflow_ray.runtime.monitor.contract import ReportSteps, SaveAt
 from periflow_ray.runtime.monitor.save_step import ANNOUNCE_S, choose_save_step
 from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
 from periflow_ray.store.checkpoints import Manifest
 
-# How long the members may take to say how far their ranks are.
+# How long the members may take to say how far their ranks are; what many of them add to that, each.
 REPORT_TIMEOUT_S = 0.5
+REPORT_TIME_PER_MEMBER_S = 0.002
 # With accumulated gradients Lightning saves a few batches after the one at which it was asked.
 PATIENCE_STEPS = 16
 # With short steps those are over before a rank on a busy machine has heard of it.
@@ -25,20 +27,12 @@ MAX_TIMES_AT_ONCE = 3
 _POLL_S = 0.1
 
 
-class EmergencySave:
-    """Asks all ranks for their steps, announces the step to save at, and waits for the commit.
+class AnnouncedSave:
+    """Asks all ranks for their steps, announces the step to save at, and waits for the commit."""
 
-    Args:
-        changed: the monitor's condition.
-        write_event: takes an event's kind and text.
-    """
-
-    def __init__(
-        self, changed: asyncio.Condition, board: CheckpointBoard, write_event: Callable[[str, str], None]
-    ) -> None:
-        self._changed = changed
-        self._board = board
-        self._write_event = write_event
+    def __init__(self, context: JobContext, checkpoints: Checkpoints) -> None:
+        self._context = context
+        self._checkpoints = checkpoints
         self._attempt: Attempt | None = None
         self._nodes: set[int] = set()
         self._deadline_unix_s = 0.0
@@ -60,7 +54,7 @@ class EmergencySave:
             self._attempt, self._nodes, self._running, self._record = attempt, set(), None, None
             self._announced_step = NO_STEP
         self._nodes |= set(nodes)
-        self._write_event("notice", reason)
+        self._context.note(reason)
         if self._running is not None and (not self._running.done() or self._running.result()):
             self._deadline_unix_s = min(self._deadline_unix_s, deadline_unix_s)
         else:
@@ -72,12 +66,11 @@ class EmergencySave:
         """What was asked for and saved in this attempt."""
         return self._record if self._attempt is attempt else None
 
-    async def miss(self, step: int) -> None:
+    def miss(self, step: int) -> None:
         """A rank heard of the announced step too late, or saved at another one: the save has to be tried again."""
-        async with self._changed:
-            if step == self._announced_step:
-                self._board.make_agreed_void("a rank was already beyond the agreed step")
-                self._changed.notify_all()
+        if step == self._announced_step:
+            self._checkpoints.make_agreed_void("a rank was already beyond the agreed step")
+            self._context.reports.tell()
 
     async def _save(self, attempt: Attempt, deadline_unix_s: float) -> bool:
         began_unix_s = time.time()
@@ -96,14 +89,14 @@ class EmergencySave:
             if saved is not None:
                 took_s = time.time() - began_unix_s
                 self._record = SaveRecord(deadline_unix_s - began_unix_s, saved.step, took_s)
-                self._write_event("notice", f"saved at step {saved.step}, {took_s:.1f} s after the notice")
+                self._context.note(f"saved at step {saved.step}, {took_s:.1f} s after the notice")
                 return True
             if is_speed_known:
                 announce_s *= 2
             else:
                 # "At once" was all that could be asked for; with a speed there is a step to agree on.
                 await asyncio.sleep(ANNOUNCE_S)
-        await self._withdraw(attempt)
+        self._withdraw(attempt)
         return False
 
     async def _announce(self, attempt: Attempt, announce_s: float) -> None:
@@ -112,23 +105,23 @@ class EmergencySave:
         if not self._may_go_on(attempt):
             return
         step = choose_save_step(
-            # A step that was missed is over, also where nobody answered in time.
-            [*attempt.steps.values(), self._announced_step],
+            # A step that was missed is over, even where nobody answered in time.
+            [attempt.last_step, self._announced_step],
             attempt.step_time_s(),
             announce_s=announce_s,
-            save_time_s=self._board.save_time_s,
+            save_time_s=self._checkpoints.save_time_s,
             time_left_s=self._deadline_unix_s - time.time(),
         )
         self._announced_step = step
         # "Now" is a different step for each rank; only if it happens to be the same one there is a checkpoint.
-        self._board.require_all_nodes(min(attempt.steps.values()) if step == SAVE_NOW else step)
+        self._checkpoints.require_all_nodes(attempt.lowest_step if step == SAVE_NOW else step)
         at = "at once: no agreed step can be saved in time" if step == SAVE_NOW else f"at step {step}"
-        self._write_event("notice", f"all ranks are asked to save {at}")
-        await self._signal(attempt, Signal("save", step))
+        self._context.note(f"all ranks are asked to save {at}")
+        self._context.order(attempt, SaveAt(step))
 
     async def _wait_for_commit(self, attempt: Attempt) -> tuple[Manifest | None, bool]:
         """The checkpoint that was asked for, None if there is none; and whether it is worth another try."""
-        agreed = self._board.agreed
+        agreed = self._checkpoints.agreed
         last_step = self._last_asked_step(attempt)
         asked_s = time.monotonic()
         has_told = False
@@ -136,28 +129,27 @@ class EmergencySave:
             if agreed.saved is not None:
                 return agreed.saved, False
             had_time = time.monotonic() - asked_s > PATIENCE_S and attempt.has_passed(last_step + PATIENCE_STEPS)
-            if had_time and not self._board.has_pending and not has_told:
-                text = f"the script did not save at step {last_step}: it never asked is_emergency_save()"
-                self._write_event("notice", text)
+            if had_time and not self._checkpoints.has_pending and not has_told:
+                self._context.note(f"the script did not save at step {last_step}: it never asked is_emergency_save()")
                 has_told = True
                 if not self._nodes:
                     return None, False
                 # Its next periodic checkpoint is the last one that this attempt can use.
-            await self._wait_for_change()
-            self._board.check_agreed()
+            await self._context.reports.wait(_POLL_S)
+            self._checkpoints.check_agreed()
         return agreed.saved, agreed.is_void
 
-    async def _withdraw(self, attempt: Attempt) -> None:
+    def _withdraw(self, attempt: Attempt) -> None:
         """Let the ranks train on as if nobody had asked."""
         if attempt.is_ending:
             return
         if time.time() >= self._deadline_unix_s:
-            self._write_event("notice", "no checkpoint was saved in time")
+            self._context.note("no checkpoint was saved in time")
         if self._announced_step == NO_STEP:
             return
-        self._board.end_agreed(self._last_asked_step(attempt), "not all nodes saved it in time")
+        self._checkpoints.end_agreed(self._last_asked_step(attempt), "not all nodes saved it in time")
         self._announced_step = NO_STEP
-        await self._signal(attempt, Signal("save", NO_STEP))
+        self._context.order(attempt, SaveAt(NO_STEP))
 
     def _last_asked_step(self, attempt: Attempt) -> int:
         return attempt.last_step + 1 if self._announced_step == SAVE_NOW else self._announced_step
@@ -166,21 +158,7 @@ class EmergencySave:
         return time.time() < self._deadline_unix_s and not attempt.is_ending
 
     async def _ask_for_steps(self, attempt: Attempt) -> None:
-        ranks = set(attempt.steps)
-        attempt.reported.clear()
-        await self._signal(attempt, Signal("report"))
-        async with self._changed:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(
-                    self._changed.wait_for(lambda: bool(attempt.steps) and attempt.reported >= ranks), REPORT_TIMEOUT_S
-                )
-
-    async def _wait_for_change(self) -> None:
-        async with self._changed:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), _POLL_S)
-
-    async def _signal(self, attempt: Attempt, signal: Signal) -> None:
-        async with self._changed:
-            attempt.signals.append(signal)
-            self._changed.notify_all()
+        attempt.answered.clear()
+        self._context.order(attempt, ReportSteps())
+        timeout_s = REPORT_TIMEOUT_S + REPORT_TIME_PER_MEMBER_S * attempt.num_members
+        await self._context.reports.wait_for(attempt.has_everybody_answered, timeout_s)

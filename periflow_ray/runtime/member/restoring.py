@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import ray
 
 from periflow_ray.errors import CorruptCheckpointError
+from periflow_ray.runtime.monitor.client import MonitorClient
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.root import StorageRoot
 
 
 def restore_agreed(
-    root: StorageRoot, monitor: Any, member: int, node_rank: int, checkpoint: Manifest | None, target: Path | None
+    root: StorageRoot,
+    monitor: MonitorClient,
+    member: int,
+    node_rank: int,
+    checkpoint: Manifest | None,
+    target: Path | None,
 ) -> Manifest | None:
     """Restore the monitor's checkpoint, or the one before if any member finds it damaged, and so on.
 
@@ -35,7 +38,7 @@ def restore_agreed(
                 checkpoints.restore(root, checkpoint, node_rank, target)
         except CorruptCheckpointError as err:
             problem = str(err)
-        verdict = ray.get(monitor.settle_restore.remote(member, checkpoint.checkpoint, problem))
+        verdict = monitor.settle_restore(member, checkpoint.checkpoint, problem)
         if verdict.is_agreed:
             break
         checkpoint = verdict.checkpoint

@@ -1,0 +1,97 @@
+"""The Ray Train worker of a command job: one member a node."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import ray
+import ray.train
+
+from periflow_ray.credentials.cloud_environment import set_cloud_environment
+from periflow_ray.errors import JobFailedError
+from periflow_ray.jobs.events import EventWriter
+from periflow_ray.jobs.logs import LogWriter
+from periflow_ray.plan import JobPlan
+from periflow_ray.runtime.command_jobs.shell import CommandShell
+from periflow_ray.runtime.member.lifeline import Lifeline
+from periflow_ray.runtime.member.log import MemberLog
+from periflow_ray.runtime.member.member import Member
+from periflow_ray.runtime.monitor.client import RayMonitor
+from periflow_ray.runtime.monitor.contract import AttemptStart
+from periflow_ray.runtime.ray_train.group_policy import LeaveGroupError
+from periflow_ray.runtime.ray_train.workers import describe_worker, report_newest, worker_group
+from periflow_ray.store.root import StorageRoot
+
+
+@dataclass(frozen=True)
+class NodeTask:
+    """What a node needs; travels as the train loop's config, whose text Ray's dashboard shows."""
+
+    plan_json: str
+    job_id: int
+    claim: str
+    root: StorageRoot
+    monitor: RayMonitor
+    secrets: Mapping[str, str] = field(repr=False)
+    cloud_variables: Mapping[str, str] = field(repr=False)
+
+
+def run_node(task: NodeTask) -> None:
+    """Run one node's share of the job; returns when its command succeeded.
+
+    Raises:
+        JobFailedError: the command failed; the diagnosis is with the monitor too.
+        LeaveGroupError: the job goes on with other workers.
+    """
+    # Linked datasets and the user's own code use the cloud's usual chain.
+    set_cloud_environment(task.cloud_variables)
+    lifeline = Lifeline(task.monitor)
+    lifeline.start()
+    plan = JobPlan.model_validate_json(task.plan_json)
+    node_rank = ray.train.get_context().get_world_rank()
+    events = EventWriter(task.root, task.job_id, f"node-{node_rank}")
+    attempt = 0
+
+    def begin(start: AttemptStart) -> None:
+        nonlocal attempt
+        attempt = start.attempt
+        lifeline.keep_pace(start.report_interval_s)
+
+    def note(text: str) -> None:
+        events.write("notice", text, attempt)
+
+    writer = LogWriter(task.root, task.job_id, node_rank)
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(
+            MemberLog(writer, f"node {node_rank}", is_local=task.root.is_local, secrets=task.secrets.values())
+        )
+        shell = CommandShell(plan, task.root, task.job_id, node_rank, task.claim, task.secrets, log, note)
+        outcome = Member(
+            task.monitor,
+            task.root,
+            task.job_id,
+            describe=lambda: describe_worker(node_rank=node_rank, port=_find_free_port(), noun="node", process="agent"),
+            group=worker_group(),
+            shell=shell,
+            log=log,
+            note=note,
+            bandwidth_bytes_per_s=plan.upload_bandwidth_bytes_per_s,
+            on_join=begin,
+        ).run()
+    if outcome.following == "new_group":
+        raise LeaveGroupError("this machine is taken away; the job goes on with other workers")
+    report_newest(task.root, task.monitor, node_rank)
+    if outcome.failure is not None:
+        raise JobFailedError(outcome.failure.describe())
+    shell.remove()
+
+
+def _find_free_port() -> int:
+    """A port that is free now; the user's processes bind it a moment later."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,146 @@
+"""The shell of a command job's member: the command's processes on one node, and the SDK sessions of its ranks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from periflow_ray.plan import JobPlan, rewritten_mounts
+from periflow_ray.processes import end_leftovers
+from periflow_ray.runtime.command_jobs.data_mount import DatasetMount, mount_dataset
+from periflow_ray.runtime.command_jobs.node_commands import GRACE_S, LOST_GRACE_S, NodeCommands
+from periflow_ray.runtime.command_jobs.session_server import SessionServer
+from periflow_ray.runtime.diagnosis import Failure
+from periflow_ray.runtime.member.log import MemberLog
+from periflow_ray.runtime.member.sandbox import Sandbox
+from periflow_ray.runtime.member.shell import Links, Records
+from periflow_ray.runtime.monitor.contract import AttemptStart, EndAttempt
+from periflow_ray.store import checkpoints
+from periflow_ray.store.root import StorageRoot
+
+
+class CommandShell:
+    """Prepares the sandbox, runs the command as child processes, and serves their sessions.
+
+    Args:
+        claim: the job's, by which its sandbox is known.
+        note: takes a sentence that the user should read.
+    """
+
+    brings_files = True
+    restarts_in_place = True
+    # One member a node: its ranks meet in the session server.
+    meets_others = False
+
+    def __init__(
+        self,
+        plan: JobPlan,
+        root: StorageRoot,
+        job_id: int,
+        node_rank: int,
+        claim: str,
+        secrets: Mapping[str, str],
+        log: MemberLog,
+        note: Callable[[str], None],
+    ) -> None:
+        self._plan = plan
+        self._root = root
+        self._job_id = job_id
+        self._node_rank = node_rank
+        self._claim = claim
+        self._secrets = secrets
+        self._log = log
+        self._note = note
+        self._sandbox = Sandbox(root.uri, job_id, node_rank)
+        self._dataset: DatasetMount | None = None
+        self._server: SessionServer | None = None
+        self._commands: NodeCommands | None = None
+        declared = plan.output_checkpoint_dir
+        self.output_dir: Path | None = None if declared is None else self._sandbox.path_of(declared)
+
+    def prepare(self, attempt: int) -> Path:
+        for pid in end_leftovers(self._sandbox.marker):
+            self._note(f"ended process {pid}, left over from an earlier attempt on this node")
+        self._server, self._commands = None, None
+        self._sandbox.create(self._claim)
+        self._sandbox.unpack_workspace(self._root, self._job_id, self._plan.workspace_mount_path)
+        for mount in self._plan.mounts:
+            self._fill_mount(mount.kind, self._sandbox.path_of(mount.path))
+        return self._sandbox.snapshots_dir
+
+    def start(self, start: AttemptStart, links: Links) -> None:
+        if self._node_rank == 0:
+            self._tell_start(start)
+        self._server = SessionServer(self._sandbox.socket_path, links.save, self._note, on_late=links.miss_save)
+        self._server.start()
+        self._commands = NodeCommands(self._plan, self._sandbox, self._log, self._secrets, self._node_rank, start)
+
+    def wait(self) -> Failure | None:
+        assert self._commands is not None
+        return self._commands.wait()
+
+    def take_records(self) -> Records:
+        return Records({}) if self._server is None else self._server.take_records()
+
+    def ask_steps(self, timeout_s: float) -> None:
+        if self._server is not None:
+            self._server.ask_steps(timeout_s)
+
+    def announce(self, step: int) -> None:
+        if self._server is not None:
+            self._server.announce(step)
+
+    def pids(self) -> Mapping[int, int]:
+        return {} if self._server is None else self._server.pids
+
+    def end(self, order: EndAttempt) -> None:
+        if self._commands is not None:
+            # A user who stops a job lets its script tidy up.
+            self._commands.stop(GRACE_S if order.cause in (None, "stop") else LOST_GRACE_S)
+
+    def leave_group(self, reason: str) -> None:
+        raise AssertionError("a command can be ended")
+
+    def check(self) -> Failure | None:
+        if self._server is None or self._server.has_had_session:
+            return None
+        imported = any(self._sandbox.directory.glob("imported-*"))
+        if imported or self._plan.output_checkpoint_dir is not None:
+            return Failure(
+                self._node_rank,
+                time.time(),
+                summary="the command ended with exit code 0, but no process called pf.init(): nothing was tracked and "
+                "no checkpoint was saved. Call pf.init(total_train_steps=...) in the script; for a command without the "
+                "SDK leave 'checkpoint' out of the template",
+            )
+        return None
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        if self._dataset is not None:
+            self._dataset.close()
+            self._dataset = None
+
+    def remove(self) -> None:
+        """Delete the sandbox: the job has ended well."""
+        self._sandbox.remove()
+
+    def _fill_mount(self, kind: str, target: Path) -> None:
+        data, checkpoint_input = self._plan.data, self._plan.checkpoint_input
+        if kind == "data" and data is not None:
+            self._dataset = mount_dataset(self._root, data, target, on_notice=self._note)
+            return
+        target.mkdir(parents=True, exist_ok=True)
+        if kind == "checkpoint_input" and checkpoint_input is not None:
+            manifest = checkpoints.find_checkpoint(self._root, checkpoint_input.id)
+            checkpoints.restore(self._root, manifest, self._node_rank, target)
+
+    def _tell_start(self, start: AttemptStart) -> None:
+        if start.checkpoint is not None:
+            self._note(f"resumes from checkpoint {start.checkpoint.checkpoint} at step {start.checkpoint.step}")
+        rewritten = rewritten_mounts(self._plan.command, self._plan.mount_paths)
+        if rewritten:
+            paths = ", ".join(f"{path} -> {self._sandbox.path_of(path)}" for path in rewritten)
+            self._note(f"mount paths in the command are rewritten (here on node 0): {paths}")

@@ -1,0 +1,158 @@
+"""The shell of a function job's member: the user's function in this process, with its SDK session."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.train.v2._internal.execution.context import get_train_context
+
+from periflow_ray.runtime.diagnosis import NUM_SHOWN_LINES, Failure
+from periflow_ray.runtime.function_jobs.channel import FunctionChannel
+from periflow_ray.runtime.function_jobs.output import copy_output
+from periflow_ray.runtime.member.sandbox import Sandbox
+from periflow_ray.runtime.member.shell import Links, Records
+from periflow_ray.runtime.monitor.contract import AttemptStart, EndAttempt
+from periflow_ray.runtime.ray_train.group_policy import leave_group
+from periflow_ray.runtime.ray_train.workers import as_ray_checkpoint
+from periflow_ray.sdk.session import use_channel_factory
+from periflow_ray.store.root import StorageRoot
+
+OUTPUT_MOUNT_PATH = "/ckpt"
+# A rank that died makes the others fail at once; Ray Train notices the death itself within this time.
+LOSS_DETECTION_S = 1.0
+
+
+class FunctionShell:
+    """Runs the user's function as one rank.
+
+    The first rank of a node makes its directories, restores and uploads; they have the same path on every node, because
+    rank 0 tells the others where to write, as Lightning does.
+
+    Args:
+        claim: the job's, by which its sandbox is known.
+        write_log: takes each line that the function prints.
+    """
+
+    restarts_in_place = False
+    meets_others = True
+
+    def __init__(
+        self,
+        train_loop: Callable[..., Any],
+        config: dict[str, Any] | None,
+        root: StorageRoot,
+        job_id: int,
+        *,
+        rank: int,
+        local_rank: int,
+        node_rank: int,
+        claim: str,
+        storage_credential: str | None,
+        write_log: Callable[[str], object],
+    ) -> None:
+        self._train_loop = train_loop
+        self._config = config
+        self._root = root
+        self._job_id = job_id
+        self._rank = rank
+        self._local_rank = local_rank
+        self._node_rank = node_rank
+        self._claim = claim
+        self._storage_credential = storage_credential
+        self._write_log = write_log
+        self._sandbox = Sandbox(root.uri, job_id, 0)
+        self._channel: FunctionChannel | None = None
+        self._num_members = 1
+        self.brings_files = local_rank == 0
+        self.output_dir: Path | None = self._sandbox.path_of(OUTPUT_MOUNT_PATH)
+        self.result: Any = None
+        """What the function returned."""
+        self.error: BaseException | None = None
+        """What the function raised."""
+
+    def prepare(self, attempt: int) -> Path:
+        if self.brings_files:
+            self._sandbox.create(self._claim)
+        return self._sandbox.snapshots_dir
+
+    def start(self, start: AttemptStart, links: Links) -> None:
+        self._num_members = start.num_members
+        os.environ["PERIFLOW_ENABLED"] = "1"
+        os.environ["PERIFLOW_STORAGE"] = self._root.uri
+        os.environ["PERIFLOW_STORAGE_CREDENTIAL"] = self._storage_credential or ""
+        os.environ["CKPT_DIR"] = str(self.output_dir)
+        os.environ["PERIFLOW_ATTEMPT"] = str(start.attempt)
+        os.environ["PROCESSED_ITERS"] = str(start.checkpoint.step if start.checkpoint else 0)
+        if start.checkpoint is not None:
+            # For functions that ask Ray rather than look into $CKPT_DIR.
+            get_train_context().checkpoint = as_ray_checkpoint(self._root, self._job_id, start.checkpoint.checkpoint)
+        self._channel = channel = FunctionChannel(self._rank, self._local_rank, links.save, links.miss_save)
+        use_channel_factory(lambda local_log_name: channel)
+
+    def wait(self) -> Failure | None:
+        try:
+            with copy_output(self._write_log):
+                self.result = _call_and_trace(self._train_loop, self._config)
+            use_channel_factory(None)
+        except BaseException as err:
+            self.error = err
+            failure = self._describe(err)
+            use_channel_factory(None)
+            if self._num_members > 1:
+                time.sleep(LOSS_DETECTION_S)
+            return failure
+        return None
+
+    def take_records(self) -> Records:
+        return Records({}) if self._channel is None else self._channel.take_records()
+
+    def ask_steps(self, timeout_s: float) -> None:
+        if self._channel is not None:
+            self._channel.ask_step()
+
+    def announce(self, step: int) -> None:
+        if self._channel is not None:
+            self._channel.announce(step)
+
+    def pids(self) -> Mapping[int, int]:
+        return {self._rank: os.getpid()}
+
+    def end(self, order: EndAttempt) -> None:
+        raise AssertionError("a function cannot be ended from outside")
+
+    def leave_group(self, reason: str) -> None:
+        leave_group(reason)
+
+    def check(self) -> Failure | None:
+        return None
+
+    def close(self) -> None:
+        """The session was closed when the function ended."""
+
+    def _describe(self, error: BaseException) -> Failure:
+        frames = traceback.extract_tb(error.__traceback__)
+        is_in_function = len(frames) > 2 and frames[1].name == _call_and_trace.__name__
+        # Past this module's two frames begins the user's code.
+        lines = "".join(traceback.format_list(frames[2:])).rstrip().splitlines() if is_in_function else []
+        return Failure(
+            node_rank=self._node_rank,
+            rank=self._rank,
+            time_unix_s=time.time(),
+            last_lines=tuple(lines[-NUM_SHOWN_LINES:]),
+            summary=f"the function raised {type(error).__name__}: {error}" if is_in_function else str(error),
+        )
+
+
+def _call_and_trace(train_loop: Callable[..., Any], config: dict[str, Any] | None) -> Any:
+    takes_config = bool(inspect.signature(train_loop).parameters)
+    try:
+        return train_loop(config or {}) if takes_config else train_loop()
+    except Exception:
+        traceback.print_exc()
+        raise

@@ -1,0 +1,241 @@
+"""The driver of any job: starts the monitor and Ray Train, keeps the job's state true, and says how it ended."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import ray
+import ray.train
+
+from periflow_ray.errors import PeriflowRayError
+from periflow_ray.jobs.requests import KillNodeDrill, KillRankDrill, NoticeDrill, Request, StopRequest, UnknownRequest
+from periflow_ray.runtime.graceful_stop import GracefulStop
+from periflow_ray.runtime.job_requests import JobRequests
+from periflow_ray.runtime.job_state import StateKeeper
+from periflow_ray.runtime.member.sandbox import Sandbox
+from periflow_ray.runtime.monitor.client import RayMonitor
+from periflow_ray.runtime.monitor.contract import AttemptNews, Ending
+from periflow_ray.runtime.monitor.rules import JobRules
+from periflow_ray.runtime.notifications import Notifier
+from periflow_ray.runtime.ray_train.group_policy import MonitoredTrainer
+from periflow_ray.runtime.ray_train.train_run import forget_ray_checkpoints
+from periflow_ray.runtime.supervision import Supervision
+from periflow_ray.store.root import StorageRoot
+
+# A monitor or controller that lives longer than this did some work: the count of quick deaths begins anew.
+LONG_LIFE_S = 60.0
+MAX_QUICK_DEATHS = 3
+REMOVE_TIMEOUT_S = 30.0
+_NUM_ERROR_LINES = 6
+
+
+@dataclass(frozen=True)
+class JobSetup:
+    """What the driver is told of a job.
+
+    Args:
+        num_members: Ray Train workers.
+        min_num_members: as many as it can start with.
+        resources_per_member: what each asks Ray for.
+        num_sandboxes: sandboxes that one machine may hold of the job.
+        is_interactive: whether the driver is a person's own process.
+    """
+
+    num_members: int
+    min_num_members: int
+    resources_per_member: Mapping[str, float]
+    rules: JobRules
+    num_sandboxes: int = 1
+    is_interactive: bool = False
+    notifier: Notifier | None = None
+    on_attempt: Callable[[AttemptNews], None] = lambda news: None
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """How a job ended.
+
+    Args:
+        error: what Ray raised.
+        signum: the signal that stopped it, if it was one.
+    """
+
+    status: Literal["success", "failed", "stopped"]
+    result: ray.train.Result | None = None
+    error: BaseException | None = None
+    signum: signal.Signals | None = None
+
+
+def run_job(
+    root: StorageRoot,
+    job_id: int,
+    state: StateKeeper,
+    setup: JobSetup,
+    make_trainer: Callable[[RayMonitor], MonitoredTrainer],
+) -> JobEnd:
+    """Run a job to its end, which is recorded when this returns.
+
+    A monitor or Ray Train controller that dies is replaced, and the job goes on from its latest committed checkpoint.
+    """
+    try:
+        with GracefulStop(state, is_interactive=setup.is_interactive) as stop:
+            return _Driver(root, job_id, state, setup, make_trainer, stop).run()
+    finally:
+        remove_sandboxes(root.uri, job_id, setup.num_sandboxes)
+
+
+class _Driver:
+    def __init__(
+        self,
+        root: StorageRoot,
+        job_id: int,
+        state: StateKeeper,
+        setup: JobSetup,
+        make_trainer: Callable[[RayMonitor], MonitoredTrainer],
+        stop: GracefulStop,
+    ) -> None:
+        self._root = root
+        self._job_id = job_id
+        self._state = state
+        self._setup = setup
+        self._make_trainer = make_trainer
+        self._stop = stop
+        self._monitor: RayMonitor | None = None
+        self._trainer: MonitoredTrainer | None = None
+
+    def run(self) -> JobEnd:
+        num_quick_deaths = 0
+        with JobRequests(self._root, self._job_id, self._carry_out):
+            while True:
+                began_s = time.monotonic()
+                end = self._run_once(may_restart=num_quick_deaths < MAX_QUICK_DEATHS)
+                if end is not None:
+                    return end
+                num_quick_deaths = 1 if time.monotonic() - began_s > LONG_LIFE_S else num_quick_deaths + 1
+
+    def _run_once(self, may_restart: bool) -> JobEnd | None:
+        """How the job ended; None if it is to be started again because a process of its own died."""
+        setup = self._setup
+        forget_ray_checkpoints(self._root, self._job_id)
+        with Supervision(
+            self._root,
+            self._job_id,
+            self._state,
+            num_members=setup.num_members,
+            resources_per_member=setup.resources_per_member,
+            rules=setup.rules,
+            notifier=setup.notifier,
+            on_attempt=setup.on_attempt,
+            on_lost=self._end_group,
+        ) as supervision:
+            self._monitor = supervision.monitor
+            self._trainer = trainer = self._make_trainer(supervision.monitor)
+            trainer.monitor = supervision.monitor
+            trainer.min_num_workers = setup.min_num_members
+            self._stop.attach(supervision.monitor, trainer.end_now)
+            result, error = None, None
+            try:
+                result = trainer.fit()
+            except BaseException as err:
+                error = err
+                trainer.end_now()
+            is_stopped = self._stop.is_asked or (error is not None and not isinstance(error, Exception))
+            if is_stopped and error is not None:
+                self._end_attempt(supervision.monitor)
+            ending = supervision.finish()
+            if is_stopped:
+                self._state.enter("stopped", "stopped: requested by the user")
+                return JobEnd("stopped", error=error, signum=self._stop.signum)
+            lost = "the monitor" if ending is None else "Ray Train's controller" if _is_actor_death(error) else None
+            if lost is not None and may_restart:
+                self._state.note(f"{lost} of the job died; it is started again")
+                return None
+            ending = ending or Ending()
+            if error is not None or ending.why_over is not None:
+                self._state.enter("failed", describe_error(ending, error))
+                return JobEnd("failed", error=error)
+            self._state.enter("success", None)
+            return JobEnd("success", result)
+
+    def _end_group(self) -> None:
+        """End the workers of a monitor that has died; ``fit`` raises then."""
+        if self._trainer is not None:
+            self._trainer.end_now()
+
+    def _end_attempt(self, monitor: RayMonitor) -> None:
+        try:
+            monitor.stop(0.0)
+        except PeriflowRayError as err:
+            print(f"the end of the attempt is not recorded: {err}", file=sys.stderr)
+
+    def _carry_out(self, request: Request) -> None:
+        match request:
+            case StopRequest(timeout_s):
+                self._stop.ask(timeout_s)
+            case NoticeDrill() | KillRankDrill() | KillNodeDrill():
+                if self._monitor is not None:
+                    self._monitor.drill(request)
+            case UnknownRequest(text):
+                self._state.note(f"a request was refused: this job's version of periflow-ray does not know {text}")
+
+
+def _is_actor_death(error: BaseException | None) -> bool:
+    """Whether ``fit`` ended because an actor that it waited for died, and not because of what it ran."""
+    return isinstance(error, ray.exceptions.RayActorError) or isinstance(
+        getattr(error, "controller_failure", None), ray.exceptions.RayActorError
+    )
+
+
+def describe_error(ending: Ending, error: BaseException | None) -> str:
+    """Why a job failed: a worker that died, else the first member's diagnosis, else what Ray or the monitor says.
+
+    Args:
+        error: what Ray raised; None if all workers left as they were told.
+    """
+    text = _describe_cause(ending, error)
+    return text if ending.why_over is None else f"{text}\nNot started again: {ending.why_over}."
+
+
+def _describe_cause(ending: Ending, error: BaseException | None) -> str:
+    causes = getattr(error, "worker_failures", None) or {}
+    for rank in sorted(causes):
+        # Ray wraps what killed a worker into a failed health check.
+        cause = getattr(causes[rank], "health_check_failure", causes[rank])
+        if isinstance(cause, ray.exceptions.OutOfMemoryError):
+            return f"worker {rank} was ended by Ray because the machine's memory was full.\n{_first_lines(str(cause))}"
+        if isinstance(cause, ray.exceptions.RayActorError):
+            # A worker never dies because of another one, so this comes before what the others report.
+            return f"worker {rank} died: its process was killed, or its machine was lost.\n{_first_lines(str(cause))}"
+    if ending.failures:
+        return ending.failures[0].describe()
+    if error is None:
+        return ending.text
+    for rank in sorted(causes):
+        is_own = isinstance(causes[rank], PeriflowRayError)
+        return str(causes[rank]) if is_own else f"worker {rank}: {_first_lines(str(causes[rank]))}"
+    return _first_lines(str(error))
+
+
+def remove_sandboxes(storage_uri: str, job_id: int, num_sandboxes: int) -> None:
+    """Delete what the job's members left on the cluster's machines."""
+
+    def remove() -> None:
+        for node_rank in range(num_sandboxes):
+            Sandbox(storage_uri, job_id, node_rank).remove()
+
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    tasks = [
+        ray.remote(num_cpus=0)(remove).options(scheduling_strategy=strategy(node["NodeID"], soft=False)).remote()
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    ray.wait(tasks, num_returns=len(tasks), timeout=REMOVE_TIMEOUT_S)
+
+
+def _first_lines(text: str) -> str:
+    return "\n".join([line for line in text.splitlines() if line.strip()][:_NUM_ERROR_LINES])

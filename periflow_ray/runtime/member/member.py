@@ -1,0 +1,266 @@
+"""A Ray Train worker's part in a job: one attempt after the other, until nothing follows."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from periflow_ray.errors import PeriflowRayError
+from periflow_ray.jobs.attempts import EndCause
+from periflow_ray.runtime.diagnosis import Failure
+from periflow_ray.runtime.member.log import MemberLog
+from periflow_ray.runtime.member.orders import OrderFollower
+from periflow_ray.runtime.member.reporter import Reporter
+from periflow_ray.runtime.member.restoring import restore_agreed
+from periflow_ray.runtime.member.saving import Saving
+from periflow_ray.runtime.member.shell import Links, Shell
+from periflow_ray.runtime.member.stacks import dump_stacks
+from periflow_ray.runtime.member.uploads import CheckpointUploads
+from periflow_ray.runtime.monitor.client import MonitorClient, MonitorLostError
+from periflow_ray.runtime.monitor.contract import (
+    AttemptStart,
+    DumpStacks,
+    EndAttempt,
+    MemberFacts,
+    Next,
+    Order,
+    Rehearse,
+    ReportSteps,
+    SaveAt,
+)
+from periflow_ray.runtime.monitor.drills import die
+from periflow_ray.store.checkpoints import Manifest
+from periflow_ray.store.root import StorageRoot
+
+# How long the ranks of this member may take to say their steps.
+ANSWER_TIMEOUT_S = 0.3
+# How long a member that has to leave stays for its own uploads, and for the other members' last words.
+LEAVE_TIMEOUT_S = 30.0
+# After other ends Ray Train knows of a worker that failed, and ends the rest of the group.
+_LEAVING_CAUSES: frozenset[EndCause | None] = frozenset({"stop", "preemption", "resize", "hang"})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a member's part ended.
+
+    Args:
+        following: what follows; None if the job was over before it came.
+        failure: of its last attempt.
+        restored: the checkpoint that its last attempt began with.
+    """
+
+    following: Next | None
+    failure: Failure | None = None
+    restored: Manifest | None = None
+
+
+class Member:
+    """Joins, restores, runs the user's code in its shell, saves, carries out orders, and leaves.
+
+    Args:
+        describe: gives this member's facts, anew for each attempt.
+        group: name of the worker group.
+        note: takes a sentence that the user should read.
+        bandwidth_bytes_per_s: what checkpoint uploads may use; None for all.
+        on_join: called with each attempt's start.
+    """
+
+    def __init__(
+        self,
+        monitor: MonitorClient,
+        root: StorageRoot,
+        job_id: int,
+        *,
+        describe: Callable[[], MemberFacts],
+        group: str,
+        shell: Shell,
+        log: MemberLog,
+        note: Callable[[str], None],
+        bandwidth_bytes_per_s: int | None = None,
+        on_join: Callable[[AttemptStart], None] = lambda start: None,
+    ) -> None:
+        self._monitor = monitor
+        self._root = root
+        self._job_id = job_id
+        self._describe = describe
+        self._group = group
+        self._shell = shell
+        self._log = log
+        self._note = note
+        self._bandwidth_bytes_per_s = bandwidth_bytes_per_s
+        self._on_join = on_join
+        self._facts = describe()
+        self._restored: Manifest | None = None
+
+    def run(self) -> Outcome:
+        """Take part in attempts until the job ends, or goes on with other workers."""
+        round_in_group = 0
+        while True:
+            if round_in_group:
+                self._facts = self._describe()
+            start = self._monitor.join((self._group, round_in_group), self._facts)
+            if start.is_over:
+                return Outcome(None)
+            self._on_join(start)
+            failure = self._run_attempt(start)
+            self._log.flush()
+            if failure is not None and not self._shell.restarts_in_place:
+                # Ray ends all members with the first that fails: what they save is brought home before.
+                self._monitor.settle_uploads()
+                self._monitor.leave(start.attempt, self._facts.member, failure)
+                return Outcome("restart", failure, self._restored)
+            self._monitor.leave(start.attempt, self._facts.member, failure)
+            following = self._monitor.decide(start.attempt)
+            if following != "restart" or not self._shell.restarts_in_place:
+                return Outcome(following, failure, self._restored)
+            round_in_group += 1
+
+    def _run_attempt(self, start: AttemptStart) -> Failure | None:
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.callback(self._shell.close)
+                snapshots_dir = self._shell.prepare(start.attempt)
+                self._restored = self._restore(start.checkpoint)
+                uploads = None
+                if self._shell.brings_files and self._shell.output_dir is not None:
+                    uploads = stack.enter_context(
+                        CheckpointUploads(
+                            self._root,
+                            self._job_id,
+                            self._facts.node_rank,
+                            self._monitor,
+                            start.attempt,
+                            snapshots_dir,
+                            self._bandwidth_bytes_per_s,
+                        )
+                    )
+                self._monitor.start(start.attempt, self._facts.member)
+                if self._shell.meets_others:
+                    self._monitor.wait_for_start(start.attempt)
+                return self._run_user_code(dataclasses.replace(start, checkpoint=self._restored), uploads)
+        except MonitorLostError:
+            raise
+        except (OSError, PeriflowRayError) as err:
+            return self._failure(str(err))
+        except Exception as err:
+            # Told as a failure: a worker that raises looks like one that lost its connection.
+            traceback.print_exc()
+            return self._failure(f"periflow-ray failed: {type(err).__name__}: {err}")
+
+    def _restore(self, checkpoint: Manifest | None) -> Manifest | None:
+        """Fill the output directory with the newest checkpoint that all members can restore; returns that one."""
+        output_dir = self._shell.output_dir
+        if output_dir is None:
+            return None
+        target = output_dir if self._shell.brings_files else None
+        restored = restore_agreed(
+            self._root, self._monitor, self._facts.member, self._facts.node_rank, checkpoint, target
+        )
+        if restored is None and target is not None:
+            # What an earlier attempt wrote but never saved as a checkpoint must not be taken for one.
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True, exist_ok=True)
+        return restored
+
+    def _run_user_code(self, start: AttemptStart, uploads: CheckpointUploads | None) -> Failure | None:
+        # Of this attempt alone: an order that ended one may still be on its way when the next one runs.
+        running = _Running(self._monitor, self._shell, self._log, self._facts, self._note, start, uploads)
+        with running.reporter:
+            self._shell.start(start, Links(running.saving.save, running.miss_save))
+            running.follow()
+            failure = self._shell.wait()
+            running.reporter.is_finishing = True
+            running.saving.ended.set()
+            upload_error = None if uploads is None else uploads.finish()
+            self._shell.close()
+        if running.saving.ending.is_set():
+            return None
+        if failure is None and upload_error is not None:
+            failure = self._failure(f"the last checkpoint could not be saved: {upload_error}")
+        return failure or self._shell.check()
+
+    def _failure(self, text: str) -> Failure:
+        rank = self._facts.member if self._facts.noun == "rank" else None
+        return Failure(self._facts.node_rank, time.time(), rank=rank, summary=text)
+
+
+class _Running:
+    """A member while its user code runs."""
+
+    def __init__(
+        self,
+        monitor: MonitorClient,
+        shell: Shell,
+        log: MemberLog,
+        facts: MemberFacts,
+        note: Callable[[str], None],
+        start: AttemptStart,
+        uploads: CheckpointUploads | None,
+    ) -> None:
+        self._monitor = monitor
+        self._shell = shell
+        self._log = log
+        self._facts = facts
+        self._note = note
+        self._attempt = start.attempt
+        self._uploads = uploads
+        self.reporter = Reporter(monitor, start.attempt, facts.member, start.report_interval_s, shell.take_records)
+        self.saving = Saving(monitor, start.attempt, facts.member, shell, uploads, self.reporter)
+
+    def follow(self) -> None:
+        """Begin to carry out orders."""
+        OrderFollower(self._monitor, self._attempt, self._carry_out, on_lost=lambda: self._end(EndAttempt())).start()
+
+    def miss_save(self, step: int) -> None:
+        """A rank was already beyond the announced step."""
+        self._monitor.miss_save(self._attempt, step)
+
+    def _carry_out(self, order: Order) -> None:
+        match order:
+            case ReportSteps():
+                self._shell.ask_steps(ANSWER_TIMEOUT_S)
+                self.reporter.answer()
+            case SaveAt(step):
+                self.saving.announce(step)
+                self._shell.announce(step)
+            case DumpStacks():
+                for rank, pid in sorted(self._shell.pids().items()):
+                    for line in dump_stacks(pid):
+                        self._log.write(f"[rank {rank}] {line}")
+            case EndAttempt():
+                self._end(order)
+            case Rehearse(drill):
+                die(drill, self._facts.node_rank, self._shell.pids())
+            case _:
+                self._note(f"an order that this version does not know was not carried out: {order}")
+
+    def _end(self, order: EndAttempt) -> None:
+        if self._shell.restarts_in_place:
+            self.saving.ending.set()
+            self._shell.end(order)
+        elif order.cause in _LEAVING_CAUSES:
+            self.saving.ending.set()
+            self._leave_beside(order.text)
+
+    def _leave_beside(self, reason: str) -> None:
+        """Leave while the user's code runs, waits in its last save, or is stuck."""
+        if self._uploads is not None:
+            self._uploads.wait_until_settled(LEAVE_TIMEOUT_S)
+        try:
+            self._log.flush()
+            self._monitor.leave(self._attempt, self._facts.member, None)
+            # Ray ends all members with the first that leaves. One that cannot even do this is not waited for.
+            deciding = threading.Thread(target=self._monitor.decide, args=(self._attempt,), name="decide", daemon=True)
+            deciding.start()
+            deciding.join(LEAVE_TIMEOUT_S)
+        except Exception as err:
+            print(f"member {self._facts.member} leaves without a word: {err}", file=sys.stderr)
+        self._shell.leave_group(reason)

@@ -1,0 +1,59 @@
+"""Brings a member what the monitor orders."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+from periflow_ray.runtime.monitor.client import MonitorClient, MonitorLostError
+from periflow_ray.runtime.monitor.contract import EndAttempt, Order
+
+RETRY_INTERVAL_S = 1.0
+
+
+class OrderFollower:
+    """A background thread that carries out the orders of one attempt, up to the one that ends it.
+
+    Args:
+        carry_out: takes each order.
+        on_lost: called when the monitor is gone, as it is with the job's end.
+    """
+
+    def __init__(
+        self,
+        monitor: MonitorClient,
+        attempt: int,
+        carry_out: Callable[[Order], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._monitor = monitor
+        self._attempt = attempt
+        self._carry_out = carry_out
+        self._on_lost = on_lost
+
+    def start(self) -> None:
+        """Begin to follow; the thread ends by itself."""
+        threading.Thread(target=self._follow, name="orders", daemon=True).start()
+
+    def _follow(self) -> None:
+        num_seen = 0
+        while True:
+            try:
+                orders = self._monitor.next_orders(self._attempt, num_seen)
+            except MonitorLostError:
+                self._on_lost()
+                return
+            except Exception:
+                traceback.print_exc()
+                time.sleep(RETRY_INTERVAL_S)
+                continue
+            num_seen += len(orders)
+            for order in orders:
+                try:
+                    self._carry_out(order)
+                except Exception:  # The next order may be the one that ends the attempt.
+                    traceback.print_exc()
+            if any(isinstance(order, EndAttempt) for order in orders):
+                return

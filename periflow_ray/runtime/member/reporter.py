@@ -1,0 +1,109 @@
+"""Sends what a member's ranks recorded to the monitor, as often as the monitor wants it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+from periflow_ray.runtime.member.shell import Records
+from periflow_ray.runtime.monitor.client import MonitorClient, MonitorLostError
+from periflow_ray.runtime.monitor.contract import Report
+
+
+class Reporter:
+    """A background thread between a shell and the monitor, while it is open.
+
+    Args:
+        interval_s: between reports; one that says nothing new is left out.
+        take_records: the shell's.
+    """
+
+    def __init__(
+        self,
+        monitor: MonitorClient,
+        attempt: int,
+        member: int,
+        interval_s: float,
+        take_records: Callable[[], Records],
+    ) -> None:
+        self._monitor = monitor
+        self._attempt = attempt
+        self._member = member
+        self._interval_s = interval_s
+        self._take_records = take_records
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._number = 0
+        self._last_steps: Mapping[int, int] = {}
+        self._was_pausing = False
+        # One that did not arrive is sent again before any other, under its number.
+        self._unsent: deque[Report] = deque()
+        self.is_finishing = False
+        """The user's code has ended: no rank has a step to make any more, however long the uploads take."""
+        self._thread = threading.Thread(target=self._send_until_closed, name="reporter", daemon=True)
+
+    def __enter__(self) -> Reporter:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        self._thread.join()
+        self._try_send()
+
+    def take(self, *, is_answer: bool = False) -> Report:
+        """What was recorded since the last report, for the caller to deliver."""
+        with self._lock:
+            return self._make(is_answer)
+
+    def give_back(self, report: Report) -> None:
+        """Send a report that was taken after all; one that did arrive is not counted twice."""
+        with self._lock:
+            self._unsent.append(report)
+
+    def answer(self) -> None:
+        """Send now what the ranks have just said, because the monitor waits for it."""
+        self._try_send(is_answer=True)
+
+    def _send_until_closed(self) -> None:
+        while not self._closing.wait(self._interval_s):
+            self._try_send()
+
+    def _try_send(self, is_answer: bool = False) -> None:
+        try:
+            self._send(is_answer)
+        except MonitorLostError:  # The lifeline, or Ray, ends this process.
+            return
+        except Exception as err:  # The next report brings it.
+            print(f"a report of member {self._member} is delayed: {type(err).__name__}: {err}", file=sys.stderr)
+
+    def _send(self, is_answer: bool) -> None:
+        # One at a time: a slow monitor gets larger batches, not a longer queue.
+        with self._lock:
+            report = self._make(is_answer)
+            is_changed = (report.steps, report.is_pausing) != (self._last_steps, self._was_pausing)
+            if report.metrics or is_changed or is_answer:
+                self._last_steps, self._was_pausing = report.steps, report.is_pausing
+                self._unsent.append(report)
+            while self._unsent:
+                self._monitor.report(self._unsent[0])
+                self._unsent.popleft()
+
+    def _make(self, is_answer: bool) -> Report:
+        records = self._take_records()
+        self._number += 1
+        return Report(
+            attempt=self._attempt,
+            member=self._member,
+            number=self._number,
+            steps=records.steps,
+            total_train_steps=records.total_train_steps,
+            metrics=records.metrics,
+            is_pausing=records.is_pausing or self.is_finishing,
+            is_answer=is_answer,
+        )

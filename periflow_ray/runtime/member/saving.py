@@ -1,0 +1,90 @@
+"""``upload_checkpoint`` in one member: all ranks meet, the files are copied aside, the last save waits for the end."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+from periflow_ray.runtime.member.reporter import Reporter
+from periflow_ray.runtime.member.shell import Shell
+from periflow_ray.runtime.member.uploads import CheckpointUploads
+from periflow_ray.runtime.monitor.client import MonitorClient
+from periflow_ray.runtime.monitor.contract import Phase, SnapshotId
+from periflow_ray.sdk.session import NO_STEP
+
+# After the last save's commit the monitor ends the attempt; this only bounds the wait for a monitor that is gone.
+END_TIMEOUT_S = 60.0
+
+
+class Saving:
+    """The saves of one attempt.
+
+    Args:
+        uploads: this member's; None if another member of the node brings the files, or nothing is saved.
+    """
+
+    def __init__(
+        self,
+        monitor: MonitorClient,
+        attempt: int,
+        member: int,
+        shell: Shell,
+        uploads: CheckpointUploads | None,
+        reporter: Reporter,
+    ) -> None:
+        self._monitor = monitor
+        self._attempt = attempt
+        self._member = member
+        self._shell = shell
+        self._uploads = uploads
+        self._reporter = reporter
+        self._num_saves_by_step: Counter[int] = Counter()
+        self._announced_step = NO_STEP
+        self.ending = threading.Event()
+        """The monitor has ended the attempt."""
+        self.ended = threading.Event()
+        """The user's code has ended."""
+
+    def announce(self, step: int) -> None:
+        """The monitor has announced a save at this step; ``NO_STEP`` takes that back."""
+        self._announced_step = step
+
+    def save(self, step: int, replace_waiting: bool) -> None:
+        """Copy the output directory aside; the upload goes on beside the training.
+
+        After the announced save it stays until the attempt's end: steps after it would be lost. They go on if it is
+        not committed.
+
+        Raises:
+            OSError: the copy failed.
+        """
+        if self._shell.output_dir is None:
+            return
+        self._num_saves_by_step[step] += 1
+        snapshot_id = (step, self._num_saves_by_step[step])
+        self._meet(snapshot_id, "written")
+        if self._uploads is not None:
+            report = self._reporter.take()
+            try:
+                self._uploads.save(self._shell.output_dir, snapshot_id, report, replace_waiting)
+            except BaseException:
+                self._reporter.give_back(report)
+                raise
+        self._meet(snapshot_id, "copied")
+        if self._is_last(step):
+            self._wait_for_end(snapshot_id)
+
+    def _wait_for_end(self, snapshot_id: SnapshotId) -> None:
+        if self._uploads is not None:
+            self._uploads.wait_until_settled()
+        self._meet(snapshot_id, "settled")
+        if self._monitor.has_committed(snapshot_id) and self.ending.wait(END_TIMEOUT_S):
+            # Until the user's code has ended: ranks that are released from their last save would make a step more.
+            self.ended.wait()
+
+    def _is_last(self, step: int) -> bool:
+        return self._announced_step != NO_STEP and step >= self._announced_step
+
+    def _meet(self, snapshot_id: SnapshotId, phase: Phase) -> None:
+        if self._shell.meets_others:
+            self._monitor.barrier(self._attempt, self._member, snapshot_id, phase)

@@ -1,0 +1,210 @@
+"""A node's side of checkpoints: snapshot now, upload beside the training."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+
+import fsspec.asyn
+
+from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.runtime.member.snapshot import Snapshot, Snapshots
+from periflow_ray.runtime.monitor.client import MonitorClient, MonitorLostError
+from periflow_ray.runtime.monitor.contract import Assignment, Report, SnapshotId
+from periflow_ray.store import checkpoints
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.transfer import Transfer, UploadItem
+
+# Snapshots taken and not yet settled; a further upload_checkpoint() waits until one is through.
+MAX_IN_FLIGHT = 2
+# An announced snapshot must be settled; what may go wrong in telling the monitor so passes, or never does.
+_NUM_SETTLE_TRIES = 3
+_SETTLE_RETRY_S = 0.5
+_NICENESS = 10
+
+
+class CheckpointUploads:
+    """Takes snapshots of a node's output directory and uploads them in order from a background thread.
+
+    Args:
+        snapshots_dir: where snapshots lie until they are uploaded.
+        bandwidth_bytes_per_s: what the uploads of this node may use; None for all.
+    """
+
+    def __init__(
+        self,
+        root: StorageRoot,
+        job_id: int,
+        node_rank: int,
+        monitor: MonitorClient,
+        attempt: int,
+        snapshots_dir: Path,
+        bandwidth_bytes_per_s: int | None = None,
+    ) -> None:
+        self._root = root
+        self._job_id = job_id
+        self._node_rank = node_rank
+        self._monitor = monitor
+        self._attempt = attempt
+        self._snapshots = Snapshots(snapshots_dir)
+        self._transfer = Transfer(root, bandwidth_bytes_per_s=bandwidth_bytes_per_s)
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[SnapshotId, Snapshot]] = deque()
+        self._num_in_flight = 0
+        self._is_finishing = False
+        self.last_error: str | None = None
+        """Why the newest settled checkpoint was not committed."""
+        self._thread = threading.Thread(target=self._upload_in_order, name="checkpoint-upload", daemon=True)
+
+    def __enter__(self) -> CheckpointUploads:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Not waited for: where the attempt has failed, nobody needs what is left.
+        self._begin_finish()
+
+    def save(self, output_dir: Path, snapshot_id: SnapshotId, report: Report, replace_waiting: bool = False) -> None:
+        """Copy the output checkpoint directory aside and queue its upload.
+
+        Args:
+            report: what the ranks did up to now; the manifest has its metrics.
+            replace_waiting: give up a checkpoint whose upload has not begun, rather than wait for its turn.
+        Raises:
+            OSError: the copy failed, for example because the disk is full.
+        """
+        self._wait_for_turn(snapshot_id[0], replace_waiting)
+        try:
+            # Known to the monitor before the ranks train on: a rank beyond the step is else taken for one that will
+            # not save.
+            self._monitor.announce_snapshot(self._attempt, self._node_rank, snapshot_id, report)
+            snapshot = self._snapshots.take(output_dir, f"{snapshot_id[0]}-{snapshot_id[1]}")
+        except BaseException as err:
+            self._withdraw(snapshot_id, f"node {self._node_rank}: {_describe(err)}")
+            raise
+        with self._changed:
+            self._num_in_flight += 1
+            self._waiting.append((snapshot_id, snapshot))
+            self._changed.notify_all()
+
+    def wait_until_settled(self, timeout_s: float | None = None) -> None:
+        """Wait until nothing is on its way, or the time is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._num_in_flight == 0, timeout_s)
+
+    def finish(self) -> str | None:
+        """Wait until every snapshot is settled; the reason if the last one was not committed."""
+        self._begin_finish()
+        self._thread.join()
+        return self.last_error
+
+    def _begin_finish(self) -> None:
+        with self._changed:
+            self._is_finishing = True
+            self._changed.notify_all()
+
+    def _wait_for_turn(self, step: int, replace_waiting: bool) -> None:
+        replaced: tuple[SnapshotId, Snapshot] | None = None
+        with self._changed:
+            if replace_waiting and self._waiting:
+                replaced = self._waiting.pop()
+                self._num_in_flight -= 1
+            else:
+                self._changed.wait_for(lambda: self._num_in_flight < MAX_IN_FLIGHT)
+        if replaced is not None:
+            self._withdraw(replaced[0], f"replaced by that of step {step} before its upload")
+            self._snapshots.release(replaced[1])
+
+    def _withdraw(self, snapshot_id: SnapshotId, reason: str) -> None:
+        try:
+            self._monitor.withdraw_snapshot(self._attempt, snapshot_id, reason)
+        except Exception as err:
+            print(f"the checkpoint of step {snapshot_id[0]} could not be withdrawn: {err}", file=sys.stderr)
+
+    def _upload_in_order(self) -> None:
+        while (waiting := self._take_next()) is not None:
+            snapshot_id, snapshot = waiting
+            try:
+                self.last_error = self._settle(snapshot_id, self._upload(snapshot_id, snapshot))
+                self._snapshots.release(snapshot)
+            except Exception as err:
+                self.last_error = _describe(err)
+                traceback.print_exc()
+            finally:
+                with self._changed:
+                    self._num_in_flight -= 1
+                    self._changed.notify_all()
+
+    def _take_next(self) -> tuple[SnapshotId, Snapshot] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_finishing)
+            return self._waiting.popleft() if self._waiting else None
+
+    def _upload(self, snapshot_id: SnapshotId, snapshot: Snapshot) -> str | None:
+        """Bring this node's files to the storage root; returns why that failed."""
+        _be_nice(self._root)
+        try:
+            files = self._snapshots.describe(snapshot)
+            assignment = self._monitor.begin_checkpoint(self._attempt, self._node_rank, snapshot_id, files)
+            bring_files(self._root, self._job_id, assignment, snapshot.directory, self._transfer)
+        except Exception as err:
+            if not isinstance(err, OSError | StorageError | MonitorLostError):
+                traceback.print_exc()
+            return f"node {self._node_rank}: {_describe(err)}"
+        return None
+
+    def _settle(self, snapshot_id: SnapshotId, error: str | None) -> str | None:
+        """Tell how the upload went; returns why the checkpoint is not committed."""
+        for is_last in [False] * (_NUM_SETTLE_TRIES - 1) + [True]:
+            try:
+                return self._monitor.end_checkpoint(self._attempt, self._node_rank, snapshot_id, error)
+            except Exception as err:
+                if is_last or isinstance(err, MonitorLostError):
+                    return _describe(err)
+                traceback.print_exc()
+                time.sleep(_SETTLE_RETRY_S)
+        return None
+
+
+def bring_files(root: StorageRoot, job_id: int, assignment: Assignment, snapshot_dir: Path, transfer: Transfer) -> None:
+    """Copy inside the storage root what an earlier checkpoint has already, upload the rest.
+
+    Raises:
+        OSError, StorageError: not all files are there.
+    """
+    uploads = []
+    for file in assignment.files:
+        key = checkpoints.checkpoint_key(job_id, assignment.name, file.key)
+        if file.copy_from is not None:
+            try:
+                root.copy_file(checkpoints.checkpoint_key(job_id, file.copy_from), key)
+                continue
+            except (OSError, StorageError, NotFoundError):
+                # Somebody deleted the earlier checkpoint meanwhile, or the storage cannot copy this.
+                pass
+        uploads.append(UploadItem(snapshot_dir / file.path, key, is_immutable=True))
+    transfer.upload_files(uploads)
+
+
+def _describe(error: BaseException) -> str:
+    is_expected = isinstance(error, OSError | StorageError | MonitorLostError)
+    return str(error) if is_expected else f"{type(error).__name__}: {error}"
+
+
+def _be_nice(root: StorageRoot) -> None:
+    """Let the training go first on a busy machine: this thread and all that it starts, and fsspec's network thread."""
+    threads = [threading.get_native_id()]
+    if not root.is_local and fsspec.asyn.iothread[0] is not None:
+        threads.append(fsspec.asyn.iothread[0].native_id)
+    for thread in threads:
+        with contextlib.suppress(OSError):  # Only Linux has a niceness for each thread.
+            os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)

@@ -1,0 +1,83 @@
+"""What the monitor's components share: the job, the attempt under way, news of it, and the job's events."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from periflow_ray.jobs.attempts import EndCause
+from periflow_ray.jobs.events import EventWriter
+from periflow_ray.runtime.monitor.attempt import Attempt
+from periflow_ray.runtime.monitor.changes import Changes
+from periflow_ray.runtime.monitor.contract import EndAttempt, Order
+from periflow_ray.runtime.monitor.rules import JobRules
+from periflow_ray.store.root import StorageRoot
+
+
+class JobContext:
+    """One for each monitor; the components keep what is theirs alone to themselves."""
+
+    def __init__(self, root: StorageRoot, job_id: int, rules: JobRules) -> None:
+        self.root = root
+        self.job_id = job_id
+        self.rules = rules
+        self.attempt = Attempt(0, ("", 0), 0)
+        self.membership = Changes()
+        """Who has joined, started and left, and how the attempt ends."""
+        self.reports = Changes()
+        """How far the ranks are, and which of them are late."""
+        self.checkpoints = Changes()
+        """What is on its way and what is settled."""
+        self._orders = Changes()
+        self._events = EventWriter(root, job_id, "monitor")
+        self._event_thread = ThreadPoolExecutor(1, thread_name_prefix="events")
+
+    def write_event(self, kind: str, text: str) -> None:
+        """Add to the job's events."""
+        # Elsewhere, because a storage that hangs must not hold up the members.
+        self._event_thread.submit(self._events.write, kind, text, self.attempt.number)
+
+    def note(self, text: str) -> None:
+        """A sentence for the user that changes nothing."""
+        self.write_event("notice", text)
+
+    def begin(self, attempt: Attempt) -> None:
+        """Put an attempt in the place of the one before; whoever waits for orders of that one is sent away."""
+        self.attempt = attempt
+        self.tell_members()
+
+    def order(self, attempt: Attempt, order: Order) -> None:
+        """Tell all members of an attempt to do something."""
+        attempt.orders.append(order)
+        self._orders.tell()
+
+    def end(self, attempt: Attempt, cause: EndCause, text: str, how: str = "ended") -> bool:
+        """Order the members of an attempt to leave; False if they were ordered to before.
+
+        Args:
+            how: the word of the event.
+        """
+        has_news = attempt.end(cause, text)
+        if has_news and cause != "stop":
+            self.write_event("attempt_failed", f"attempt {attempt.number} {how}: {text}")
+        self.tell_members()
+        return has_news
+
+    def tell_members(self) -> None:
+        """Something changed that those who wait for members, or for the attempt's end, look at."""
+        self.membership.tell()
+        self.reports.tell()
+        self._orders.tell()
+
+    async def wait_for_orders(self, number: int, num_seen: int) -> list[Order]:
+        """Orders of an attempt beyond the first ``num_seen``; waits until there is one."""
+        attempt = self.attempt
+        await self._orders.wait_for(
+            lambda: self.attempt is not attempt or len(attempt.orders) > num_seen or attempt.has_everybody_left
+        )
+        if attempt.number != number or self.attempt is not attempt:
+            return [EndAttempt()]
+        return attempt.orders[num_seen:] or [EndAttempt()]
+
+    def close(self) -> None:
+        """Write out the events."""
+        self._event_thread.shutdown()

@@ -1,0 +1,52 @@
+"""A checkpoint on its way: which nodes it waits for, who has brought what, and whether it can still be committed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from periflow_ray.runtime.monitor.contract import SnapshotId
+from periflow_ray.store.checkpoints import LocalFile, PlannedFile
+
+
+@dataclass
+class PendingCheckpoint:
+    """Not settled yet; with an ``error`` it never will be committed.
+
+    Args:
+        awaited_nodes: nodes that may still describe their files.
+    """
+
+    snapshot: SnapshotId
+    awaited_nodes: set[int]
+    name: asyncio.Task[str] | None = None
+    announced_nodes: set[int] = field(default_factory=set)
+    files_by_node: dict[int, list[LocalFile]] = field(default_factory=dict)
+    plan: list[PlannedFile] | None = None
+    finished_nodes: set[int] = field(default_factory=set)
+    settling: asyncio.Task[None] | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    is_committing: bool = False
+    is_written: asyncio.Event = field(default_factory=asyncio.Event)
+    began_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether it is decided who brings which file."""
+        return self.plan is not None
+
+    def abandon(self, reason: str) -> None:
+        """Give it up, unless all of its files are there: then whatever happens does not make it less."""
+        if self.is_committing:
+            return
+        self.error = self.error or reason
+        self.plan = self.plan or []
+
+    def is_coming(self, dead_nodes: Collection[int]) -> bool:
+        """Whether it may still be committed, though these nodes died."""
+        waits_for_dead = any(node in dead_nodes and node not in self.finished_nodes for node in self.announced_nodes)
+        return self.error is None and not waits_for_dead

@@ -1,0 +1,25 @@
+"""What the monitor is told of the job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from periflow_ray.runtime.monitor.kept_checkpoints import Retention
+from periflow_ray.runtime.notifications import WandbRun
+
+
+@dataclass(frozen=True)
+class JobRules:
+    """What the monitor is told of the job.
+
+    Args:
+        devices_per_member: devices of one Ray Train worker.
+        max_failures: restarts after failures, beside those after preemptions; -1 for any number.
+        hang_timeout_s: seconds without a step on any rank that count as a hang; None to wait for ever.
+    """
+
+    devices_per_member: int
+    max_failures: int
+    retention: Retention
+    hang_timeout_s: float | None = None
+    wandb_run: WandbRun | None = None

@@ -1,1 +1,0 @@
-"""What the workers of command jobs and function jobs have in common."""
