@@ -15,7 +15,7 @@ from workbench import Workbench, processes_with, wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
-from periflow_ray.runtime.worker.sandbox import Sandbox
+from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.store import checkpoints
 
 WriteJob = Callable[..., tuple[Path, Path]]

@@ -14,7 +14,7 @@ from workbench import Workbench, find_agent, processes_with, wait_until
 from periflow_ray import jobs
 from periflow_ray.jobs.logs import read_logs
 from periflow_ray.jobs.metrics import read_metrics
-from periflow_ray.runtime.worker.sandbox import Sandbox
+from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.store import checkpoints
 
 pytestmark = pytest.mark.ray

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from periflow_ray import jobs
 from periflow_ray.jobs import Job
-from periflow_ray.runtime.worker.sandbox import Sandbox
+from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.local_cluster import LocalClusterDir
 

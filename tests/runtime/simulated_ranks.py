@@ -12,7 +12,7 @@ from pathlib import Path
 from simulated_nodes import facts_of
 
 from periflow_ray.runtime.monitor.actor import Monitor
-from periflow_ray.runtime.worker.checkpoint_uploads import bring_files
+from periflow_ray.runtime.member.checkpoint_uploads import bring_files
 from periflow_ray.sdk.channel import Hello, MetricRecord
 from periflow_ray.sdk.session import NO_STEP, Session
 from periflow_ray.store.checkpoints import describe_files

@@ -9,7 +9,7 @@ from periflow_ray.jobs.checkpoint_status import list_all
 from periflow_ray.jobs.metrics import Metric
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
-from periflow_ray.runtime.worker.checkpoint_uploads import bring_files
+from periflow_ray.runtime.member.checkpoint_uploads import bring_files
 from periflow_ray.store.checkpoints import (
     Manifest,
     StoredFile,

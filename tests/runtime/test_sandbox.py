@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from periflow_ray.runtime.worker import sandbox as sandbox_module
-from periflow_ray.runtime.worker.sandbox import Sandbox
+from periflow_ray.runtime.member.sandbox import Sandbox
 
 
 @pytest.fixture

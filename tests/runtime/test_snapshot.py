@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from periflow_ray.runtime.worker.snapshot import Snapshot, Snapshots
+from periflow_ray.runtime.member.snapshot import Snapshot, Snapshots
 from periflow_ray.store.checksum import checksum_file
 
 LONG_AGO_NS = 10**18

@@ -38,6 +38,7 @@ from periflow_ray.runtime.monitor.contract import (
 from periflow_ray.runtime.monitor.drills import die
 from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.transfer import Transfer
 
 # How long the ranks of this member may take to say their steps.
 ANSWER_TIMEOUT_S = 0.3
@@ -139,7 +140,7 @@ class Member:
                             self._monitor,
                             start.attempt,
                             snapshots_dir,
-                            self._bandwidth_bytes_per_s,
+                            Transfer(self._root, bandwidth_bytes_per_s=self._bandwidth_bytes_per_s),
                         )
                     )
                 self._monitor.start(start.attempt, self._facts.member)

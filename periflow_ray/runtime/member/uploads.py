@@ -35,7 +35,7 @@ class CheckpointUploads:
 
     Args:
         snapshots_dir: where snapshots lie until they are uploaded.
-        bandwidth_bytes_per_s: what the uploads of this node may use; None for all.
+        transfer: how bytes get into the root.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class CheckpointUploads:
         monitor: MonitorClient,
         attempt: int,
         snapshots_dir: Path,
-        bandwidth_bytes_per_s: int | None = None,
+        transfer: Transfer,
     ) -> None:
         self._root = root
         self._job_id = job_id
@@ -54,7 +54,7 @@ class CheckpointUploads:
         self._monitor = monitor
         self._attempt = attempt
         self._snapshots = Snapshots(snapshots_dir)
-        self._transfer = Transfer(root, bandwidth_bytes_per_s=bandwidth_bytes_per_s)
+        self._transfer = transfer
         self._changed = threading.Condition()
         self._waiting: deque[tuple[SnapshotId, Snapshot]] = deque()
         self._num_in_flight = 0

@@ -331,12 +331,14 @@ def start_monitor(root: StorageRoot, job_id: int, rules: JobRules, num_members: 
 
 
 class InProcessMonitor(_Calls):
-    """The monitor in this process, on an event loop of its own in a thread; while it is open it may be asked."""
+    """The monitor in this process, on an event loop of its own in a thread; while it is open it may be asked.
 
-    def __init__(self, root: StorageRoot, job_id: int, rules: JobRules) -> None:
-        self._root = root
-        self._job_id = job_id
-        self._rules = rules
+    Args:
+        make: makes the monitor, called on that loop.
+    """
+
+    def __init__(self, make: Callable[[], Monitor]) -> None:
+        self._make_monitor = make
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="monitor", daemon=True)
         self._monitor: Monitor | None = None
@@ -370,7 +372,7 @@ class InProcessMonitor(_Calls):
         super().close()
 
     async def _make(self) -> Monitor:
-        return Monitor(self._root, self._job_id, self._rules)
+        return self._make_monitor()
 
     def _ask(
         self,

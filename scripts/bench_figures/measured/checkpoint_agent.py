@@ -25,7 +25,7 @@ from periflow_ray.runtime.monitor.attempt import MemberFacts
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.meeting import JobRules
 from periflow_ray.runtime.ray_train.train_run import ensure_ray, set_train_environment
-from periflow_ray.runtime.worker.checkpoint_uploads import CheckpointUploads
+from periflow_ray.runtime.member.checkpoint_uploads import CheckpointUploads
 from periflow_ray.store.root import StorageRoot
 
 JOB_ID = 1
