@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from periflow_ray.errors import ClusterError, UsageError
 
 RayJobStatus = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 ENDED_RAY_STATUSES: frozenset[RayJobStatus] = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
+# How long a cluster that is up may take to be ready for jobs.
+AGENT_TIMEOUT_S = 60.0
+RETRY_INTERVAL_S = 0.5
+_NO_AGENT = "No available agent to submit job"
 REQUEST_TIMEOUT_S = 30.0
 
 
@@ -70,7 +75,16 @@ class RayJobs:
         body: dict[str, Any] = {"entrypoint": entrypoint, "submission_id": submission_id}
         if env:
             body["runtime_env"] = {"env_vars": dict(env)}
-        self._request("POST", "/api/jobs/", body)
+        deadline_s = time.monotonic() + AGENT_TIMEOUT_S
+        while True:
+            try:
+                self._request("POST", "/api/jobs/", body)
+                return
+            except ClusterError as err:
+                # On a busy machine a cluster answers before the process that starts jobs is there.
+                if _NO_AGENT not in str(err) or time.monotonic() > deadline_s:
+                    raise
+            time.sleep(RETRY_INTERVAL_S)
 
     def read(self, submission_id: str) -> RayJob | None:
         """A job as Ray knows it; None if the cluster does not know it."""

@@ -13,6 +13,8 @@ class JobServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.token: str | None = None
+        self.num_refusals = 0
+        """How many more jobs are refused because the cluster is not ready for them."""
         self.jobs: dict[str, dict[str, Any]] = {}
         self.requests: list[tuple[str, str, Any]] = []
 
@@ -47,6 +49,9 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, {"version": "4", "ray_version": "2.60.0"}
         if parts == ["api", "jobs"] and method == "GET":
             return 200, list(jobs.values())
+        if parts == ["api", "jobs"] and self.server.num_refusals:
+            self.server.num_refusals -= 1
+            return 500, "No available agent to submit job, please try again later."
         if parts == ["api", "jobs"]:
             job = json.loads(body)
             if job["submission_id"] in jobs:

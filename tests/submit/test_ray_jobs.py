@@ -9,6 +9,7 @@ import pytest
 from job_server import JobServer
 
 from periflow_ray.errors import ClusterError, UsageError
+from periflow_ray.submit import ray_jobs
 from periflow_ray.submit.ray_jobs import RayJob, RayJobs, connect
 
 
@@ -124,3 +125,18 @@ def test_an_address_of_another_kind_is_refused_with_the_right_one(address):
         f"cluster address '{address}' is not the address of Ray's job server. Use http://HOST:8265, the address of the "
         "cluster's dashboard (for a remote cluster: ray dashboard CLUSTER.yaml, then http://127.0.0.1:8265)."
     )
+
+
+def test_a_cluster_that_is_not_ready_for_jobs_yet_is_asked_again(server, monkeypatch):
+    monkeypatch.setattr(ray_jobs, "RETRY_INTERVAL_S", 0.01)
+    server.num_refusals = 3
+    RayJobs(server.address).submit("true", "periflow-1", {})
+    assert list(server.jobs) == ["periflow-1"]
+    assert len(server.requests) == 4
+
+
+def test_a_cluster_that_never_gets_ready_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(ray_jobs, "AGENT_TIMEOUT_S", 0.0)
+    server.num_refusals = 1_000_000
+    with pytest.raises(ClusterError, match="No available agent to submit job"):
+        RayJobs(server.address).submit("true", "periflow-1", {})
