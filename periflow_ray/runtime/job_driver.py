@@ -144,6 +144,7 @@ class _Driver:
             except BaseException as err:
                 error = err
                 trainer.end_now()
+                trainer.release()
             is_stopped = self._stop.is_asked or (error is not None and not isinstance(error, Exception))
             if is_stopped and error is not None:
                 self._end_attempt(supervision.monitor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import ray
@@ -15,7 +16,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from periflow_ray.errors import PeriflowRayError
 from periflow_ray.runtime.monitor.client import MonitorClient
 from periflow_ray.runtime.monitor.contract import GroupLoss
-from periflow_ray.runtime.ray_train.group_size import ElasticPolicy
+from periflow_ray.runtime.ray_train.group_size import ElasticPolicy, release_groups
 
 
 class LeaveGroupError(PeriflowRayError):
@@ -73,6 +74,12 @@ class MonitoredTrainer:
         """End the worker group, or the wait for one: ``fit`` raises. Known only if it runs in the main thread."""
         if self._controller is not None:
             ray.kill(self._controller)
+
+    def release(self) -> None:
+        """Give back the resources of a controller that was killed or has died, so that another one finds room."""
+        if self._controller is not None:
+            with contextlib.suppress(ray.exceptions.RayError, RuntimeError):  # The cluster itself is gone.
+                release_groups(self._controller._actor_id.hex())
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         failure_config = self.run_config.failure_config  # type: ignore[attr-defined]

@@ -143,9 +143,22 @@ def _give_up_lost_groups() -> None:
             continue
 
 
+def release_groups(controller_id: str) -> None:
+    """Remove the placement groups of a controller that was killed; Ray itself does so only when its driver ends.
+
+    Args:
+        controller_id: its actor id in hex.
+    """
+    for group in _read_groups(controller_id):
+        ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
 def _read_own_groups() -> list[Any]:
-    """Ray's records of the placement groups that this controller made and has not removed."""
-    actor_id = ray.get_runtime_context().get_actor_id()
+    return _read_groups(ray.get_runtime_context().get_actor_id())
+
+
+def _read_groups(actor_id: str) -> list[Any]:
+    """Ray's records of the placement groups that a controller made and has not removed."""
     packed = ray._private.state.state._connect_and_get_accessor().get_placement_group_table()
     groups = [gcs_pb2.PlacementGroupTableData.FromString(data) for data in packed]
     return [group for group in groups if group.creator_actor_id.hex() == actor_id and group.state != _REMOVED]
