@@ -46,7 +46,7 @@ def follow_job(
     Args:
         console: on standard error, for progress and questions.
         view: which lines, and how they look; by default all, with their node if the job has several.
-        num_past_lines: print only so many of the lines that exist already; None for all.
+        num_past_lines: print only this many of the lines that exist already; None for all.
     Returns:
         The final state.
     Raises:
