@@ -1,4 +1,4 @@
-"""``checkpoint``: what jobs have saved, and checkpoints that came from elsewhere."""
+"""``checkpoint``: checkpoints that jobs have saved or that came from elsewhere."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _FORMER_NAMES = {"restore": "undelete"}
 
 @click.group(cls=LazyGroup, lazy_commands=_COMMANDS, hidden_aliases=_FORMER_NAMES)
 def checkpoint() -> None:
-    """What jobs have saved, and checkpoints from elsewhere; a template names one under "checkpoint.input".
+    """Checkpoints that jobs have saved or that came from elsewhere; a template names one under "checkpoint.input".
 
     An ID is JOB/NAME, or NAME for a checkpoint that no job made. Where a checkpoint is read, JOB alone is the
     latest of that job.
@@ -133,7 +133,7 @@ def view(checkpoint_id: str, root: StorageRoot, output: str) -> None:
 def delete(checkpoint_id: str, is_confirmed: bool, root: StorageRoot) -> None:
     """Delete a checkpoint. Its files stay for seven days, in which "undelete" takes the deletion back.
 
-    What is left of a partial checkpoint is deleted at once.
+    The rest of a partial checkpoint is deleted at once.
 
     \b
     Example:
@@ -208,7 +208,7 @@ def _list_entries(root: StorageRoot, job_id: int | None) -> list[CheckpointEntry
         found = list_all(root, owner)
         kept = [entry for entry in found if not _is_over(entry, now_unix_s)]
         if len(kept) < len(found):
-            # Who may only read here still gets the list; someone else's listing will delete the files.
+            # A user who may only read here still gets the list; someone else's listing will delete the files.
             with contextlib.suppress(OSError, StorageError):
                 purge_expired(root, owner, now_unix_s)
         entries += kept

@@ -12,7 +12,7 @@ from periflow_ray.errors import UsageError
 from periflow_ray.store.datasets import link_dataset
 from periflow_ray.store.root import StorageRoot
 
-# What PeriFlow's -c accepted, and plain cloud names -> the scheme of the bucket's URI.
+# The values of PeriFlow's -c, and plain cloud names -> the scheme of the bucket's URI.
 _SCHEMES = {
     "aws": "s3",
     "s3": "s3",

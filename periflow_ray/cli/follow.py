@@ -117,7 +117,7 @@ class _Reader:
         self.interval_s = POLL_INTERVAL_S
 
     def read(self) -> _News | None:
-        """What is new; None when it could not be read this time."""
+        """The news since the last call; None when they could not be read this time."""
         from periflow_ray.submit.jobs import check_state
 
         try:
