@@ -63,7 +63,7 @@ class TorchTrainer:
         max_failures: restarts from the latest committed checkpoint before the job fails; those after a machine was
             taken away with notice are not counted. -1 for any number.
         hang_timeout_s: seconds without a step on any rank that count as a failure; every rank's stack is then in the
-            job's log. None waits for ever.
+            job's log. None waits forever.
         resume: number of an ended function job to go on with, under its number and from its latest committed
             checkpoint, on as many devices as are asked for now.
         keep_last: committed checkpoints to keep; older ones are deleted. None keeps all.

@@ -1,4 +1,4 @@
-"""``checkpoint``: what jobs have saved, and checkpoints that came from elsewhere."""
+"""``checkpoint``: checkpoints that jobs have saved or that came from elsewhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import click
 from rich.console import Console
 
+from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.format import NOTHING, format_time, format_value, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import storage_option, yes_option
 from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
-from periflow_ray.cli.tree import build_file_tree
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
 from periflow_ray.jobs import read_record
 from periflow_ray.jobs.checkpoint_status import CheckpointEntry, find_entry, list_all
@@ -30,18 +30,22 @@ _NUM_METRICS_IN_LIST = 3
 _COMMANDS = {
     "list": ("periflow_ray.cli.checkpoint:list_command", "List checkpoints."),
     "view": ("periflow_ray.cli.checkpoint:view", "Show a checkpoint: overview and files."),
-    "download": ("periflow_ray.cli.checkpoint_copy:download", "Copy a checkpoint's files to this machine, verified."),
-    "upload": ("periflow_ray.cli.checkpoint_copy:upload", "Make a checkpoint of a directory of this machine."),
-    "create": ("periflow_ray.cli.checkpoint_copy:create", "Make a checkpoint of files that stay where they are."),
-    "delete": ("periflow_ray.cli.checkpoint:delete", "Delete a checkpoint; for a week it can be restored."),
-    "restore": ("periflow_ray.cli.checkpoint:restore", "Take a deletion back."),
-    "verify": ("periflow_ray.cli.checkpoint_copy:verify_command", "Read every byte again and compare."),
+    "download": (
+        "periflow_ray.cli.checkpoint_transfer:download",
+        "Copy a checkpoint's files to this machine, verified.",
+    ),
+    "upload": ("periflow_ray.cli.checkpoint_transfer:upload", "Make a checkpoint of a directory of this machine."),
+    "create": ("periflow_ray.cli.checkpoint_transfer:create", "Make a checkpoint of files that stay where they are."),
+    "delete": ("periflow_ray.cli.checkpoint:delete", "Delete a checkpoint; for a week it can be undeleted."),
+    "undelete": ("periflow_ray.cli.checkpoint:undelete_command", "Take a deletion back."),
+    "verify": ("periflow_ray.cli.checkpoint_transfer:verify_command", "Read every byte again and compare."),
 }
+_FORMER_NAMES = {"restore": "undelete"}
 
 
-@click.group(cls=LazyGroup, lazy_commands=_COMMANDS)
+@click.group(cls=LazyGroup, lazy_commands=_COMMANDS, hidden_aliases=_FORMER_NAMES)
 def checkpoint() -> None:
-    """What jobs have saved, and checkpoints from elsewhere; a template names one under "checkpoint.input".
+    """Checkpoints that jobs have saved or that came from elsewhere; a template names one under "checkpoint.input".
 
     An ID is JOB/NAME, or NAME for a checkpoint that no job made. Where a checkpoint is read, JOB alone is the
     latest of that job.
@@ -127,9 +131,9 @@ def view(checkpoint_id: str, root: StorageRoot, output: str) -> None:
 @yes_option
 @storage_option
 def delete(checkpoint_id: str, is_confirmed: bool, root: StorageRoot) -> None:
-    """Delete a checkpoint. Its files stay for seven days, in which "restore" takes the deletion back.
+    """Delete a checkpoint. Its files stay for seven days, in which "undelete" takes the deletion back.
 
-    What is left of a partial checkpoint is deleted at once.
+    The rest of a partial checkpoint is deleted at once.
 
     \b
     Example:
@@ -138,7 +142,7 @@ def delete(checkpoint_id: str, is_confirmed: bool, root: StorageRoot) -> None:
     entry = find_entry(root, checkpoint_id)
     if entry.status == "deleted":
         until = format_time(entry.restorable_until_unix_s)
-        raise UsageError(f"checkpoint '{checkpoint_id}' is deleted already; it can be restored until {until}.")
+        raise UsageError(f"checkpoint '{checkpoint_id}' is deleted already; it can be undeleted until {until}.")
     if entry.status == "uploading" and entry.job_id is not None:
         raise UsageError(
             f"checkpoint '{checkpoint_id}' is being uploaded by job {entry.job_id}; wait for it, or stop the job first."
@@ -148,8 +152,8 @@ def delete(checkpoint_id: str, is_confirmed: bool, root: StorageRoot) -> None:
     if entry.status == "committed":
         until = format_time(delete_checkpoint(root, checkpoint_id))
         click.echo(
-            f"Checkpoint '{checkpoint_id}' is deleted. Until {until} it can be restored: "
-            f"periflow-ray checkpoint restore {checkpoint_id}",
+            f"Checkpoint '{checkpoint_id}' is deleted. Until {until} it can be undeleted: "
+            f"periflow-ray checkpoint undelete {checkpoint_id}",
             err=True,
         )
     else:
@@ -158,18 +162,18 @@ def delete(checkpoint_id: str, is_confirmed: bool, root: StorageRoot) -> None:
     purge_expired(root, entry.job_id, time.time())
 
 
-@click.command()
+@click.command("undelete")
 @click.argument("checkpoint_id", metavar="ID")
 @storage_option
-def restore(checkpoint_id: str, root: StorageRoot) -> None:
+def undelete_command(checkpoint_id: str, root: StorageRoot) -> None:
     """Take the deletion of a checkpoint back, as long as "checkpoint list --all" shows it.
 
     \b
     Example:
-      periflow-ray checkpoint restore 12/step-00000400
+      periflow-ray checkpoint undelete 12/step-00000400
     """
     manifest = undelete(root, checkpoint_id)
-    click.echo(f"Checkpoint '{manifest.checkpoint_id}' is restored.", err=True)
+    click.echo(f"Checkpoint '{manifest.checkpoint_id}' is undeleted.", err=True)
 
 
 def resolve_id(root: StorageRoot, checkpoint_id: str) -> str:
@@ -204,7 +208,7 @@ def _list_entries(root: StorageRoot, job_id: int | None) -> list[CheckpointEntry
         found = list_all(root, owner)
         kept = [entry for entry in found if not _is_over(entry, now_unix_s)]
         if len(kept) < len(found):
-            # Who may only read here still gets the list; someone else's listing will delete the files.
+            # A user who may only read here still gets the list; someone else's listing will delete the files.
             with contextlib.suppress(OSError, StorageError):
                 purge_expired(root, owner, now_unix_s)
         entries += kept
@@ -232,7 +236,7 @@ def _row(entry: CheckpointEntry) -> list[str]:
 
 def _note(entry: CheckpointEntry) -> str:
     if entry.restorable_until_unix_s is not None:
-        return f"restorable until {format_time(entry.restorable_until_unix_s)}"
+        return f"undelete until {format_time(entry.restorable_until_unix_s)}"
     return entry.reason or ""
 
 
@@ -256,7 +260,7 @@ def _overview(entry: CheckpointEntry) -> dict[str, str]:
     if entry.reason:
         fields["Reason"] = entry.reason
     if entry.restorable_until_unix_s is not None:
-        fields["Restorable"] = f"until {format_time(entry.restorable_until_unix_s)}"
+        fields["Undelete"] = f"until {format_time(entry.restorable_until_unix_s)}"
     return fields
 
 
@@ -283,7 +287,7 @@ def _manifest_document(manifest: Manifest | None) -> dict[str, Any]:
 def _describe_deletion(root: StorageRoot, entry: CheckpointEntry) -> str:
     question = f"Delete checkpoint '{entry.checkpoint_id}'?"
     if entry.status != "committed":
-        return f"{question} It is {entry.status} and cannot be restored."
+        return f"{question} It is {entry.status} and cannot be undeleted."
     if entry.manifest is not None and entry.manifest.uri is not None:
         return f"{question} Its files at {entry.manifest.uri} stay."
     if entry.job_id is not None:

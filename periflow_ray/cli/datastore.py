@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from periflow_ray.cli.dataset_tree import build_dataset_tree
+from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.format import NOTHING, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import storage_option, yes_option
@@ -25,12 +25,15 @@ from periflow_ray.store.root import StorageRoot
 
 _CLOUDS = {"s3": "aws", "s3a": "aws", "abfs": "azure", "abfss": "azure", "az": "azure", "gs": "gcp", "gcs": "gcp"}
 
+# A dataset of images may have a million files.
+_MAX_TREE_LINES = 200
+
 _COMMANDS = {
     "list": ("periflow_ray.cli.datastore:list_command", "List datasets."),
     "view": ("periflow_ray.cli.datastore:view", "Show a dataset: overview, files, metadata."),
-    "create": ("periflow_ray.cli.datastore_add:create", "Link files that stay where they are."),
-    "upload": ("periflow_ray.cli.datastore_add:upload", "Copy a directory or file into the storage root."),
-    "edit": ("periflow_ray.cli.datastore_add:edit", "Change a dataset's name, metadata, region or credential."),
+    "create": ("periflow_ray.cli.datastore_create:create", "Link files that stay where they are."),
+    "upload": ("periflow_ray.cli.datastore_upload:upload", "Copy a directory or file into the storage root."),
+    "edit": ("periflow_ray.cli.datastore_edit:edit", "Change a dataset's name, metadata, region or credential."),
     "delete": ("periflow_ray.cli.datastore:delete", "Delete a dataset; linked files stay."),
 }
 
@@ -88,7 +91,7 @@ def view(name: str, root: StorageRoot, output: str) -> None:
             console,
             {
                 "Overview": build_fields(_overview(place)),
-                "Files": build_dataset_tree(sizes),
+                "Files": build_file_tree("/", sizes, max_lines=_MAX_TREE_LINES),
                 "Metadata": json.dumps(dataset.metadata, indent=2, ensure_ascii=False),
             },
         )

@@ -46,7 +46,7 @@ def follow_job(
     Args:
         console: on standard error, for progress and questions.
         view: which lines, and how they look; by default all, with their node if the job has several.
-        num_past_lines: print only so many of the lines that exist already; None for all.
+        num_past_lines: print only this many of the lines that exist already; None for all.
     Returns:
         The final state.
     Raises:
@@ -117,7 +117,7 @@ class _Reader:
         self.interval_s = POLL_INTERVAL_S
 
     def read(self) -> _News | None:
-        """What is new; None when it could not be read this time."""
+        """The news since the last call; None when they could not be read this time."""
         from periflow_ray.submit.jobs import check_state
 
         try:

@@ -160,7 +160,7 @@ class _Rehearsal:
         self._runs_again = False
 
     def wait(self, request_key: str, timeout_s: float) -> AttemptAccount:
-        """What the attempt's end cost, once the job runs again or has ended.
+        """The account of the attempt's end, once the job runs again or has ended.
 
         Raises:
             PeriflowRayError: the driver did not take the request, or the job did neither in time.

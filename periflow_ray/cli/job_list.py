@@ -15,7 +15,9 @@ from periflow_ray.store.root import StorageRoot
 
 
 @click.command("list")
-@click.option("-l", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many jobs.")
+@click.option(
+    "-l", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most this many jobs."
+)
 @click.option("-a", "--all", "shows_all", is_flag=True, help="All jobs: no limit.")
 @since_option
 @until_option

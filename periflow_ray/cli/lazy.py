@@ -12,13 +12,23 @@ import click
 LazyCommands = Mapping[str, tuple[str, str]]
 """Command name -> (``module:object``, one line for the group's help)."""
 
+HiddenAliases = Mapping[str, str]
+"""Former name of a command, which still works but is not shown -> its name."""
+
 
 class LazyGroup(click.Group):
     """A group whose commands are named by ``lazy_commands`` and imported one at a time."""
 
-    def __init__(self, *args: Any, lazy_commands: LazyCommands | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        lazy_commands: LazyCommands | None = None,
+        hidden_aliases: HiddenAliases | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._lazy_commands = dict(lazy_commands or {})
+        self._hidden_aliases = dict(hidden_aliases or {})
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._lazy_commands)
@@ -34,12 +44,12 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
+        name = self._hidden_aliases.get(args[0], args[0])
         if name not in self._lazy_commands and not name.startswith("-") and not ctx.resilient_parsing:
             nearest = difflib.get_close_matches(name, self._lazy_commands, n=1, cutoff=0.5)
             suggestion = f" Did you mean '{nearest[0]}'?" if nearest else ""
             ctx.fail(f"no such command '{name}'.{suggestion} Commands: {', '.join(self._lazy_commands)}")
-        return super().resolve_command(ctx, args)
+        return super().resolve_command(ctx, [name, *args[1:]])
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # Click would import every command here to ask it for its short help.

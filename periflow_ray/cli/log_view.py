@@ -10,7 +10,7 @@ from periflow_ray.jobs.logs import LogLine
 
 @dataclass(frozen=True)
 class LogView:
-    """What a reader asked to see.
+    """The part of a log that a reader asked to see.
 
     Args:
         node_ranks: lines of these nodes only, without the job's own; None for everything.

@@ -26,7 +26,7 @@ COMMANDS = {
     "datastore": ("periflow_ray.cli.datastore:datastore", "Datasets that jobs read."),
     "dataset": ("periflow_ray.cli.datastore:datastore", "The same as datastore."),
     "credential": ("periflow_ray.cli.credential:credential", "Keys of clouds and services, by name."),
-    "checkpoint": ("periflow_ray.cli.checkpoint:checkpoint", "What jobs have saved: list, download, verify, delete."),
+    "checkpoint": ("periflow_ray.cli.checkpoint:checkpoint", "Checkpoints: list, download, verify, delete."),
     "completion": ("periflow_ray.cli.completion:completion", "Print the shell completion script."),
 }
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.options import chosen_credential, storage_option, upload_bandwidth_option, yes_option
 from periflow_ray.cli.output import build_fields, output_option, talk_console, write_output
 from periflow_ray.cli.target import Target, connect_target, count_gpus, driver_options
-from periflow_ray.cli.tree import build_file_tree
 from periflow_ray.errors import ClusterError, PlanError, TemplateError, UsageError
 from periflow_ray.jobs.user import user_name
 

@@ -1,4 +1,4 @@
-"""What ``submit`` says of keys of the template that it accepts and that change nothing."""
+"""The notes of ``submit`` on keys of the template that it accepts and that change nothing."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def create(save_path: Path) -> None:
 
 @dataclass(frozen=True)
 class TemplateAnswers:
-    """What a template needs to know; empty text means that the key is left out."""
+    """The answers that make a template; empty text means that the key is left out."""
 
     name: str
     experiment: str

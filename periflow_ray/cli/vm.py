@@ -42,7 +42,7 @@ def list_vms(
 ) -> None:
     """List the VM types of the catalogue, with list prices per hour.
 
-    A spot VM has no fixed price; what the same VM costs on demand follows "<".
+    A spot VM has no fixed price; the price of the same VM on demand follows "<".
 
     \b
     Example:

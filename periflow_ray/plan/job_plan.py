@@ -25,7 +25,7 @@ class JobPlan(BaseModel):
     what the command line added; the values of ``secret_names`` are never part of a plan. ``cpus_per_device``,
     ``memory_bytes_per_device`` and ``gpus_per_device`` are what to ask Ray for. ``upload_bandwidth_bytes_per_s`` is
     the most that one node's checkpoint uploads may use. ``hang_timeout_s`` is how long no rank may make a step; None
-    for ever. ``min_num_nodes`` is below ``num_nodes`` only in an elastic job. ``storage_credential`` is a name, never
+    forever. ``min_num_nodes`` is below ``num_nodes`` only in an elastic job. ``storage_credential`` is a name, never
     a value; None leaves the storage root to its cloud's usual chain.
     ``price_per_hour_usd`` is for all nodes; None where it is unknown or moves (spot).
     """

@@ -204,7 +204,7 @@ class Session:
             self._send_records(channel)
 
     def _send_records(self, channel: Channel) -> None:
-        # What is recorded meanwhile goes with the next call, so that a fast loop cannot keep this one busy for ever.
+        # What is recorded meanwhile goes with the next call, so that a fast loop cannot keep this one busy forever.
         num_left = len(self._metrics)
         while True:
             records = self._take_records(min(num_left, MAX_RECORDS_PER_MESSAGE))

@@ -266,7 +266,7 @@ class JobSpec(Section):
         default=None,
         description="Time without a step on any rank that counts as a hang, such as 10m: the stacks of all ranks go to "
         "the log, and it is a failure like others. Longer than the longest pause between two steps, such as an "
-        "evaluation. Without it a job may stand still for ever.",
+        "evaluation. Without it a job may stand still forever.",
     )
     elastic: ElasticSpec | None = Field(
         default=None, description="Go on with fewer devices while machines are missing; without it the job waits."
@@ -303,5 +303,5 @@ class JobSpec(Section):
 
     @property
     def hang_timeout_s(self) -> float | None:
-        """Seconds without a step that count as a hang; None to wait for ever."""
+        """Seconds without a step that count as a hang; None to wait forever."""
         return None if self.hang_timeout is None else parse_duration_s(self.hang_timeout)

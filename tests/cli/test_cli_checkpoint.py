@@ -86,11 +86,11 @@ def test_the_list_hides_what_cannot_be_resumed_from_until_it_is_asked_for(run_cl
     assert (deleted["status"], deleted["size_bytes"]) == ("deleted", 31_000_010)
     assert find_entry(saved_root, "1/step-00000010").restorable_until_unix_s == until_unix_s
     lines = run_cli("checkpoint", "list", "--job", "1", "--all").stdout.splitlines()
-    assert "│ restorable until 20" in lines[3]
+    assert "│ undelete until 20" in lines[3]
     assert lines[5].endswith("│ the job ended before it was committed │")
 
 
-def test_listing_deletes_the_files_of_what_cannot_be_restored_any_more(run_cli, saved_root):
+def test_listing_deletes_the_files_of_what_cannot_be_undeleted_any_more(run_cli, saved_root):
     delete(saved_root, ID, keep_s=0)
     assert run_cli("checkpoint", "list", "--job", "2", "--all", "-o", "json").stdout == "[]\n"
     assert saved_root.list_files("jobs/2/checkpoints") == {}
@@ -137,21 +137,29 @@ def test_delete_asks_and_a_no_changes_nothing(run_cli, saved_root):
     assert find_entry(saved_root, ID).status == "committed"
 
 
-def test_a_deleted_checkpoint_can_be_restored(run_cli, saved_root):
+def test_a_deleted_checkpoint_can_be_undeleted(run_cli, saved_root):
     result = run_cli("checkpoint", "delete", ID, "-y")
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr.startswith(f"Checkpoint '{ID}' is deleted. Until 20")
-    assert result.stderr.endswith(f" it can be restored: periflow-ray checkpoint restore {ID}\n")
+    assert result.stderr.endswith(f" it can be undeleted: periflow-ray checkpoint undelete {ID}\n")
     assert run_cli("checkpoint", "download", ID).stderr == (
-        f"Error: checkpoint '{ID}' is deleted. Take that back: periflow-ray checkpoint restore {ID}\n"
+        f"Error: checkpoint '{ID}' is deleted. Take that back: periflow-ray checkpoint undelete {ID}\n"
     )
     assert run_cli("checkpoint", "delete", ID, "-y").exit_code == 2
-    result = run_cli("checkpoint", "restore", ID)
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"Checkpoint '{ID}' is restored.\n")
+    result = run_cli("checkpoint", "undelete", ID)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"Checkpoint '{ID}' is undeleted.\n")
     assert run_cli("checkpoint", "verify", ID).exit_code == 0
-    result = run_cli("checkpoint", "restore", ID)
-    message = f"Error: checkpoint '{ID}' is not deleted; there is nothing to restore.\n"
+    result = run_cli("checkpoint", "undelete", ID)
+    message = f"Error: checkpoint '{ID}' is not deleted; there is nothing to undelete.\n"
     assert (result.exit_code, result.stderr) == (2, message)
+
+
+def test_the_former_name_of_undelete_still_works_but_is_not_shown(run_cli, saved_root):
+    assert run_cli("checkpoint", "delete", ID, "-y").exit_code == 0
+    result = run_cli("checkpoint", "restore", ID)
+    assert (result.exit_code, result.stderr) == (0, f"Checkpoint '{ID}' is undeleted.\n")
+    assert run_cli("checkpoint", "restore").stderr.startswith("Usage: periflow-ray checkpoint undelete [OPTIONS] ID\n")
+    assert "restore" not in run_cli("checkpoint", "-h").stdout
 
 
 def test_deleting_also_clears_what_was_deleted_long_ago(run_cli, saved_root):
@@ -163,7 +171,7 @@ def test_deleting_also_clears_what_was_deleted_long_ago(run_cli, saved_root):
 
 def test_what_is_left_of_a_partial_checkpoint_is_deleted_at_once(run_cli, saved_root):
     question = run_cli("checkpoint", "delete", "1/step-00000030", input="n\n").stderr
-    assert question.startswith("Delete checkpoint '1/step-00000030'? It is partial and cannot be restored. [y/N]: ")
+    assert question.startswith("Delete checkpoint '1/step-00000030'? It is partial and cannot be undeleted. [y/N]: ")
     result = run_cli("checkpoint", "delete", "1/step-00000030", "-y")
     assert (result.exit_code, result.stderr) == (0, "Checkpoint '1/step-00000030' is deleted.\n")
     assert [entry.name for entry in list_all(saved_root, 1)] == ["step-00000010", "step-00000020"]
@@ -175,7 +183,7 @@ def test_a_checkpoint_on_its_way_is_not_deleted(run_cli, saved_root):
     assert (result.exit_code, result.stderr) == (2, f"Error: {message}\n")
 
 
-@pytest.mark.parametrize("command", ["view", "download", "verify", "delete", "restore"])
+@pytest.mark.parametrize("command", ["view", "download", "verify", "delete", "undelete"])
 def test_an_unknown_id_is_answered_with_the_nearest_one(run_cli, saved_root, command):
     options = ["-y"] if command == "delete" else []
     result = run_cli("checkpoint", command, "2/step-0000400", *options)

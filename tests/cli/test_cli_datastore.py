@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from periflow_ray.cli.dataset_tree import build_dataset_tree
+from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.errors import UsageError
 from periflow_ray.store.datasets import (
     link_dataset,
@@ -32,7 +32,7 @@ def fail_to_upload(root, name, source) -> None:
 def draw_tree(sizes: dict[str, int]) -> list[str]:
     console = Console(width=80)
     with console.capture() as captured:
-        console.print(build_dataset_tree(sizes))
+        console.print(build_file_tree("/", sizes, max_lines=200))
     return captured.get().splitlines()
 
 

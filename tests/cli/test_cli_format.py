@@ -6,9 +6,9 @@ import math
 import pytest
 from rich.console import Console
 
+from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.format import format_duration, format_time, format_value, iso_time
 from periflow_ray.cli.output import draw_table
-from periflow_ray.cli.tree import build_file_tree
 from periflow_ray.store.size_text import format_size
 
 

@@ -37,7 +37,7 @@ def test_every_command_of_the_contract_exists():
         "checkpoint delete",
         "checkpoint download",
         "checkpoint list",
-        "checkpoint restore",
+        "checkpoint undelete",
         "checkpoint upload",
         "checkpoint verify",
         "checkpoint view",

@@ -113,7 +113,7 @@ def test_a_name_is_used_once_and_again_when_the_deletion_is_final(root, source):
             "another name."
         )
     delete(root, "resnet")
-    with pytest.raises(UsageError, match="is deleted and can still be restored"):
+    with pytest.raises(UsageError, match="is deleted and can still be undeleted"):
         upload_checkpoint_dir(root, source, "resnet")
     undelete(root, "resnet")
     assert delete(root, "resnet", keep_s=0) <= time.time()

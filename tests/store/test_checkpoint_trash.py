@@ -22,7 +22,7 @@ ID = f"1/{STEP_10}"
 CONTENTS = {0: {"a.pt": b"aa", "b.pt": b"bb"}, 1: {"a.pt": b"11", "b.pt": b"bb"}}
 
 
-def test_a_deleted_checkpoint_is_not_found_or_resumed_from_but_can_be_restored(root, tmp_path):
+def test_a_deleted_checkpoint_is_not_found_or_resumed_from_but_can_be_undeleted(root, tmp_path):
     older = save(root, tmp_path, CONTENTS, step=10)
     manifest = save(root, tmp_path, CONTENTS, step=20)
     until_unix_s = delete(root, manifest.checkpoint_id, keep_s=3600)
@@ -31,7 +31,7 @@ def test_a_deleted_checkpoint_is_not_found_or_resumed_from_but_can_be_restored(r
     with pytest.raises(NotFoundError) as caught:
         find_checkpoint(root, f"1/{STEP_20}")
     assert str(caught.value) == (
-        f"checkpoint '1/{STEP_20}' is deleted. Take that back: periflow-ray checkpoint restore 1/{STEP_20}"
+        f"checkpoint '1/{STEP_20}' is deleted. Take that back: periflow-ray checkpoint undelete 1/{STEP_20}"
     )
     deleted = read_deleted(root, 1, STEP_20)
     assert (deleted.manifest, deleted.restorable_until_unix_s) == (manifest, until_unix_s)
@@ -56,17 +56,17 @@ def test_the_files_stay_for_seven_days_and_no_longer(root, tmp_path):
         undelete(root, ID)
 
 
-def test_a_checkpoint_whose_time_is_over_cannot_be_restored_even_if_it_is_not_purged_yet(root, tmp_path):
+def test_a_checkpoint_whose_time_is_over_cannot_be_undeleted_even_if_it_is_not_purged_yet(root, tmp_path):
     save(root, tmp_path, CONTENTS)
     until_unix_s = delete(root, ID)
     with pytest.raises(NotFoundError) as caught:
         undelete(root, ID, now_unix_s=until_unix_s)
-    assert str(caught.value) == f"checkpoint '{ID}' cannot be restored any more: its time is over"
+    assert str(caught.value) == f"checkpoint '{ID}' cannot be undeleted any more: its time is over"
 
 
-def test_only_a_deleted_checkpoint_can_be_restored(root, tmp_path):
+def test_only_a_deleted_checkpoint_can_be_undeleted(root, tmp_path):
     save(root, tmp_path, CONTENTS)
-    with pytest.raises(UsageError, match=f"^checkpoint '{ID}' is not deleted; there is nothing to restore.$"):
+    with pytest.raises(UsageError, match=f"^checkpoint '{ID}' is not deleted; there is nothing to undelete.$"):
         undelete(root, ID)
     begin(root, 1, STEP_20, step=20, attempt=1)
     with pytest.raises(NotFoundError, match="it is still being uploaded"):
@@ -90,7 +90,7 @@ def test_a_deleted_checkpoint_that_lost_a_file_does_not_come_back(root, tmp_path
     root.delete(checkpoint_key(1, STEP_10, "node-1", "a.pt"))
     with pytest.raises(CorruptCheckpointError) as caught:
         undelete(root, ID)
-    assert str(caught.value) == f"checkpoint '{ID}' cannot be restored: 'node-1/a.pt' is missing"
+    assert str(caught.value) == f"checkpoint '{ID}' cannot be undeleted: 'node-1/a.pt' is missing"
     assert list_committed(root, 1) == []
 
 

@@ -127,7 +127,7 @@ def _check_new_name(root: StorageRoot, name: str) -> None:
     purge_expired(root, None, time.time())
     if root.exists(checkpoint_key(None, name, DELETED)):
         raise UsageError(
-            f"checkpoint '{name}' is deleted and can still be restored (periflow-ray checkpoint restore {name}). "
+            f"checkpoint '{name}' is deleted and can still be undeleted (periflow-ray checkpoint undelete {name}). "
             "Choose another name."
         )
 

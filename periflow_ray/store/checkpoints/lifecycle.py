@@ -230,7 +230,7 @@ def _describe_missing(root: StorageRoot, checkpoint_id: str, parsed: tuple[int |
         job_id, name = parsed
         if root.exists(checkpoint_key(job_id, name, DELETED)):
             return (
-                f"checkpoint '{checkpoint_id}' is deleted. Take that back: periflow-ray checkpoint restore "
+                f"checkpoint '{checkpoint_id}' is deleted. Take that back: periflow-ray checkpoint undelete "
                 f"{checkpoint_id}"
             )
         if root.exists(checkpoint_key(job_id, name, UPLOADING)):

@@ -26,7 +26,7 @@ def choose_expired(
 
     Args:
         manifests: all committed checkpoints of a job, oldest first.
-        keep_last: keep so many of the newest.
+        keep_last: keep this many of the newest.
         keep_best: keep the best by a metric; of equal ones the newest. Without a checkpoint that has the metric
             nobody knows which is the best, so this rule alone then keeps all.
     Returns:

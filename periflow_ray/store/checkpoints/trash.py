@@ -74,15 +74,15 @@ def undelete(root: StorageRoot, checkpoint_id: str, now_unix_s: float | None = N
         or not root.exists(checkpoint_key(*parsed, DELETED))
     ):
         find_checkpoint(root, checkpoint_id)
-        raise UsageError(f"checkpoint '{checkpoint_id}' is not deleted; there is nothing to restore.")
+        raise UsageError(f"checkpoint '{checkpoint_id}' is not deleted; there is nothing to undelete.")
     job_id, name = parsed
     deleted = read_deleted(root, job_id, name)
     if deleted.restorable_until_unix_s <= (time.time() if now_unix_s is None else now_unix_s):
-        raise NotFoundError(f"checkpoint '{checkpoint_id}' cannot be restored any more: its time is over")
+        raise NotFoundError(f"checkpoint '{checkpoint_id}' cannot be undeleted any more: its time is over")
     if deleted.manifest.uri is None:
         for problem in compare_sizes(open_place(root, deleted.manifest), deleted.manifest.files):
             raise CorruptCheckpointError(
-                f"checkpoint '{checkpoint_id}' cannot be restored: '{problem.key}' {problem.text}"
+                f"checkpoint '{checkpoint_id}' cannot be undeleted: '{problem.key}' {problem.text}"
             )
     # The manifest first: while both are there it wins, so the checkpoint is never neither committed nor deleted.
     root.write_bytes(checkpoint_key(job_id, name, MANIFEST), manifest_bytes(deleted.manifest))

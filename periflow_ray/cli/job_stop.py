@@ -1,13 +1,13 @@
-"""``job stop`` and ``job delete``."""
+"""``job stop``."""
 
 from __future__ import annotations
 
 import click
 
 from periflow_ray.cli.duration import duration_callback
-from periflow_ray.cli.options import job_argument, storage_option, yes_option
+from periflow_ray.cli.options import job_argument, storage_option
 from periflow_ray.errors import UsageError
-from periflow_ray.jobs import delete_job, read_job, read_record
+from periflow_ray.jobs import read_record
 from periflow_ray.store.root import StorageRoot
 
 
@@ -51,26 +51,6 @@ def stop(job_id: int, save_timeout_s: float | None, is_now: bool, root: StorageR
         is_function = read_record(root, job_id).ray_submission_id is None
         how = f"TorchTrainer(..., resume={job_id})" if is_function else f"periflow-ray job resume {job_id}"
         click.echo(f"Go on with it: {how}", err=True)
-
-
-@click.command()
-@job_argument
-@yes_option
-@storage_option
-def delete(job_id: int, is_confirmed: bool, root: StorageRoot) -> None:
-    """Delete an ended job with its log, metrics and checkpoints.
-
-    \b
-    Example:
-      periflow-ray job delete 3
-      periflow-ray job delete 3 --yes
-    """
-    record = read_job(root, job_id).record
-    if not is_confirmed:
-        named = f" '{record.name}'" if record.name else ""
-        click.confirm(f"Delete job {job_id}{named} with its log, metrics and checkpoints?", abort=True, err=True)
-    delete_job(root, job_id)
-    click.echo(f"Job ({job_id}) is deleted.", err=True)
 
 
 def _describe_saved(root: StorageRoot, job_id: int) -> str:

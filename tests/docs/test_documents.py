@@ -1,8 +1,9 @@
-"""What the README shows is true: commands parse, templates load, code compiles, links lead somewhere."""
+"""The documents are true: commands parse, templates load, code compiles, tables say what the code does."""
 
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 from pydantic import BaseModel
+from support.documents import MANUAL, PRESENT_DOCUMENTS, ROOT_DIR, Document, read_document
 
 import periflow_ray
 from periflow_ray.cli.main import cli
@@ -24,11 +26,8 @@ from periflow_ray.settings import STORAGE_VARIABLE
 from periflow_ray.spec import JobSpec, load_template
 from periflow_ray.store.filesystem import open_filesystem
 
-ROOT_DIR = Path(__file__).parents[2]
-README = (ROOT_DIR / "README.md").read_text(encoding="utf-8")
-
 PROGRAMS = ("periflow-ray", "pf")
-# What PeriFlow's templates had; launch_mode was among them, but only with the value node.
+# The keys of PeriFlow's templates; launch_mode was among them, but only with the value node.
 PERIFLOW_KEYS = {
     "experiment",
     "name",
@@ -52,7 +51,7 @@ PERIFLOW_KEYS = {
     "plugin.slack.credential_id",
     "plugin.wandb.credential_id",
 }
-# What processes of a job tell each other; a user has no reason to set these.
+# Processes of a job tell each other by these; a user has no reason to set them.
 INTERNAL_VARIABLES = {
     "PERIFLOW_ATTEMPT",
     "PERIFLOW_CLOUD_ENV_FILE",
@@ -65,36 +64,19 @@ INTERNAL_VARIABLES = {
 
 
 @pytest.fixture(autouse=True)
-def _of_the_readmes_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the user who runs the tests is read; the credential of the README's examples exists."""
+def _of_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the user who runs the tests is read; the credential and the file of the examples exist."""
+    (tmp_path / "metadata.json").touch()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(STORAGE_VARIABLE, str(tmp_path / "storage"))
     monkeypatch.setenv(CREDENTIALS_FILE_VARIABLE, str(tmp_path / "credentials.json"))
     create_credential("team-s3", "s3", {"access_key_id": "an-id", "secret_access_key": "a-key"})
 
 
-def find_blocks(language: str) -> list[str]:
-    """Contents of the fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
-
-
-def find_inline_code() -> list[str]:
-    """What stands in backticks outside blocks, each on one line."""
-    prose = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
-    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
-
-
-def find_table(heading: str) -> list[list[str]]:
-    """Rows of the first table below a heading, without the table's own head."""
-    section = README.split(f"# {heading}\n", 1)[1]
-    lines = re.search(r"(?:^\|.*\n)+", section, re.M)
-    assert lines is not None, heading
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[0].splitlines()[2:]]
-
-
-def find_command_lines() -> list[str]:
-    """Every line that starts one of our programs, in shell blocks and in backticks."""
-    shell_lines = [line for block in find_blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in [*shell_lines, *find_inline_code()] if line.startswith(tuple(f"{p} " for p in PROGRAMS))]
+def find_blocks(language: str) -> dict[str, str]:
+    """The fenced blocks of a language in README and docs, by a name for each."""
+    blocks = [(name, document.find_blocks(language)) for name, document in MANUAL.items() if name != "README.ko.md"]
+    return {f"{name}-{number}": block for name, found in blocks for number, block in enumerate(found, start=1)}
 
 
 def find_leaf_commands(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -111,7 +93,9 @@ def find_leaf_commands(command: click.Command, path: str = "") -> Iterator[tuple
 
 def parse_command_line(line: str) -> str:
     """The name of the command that a line runs; fails as the program would if an option does not exist."""
-    program, *arguments = shlex.split(line, comments=True)
+    words = shlex.split(line, comments=True)
+    # Without the part that a shell takes for itself.
+    program, *arguments = itertools.takewhile(lambda word: word not in {">", ">>", "|"}, words)
     command: click.Command = cli
     ctx = click.Context(cli, info_name=program)
     names = []
@@ -136,17 +120,24 @@ def find_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-@pytest.mark.parametrize("line", find_command_lines())
-def test_a_command_line_parses(line: str) -> None:
-    parse_command_line(line)
+def find_periflow_keys() -> set[str]:
+    """The keys in the table of PeriFlow's."""
+    cells = [row[0] for row in read_document("docs/templates.md").find_table("Keys of PeriFlow")]
+    return {key for cell in cells for key in re.findall(r"`([\w.]+)`", cell)}
 
 
-def test_the_table_of_commands_has_an_example_of_each() -> None:
-    shown = [parse_command_line(example.strip("`")) for _, example in find_table("Commands")]
-    # The group "dataset" is another name of "datastore", which the text below the table says.
-    known = {name for name, _ in find_leaf_commands(cli) if not name.startswith("dataset ")}
+@pytest.mark.parametrize("document", PRESENT_DOCUMENTS.values(), ids=PRESENT_DOCUMENTS)
+def test_command_lines_parse(document: Document) -> None:
+    for line in document.find_command_lines(PROGRAMS):
+        parse_command_line(line)
 
-    assert sorted(shown) == sorted(known)
+
+def test_every_command_has_an_example_of_itself() -> None:
+    shown = {parse_command_line(line) for line in read_document("docs/commands.md").find_command_lines(PROGRAMS)}
+    # Other names of the same commands, which the document says.
+    known = {name for name, _ in find_leaf_commands(cli) if not name.startswith("dataset ")} - {"job run"}
+
+    assert shown - {"job run"} == known
 
 
 def test_options_in_the_text_exist() -> None:
@@ -155,18 +146,20 @@ def test_options_in_the_text_exist() -> None:
         for _, command in find_leaf_commands(cli)
         for param in command.params
         for option in [*param.opts, *param.secondary_opts]
-    } | {"--help"}
-    mentioned = {code.split()[0].split("=")[0] for code in find_inline_code() if re.match(r"--?[a-z]", code)}
+    } | {"--help", "-h"}
+    written = [document for name, document in MANUAL.items() if name != "docs/commands.md"]
+    codes = [code for document in written for code in document.find_inline_code()]
+    mentioned = {code.split()[0].split("=")[0] for code in codes if re.match(r"--?[a-z]", code)}
     # A flag of a training script, and one of pip.
     assert mentioned - options - {"--save"} == {"-c"} - options
 
 
-@pytest.mark.parametrize("text", find_blocks("yaml"))
+@pytest.mark.parametrize("text", find_blocks("yaml").values(), ids=find_blocks("yaml"))
 def test_a_template_loads(text: str) -> None:
     load_template(text, known_vms=load_catalogue())
 
 
-@pytest.mark.parametrize("code", find_blocks("python"))
+@pytest.mark.parametrize("code", find_blocks("python").values(), ids=find_blocks("python"))
 def test_python_code_compiles_and_uses_calls_that_exist(code: str) -> None:
     tree = ast.parse(code)
     used = {
@@ -190,7 +183,7 @@ def test_python_code_compiles_and_uses_calls_that_exist(code: str) -> None:
 
 
 def test_the_first_script_also_trains_without_a_job(tmp_path: Path) -> None:
-    (tmp_path / "main.py").write_text(find_blocks("python")[0], encoding="utf-8")
+    (tmp_path / "main.py").write_text(read_document("README.md").find_blocks("python")[0], encoding="utf-8")
 
     subprocess.run([sys.executable, "main.py"], cwd=tmp_path, check=True, timeout=120)
 
@@ -200,7 +193,7 @@ def test_the_first_script_also_trains_without_a_job(tmp_path: Path) -> None:
 
 
 def test_the_table_of_additions_has_the_keys_that_periflow_had_not() -> None:
-    rows = find_table("Additions to the template")
+    rows = read_document("docs/templates.md").find_table("Additions to the template")
     defaults = {row[0].strip("`"): row[2].strip("`") for row in rows}
     # The smallest template, for the values of keys that it leaves out.
     spec = JobSpec.model_validate(
@@ -209,6 +202,7 @@ def test_the_table_of_additions_has_the_keys_that_periflow_had_not() -> None:
 
     assert spec.checkpoint is None
     assert set(defaults) == set(find_keys(JobSpec)) - PERIFLOW_KEYS
+    assert find_periflow_keys() == PERIFLOW_KEYS
     assert set(find_keys(JobSpec)) >= PERIFLOW_KEYS
     assert defaults == {
         "job_setting.launch_mode": spec.job_setting.launch_mode,
@@ -227,7 +221,9 @@ def test_the_table_of_additions_has_the_keys_that_periflow_had_not() -> None:
 
 
 def test_the_table_of_the_environment_has_every_variable() -> None:
-    plan = build_plan(load_template(find_blocks("yaml")[0]).spec, local_vm(), storage_uri="/storage")
+    plan = build_plan(
+        load_template(read_document("README.md").find_blocks("yaml")[0]).spec, local_vm(), storage_uri="/storage"
+    )
     facts = {
         "num_nodes": 1,
         "node_rank": 0,
@@ -239,7 +235,7 @@ def test_the_table_of_the_environment_has_every_variable() -> None:
     }
     per_node = node_environment(plan, **facts)
     per_device = device_environment(plan, local_rank=0, **facts)
-    rows = find_table("Environment")
+    rows = read_document("docs/inside-a-job.md").find_table("Environment")
     *on_nodes, on_devices = [set(re.findall(r"`(\w+)`", row[0])) for row in rows]
 
     assert set().union(*on_nodes) == set(per_node)
@@ -250,12 +246,13 @@ def test_the_table_of_variables_has_every_one_that_a_user_may_set() -> None:
     sources = [path.read_text(encoding="utf-8") for path in (ROOT_DIR / "periflow_ray").rglob("*.py")]
     read = {name for source in sources for name in re.findall(r'"(PERIFLOW_[A-Z_]+)"', source)}
 
-    shown = [row[0].strip("`") for row in find_table("Variables of the commands")]
+    rows = read_document("docs/settings.md").find_table("Variables of the commands")
+    shown = [row[0].strip("`") for row in rows]
     assert sorted(shown) == sorted(read - INTERNAL_VARIABLES)
 
 
 def test_every_storage_root_of_the_table_opens() -> None:
-    rows = find_table("Where things are kept")
+    rows = read_document("docs/storage.md").find_table("The storage root")
     # The extra gcp is not among those that the tests install.
     uris = [row[0].strip("`") for row in rows if row[1] != "`gcp`"]
     variables = {"AZURE_STORAGE_ACCOUNT_NAME": "account", "AZURE_STORAGE_ACCOUNT_KEY": "a2V5"}
@@ -265,35 +262,16 @@ def test_every_storage_root_of_the_table_opens() -> None:
 
 
 def test_every_type_of_credential_is_named() -> None:
-    section = README.split("# Credentials\n", 1)[1].split("\n#", 1)[0]
+    section = read_document("docs/credentials.md").find_section("Credentials")
 
     assert [name for name in CREDENTIAL_TYPES if f"`{name}`" not in section] == []
 
 
 def test_a_dataset_handle_has_the_methods_that_the_example_calls() -> None:
-    (example,) = [code for code in find_blocks("python") if "periflow_ray.dataset(" in code]
+    (example,) = [
+        code for code in read_document("docs/datasets.md").find_blocks("python") if "periflow_ray.dataset(" in code
+    ]
     called = set(re.findall(r"\bhandle\.(\w+)\(", example))
 
     assert called == {"local_path", "ray_dataset"}
     assert [name for name in called if not hasattr(DatasetHandle, name)] == []
-
-
-def test_every_link_leads_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)]+)\)", README)
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S), re.M)
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    broken = [
-        target
-        for target in targets
-        if not (target.removeprefix("#") in anchors if target.startswith("#") else (ROOT_DIR / target).exists())
-    ]
-
-    assert targets
-    assert broken == []
-
-
-def test_scripts_and_folders_in_the_text_exist() -> None:
-    mentioned = re.findall(r"\b((?:scripts|examples|periflow_ray)/[\w./-]*\w)", README)
-
-    assert [path for path in mentioned if not (ROOT_DIR / path).exists()] == []
-    assert README.count("<!-- bench -->") == README.count("<!-- /bench -->") == 1

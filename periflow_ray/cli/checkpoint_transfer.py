@@ -66,7 +66,7 @@ def download(checkpoint_id: str, dest: Path | None, node_rank: int, root: Storag
             restore(root, manifest, node_rank, target, on_bytes=on_bytes)
     except (KeyboardInterrupt, OSError, StorageError):
         if is_partly_restored(target):
-            click.echo("What has arrived is kept; the same command goes on from there.", err=True)
+            click.echo("The files that have arrived are kept; the same command goes on from there.", err=True)
         raise
     click.echo(f"Checkpoint '{manifest.checkpoint_id}' is downloaded to '{target}': {what}, verified.", err=True)
 

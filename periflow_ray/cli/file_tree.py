@@ -1,4 +1,4 @@
-"""A dataset's files as a tree that stays readable when there are a million of them."""
+"""Files as a tree with sizes, which stays readable when there are a million of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from rich.tree import Tree
 
 from periflow_ray.store.size_text import format_size
 
-_MAX_LINES = 200
 _MAX_LINES_PER_FOLDER = 50
 
 
@@ -21,18 +20,24 @@ class _Folder:
     num_bytes: int = 0
 
 
-def build_dataset_tree(sizes: Mapping[str, int]) -> Tree:
-    """A tree of files; deep folders of a large dataset are folded to how many files and bytes they hold.
+def build_file_tree(label: str, sizes: Mapping[str, int], *, max_lines: int | None = None) -> Tree:
+    """A tree of files; more than 50 files of one folder are summed up in one line.
 
     Args:
+        label: what stands at the top.
         sizes: relative path with forward slashes -> size in bytes.
+        max_lines: about how many lines the tree may have. Deep folders are then folded to how many files and bytes
+            they hold, and many folders of one folder are summed up; None shows every folder.
     """
     top = _nest(sizes)
-    depth = 1
-    while depth < _deepest(top) and _count_lines(top, depth + 1) <= _MAX_LINES:
-        depth += 1
-    tree = Tree("/")
-    _grow(tree, top, depth)
+    depth = _deepest(top)
+    if max_lines is not None:
+        shown_depth = 1
+        while shown_depth < depth and _count_lines(top, shown_depth + 1) <= max_lines:
+            shown_depth += 1
+        depth = shown_depth
+    tree = Tree(label)
+    _grow(tree, top, depth, None if max_lines is None else _MAX_LINES_PER_FOLDER)
     return tree
 
 
@@ -61,14 +66,14 @@ def _count_lines(folder: _Folder, depth: int) -> int:
     return num_own + sum(_count_lines(inner, depth - 1) for inner in shown)
 
 
-def _grow(tree: Tree, folder: _Folder, depth: int) -> None:
+def _grow(tree: Tree, folder: _Folder, depth: int, max_folders: int | None) -> None:
     folders = list(folder.folders.items())
-    for name, inner in folders[:_MAX_LINES_PER_FOLDER]:
+    for name, inner in folders[:max_folders]:
         if depth > 1:
-            _grow(tree.add(f"📂 {name}"), inner, depth - 1)
+            _grow(tree.add(f"📂 {name}"), inner, depth - 1, max_folders)
         else:
             tree.add(f"📂 {name} ({_describe(inner.num_files, inner.num_bytes)})")
-    if rest := [inner for _, inner in folders[_MAX_LINES_PER_FOLDER:]]:
+    if rest := [] if max_folders is None else [inner for _, inner in folders[max_folders:]]:
         held = _describe(sum(inner.num_files for inner in rest), sum(inner.num_bytes for inner in rest))
         tree.add(f"… {len(rest):,} more folders ({held})")
     files = list(folder.sizes.items())

@@ -1,0 +1,67 @@
+"""``datastore create``: a dataset of files that stay where they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from periflow_ray.cli.dataset_metadata import metadata_file_option, read_metadata
+from periflow_ray.cli.options import storage_option
+from periflow_ray.errors import UsageError
+from periflow_ray.store.datasets import link_dataset
+from periflow_ray.store.root import StorageRoot
+
+# The values of PeriFlow's -c, and plain cloud names -> the scheme of the bucket's URI.
+_SCHEMES = {
+    "aws": "s3",
+    "s3": "s3",
+    "azure": "abfs",
+    "azure-blob": "abfs",
+    "gcp": "gs",
+    "gcs": "gs",
+    "local": "file",
+}
+
+
+@click.command()
+@click.option("-n", "--name", required=True, help="Name of the dataset.")
+@click.option("-c", "--cloud", required=True, type=click.Choice(list(_SCHEMES)), help="Where the files are.")
+@click.option("-r", "--region", help="Region of the bucket.")
+@click.option("-s", "--storage-name", help="Bucket, or container in Azure; not for local.")
+@click.option("-p", "--storage-path", default="", help="Path in the bucket; for local, a directory.")
+@click.option("--credential", metavar="NAME", help="Credential to open the bucket with; see credential create.")
+@metadata_file_option()
+@storage_option
+def create(
+    name: str,
+    cloud: str,
+    region: str | None,
+    storage_name: str | None,
+    storage_path: str,
+    credential: str | None,
+    metadata_file: Path | None,
+    root: StorageRoot,
+) -> None:
+    """Link files that stay where they are.
+
+    A bucket is opened with the credential of that name on the machine that reads it, else by the cloud's usual chain.
+
+    \b
+    Example:
+      periflow-ray datastore create -n imagenet -c aws -r us-east-2 -s my-bucket -p imagenet/2012
+    """
+    metadata = None if metadata_file is None else read_metadata(metadata_file)
+    uri = _build_uri(cloud, storage_name, storage_path)
+    dataset = link_dataset(root, name, uri, metadata, region=region, credential=credential)
+    click.echo(f"Dataset '{name}' is linked to {dataset.uri}.", err=True)
+
+
+def _build_uri(cloud: str, storage_name: str | None, storage_path: str) -> str:
+    if _SCHEMES[cloud] == "file":
+        if not storage_path:
+            raise UsageError("--storage-path: give the directory that holds the files.")
+        return str(Path(storage_path).absolute())
+    if not storage_name:
+        raise UsageError(f"--storage-name: give the bucket or container on {cloud}.")
+    return f"{_SCHEMES[cloud]}://{storage_name}/{storage_path.strip('/')}".rstrip("/")

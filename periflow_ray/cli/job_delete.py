@@ -1,0 +1,29 @@
+"""``job delete``."""
+
+from __future__ import annotations
+
+import click
+
+from periflow_ray.cli.options import job_argument, storage_option, yes_option
+from periflow_ray.jobs import delete_job, read_job
+from periflow_ray.store.root import StorageRoot
+
+
+@click.command()
+@job_argument
+@yes_option
+@storage_option
+def delete(job_id: int, is_confirmed: bool, root: StorageRoot) -> None:
+    """Delete an ended job with its log, metrics and checkpoints.
+
+    \b
+    Example:
+      periflow-ray job delete 3
+      periflow-ray job delete 3 --yes
+    """
+    record = read_job(root, job_id).record
+    if not is_confirmed:
+        named = f" '{record.name}'" if record.name else ""
+        click.confirm(f"Delete job {job_id}{named} with its log, metrics and checkpoints?", abort=True, err=True)
+    delete_job(root, job_id)
+    click.echo(f"Job ({job_id}) is deleted.", err=True)
