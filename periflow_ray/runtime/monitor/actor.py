@@ -25,7 +25,7 @@ from periflow_ray.runtime.monitor.meeting import JobRules, Meeting, Next
 from periflow_ray.runtime.monitor.recorder import Recorder
 from periflow_ray.runtime.monitor.repetition import Repetition
 from periflow_ray.runtime.monitor.restore_agreement import RestoreAgreement
-from periflow_ray.runtime.notifications import WandbForwarder
+from periflow_ray.runtime.monitor.sinks import open_sinks
 from periflow_ray.store.root import StorageRoot
 
 WATCH_INTERVAL_S = 0.5
@@ -42,11 +42,10 @@ class Monitor(CheckpointCalls):
         self._rules = rules
         self._events = EventWriter(root, job_id, "monitor")
         self._event_thread = ThreadPoolExecutor(1, thread_name_prefix="events")
-        self._recorder = Recorder(root, job_id)
+        self._recorder = Recorder(root, job_id, open_sinks(rules.sinks, root, job_id, self._notice), self._notice)
         self._changed = asyncio.Condition()
         self._board = CheckpointBoard(root, job_id, rules.retention, self._changed, self)
         self._emergency = EmergencySave(self._changed, self._board, self.write_event)
-        self._wandb = WandbForwarder(rules.wandb_run, self._notice) if rules.wandb_run is not None else None
         self._restores = RestoreAgreement(root, job_id, self._changed, self.write_event)
         self._hazards = Hazards(
             job_id, self._changed, self._board, self._emergency, self.write_event, rules.hang_timeout_s
@@ -56,7 +55,7 @@ class Monitor(CheckpointCalls):
         self._over: str | None = None
         self._is_stopping = False
         self._num_unborn_groups = 0
-        self._repetition = Repetition()
+        self._repetition = Repetition(self._notice)
 
     # Members call these. What could harm a later attempt names the attempt that it belongs to.
 
@@ -105,8 +104,6 @@ class Monitor(CheckpointCalls):
         if answers_report:
             attempt.reported.update(steps)
         self._recorder.record(attempt.steps.get(0), total_train_steps, metrics)
-        if self._wandb is not None:
-            self._wandb.forward(metrics)
         async with self._changed:
             self._changed.notify_all()
 
@@ -251,10 +248,9 @@ class Monitor(CheckpointCalls):
                 with contextlib.suppress(OSError, StorageError):
                     await self._record_end(self._attempt)
         await self._board.close()
+        # Before the events: it may have something to tell.
+        await asyncio.to_thread(self._recorder.close)
         await asyncio.to_thread(self._event_thread.shutdown)
-        self._recorder.close()
-        if self._wandb is not None:
-            await asyncio.to_thread(self._wandb.close)
 
     # The board asks these.
 
@@ -286,8 +282,11 @@ class Monitor(CheckpointCalls):
 
     def _begin_to_watch(self) -> None:
         if not self._repetition.has_begun:
-            self._repetition.begin(lambda: asyncio.to_thread(self._recorder.try_flush), self._recorder.flush_interval_s)
-            self._repetition.begin(self._watch, WATCH_INTERVAL_S)
+            recorder = self._recorder
+            self._repetition.begin(
+                lambda: asyncio.to_thread(recorder.try_flush), recorder.flush_interval_s, "writing the metrics"
+            )
+            self._repetition.begin(self._watch, WATCH_INTERVAL_S, "looking after the members")
 
     async def _begin_attempt(self, key: AttemptKey, num_members: int) -> None:
         before = self._attempt

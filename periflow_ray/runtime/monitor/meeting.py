@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
-from periflow_ray.runtime.notifications import WandbRun
+from periflow_ray.runtime.monitor.sinks import DEFAULT_SINKS, SinkPlan
 from periflow_ray.store.checkpoints import Manifest
 
 
@@ -18,6 +18,7 @@ class JobRules:
         devices_per_member: devices of one Ray Train worker.
         max_failures: restarts after failures, beside those after preemptions; -1 for any number.
         hang_timeout_s: seconds without a step on any rank that count as a hang; None to wait for ever.
+        sinks: where metrics go.
         member_noun: what one Ray Train worker is to the user: a node in a command job, a rank in a function job.
     """
 
@@ -25,7 +26,7 @@ class JobRules:
     max_failures: int
     retention: Retention
     hang_timeout_s: float | None = None
-    wandb_run: WandbRun | None = None
+    sinks: tuple[SinkPlan, ...] = DEFAULT_SINKS
     member_noun: Literal["node", "rank"] = "node"
 
 
