@@ -60,10 +60,9 @@ class TensorBoardWriter:
             # Its number keeps a file that takes another one's place in the same second from writing over it.
             self._file = _EventFile(self._directory, f".{self._num_files}")
             self._num_files += 1
-        with self._given_up_on_error():
-            # What the format has no room for is left out, and nothing else.
-            with contextlib.suppress(OverflowError, TypeError, ValueError):
-                self._file.write_scalar(name, float(value), metric.step, metric.time_unix_s)
+        # What the format has no room for is left out, and nothing else.
+        with self._given_up_on_error(), contextlib.suppress(OverflowError, TypeError, ValueError):
+            self._file.write_scalar(name, float(value), metric.step, metric.time_unix_s)
 
     @contextlib.contextmanager
     def _given_up_on_error(self) -> Any:
