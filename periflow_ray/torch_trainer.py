@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -162,7 +161,7 @@ class TorchTrainer:
         trainer = self._make_trainer(chosen, job_id, resources, supervision.monitor)
         stop = GracefulStop(state, supervision.monitor, trainer.end_now)
         try:
-            with stop, contextlib.closing(JobRequests(root, job_id, supervision, on_stop=stop.ask)):
+            with stop, JobRequests(root, job_id, supervision, on_stop=stop.ask, on_problem=state.note):
                 result = trainer.fit()
         except BaseException as err:
             trainer.end_now()

@@ -104,7 +104,7 @@ def _run(
     stop = _stop_with(state, supervision)
     signal.signal(signal.SIGTERM, lambda signum, frame: stop(STOP_SAVE_TIMEOUT_S))
     signal.signal(signal.SIGINT, lambda signum, frame: stop(STOP_SAVE_TIMEOUT_S))
-    JobRequests(root, job_id, supervision, on_stop=stop)
+    JobRequests(root, job_id, supervision, on_stop=stop, on_problem=state.note).start()
     task = AgentTask(
         plan_json=plan.model_dump_json(),
         job_id=job_id,
@@ -184,6 +184,7 @@ def _stop_with(state: StateKeeper, supervision: Supervision) -> Callable[[float]
             supervision.monitor.stop.remote(timeout_s)
         else:
             state.enter("stopped", "stopped on request")
+            state.finish()
             # The actors end with this process, and with the agents everything they started.
             os._exit(1)
 
