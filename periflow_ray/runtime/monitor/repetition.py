@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from periflow_ray.loops import Faults
 
-CLOSE_TIMEOUT_S = 15.0
+CLOSE_TIMEOUT_S = 10.0
 
 
 class Repetition:

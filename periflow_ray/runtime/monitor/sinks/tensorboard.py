@@ -16,7 +16,8 @@ from periflow_ray.store.root import StorageRoot
 # Members report up to about twice a second: some minutes of them, while the disk is full.
 MAX_WAITING_BATCHES = 600
 RETRY_DELAYS_S = (1.0, 5.0, 30.0)
-CLOSE_TIMEOUT_S = 5.0
+# The library is imported with the first metric, which takes seconds on a busy machine.
+CLOSE_TIMEOUT_S = 12.0
 
 
 @dataclass(frozen=True)
