@@ -57,5 +57,5 @@ def _without_subclass(value: bool | int | float | str | None) -> bool | int | fl
 
 def _text(value: Any) -> str:
     with contextlib.suppress(Exception):
-        return str.__str__(str(value))
+        return str.__str__(value if isinstance(value, str) else str(value))
     return f"<{type(value).__name__}>"
