@@ -29,14 +29,21 @@ class EventWriter:
     def __init__(self, root: StorageRoot, job_id: int, writer_name: str) -> None:
         self._segments = SegmentWriter(root, job_key(job_id, "events", writer_name))
 
-    def write(self, kind: str, text: str, attempt: int = 0) -> None:
-        """Record an event now; where the storage fails, it is told with the next one."""
-        event = Event(time.time(), kind, text, attempt)
+    def write(self, kind: str, text: str, attempt: int = 0, *, time_unix_s: float | None = None) -> None:
+        """Record an event, of now or of ``time_unix_s``; where the storage fails, it is told with the next one."""
+        event = Event(time.time() if time_unix_s is None else time_unix_s, kind, text, attempt)
         self._segments.append(json.dumps(asdict(event)).encode() + b"\n")
+        self._try_to_flush(f"an event is delayed ({text})")
+
+    def flush(self) -> None:
+        """Try again to make visible what the storage refused."""
+        self._try_to_flush("events are delayed")
+
+    def _try_to_flush(self, trouble: str) -> None:
         try:
             self._segments.flush()
         except (OSError, StorageError) as err:  # An event is never worth a job.
-            print(f"an event is delayed ({text}): {err}", file=sys.stderr)
+            print(f"{trouble}: {err}", file=sys.stderr)
 
 
 def read_events(root: StorageRoot, job_id: int) -> list[Event]:

@@ -32,8 +32,7 @@ class MetricsWriter:
     def append(self, metrics: Iterable[Metric]) -> None:
         """Add metrics."""
         for metric in metrics:
-            row = [metric.step, metric.rank, metric.local_rank, round(metric.time_unix_s, 3), dict(metric.values)]
-            self._segments.append(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+            self._segments.append(_encode(metric))
 
     def flush(self) -> None:
         """Make the metrics visible to readers."""
@@ -47,6 +46,26 @@ def read_metrics(root: StorageRoot, job_id: int, *, rank: int | None = 0) -> lis
     """
     metrics = (Metric(*json.loads(line)) for line in read_lines(root, job_key(job_id, "metrics")))
     return [metric for metric in metrics if rank is None or metric.rank == rank]
+
+
+def _encode(metric: Metric) -> bytes:
+    values = dict(metric.values)
+    row = [metric.step, metric.rank, metric.local_rank, round(metric.time_unix_s, 3), values]
+    try:
+        text = json.dumps(row, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):
+        # One value that is no JSON, and did not come through the SDK, must not take the others with it.
+        row[4] = {str(name): value for name, value in values.items() if _is_json(value)}
+        text = json.dumps(row, separators=(",", ":"))
+    return text.encode() + b"\n"
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def list_metric_names(metrics: Iterable[Metric]) -> list[str]:

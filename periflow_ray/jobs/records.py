@@ -139,13 +139,22 @@ def read_record(root: StorageRoot, job_id: int) -> JobRecord:
         ) from None
 
 
+def read_written_state(root: StorageRoot, job_id: int) -> JobState:
+    """How the job stood when its state was written last, however long ago that is.
+
+    Raises:
+        NotFoundError: there is no such job.
+    """
+    return JobState(**root.read_json(job_key(job_id, "state.json")))
+
+
 def read_state(root: StorageRoot, job_id: int) -> JobState:
     """How the job stands, with a dead driver's job reported as failed.
 
     Raises:
         NotFoundError: there is no such job.
     """
-    state = JobState(**root.read_json(job_key(job_id, "state.json")))
+    state = read_written_state(root, job_id)
     if state.has_ended or state.heartbeat_unix_s is None:
         return state
     silent_s = time.time() - state.heartbeat_unix_s

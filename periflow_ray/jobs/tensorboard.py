@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from periflow_ray.jobs.metrics import Metric
@@ -11,35 +14,96 @@ from periflow_ray.store.root import StorageRoot
 
 
 class TensorBoardWriter:
-    """Writes rank 0's numeric metrics as scalars; only on a local storage root, where event files can grow."""
+    """Writes rank 0's numeric metrics as scalars; only on a local storage root, where event files can grow.
+
+    It writes in the caller's thread: tensorboardX's own writer has a thread that dies of a full disk, and then blocks
+    whoever gives it more.
+    """
 
     def __init__(self, root: StorageRoot, job_id: int) -> None:
         self._directory = root.local_path(job_key(job_id, "tensorboard"))
-        self._writer: Any = None
+        self._file: _EventFile | None = None
+        self._num_files = 0
 
     def append(self, metrics: Iterable[Metric]) -> None:
-        """Add scalars; other values and other ranks are left out."""
+        """Add scalars; other values and other ranks are left out.
+
+        Raises:
+            OSError: the file cannot be written; what is appended after that goes to a new file.
+        """
         for metric in metrics:
             if metric.rank != 0:
                 continue
             for name, value in metric.values.items():
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
-                    self._open().add_scalar(name, value, metric.step, walltime=metric.time_unix_s)
+                    self._write(name, value, metric)
 
     def flush(self) -> None:
-        """Make the scalars visible to TensorBoard."""
-        if self._writer is not None:
-            self._writer.flush()
+        """Make the scalars visible to TensorBoard.
+
+        Raises:
+            OSError: as ``append``.
+        """
+        if self._file is not None:
+            with self._given_up_on_error():
+                self._file.flush()
 
     def close(self) -> None:
         """Finish the file."""
-        if self._writer is not None:
+        if self._file is not None:
+            with self._given_up_on_error():
+                self._file.close()
+            self._file = None
+
+    def _write(self, name: str, value: float, metric: Metric) -> None:
+        if self._file is None:
+            # Its number keeps a file that takes another one's place in the same second from writing over it.
+            self._file = _EventFile(self._directory, f".{self._num_files}")
+            self._num_files += 1
+        # What the format has no room for is left out, and nothing else.
+        with self._given_up_on_error(), contextlib.suppress(OverflowError, TypeError, ValueError):
+            self._file.write_scalar(name, float(value), metric.step, metric.time_unix_s)
+
+    @contextlib.contextmanager
+    def _given_up_on_error(self) -> Any:
+        try:
+            yield
+        except OSError:
+            # The file may end in half a record, behind which nobody reads.
+            file, self._file = self._file, None
+            if file is not None:
+                file.give_up()
+            raise
+
+
+class _EventFile:
+    def __init__(self, directory: Path, suffix: str) -> None:
+        # Imported late: it takes a second, and jobs without metrics do not need it.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        directory.mkdir(parents=True, exist_ok=True)
+        self._new_event = Event
+        self._new_scalar = scalar
+        self._has_content = False
+        self._writer: Any = EventsWriter(os.path.join(directory, "events"), suffix)
+
+    def write_scalar(self, name: str, value: float, step: int, time_unix_s: float) -> None:
+        summary = self._new_scalar(name, value)
+        self._writer.write_event(self._new_event(summary=summary, step=step, wall_time=time_unix_s))
+
+    def flush(self) -> None:
+        self._writer.flush()
+        self._has_content = True
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def give_up(self) -> None:
+        with contextlib.suppress(OSError):
             self._writer.close()
-
-    def _open(self) -> Any:
-        if self._writer is None:
-            # Imported late: it takes a second, and jobs without metrics do not need it.
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._directory))
-        return self._writer
+        if not self._has_content:
+            # A full disk must not gather an empty file for each try.
+            with contextlib.suppress(OSError):
+                os.unlink(self._writer._file_name)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from periflow_ray.loops import Faults
 from periflow_ray.processes import keeper
 
 _MAX_LINE_BYTES = 64 << 10
@@ -34,7 +35,7 @@ class CommandResult:
 
 
 class Command:
-    """A running command whose descendants all end with it, with ``stop``, or with this process.
+    """A command, from ``start`` on, whose descendants all end with it, with ``stop``, or with this process.
 
     Args:
         argv: program and arguments.
@@ -53,22 +54,32 @@ class Command:
         grace_s: float,
         on_line: Callable[[str], None],
     ) -> None:
+        self._argv = argv
+        self._env = env
+        self._working_dir = working_dir
+        self._grace_s = grace_s
+        self._on_line = on_line
         self._marker = (_MARKER_VARIABLE, uuid.uuid4().hex)
+        self._faults = Faults("taking in a command's output")
+
+    def start(self) -> Command:
+        """Start it; returns itself. Nothing else may be called before."""
         result_read, result_write = os.pipe()
         self._result_pipe = os.fdopen(result_read, "rb")
         self._keeper = subprocess.Popen(
-            [sys.executable, "-I", keeper.__file__, str(result_write), str(grace_s), *argv],
+            [sys.executable, "-I", keeper.__file__, str(result_write), str(self._grace_s), *self._argv],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**env, self._marker[0]: self._marker[1]},
-            cwd=working_dir,
+            env={**self._env, self._marker[0]: self._marker[1]},
+            cwd=self._working_dir,
             pass_fds=(result_write,),
             start_new_session=True,
         )
         os.close(result_write)
-        self._reader = threading.Thread(target=self._read_output, args=(on_line,), name="command-output", daemon=True)
+        self._reader = threading.Thread(target=self._read_output, name="command-output", daemon=True)
         self._reader.start()
+        return self
 
     @property
     def keeper_pid(self) -> int:
@@ -100,13 +111,16 @@ class Command:
         except (BrokenPipeError, ValueError):  # The keeper is gone: there is nothing to stop.
             return
 
-    def _read_output(self, on_line: Callable[[str], None]) -> None:
+    def _read_output(self) -> None:
         assert self._keeper.stdout is not None
         # readline's bound keeps a program that never prints a newline from filling the memory.
         while line := self._keeper.stdout.readline(_MAX_LINE_BYTES):
             # A progress bar rewrites its line with carriage returns: keep what was visible last.
             text = line.rstrip(b"\r\n").rpartition(b"\r")[2]
-            on_line(text.decode("utf-8", "replace"))
+            try:
+                self._on_line(text.decode("utf-8", "replace"))
+            except Exception as err:  # Nobody would read on, and the command would stand still at a full pipe.
+                self._faults.take(err)
 
 
 def end_leftovers(marker: tuple[str, str], grace_s: float = 0.0) -> list[int]:

@@ -29,13 +29,8 @@ from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.client import RayMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
-from periflow_ray.runtime.notifications import (
-    MessageKind,
-    Notifier,
-    make_notifier,
-    read_wandb_run,
-    wandb_environment,
-)
+from periflow_ray.runtime.monitor.sinks import plan_sinks, sink_environment
+from periflow_ray.runtime.notifications import MessageKind, Notifier, make_notifier
 from periflow_ray.runtime.ray_train.group_policy import MonitoredTrainer
 from periflow_ray.runtime.ray_train.train_run import (
     WithoutPlacementGroupCleaner,
@@ -85,9 +80,8 @@ def _run(
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = _resources_per_node(plan)
     secrets = _open_secrets(root, job_id)
-    wandb_run = read_wandb_run(plan, read_record(root, job_id), state.note)
-    if wandb_run is not None:
-        secrets = {**wandb_environment(plan, wandb_run), **secrets}
+    sinks = plan_sinks(plan, read_record(root, job_id), state.note)
+    secrets = {**sink_environment(sinks, plan), **secrets}
     claim = read_claim(root, job_id)
 
     def make_trainer(monitor: RayMonitor) -> MonitoredTrainer:
@@ -114,7 +108,7 @@ def _run(
             max_failures=plan.max_failures,
             hang_timeout_s=plan.hang_timeout_s,
             retention=Retention(plan.keep_last, KeepBest(**plan.keep_best.model_dump()) if plan.keep_best else None),
-            wandb_run=wandb_run,
+            sinks=sinks,
         ),
         num_sandboxes=plan.num_nodes,
         notifier=notifier,

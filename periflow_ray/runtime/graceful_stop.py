@@ -70,9 +70,9 @@ class GracefulStop:
     def ask(self, timeout_s: float) -> None:
         """Let the ranks save within this many seconds and end the job; 0 saves nothing. Returns at once."""
         self.is_asked = True
+        if self._state.status != "stopping":
+            self._state.enter("stopping", "stopping: requested by the user")
         threading.Thread(target=self._stop, args=(timeout_s,), name="graceful-stop", daemon=True).start()
-        # Beside it: a storage that is slow must not cost the save any time.
-        threading.Thread(target=self._tell, name="tell-stop", daemon=True).start()
 
     def _take_signal(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
@@ -83,10 +83,6 @@ class GracefulStop:
         if self._is_interactive:
             print("Saving and stopping the job. Once more ends it at once.", file=sys.stderr, flush=True)
         self.ask(SAVE_TIMEOUT_S)
-
-    def _tell(self) -> None:
-        if self._state.status != "stopping":
-            self._state.enter("stopping", "stopping: requested by the user")
 
     def _stop(self, timeout_s: float) -> None:
         self._attached.wait()

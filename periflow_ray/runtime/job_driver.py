@@ -110,7 +110,7 @@ class _Driver:
 
     def run(self) -> JobEnd:
         num_quick_deaths = 0
-        with JobRequests(self._root, self._job_id, self._carry_out):
+        with JobRequests(self._root, self._job_id, self._carry_out, on_problem=self._state.note):
             while True:
                 began_s = time.monotonic()
                 end = self._run_once(may_restart=num_quick_deaths < MAX_QUICK_DEATHS)

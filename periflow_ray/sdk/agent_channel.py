@@ -12,9 +12,11 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from periflow_ray.errors import PeriFlowError
+from periflow_ray.loops import Faults
 from periflow_ray.sdk import wire
 from periflow_ray.sdk.channel import Hello, MetricRecord
 
@@ -40,6 +42,11 @@ class AgentChannel:
         self._is_closing = False
         self._on_announced_step: Callable[[int], bool] = lambda step: True
         self._read_step: Callable[[], int] = lambda: 0
+        self._faults = Faults(
+            "a message of the node agent",
+            lambda text: logger.warning("periflow-ray: %s Training goes on.", text),
+            logger.debug,
+        )
 
     def open(self, hello: Hello, on_announced_step: Callable[[int], bool], read_step: Callable[[], int]) -> None:
         self._on_announced_step = on_announced_step
@@ -90,18 +97,27 @@ class AgentChannel:
 
     def _receive(self) -> None:
         assert self._socket is not None
-        for message in wire.read_messages(self._socket):
-            if message["kind"] == "announced":
-                if not self._on_announced_step(int(message["step"])):
-                    self._send(wire.encode("late", step=message["step"]))
-            elif message["kind"] == "report":
-                self._send(wire.encode("step", step=self._read_step()))
-            elif message["kind"] == "checkpointed":
-                with self._reply:
-                    self._num_replies += 1
-                    self._reply_error = message["error"]
-                    self._reply.notify_all()
-        self._lose("the node agent is gone")
+        try:
+            for message in wire.read_messages(self._socket):
+                try:
+                    self._take(message)
+                except Exception as err:  # The next message may be one that this process understands.
+                    self._faults.take(err)
+        finally:
+            # Whatever ends this thread, nobody must wait for replies that it would have read.
+            self._lose("the node agent is gone")
+
+    def _take(self, message: Mapping[str, Any]) -> None:
+        if message["kind"] == "announced":
+            if not self._on_announced_step(int(message["step"])):
+                self._send(wire.encode("late", step=message["step"]))
+        elif message["kind"] == "report":
+            self._send(wire.encode("step", step=self._read_step()))
+        elif message["kind"] == "checkpointed":
+            with self._reply:
+                self._num_replies += 1
+                self._reply_error = message["error"]
+                self._reply.notify_all()
 
     def _lose(self, reason: str) -> None:
         with self._reply:

@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import logging
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,8 +18,10 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from periflow_ray.errors import PeriFlowError
+from periflow_ray.loops import BackgroundLoop, Faults
 from periflow_ray.sdk.channel import Channel, Hello, MetricRecord
 from periflow_ray.sdk.rank import find_rank
+from periflow_ray.sdk.values import plain_values
 
 logger = logging.getLogger("periflow_ray")
 
@@ -68,8 +69,8 @@ class Session:
         self._train_step = _TrainStep(self)
         self._channel: Channel | None = None
         self._channel_factory: ChannelFactory | None = None
-        self._sender: threading.Thread | None = None
-        self._is_closing = threading.Event()
+        self._sender: BackgroundLoop | None = None
+        self._faults = _new_faults()
 
     # The step path.
 
@@ -154,12 +155,9 @@ class Session:
         self._step = resumed_step
         self._is_in_step = False
         self._channel = channel
-        self._is_closing = threading.Event()
-        self._sender = threading.Thread(
-            target=self._send_until_closed,
-            args=(channel, self._is_closing),
-            name="periflow-sender",
-            daemon=True,
+        self._faults = faults = _new_faults()
+        self._sender = BackgroundLoop(
+            "periflow-sender", lambda: self._send_records(channel), SEND_INTERVAL_S, faults=faults
         )
         self._sender.start()
         self._append_metric = self._metrics.append
@@ -186,7 +184,8 @@ class Session:
         """
         if self._append_metric is None or self._channel is None:
             self._refuse("upload_checkpoint")
-        self._send_records(self._channel)
+        # Metrics that cannot be sent are no reason to be without a checkpoint.
+        self._try_to_send_records(self._channel)
         self._channel.save_checkpoint(self._step, replace_waiting)
 
     def use_channel_factory(self, factory: ChannelFactory | None) -> None:
@@ -199,9 +198,11 @@ class Session:
         self._announced = [step]
         return step in (SAVE_NOW, NO_STEP) or step > self._asked_step or step == self._answered_step
 
-    def _send_until_closed(self, channel: Channel, is_closing: threading.Event) -> None:
-        while not is_closing.wait(SEND_INTERVAL_S):
+    def _try_to_send_records(self, channel: Channel) -> None:
+        try:
             self._send_records(channel)
+        except Exception as err:
+            self._faults.take(err)
 
     def _send_records(self, channel: Channel) -> None:
         # What is recorded meanwhile goes with the next call, so that a fast loop cannot keep this one busy forever.
@@ -221,9 +222,7 @@ class Session:
                 step, time_unix_s, values = self._metrics.popleft()
             except IndexError:  # The other drainer (upload_checkpoint or the sender) took the last one.
                 break
-            records.append(
-                MetricRecord(step, time_unix_s, {str(key): _plain_value(value) for key, value in values.items()})
-            )
+            records.append(MetricRecord(step, time_unix_s, plain_values(values)))
         return records
 
     def _close(self) -> None:
@@ -231,16 +230,19 @@ class Session:
         self._append_metric = None
         if channel is None:
             return
-        self._is_closing.set()
         if self._sender is not None:
-            self._sender.join(timeout=5)
-        self._send_records(channel)
-        channel.close()
+            self._sender.close()
+        self._try_to_send_records(channel)
+        try:
+            channel.close()
+        except Exception as err:
+            self._faults.take(err)
 
     def _forget_after_fork(self) -> None:
         # Threads do not survive a fork and the channel belongs to the parent: a data loader's worker process
         # must not speak in its name.
         self._channel = None
+        self._sender = None
         self._append_metric = None
         self._is_in_step = False
         self._metrics.clear()
@@ -283,16 +285,13 @@ def _default_channel(local_log_name: str | None) -> Channel:
     return LocalChannel(local_log_name)
 
 
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, (int, float, str, type(None))):
-        return value
-    to_number = getattr(value, "item", None)  # A 0-dimensional tensor or NumPy scalar.
-    if to_number is not None:
-        try:
-            return to_number()
-        except (TypeError, ValueError, RuntimeError):
-            return str(value)
-    return str(value)
+def _new_faults() -> Faults:
+    # This is the user's process: one sentence in its output, and the traceback for who asks for debug messages.
+    return Faults(
+        "sending progress and metrics",
+        lambda text: logger.warning("periflow-ray: %s Training goes on; some metrics may be missing.", text),
+        logger.debug,
+    )
 
 
 def _leave_import_mark() -> None:

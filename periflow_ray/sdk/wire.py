@@ -21,7 +21,7 @@ def encode(kind: str, **fields: Any) -> bytes:
 
 
 def read_messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
-    """Yield messages until the peer closes; a last line cut short by the peer's death is dropped."""
+    """Yield messages until the peer closes; a line that is none, or cut short by the peer's death, is dropped."""
     buffered = b""
     while True:
         try:
@@ -32,6 +32,9 @@ def read_messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
             return
         *lines, buffered = (buffered + chunk).split(b"\n")
         for line in lines:
-            message = json.loads(line)
+            try:
+                message = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
             if isinstance(message, dict):
                 yield message

@@ -14,7 +14,7 @@ from pathlib import Path
 from periflow_ray import jobs
 from periflow_ray.credentials import cloud_environment
 from periflow_ray.errors import ClusterError, PeriflowRayError
-from periflow_ray.jobs import HEARTBEAT_INTERVAL_S, JobRecord, JobState, sealed_secrets
+from periflow_ray.jobs import HEARTBEAT_INTERVAL_S, JobRecord, JobState, JobStatus, sealed_secrets
 from periflow_ray.jobs.events import EventWriter
 from periflow_ray.plan import JobPlan
 from periflow_ray.store.keys import job_key
@@ -121,28 +121,38 @@ def check_state(root: StorageRoot, job_id: int) -> JobState:
     state = jobs.read_state(root, job_id)
     submitted_unix_s = record.resumed_unix_s or record.created_unix_s
     last_sign_unix_s = state.heartbeat_unix_s or submitted_unix_s + DRIVER_START_S
-    if state.has_ended or time.time() - last_sign_unix_s < SUSPECT_AFTER_S or record.ray_submission_id is None:
+    # One that is only taken for dead may have succeeded without being able to write it down.
+    has_last_word = state.has_ended and jobs.read_written_state(root, job_id).has_ended
+    if has_last_word or time.time() - last_sign_unix_s < SUSPECT_AFTER_S or record.ray_submission_id is None:
         return state
     if jobs.read_record(root, job_id) != record:  # Resumed between the two reads: the state is of the next driver.
         return state
     cluster = connect_to_job(record)
     try:
         ray_job = cluster.read(record.ray_submission_id)
+        has_succeeded = ray_job is not None and ray_job.status == "SUCCEEDED"
+        if state.has_ended and not has_succeeded:
+            return state
         if ray_job is not None and ray_job.status not in ENDED_RAY_STATUSES:
             return state
         output = "" if ray_job is None else cluster.read_driver_output(record.ray_submission_id)
     except ClusterError:
+        if state.has_ended:
+            return state
         # Perhaps it is only this machine that cannot reach it; after a while the state itself says that it is over.
         silent_s = time.time() - last_sign_unix_s
         text = f"no sign of life from the job's driver for {silent_s:.0f} s, and {record.ray_address} does not answer"
         return dataclasses.replace(state, message=text)
-    state = jobs.read_state(root, job_id)
+    state = jobs.read_written_state(root, job_id)
     if state.has_ended:  # The driver's last word came in meanwhile.
         return state
+    if has_succeeded:
+        # A driver's exit code is 0 only if its job succeeded.
+        return _end(root, job_id, state, "success", None)
     how = (
         "its cluster does not know it any more" if ray_job is None else f"Ray says: {ray_job.message or ray_job.status}"
     )
-    return _end(root, job_id, state, _describe_dead_driver(how, output))
+    return _end(root, job_id, state, "failed", _describe_dead_driver(how, output))
 
 
 def connect_to_job(record: JobRecord) -> RayJobs:
@@ -185,10 +195,11 @@ def _describe_dead_driver(how: str, output: str) -> str:
     return text + "".join(f"\n  {line}" for line in lines)
 
 
-def _end(root: StorageRoot, job_id: int, state: JobState, message: str) -> JobState:
-    # Nobody knows when the driver died, but it was after this.
+def _end(root: StorageRoot, job_id: int, state: JobState, status: JobStatus, message: str | None) -> JobState:
+    # Nobody knows when the driver ended, but it was after this.
     ended_unix_s = state.heartbeat_unix_s or time.time()
-    ended = dataclasses.replace(state, status="failed", ended_unix_s=ended_unix_s, message=message)
-    EventWriter(root, job_id, "submitter").write("failed", message, state.attempt)
+    ended = dataclasses.replace(state, status=status, ended_unix_s=ended_unix_s, message=message)
+    text = "the job ended: success; its driver could not write that down" if message is None else message
+    EventWriter(root, job_id, "submitter").write(status, text, state.attempt)
     jobs.write_state(root, job_id, ended)
     return ended

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from periflow_ray.errors import ClusterError
+from periflow_ray.loops import Faults
 from periflow_ray.processes import Command
 from periflow_ray.submit.local_cluster import START_TIMEOUT_S, LocalCluster, LocalClusterDir
 from periflow_ray.submit.ray_jobs import RayJobs, connect
@@ -43,7 +44,7 @@ def main() -> None:
         working_dir=Path("/"),
         grace_s=GRACE_S,
         on_line=lambda line: print(line, flush=True),
-    )
+    ).start()
     threading.Thread(target=_set_when_ended, args=(head, ending), daemon=True).start()
     jobs = connect(f"http://127.0.0.1:{port}", directory.token_path)
     try:
@@ -60,8 +61,10 @@ def main() -> None:
 
 
 def _set_when_ended(head: Command, ending: threading.Event) -> None:
-    head.wait()
-    ending.set()
+    try:
+        head.wait()
+    finally:
+        ending.set()
 
 
 def _make_temp_dir() -> Path:
@@ -136,10 +139,14 @@ def _free_ports(num_ports: int) -> list[int]:
 
 def _wait_until_ready(jobs: RayJobs, ending: threading.Event) -> bool:
     deadline = time.monotonic() + START_TIMEOUT_S
+    faults = Faults("waiting for the cluster")
     while not ending.wait(0.1) and time.monotonic() < deadline:
         try:
             jobs.has_running_jobs()
         except ClusterError:
+            continue
+        except Exception as err:  # Perhaps an answer from before it was ready.
+            faults.take(err)
             continue
         return True
     return False
@@ -147,22 +154,31 @@ def _wait_until_ready(jobs: RayJobs, ending: threading.Event) -> bool:
 
 def _wait_until_idle(jobs: RayJobs, directory: LocalClusterDir, ending: threading.Event) -> None:
     idle_limit_s = float(os.environ.get(IDLE_VARIABLE) or DEFAULT_IDLE_S)
+    faults = Faults("looking for an idle cluster")
     while not ending.wait(min(IDLE_POLL_S, idle_limit_s)):
-        if not _is_current(directory):
-            # Somebody has started another cluster in this directory; nobody finds this one any more.
-            return
         try:
-            if jobs.has_running_jobs():
-                directory.touch()
+            if _is_over(jobs, directory, idle_limit_s):
+                return
         except ClusterError:
             continue
+        except Exception as err:  # A cluster with running jobs must not end for it.
+            faults.take(err)
+
+
+def _is_over(jobs: RayJobs, directory: LocalClusterDir, idle_limit_s: float) -> bool:
+    if not _is_current(directory):
+        # Somebody has started another cluster in this directory; nobody finds this one any more.
+        return True
+    if jobs.has_running_jobs():
+        directory.touch()
+    if directory.idle_s() < idle_limit_s:
+        return False
+    with directory.lock():
+        # A submitter may have come in meanwhile.
         if directory.idle_s() < idle_limit_s:
-            continue
-        with directory.lock():
-            # A submitter may have come in meanwhile.
-            if directory.idle_s() >= idle_limit_s:
-                directory.forget()
-                return
+            return False
+        directory.forget()
+        return True
 
 
 def _is_current(directory: LocalClusterDir) -> bool:

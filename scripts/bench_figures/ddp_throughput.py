@@ -112,7 +112,7 @@ def _run_bare(directory: Path, threads: int, num_epochs: int) -> list[str]:
                     working_dir=workspace,
                     grace_s=GRACE_S,
                     on_line=lines[node_rank].append,
-                )
+                ).start()
             )
         results = [node.wait() for node in nodes]
     finally:

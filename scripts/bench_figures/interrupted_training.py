@@ -271,7 +271,7 @@ class TorchrunTraining(InterruptedTraining):
             working_dir=_WORKSPACE,
             grace_s=GRACE_S,
             on_line=self._lines.append,
-        )
+        ).start()
 
     def stop(self) -> None:
         """See ``InterruptedTraining``."""

@@ -73,7 +73,7 @@ class Machine:
             working_dir=Path("/"),
             grace_s=2.0,
             on_line=self.lines.append,
-        )
+        ).start()
 
     def power_off(self) -> None:
         """Kill every process of the machine, as far as possible at once; nothing can say goodbye."""

@@ -15,7 +15,7 @@ from periflow_ray.credentials import create_credential
 from periflow_ray.jobs import JobRecord
 from periflow_ray.jobs.metrics import Metric
 from periflow_ray.plan import JobPlan
-from periflow_ray.runtime.notifications import WandbForwarder, WandbRun, read_wandb_run, wandb_environment
+from periflow_ray.runtime.monitor.sinks.wandb import WandbRun, WandbSink, read_wandb_run, wandb_environment
 
 PLUGIN = {"wandb": {"credential_id": "w"}}
 RECORD = JobRecord(12, "cifar", "vision", "local", "CPU", 2, 2, None, "ada", 1700000000.5)
@@ -130,11 +130,11 @@ def test_without_the_plugin_or_its_credential_there_is_no_run(
 
 
 def test_rank_0_s_numbers_are_logged_under_their_steps(wandb: Any, problems: list[str]) -> None:
-    forwarder = WandbForwarder(RUN, problems.append)
-    forwarder.forward([metric(1, loss=0.5, note="text"), metric(1, rank=1, loss=9.0), metric(2, note="text")])
+    sink = WandbSink(RUN, problems.append)
+    sink.record([metric(1, loss=0.5, note="text"), metric(1, rank=1, loss=9.0), metric(2, note="text")])
     # After a restart, step 1 comes once more.
-    forwarder.forward([metric(1, loss=0.4)])
-    forwarder.close()
+    sink.record([metric(1, loss=0.4)])
+    sink.close()
     assert problems == []
     (_, options), *others = wandb.calls
     assert not Path(options.pop("dir")).exists()
@@ -160,26 +160,26 @@ def test_rank_0_s_numbers_are_logged_under_their_steps(wandb: Any, problems: lis
 
 def test_the_template_s_own_variables_decide_where_the_metrics_go(wandb: Any, problems: list[str]) -> None:
     settings = {"WANDB_ENTITY": "team", "WANDB_PROJECT": "mine", "WANDB_BASE_URL": "https://wandb.example.com"}
-    forwarder = WandbForwarder(dataclasses.replace(RUN, settings=settings), problems.append)
-    forwarder.forward([metric(1, loss=0.5)])
-    forwarder.close()
+    sink = WandbSink(dataclasses.replace(RUN, settings=settings), problems.append)
+    sink.record([metric(1, loss=0.5)])
+    sink.close()
     options = wandb.calls[0][1]
     assert (options["entity"], options["project"]) == ("team", "mine")
     assert options["settings"]["base_url"] == "https://wandb.example.com"
 
 
 def test_a_job_without_metrics_starts_no_run(wandb: Any, problems: list[str]) -> None:
-    forwarder = WandbForwarder(RUN, problems.append)
-    forwarder.forward([metric(1, rank=1, loss=0.5), metric(1, note="text")])
-    forwarder.close()
+    sink = WandbSink(RUN, problems.append)
+    sink.record([metric(1, rank=1, loss=0.5), metric(1, note="text")])
+    sink.close()
     assert (wandb.calls, problems) == ([], [])
 
 
 def test_a_missing_package_is_told_once(monkeypatch: pytest.MonkeyPatch, problems: list[str]) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    forwarder = WandbForwarder(RUN, problems.append)
-    forwarder.forward([metric(step, loss=0.5) for step in range(5)])
-    forwarder.close()
+    sink = WandbSink(RUN, problems.append)
+    sink.record([metric(step, loss=0.5) for step in range(5)])
+    sink.close()
     assert problems == [
         "not everything reaches Weights & Biases: the package wandb is not installed where the job's monitor runs; "
         "pip install wandb there. The job goes on without it."
@@ -191,8 +191,8 @@ def test_an_error_of_wandb_is_told_once_without_the_key(
     wandb: Any, problems: list[str], place: str, error: str
 ) -> None:
     wandb.fails_at = place
-    forwarder = WandbForwarder(RUN, problems.append)
-    forwarder.forward([metric(step, loss=0.5) for step in range(5)])
-    forwarder.close()
+    sink = WandbSink(RUN, problems.append)
+    sink.record([metric(step, loss=0.5) for step in range(5)])
+    sink.close()
     assert problems == [f"not everything reaches Weights & Biases: wandb failed ({error}). The job goes on without it."]
     assert [call[0] for call in wandb.calls].count(place) == 1

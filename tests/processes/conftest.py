@@ -58,7 +58,7 @@ def start(tmp_path: Path, marked: Marked) -> Callable[..., tuple[Command, list[s
             working_dir=tmp_path,
             grace_s=grace_s,
             on_line=lines.append,
-        )
+        ).start()
         return command, lines
 
     return start

@@ -97,7 +97,7 @@ def test_everything_ends_when_the_starter_is_killed(marked, tmp_path, wait_until
             "from pathlib import Path\n"
             "from periflow_ray.processes import Command\n"
             "Command(['bash', '-c', sys.argv[1]], env=os.environ, working_dir=Path(sys.argv[2]), grace_s=0.2,\n"
-            "        on_line=print).wait()\n",
+            "        on_line=print).start().wait()\n",
             script,
             str(tmp_path),
         ],

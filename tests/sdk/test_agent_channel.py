@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +16,8 @@ import pytest
 
 from periflow_ray.errors import PeriFlowError
 from periflow_ray.jobs.metrics import Metric
+from periflow_ray.sdk.agent_channel import AgentChannel
+from periflow_ray.sdk.channel import Hello
 
 UNTRACKED = "Training goes on, but its progress, metrics and checkpoints are no longer recorded."
 
@@ -257,3 +262,32 @@ def test_closing_ends_the_receivers_thread(agent, join_rank, wait_until):
     assert any(thread.name == "periflow-receiver" for thread in threading.enumerate())
     session.use_channel_factory(None)
     wait_until(lambda: not any(thread.name == "periflow-receiver" for thread in threading.enumerate()))
+
+
+@pytest.mark.parametrize(
+    ("line", "num_warnings"),
+    [
+        (b"not JSON\n", 0),
+        (b"[1, 2]\n", 0),
+        (b"[" * 100_000 + b"\n", 0),
+        (b'{"kind": "announced", "step": "soon"}\n', 1),
+        (b'{"no": "kind"}\n', 1),
+    ],
+    ids=["text", "list", "deep", "step", "kind"],
+)
+def test_a_message_that_makes_no_sense_does_not_end_the_receiver(tmp_path, caplog, line, num_warnings):
+    announced: list[int] = []
+    with socket.socket(socket.AF_UNIX) as listener, caplog.at_level(logging.INFO):
+        listener.bind(str(tmp_path / "agent.sock"))
+        listener.listen()
+        channel = AgentChannel(str(tmp_path / "agent.sock"))
+        channel.open(Hello(0, 0, 1, None, 1), lambda step: announced.append(step) is None, lambda: 5)
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rb") as messages:
+            assert json.loads(messages.readline())["kind"] == "hello"
+            connection.sendall(2 * line + b'{"kind": "announced", "step": 7}\n{"kind": "report"}\n')
+            assert json.loads(messages.readline()) == {"kind": "step", "step": 5}
+        channel.close()
+    assert announced == [7]
+    told = [record for record in caplog.records if "a message of the node agent" in record.getMessage()]
+    assert len(told) == num_warnings

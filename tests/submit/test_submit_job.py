@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 
 from periflow_ray import jobs
 from periflow_ray.errors import ClusterError
+from periflow_ray.jobs import JobState
+from periflow_ray.jobs.events import read_events
 from periflow_ray.plan import JobPlan, build_plan, local_vm
 from periflow_ray.spec import JobSpec
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.submit.jobs import submit_job
+from periflow_ray.submit.jobs import check_state, submit_job
 from periflow_ray.submit.ray_jobs import RayJobs
 
 
@@ -76,3 +79,38 @@ def test_a_cluster_that_refuses_leaves_no_cloud_variables_behind(root, server, t
         )
     assert list((tmp_path / "cloud").iterdir()) == []
     assert jobs.read_state(root, 1).status == "failed"
+
+
+@pytest.mark.parametrize("silent_s", [20.0, 3600.0])
+@pytest.mark.parametrize(
+    ("ray_status", "status", "message"),
+    [
+        ("SUCCEEDED", "success", None),
+        ("FAILED", "failed", "the job's driver"),
+        ("STOPPED", "failed", "the job's driver"),
+    ],
+)
+def test_ray_s_success_is_believed_where_the_driver_could_not_write_it_down(
+    root, server, silent_s, ray_status, status, message
+):
+    record = submit_job(root, plan_of(root), RayJobs(server.address), workspace=None, secrets={}, created_by="ada")
+    jobs.write_state(root, 1, JobState("running", heartbeat_unix_s=time.time() - silent_s, attempt=2))
+    server.jobs[record.ray_submission_id]["status"] = ray_status
+    state = check_state(root, 1)
+    assert state.status == status
+    assert state.attempt == 2
+    assert state.message is None if message is None else state.message.startswith(message)
+    if status == "success":
+        assert jobs.read_written_state(root, 1) == state
+        assert [(event.kind, event.text) for event in read_events(root, 1)] == [
+            ("success", "the job ended: success; its driver could not write that down")
+        ]
+
+
+def test_a_job_that_ended_is_not_asked_for(root, server):
+    submit_job(root, plan_of(root), RayJobs(server.address), workspace=None, secrets={}, created_by="ada")
+    ended = JobState("stopped", heartbeat_unix_s=time.time() - 3600.0, message="stopped on request")
+    jobs.write_state(root, 1, ended)
+    num_requests = len(server.requests)
+    assert check_state(root, 1) == ended
+    assert len(server.requests) == num_requests

@@ -97,7 +97,7 @@ class NodeCommands:
             working_dir=self._sandbox.path_of(self._plan.workspace_mount_path),
             grace_s=GRACE_S,
             on_line=lambda text: lines.append(self._log.write(text)),
-        )
+        ).start()
         return _Run(command, rank, lines)
 
     def _build_env(self, env: Mapping[str, str]) -> dict[str, str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterable
 from types import TracebackType
 
 from periflow_ray.errors import StorageError
 from periflow_ray.jobs.logs import LogWriter
+from periflow_ray.loops import BackgroundLoop, Faults
 
 LOCAL_FLUSH_INTERVAL_S = 0.5
 # Each flush to an object store is a request, and rewrites the last segment.
@@ -37,18 +37,17 @@ class MemberLog:
         self._lock = threading.Lock()
         # Held during storage I/O, by flushes alone.
         self._flushing = threading.Lock()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._flush_until_closed, name="log-flush", daemon=True)
+        self._faults = Faults(f"the log of {name}")
+        self._loop = BackgroundLoop("log-flush", self.flush, self._interval_s, faults=self._faults)
 
     def __enter__(self) -> MemberLog:
-        self._thread.start()
+        self._loop.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closing.set()
-        self._thread.join()
+        self._loop.close()
         self.flush()
 
     def write(self, text: str) -> str:
@@ -70,9 +69,5 @@ class MemberLog:
                 self._writer.flush()
             except (OSError, StorageError) as err:  # The lines stay buffered; the next flush tries again.
                 print(f"log lines of {self._name} are delayed: {err}", file=sys.stderr)
-            except Exception:
-                traceback.print_exc()
-
-    def _flush_until_closed(self) -> None:
-        while not self._closing.wait(self._interval_s):
-            self.flush()
+            except Exception as err:
+                self._faults.take(err)

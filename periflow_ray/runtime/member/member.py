@@ -218,7 +218,9 @@ class _Running:
 
     def follow(self) -> None:
         """Begin to carry out orders."""
-        OrderFollower(self._monitor, self._attempt, self._carry_out, on_lost=lambda: self._end(EndAttempt())).start()
+        OrderFollower(
+            self._monitor, self._attempt, self._carry_out, on_lost=lambda: self._end(EndAttempt()), note=self._note
+        ).start()
 
     def miss_save(self, step: int) -> None:
         """A rank was already beyond the announced step."""

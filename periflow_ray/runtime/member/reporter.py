@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
 
+from periflow_ray.loops import BackgroundLoop, Faults
 from periflow_ray.runtime.member.shell import Records
 from periflow_ray.runtime.monitor.client import MonitorClient, MonitorLostError
 from periflow_ray.runtime.monitor.contract import Report
+
+# The last report brings the last metrics; a monitor that is away for longer has ended the attempt.
+CLOSE_TIMEOUT_S = 30.0
 
 
 class Reporter:
@@ -32,9 +35,7 @@ class Reporter:
         self._monitor = monitor
         self._attempt = attempt
         self._member = member
-        self._interval_s = interval_s
         self._take_records = take_records
-        self._closing = threading.Event()
         self._lock = threading.Lock()
         self._number = 0
         self._last_steps: Mapping[int, int] = {}
@@ -43,18 +44,17 @@ class Reporter:
         self._unsent: deque[Report] = deque()
         self.is_finishing = False
         """The user's code has ended: no rank has a step to make any more, however long the uploads take."""
-        self._thread = threading.Thread(target=self._send_until_closed, name="reporter", daemon=True)
+        self._faults = Faults(f"the reports of member {member}")
+        self._loop = BackgroundLoop("reporter", self._try_send, interval_s, acts_at_close=True, faults=self._faults)
 
     def __enter__(self) -> Reporter:
-        self._thread.start()
+        self._loop.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closing.set()
-        self._thread.join()
-        self._try_send()
+        self._loop.close(CLOSE_TIMEOUT_S)
 
     def take(self, *, is_answer: bool = False) -> Report:
         """What was recorded since the last report, for the caller to deliver."""
@@ -70,17 +70,13 @@ class Reporter:
         """Send now what the ranks have just said, because the monitor waits for it."""
         self._try_send(is_answer=True)
 
-    def _send_until_closed(self) -> None:
-        while not self._closing.wait(self._interval_s):
-            self._try_send()
-
     def _try_send(self, is_answer: bool = False) -> None:
         try:
             self._send(is_answer)
         except MonitorLostError:  # The lifeline, or Ray, ends this process.
             return
         except Exception as err:  # The next report brings it.
-            print(f"a report of member {self._member} is delayed: {type(err).__name__}: {err}", file=sys.stderr)
+            self._faults.take(err)
 
     def _send(self, is_answer: bool) -> None:
         # One at a time: a slow monitor gets larger batches, not a longer queue.

@@ -18,8 +18,13 @@ def dump_stacks(pid: int) -> list[str]:
         return [f"the stack of process {pid} cannot be read: py-spy is not installed"]
     try:
         done = subprocess.run(
-            [program, "dump", "--pid", str(pid)], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            [program, "dump", "--pid", str(pid)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_S,
+            check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as err:
+    except (OSError, ValueError, subprocess.SubprocessError) as err:
         return [f"the stack of process {pid} cannot be read: {err}"]
     return (done.stdout or done.stderr).splitlines()

@@ -40,7 +40,7 @@ from periflow_ray.runtime.monitor.membership import Membership
 from periflow_ray.runtime.monitor.recorder import Recorder
 from periflow_ray.runtime.monitor.repetition import Repetition
 from periflow_ray.runtime.monitor.rules import JobRules
-from periflow_ray.runtime.notifications import WandbForwarder
+from periflow_ray.runtime.monitor.sinks import open_sinks
 from periflow_ray.store.checkpoints import LocalFile, Manifest
 from periflow_ray.store.root import StorageRoot
 
@@ -52,15 +52,15 @@ class Monitor:
 
     def __init__(self, root: StorageRoot, job_id: int, rules: JobRules) -> None:
         self._context = JobContext(root, job_id, rules)
-        self._recorder = Recorder(root, job_id)
-        self._wandb = WandbForwarder(rules.wandb_run, self._context.note) if rules.wandb_run is not None else None
+        note = self._context.note
+        self._recorder = Recorder(root, job_id, open_sinks(rules.sinks, root, job_id, note), note)
         self._checkpoints = Checkpoints(self._context, lambda: self._recorder.progress.metrics)
         self._save = AnnouncedSave(self._context, self._checkpoints)
         self._draining = Draining(self._context, self._save)
         self._hangs = Hangs(self._context)
         self._growth = Growth(self._context, self._checkpoints, self._save)
         self._membership = Membership(self._context, self._checkpoints, self._save, self._draining.announced_machines)
-        self._repetition = Repetition()
+        self._repetition = Repetition(note)
         self._recorded_attempt = 0
 
     # Members.
@@ -174,9 +174,7 @@ class Monitor:
         await self._membership.close()
         await self._checkpoints.close()
         await asyncio.to_thread(self._context.close)
-        self._recorder.close()
-        if self._wandb is not None:
-            await asyncio.to_thread(self._wandb.close)
+        await asyncio.to_thread(self._recorder.close)
 
     def _take_report(self, report: Report) -> None:
         attempt = self._context.attempt
@@ -188,8 +186,6 @@ class Monitor:
             self._recorder.forget_speed()
             self._recorded_attempt = attempt.number
         self._recorder.record(report.steps.get(0), report.total_train_steps, list(report.metrics))
-        if self._wandb is not None:
-            self._wandb.forward(list(report.metrics))
         self._checkpoints.see_progress(attempt.node_of(report.member))
         self._context.reports.tell()
 
@@ -198,8 +194,11 @@ class Monitor:
 
     def _begin_to_watch(self) -> None:
         if not self._repetition.has_begun:
-            self._repetition.begin(lambda: asyncio.to_thread(self._recorder.try_flush), self._recorder.flush_interval_s)
-            self._repetition.begin(self._watch, WATCH_INTERVAL_S)
+            recorder = self._recorder
+            self._repetition.begin(
+                lambda: asyncio.to_thread(recorder.try_flush), recorder.flush_interval_s, "writing metrics"
+            )
+            self._repetition.begin(self._watch, WATCH_INTERVAL_S, "looking after the members")
 
     async def _watch(self) -> None:
         attempt = self._context.attempt

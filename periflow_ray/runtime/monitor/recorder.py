@@ -1,16 +1,19 @@
-"""Keeps what the ranks report: metrics and TensorBoard files of the job, and how far and how fast it is."""
+"""Keeps what the ranks report: hands metrics to the job's sinks, and writes how far and how fast it is."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 
 from periflow_ray import jobs
 from periflow_ray.errors import StorageError
 from periflow_ray.jobs import JobProgress
-from periflow_ray.jobs.metrics import Metric, MetricsWriter
-from periflow_ray.jobs.tensorboard import TensorBoardWriter
+from periflow_ray.jobs.metrics import Metric
+from periflow_ray.loops import Faults
+from periflow_ray.runtime.monitor.sinks import MetricSink
 from periflow_ray.store.root import StorageRoot
 
 FLUSH_INTERVAL_S = 1.0
@@ -18,17 +21,31 @@ FLUSH_INTERVAL_S = 1.0
 REMOTE_FLUSH_INTERVAL_S = 3.0
 RATE_WINDOW_S = 20.0
 MIN_RATE_WINDOW_S = 1.0
+# The driver waits for the monitor's end, but not for long.
+CLOSE_TIMEOUT_S = 15.0
 
 
 class Recorder:
-    """``record`` only remembers; ``flush``, from any one thread at a time, writes to the storage root."""
+    """``record`` only remembers; ``try_flush`` and ``close`` write, from other threads, and never raise.
 
-    def __init__(self, root: StorageRoot, job_id: int) -> None:
+    Args:
+        sinks: what fails in one of them reaches neither the others nor the job.
+        on_problem: gets a sentence for the user, once for each of them that fails unexpectedly.
+    """
+
+    def __init__(
+        self,
+        root: StorageRoot,
+        job_id: int,
+        sinks: Sequence[MetricSink],
+        on_problem: Callable[[str], None] | None = None,
+    ) -> None:
         self._root = root
         self._job_id = job_id
-        self._metrics = MetricsWriter(root, job_id)
-        self._tensorboard = TensorBoardWriter(root, job_id) if root.is_local else None
-        self._unflushed: list[Metric] = []
+        self._sinks = [(sink, Faults(f"the metric sink {type(sink).__name__}", on_problem)) for sink in sinks]
+        self._progress_faults = Faults("writing the job's progress", on_problem)
+        # Held during I/O, and therefore never taken by what members call.
+        self._writing_progress = threading.Lock()
         self._written_progress = JobProgress()
         self._rate_points: deque[tuple[float, int]] = deque()
         self.progress = JobProgress()
@@ -36,7 +53,11 @@ class Recorder:
 
     def record(self, step: int | None, total_train_steps: int | None, metrics: list[Metric]) -> None:
         """Take in metrics of any ranks, and rank 0's step and total where they are known."""
-        self._unflushed += metrics
+        for sink, faults in self._sinks:
+            try:
+                sink.record(metrics)
+            except Exception as err:
+                faults.take(err)
         values = dict(self.progress.metrics)
         for metric in metrics:
             if metric.rank == 0:
@@ -49,31 +70,31 @@ class Recorder:
         """A new attempt begins: its steps have nothing to do with the last one's."""
         self._rate_points.clear()
 
-    def flush(self) -> None:
-        """Make everything recorded so far visible to readers."""
-        metrics, self._unflushed = self._unflushed, []
-        self._metrics.append(metrics)
-        self._metrics.flush()
-        if self._tensorboard is not None:
-            self._tensorboard.append(metrics)
-            self._tensorboard.flush()
-        progress = self.progress
-        if progress != self._written_progress:
-            jobs.write_progress(self._root, self._job_id, progress)
-            self._written_progress = progress
-
     def try_flush(self) -> None:
-        """As ``flush``; where the storage fails nothing is lost, the next flush has it too."""
-        try:
-            self.flush()
-        except (OSError, StorageError) as err:
-            print(f"metrics are delayed: {err}", file=sys.stderr)
+        """Make everything recorded so far visible to readers; what the storage refuses now, it gets the next time."""
+        for sink, faults in self._sinks:
+            _try(sink.flush, faults)
+        _try(self._write_progress, self._progress_faults)
 
     def close(self) -> None:
-        """Flush and finish the files."""
-        self.flush()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        """Flush and finish everything, within some seconds: beside each other, so that none waits for another."""
+        last = [(sink.close, faults) for sink, faults in self._sinks]
+        last.append((self._write_progress, self._progress_faults))
+        threads = [threading.Thread(target=_try, args=action, name="recorder-close", daemon=True) for action in last]
+        for thread in threads:
+            thread.start()
+        deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
+        for thread in threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):
+            print(f"not all metrics could be written within {CLOSE_TIMEOUT_S:.0f} s", file=sys.stderr)
+
+    def _write_progress(self) -> None:
+        with self._writing_progress:
+            progress = self.progress
+            if progress != self._written_progress:
+                jobs.write_progress(self._root, self._job_id, progress)
+                self._written_progress = progress
 
     def _measure_speed(self, step: int) -> float | None:
         now = time.monotonic()
@@ -85,3 +106,12 @@ class Recorder:
         if now - first_s < MIN_RATE_WINDOW_S or step <= first_step:
             return self.progress.steps_per_s
         return (step - first_step) / (now - first_s)
+
+
+def _try(action: Callable[[], None], faults: Faults) -> None:
+    try:
+        action()
+    except (OSError, StorageError) as err:
+        print(f"metrics are delayed: {err}", file=sys.stderr)
+    except Exception as err:
+        faults.take(err)

@@ -6,11 +6,20 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
+from periflow_ray.loops import Faults
+
+CLOSE_TIMEOUT_S = 10.0
+
 
 class Repetition:
-    """Actions that are repeated at intervals, each once more when it ends."""
+    """Actions that are repeated at intervals, each once more when it ends; an error ends none of them.
 
-    def __init__(self) -> None:
+    Args:
+        on_problem: gets a sentence for the user, once for each action that fails unexpectedly.
+    """
+
+    def __init__(self, on_problem: Callable[[str], None] | None = None) -> None:
+        self._on_problem = on_problem
         self._closing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -19,17 +28,29 @@ class Repetition:
         """Whether anything is repeated."""
         return bool(self._tasks)
 
-    def begin(self, action: Callable[[], Awaitable[None]], interval_s: float) -> None:
-        """Repeat an action, first after one interval."""
-        self._tasks.append(asyncio.create_task(self._repeat(action, interval_s)))
+    def begin(self, action: Callable[[], Awaitable[None]], interval_s: float, name: str = "a repeated action") -> None:
+        """Repeat an action, first after one interval.
 
-    async def close(self) -> None:
-        """Let every action end, after its last time."""
+        Args:
+            name: how problems call it, at the beginning of a sentence.
+        """
+        self._tasks.append(asyncio.create_task(self._repeat(action, interval_s, Faults(name, self._on_problem))))
+
+    async def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Let every action end, after its last time; one that does not come to its end is given up."""
         self._closing.set()
-        await asyncio.gather(*self._tasks)
+        if not self._tasks:
+            return
+        _, waiting = await asyncio.wait(self._tasks, timeout=timeout_s)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
-    async def _repeat(self, action: Callable[[], Awaitable[None]], interval_s: float) -> None:
+    async def _repeat(self, action: Callable[[], Awaitable[None]], interval_s: float, faults: Faults) -> None:
         while not self._closing.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), interval_s)
-            await action()
+            try:
+                await action()
+            except Exception as err:
+                faults.take(err)

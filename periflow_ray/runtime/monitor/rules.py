@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
-from periflow_ray.runtime.notifications import WandbRun
+from periflow_ray.runtime.monitor.sinks import DEFAULT_SINKS, SinkPlan
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,12 @@ class JobRules:
     Args:
         devices_per_member: devices of one Ray Train worker.
         max_failures: restarts after failures, beside those after preemptions; -1 for any number.
-        hang_timeout_s: seconds without a step on any rank that count as a hang; None to wait for ever.
+        hang_timeout_s: seconds without a step on any rank that count as a hang; None to wait without end.
+        sinks: where metrics go.
     """
 
     devices_per_member: int
     max_failures: int
     retention: Retention
     hang_timeout_s: float | None = None
-    wandb_run: WandbRun | None = None
+    sinks: tuple[SinkPlan, ...] = DEFAULT_SINKS

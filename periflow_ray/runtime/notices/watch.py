@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from periflow_ray.errors import ClusterError
+from periflow_ray.loops import Faults, describe_error
 from periflow_ray.runtime.notices.clouds import find_source
 from periflow_ray.runtime.notices.notice import MetadataError, Notice, NoticeSource
 from periflow_ray.runtime.notices.ray_machine import DrainableMachine
@@ -66,12 +67,18 @@ class Watcher:
         self._departure: Departure | None = None
         self._num_failures_in_row = 0
         self._next_poll_s = self._next_follow_s = monotonic_s()
+        self._faults = Faults("the preemption watcher")
         self.num_metadata_errors = 0
 
     def run(self) -> None:
         """Watch until the process is told to end."""
         while True:
-            time.sleep(self.tick())
+            try:
+                pause_s = self.tick()
+            except Exception as err:  # The machine has no other watcher.
+                self._faults.take(err)
+                pause_s = FOLLOW_INTERVAL_S
+            time.sleep(pause_s)
 
     def tick(self) -> float:
         """Do what is due; returns the seconds until something is."""
@@ -91,7 +98,10 @@ class Watcher:
             source = self._source or self._find_source()
             notice = source.poll()
         except MetadataError as err:
-            return self._count_failure(err)
+            return self._count_failure(str(err))
+        except Exception as err:  # One answer that nobody thought of must not be the last one.
+            self._faults.take(err)
+            return self._count_failure(describe_error(err))
         if self._num_failures_in_row:
             self._log(f"the metadata service answers again, after {self._num_failures_in_row} failed attempts")
             self._num_failures_in_row = 0
@@ -104,11 +114,11 @@ class Watcher:
         self._log(f"watching {self._source.cloud_name}'s notices")
         return self._source
 
-    def _count_failure(self, err: MetadataError) -> float:
+    def _count_failure(self, reason: str) -> float:
         self.num_metadata_errors += 1
         self._num_failures_in_row += 1
         if self._num_failures_in_row == 1:
-            self._log(f"the metadata service fails, trying again: {err}")
+            self._log(f"the metadata service fails, trying again: {reason}")
         first_pause_s = self._interval_s or (self._source.interval_s if self._source else 1.0)
         longest_s = MAX_POLL_PAUSE_S if self._source else MAX_SEARCH_PAUSE_S
         # The exponent is bounded only to keep the number finite.
@@ -133,12 +143,18 @@ class Watcher:
             elif self._unix_s() >= departure.drained_unix_s + MIN_STAY_S:
                 self._acknowledge_when_done(departure)
         except (ClusterError, MetadataError) as err:
-            if not departure.has_failed:
-                self._log(f"trying again until the deadline: {err}")
-            departure.has_failed = True
+            self._say_failed(departure, str(err))
+        except Exception as err:
+            self._faults.take(err)
+            self._say_failed(departure, describe_error(err))
         if self._departure is not None and self._unix_s() > departure.give_up_unix_s:
             self._departure = None
             self._log("the deadline is over and this machine still there; waiting for the next notice")
+
+    def _say_failed(self, departure: Departure, reason: str) -> None:
+        if not departure.has_failed:
+            self._log(f"trying again until the deadline: {reason}")
+        departure.has_failed = True
 
     def _drain(self, departure: Departure) -> None:
         departure.node_ids = self._machine.drain(departure.notice.text, departure.deadline_unix_s)

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-from periflow_ray.runtime.notifications.outbox import DeliveryError
+from periflow_ray.runtime.outbox import DeliveryError
 
 _MAX_ANSWER_BYTES = 64 << 10
 

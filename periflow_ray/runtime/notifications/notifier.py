@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from periflow_ray.plan import JobPlan
 from periflow_ray.plan.masking import mask_address
 from periflow_ray.runtime.notifications.message import JobMessage, MessageKind, build_message
-from periflow_ray.runtime.notifications.outbox import RETRY_DELAYS_S, Outbox
-from periflow_ray.runtime.notifications.plugin_credentials import read_plugin_credential
 from periflow_ray.runtime.notifications.receivers import (
     SLACK_API_URL,
     SLACK_API_VARIABLE,
@@ -20,6 +18,8 @@ from periflow_ray.runtime.notifications.receivers import (
     SlackChannel,
     Webhook,
 )
+from periflow_ray.runtime.outbox import RETRY_DELAYS_S, Outbox
+from periflow_ray.runtime.plugin_credentials import read_plugin_credential
 
 TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 5.0

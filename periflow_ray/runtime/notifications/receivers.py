@@ -9,7 +9,7 @@ from typing import Protocol
 from periflow_ray.credentials import Credential
 from periflow_ray.runtime.notifications.http_post import post_json
 from periflow_ray.runtime.notifications.message import JobMessage, describe_message, message_document
-from periflow_ray.runtime.notifications.outbox import DeliveryError
+from periflow_ray.runtime.outbox import DeliveryError
 
 SLACK_API_URL = "https://slack.com/api"
 SLACK_API_VARIABLE = "PERIFLOW_SLACK_API"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 from ray.util.placement_group import PlacementGroup
 
+from periflow_ray.loops import BackgroundLoop
 from periflow_ray.runtime.monitor.client import MonitorClient
 
 # Machines that come back seldom come at once; a group that starts without them has to start again for each.
@@ -27,6 +27,7 @@ SETTLE_S = 5.0
 GROW_AFTER_S = 15.0
 # A machine that is lost while a group starts on it.
 GIVE_UP_AFTER_S = 8.0
+LOOK_INTERVAL_S = 1.0
 _POLL_S = 0.25
 _CONNECT_TIMEOUT_S = 2.0
 _REMOVED = gcs_pb2.PlacementGroupTableData.REMOVED
@@ -55,7 +56,8 @@ class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
     def after_controller_start(self, train_run_context: Any) -> None:
         """Also begin to look after groups that cannot start."""
         super().after_controller_start(train_run_context)
-        threading.Thread(target=_give_up_lost_groups, name="lost-groups", daemon=True).start()
+        # It lasts as long as this controller's process.
+        BackgroundLoop("lost-groups", LostGroups().look, LOOK_INTERVAL_S).start()
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Start with all workers if there is room, with fewer when no more room has come for a while."""
@@ -123,24 +125,27 @@ def _is_reachable(node: Mapping[str, Any]) -> bool:
     return True
 
 
-def _give_up_lost_groups() -> None:
-    """Remove this controller's placement groups that lost a machine and have not found another one for a while.
+class LostGroups:
+    """Removes this controller's placement groups that lost a machine and have not found another one for a while.
 
     Ray Train waits without end for workers whose machine died while they started.
     """
-    lost_since_s: dict[bytes, float] = {}
-    while True:
-        time.sleep(1.0)
+
+    def __init__(self) -> None:
+        self._lost_since_s: dict[bytes, float] = {}
+
+    def look(self) -> None:
+        """Look once."""
         try:
             groups = _read_own_groups()
             lost = {group.placement_group_id for group in groups if group.state == _RESCHEDULING}
             now_s = time.monotonic()
-            lost_since_s = {group_id: lost_since_s.get(group_id, now_s) for group_id in lost}
-            for group_id, since_s in lost_since_s.items():
+            self._lost_since_s = {group_id: self._lost_since_s.get(group_id, now_s) for group_id in lost}
+            for group_id, since_s in self._lost_since_s.items():
                 if now_s - since_s > GIVE_UP_AFTER_S:
                     ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group_id)))
         except (ray.exceptions.RayError, RuntimeError, OSError):  # The next look may find Ray's head again.
-            continue
+            return
 
 
 def release_groups(controller_id: str) -> None:

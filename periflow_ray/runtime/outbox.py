@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from periflow_ray.runtime.notifications.problems import tell
+from periflow_ray.loops import BackgroundLoop, Faults, tell
 
 _Item = TypeVar("_Item")
 
@@ -60,64 +60,54 @@ class Outbox(Generic[_Item]):
         self._on_problem = on_problem
         self._retry_delays_s = retry_delays_s
         self._finish = finish
+        # Nothing here takes a lock, so that a signal handler may put something in, wherever it came in between.
         self._waiting: deque[_Item] = deque(maxlen=max_items)
         self._is_closing = False
         self._has_complained = False
+        self._has_finished = False
         self._abandoned = threading.Event()
-        # Its lock is reentrant, so that a signal handler may put something in, wherever it came in between.
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._complaint_lock = threading.Lock()
+        # Neither text nor trace of an error is told: they may hold a key.
+        faults = Faults("outbox", lambda text: self.complain("sending failed unexpectedly"), lambda trace: None)
+        self._loop = BackgroundLoop("outbox", self._deliver_waiting, None, acts_at_close=True, faults=faults)
 
     def put(self, item: _Item) -> None:
         """Deliver an item soon; ignored once the box is closing."""
-        with self._changed:
-            if self._is_closing:
-                return
-            self._waiting.append(item)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+        if self._is_closing:
+            return
+        self._waiting.append(item)
+        # A job that sends nothing has no thread for it.
+        self._loop.start()
+        self._loop.wake()
 
     def begin_close(self) -> None:
         """Take nothing more; what waits is still delivered."""
-        with self._changed:
-            self._is_closing = True
-            self._changed.notify()
+        self._is_closing = True
+        self._loop.begin_close()
 
     def end_close(self, deadline_s: float) -> None:
         """Wait for the deliveries until a time of ``time.monotonic``, and give up the rest."""
-        if self._thread is not None:
-            self._thread.join(max(0.0, deadline_s - time.monotonic()))
-            if self._thread.is_alive():
-                self._abandoned.set()
-                self.complain("some were not sent before the job ended")
+        if not self._loop.close(deadline_s - time.monotonic()):
+            self._abandoned.set()
+            self.complain("some were not sent before the job ended")
 
     def complain(self, reason: str) -> None:
         """Tell a problem, if it is the first one."""
-        with self._changed:
+        with self._complaint_lock:
             if self._has_complained:
                 return
             self._has_complained = True
         tell(self._on_problem, f"not everything reaches {self._receiver}: {reason}. The job goes on without it.")
 
-    def _run(self) -> None:
-        for item in self._take_items():
-            self._try_to_deliver(item)
-        if self._finish is not None and not self._abandoned.is_set():
+    def _deliver_waiting(self) -> None:
+        while self._waiting and not self._abandoned.is_set():
+            self._try_to_deliver(self._waiting.popleft())
+        if self._is_closing and self._finish is not None and not self._has_finished and not self._abandoned.is_set():
+            self._has_finished = True
             try:
                 self._finish()
-            except Exception as err:
+            except (Exception, SystemExit) as err:
                 self.complain(type(err).__name__)
-
-    def _take_items(self) -> Iterator[_Item]:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._is_closing)
-                if not self._waiting or self._abandoned.is_set():
-                    return
-                item = self._waiting.popleft()
-            yield item
 
     def _try_to_deliver(self, item: _Item) -> None:
         for retry_delay_s in (*self._retry_delays_s, None):
@@ -127,7 +117,7 @@ class Outbox(Generic[_Item]):
                 if not err.is_temporary or retry_delay_s is None:
                     return self.complain(err.reason)
                 delay_s = max(retry_delay_s, min(err.retry_after_s, MAX_RETRY_DELAY_S))
-            except Exception as err:
+            except (Exception, SystemExit) as err:
                 # Not its text: that may hold a key.
                 return self.complain(type(err).__name__)
             else:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from periflow_ray.credentials import Credential, read_credential
 from periflow_ray.errors import PeriflowRayError
-from periflow_ray.runtime.notifications.problems import tell
+from periflow_ray.loops import tell
 
 
 def read_plugin_credential(

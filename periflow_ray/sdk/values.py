@@ -1,0 +1,61 @@
+"""Values of a metric as JSON: numbers where they are numbers, else text. A value that fails spoils itself only."""
+
+from __future__ import annotations
+
+import contextlib
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+# JSON has no bound, but its readers do; more than this is a float.
+_MAX_INT_BITS = 64
+
+
+def plain_values(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """A mapping of names to None, bool, int, float and str; never raises for what is in it."""
+    return {_text(name): plain_value(value) for name, value in values.items()}
+
+
+def plain_value(value: Any) -> Any:
+    """A value as None, bool, int, float or str; tensors and arrays of one element as their number."""
+    try:
+        return _plain(value)
+    except Exception:  # The user's classes may raise anything.
+        return _text(value)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return _without_subclass(value)
+    to_number = getattr(value, "item", None)  # A 0-dimensional tensor or NumPy scalar.
+    if to_number is None:
+        return _text(value)
+    try:
+        item = to_number()
+    except (TypeError, ValueError, RuntimeError):
+        return _text(value)
+    if isinstance(item, (bool, int, float, str)):
+        return _without_subclass(item)
+    # A NumPy longdouble stays one; complex numbers, times and bytes are no numbers of JSON.
+    return float(item) if isinstance(item, numbers.Real) else _text(item)
+
+
+def _without_subclass(value: bool | int | float | str | None) -> bool | int | float | str | None:
+    # Another process may not have the class, and its own methods are not to be trusted with this.
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        number = int.__int__(value)
+        if number.bit_length() <= _MAX_INT_BITS:
+            return number
+        try:
+            return float(number)
+        except OverflowError:
+            return f"an integer of {number.bit_length()} bits"
+    return float.__float__(value) if isinstance(value, float) else str.__str__(value)
+
+
+def _text(value: Any) -> str:
+    with contextlib.suppress(Exception):
+        return str.__str__(value if isinstance(value, str) else str(value))
+    return f"<{type(value).__name__}>"

@@ -1,0 +1,89 @@
+"""Whatever a script gives to ``pf.metric`` becomes JSON before it leaves the process."""
+
+from __future__ import annotations
+
+import enum
+import fractions
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from periflow_ray.sdk.values import plain_value, plain_values
+
+
+class Phase(enum.IntEnum):
+    TRAIN = 3
+
+
+class Loud(str):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Broken:
+    def __init__(self, method: str) -> None:
+        self._method = method
+
+    def item(self) -> Any:
+        return self._raise("item") or self
+
+    def __str__(self) -> str:
+        return str(self._raise("str"))
+
+    def _raise(self, method: str) -> Any:
+        if method == self._method:
+            raise KeyError("the user's class")
+        return None
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        (True, True),
+        (2**64 - 1, 2**64 - 1),
+        (-(2**64) + 1, -(2**64) + 1),
+        (2**64, float(2**64)),
+        (6 * 7_000_000_000 * 2_000_000_000_000, 8.4e22),
+        (10**5000, "an integer of 16610 bits"),
+        (Phase.TRAIN, 3),
+        (np.float64(0.5), 0.5),
+        (np.longdouble("1.5"), 1.5),
+        (np.longdouble("1e4000"), math.inf),
+        (np.uint64(2**64 - 1), 2**64 - 1),
+        (np.bool_(True), True),
+        (np.bytes_(b"x"), "b'x'"),
+        (b"x", "b'x'"),
+        (np.datetime64("2026-01-01"), "2026-01-01"),
+        (np.complex128(1 + 2j), "(1+2j)"),
+        (1 + 2j, "(1+2j)"),
+        (torch.tensor(1 + 2j), "(1+2j)"),
+        (np.array([1, 2]), "[1 2]"),
+        (np.array("text"), "text"),
+        (fractions.Fraction(1, 3), "1/3"),
+        (Loud("quiet"), "quiet"),
+        (Broken("item"), "None"),
+        (Broken("str"), "<Broken>"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_value_becomes_a_number_or_text_of_json_s_own_types(value: Any, expected: Any) -> None:
+    plain = plain_value(value)
+    assert (plain, type(plain)) == (expected, type(expected))
+    assert json.loads(json.dumps(plain)) == expected
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, np.float32("nan"), torch.tensor(-math.inf)])
+def test_numbers_that_are_not_finite_stay_what_they_are(value: Any) -> None:
+    plain = plain_value(value)
+    assert type(plain) is float
+    assert not math.isfinite(plain)
+
+
+def test_a_bad_value_or_name_spoils_nothing_else() -> None:
+    values = {"loss": 0.5, "bad": Broken("str"), Loud("name"): 1, Broken("str"): 2}
+    assert plain_values(values) == {"loss": 0.5, "bad": "<Broken>", "name": 1, "<Broken>": 2}
