@@ -5,14 +5,15 @@ jobs/<job>/requests/<Unix milliseconds>-<random>.json
 
 from __future__ import annotations
 
-import json
+import sys
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.errors import DocumentError, NotFoundError, StorageError
+from periflow_ray.store.documents import describe_key, parse_fields, write_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
@@ -36,14 +37,14 @@ def post_request(root: StorageRoot, job_id: int, kind: RequestKind, **fields: An
     """Ask something of a job's driver; returns the request's key, which exists until the driver takes it."""
     now_unix_s = time.time()
     key = job_key(job_id, "requests", f"{round(now_unix_s * 1000):013}-{uuid.uuid4().hex[:8]}.json")
-    root.write_json(key, {"kind": kind, "time_unix_s": now_unix_s, **fields})
+    write_document(root, key, {"kind": kind, "time_unix_s": now_unix_s, **fields}, kind=Request)
     return key
 
 
 def take_requests(root: StorageRoot, job_id: int) -> list[Request]:
     """What was asked since the last call, oldest first; each is deleted and so given once.
 
-    A damaged request is deleted and left out.
+    A damaged request is deleted and left out; one of a format that this version does not know, too.
 
     Raises:
         StorageError, OSError: the root could not be read; whatever is still there comes with a later call.
@@ -82,13 +83,15 @@ def _read_request(root: StorageRoot, key: str) -> Request | None:
         content = root.read_bytes(key)
     except NotFoundError:
         return None
-    return _parse_request(content)
+    return _parse_request(content, describe_key(root, key))
 
 
-def _parse_request(content: bytes) -> Request | None:
+def _parse_request(content: bytes, where: str) -> Request | None:
     try:
-        fields = json.loads(content)
+        fields = parse_fields(content, where, kind=Request)
         kind, time_unix_s = fields.pop("kind"), float(fields.pop("time_unix_s"))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (DocumentError, ValueError, TypeError, KeyError) as err:
+        # For the driver's log: whoever asked sees that the request was taken and nothing came of it.
+        print(f"a request was not understood: {err if isinstance(err, DocumentError) else where}", file=sys.stderr)
         return None
     return Request(kind, time_unix_s, fields) if kind in get_args(RequestKind) else None

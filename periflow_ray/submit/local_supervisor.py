@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from periflow_ray.errors import ClusterError
+from periflow_ray.errors import ClusterError, NewerFormatError
 from periflow_ray.processes import Command
 from periflow_ray.submit.local_cluster import START_TIMEOUT_S, LocalCluster, LocalClusterDir
 from periflow_ray.submit.ray_jobs import RayJobs, connect
@@ -166,7 +166,10 @@ def _wait_until_idle(jobs: RayJobs, directory: LocalClusterDir, ending: threadin
 
 
 def _is_current(directory: LocalClusterDir) -> bool:
-    cluster = directory.read()
+    try:
+        cluster = directory.read()
+    except NewerFormatError:  # A later version's.
+        return False
     return cluster is not None and cluster.supervisor_pid == os.getpid()
 
 
