@@ -55,6 +55,18 @@ class StorageError(PeriflowRayError):
     """The storage root cannot be read or written."""
 
 
+class DocumentError(StorageError):
+    """A stored document, such as a job's state or a dataset's record, that this version cannot read."""
+
+
+class DamagedDocumentError(DocumentError):
+    """A document that was cut short, or lacks something; the message names its key."""
+
+
+class NewerFormatError(DocumentError):
+    """A document that a later version of periflow-ray wrote in a format that this one does not know."""
+
+
 class CorruptCheckpointError(StorageError):
     """A checkpoint whose files or manifest are not what was committed; another one has to be used."""
 

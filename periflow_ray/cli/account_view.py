@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from periflow_ray.cli.format import format_duration, iso_time
+from periflow_ray.cli.output import tell_left_out
 from periflow_ray.jobs import Job
 from periflow_ray.jobs.account import AttemptAccount, JobAccount, build_account, describe_goodput, describe_lost
 from periflow_ray.jobs.attempts import read_attempts
@@ -22,7 +23,7 @@ def read_account(root: StorageRoot, job: Job, resumable_step: int) -> JobAccount
         resumable_step: step of its newest committed checkpoint, 0 without one.
     """
     return build_account(
-        read_attempts(root, job.record.job_id),
+        read_attempts(root, job.record.job_id, tell_left_out),
         job.state,
         now_unix_s=time.time(),
         step=job.progress.step,

@@ -12,7 +12,7 @@ from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.format import NOTHING, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import storage_option, yes_option
-from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
+from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, tell_left_out, write_output
 from periflow_ray.store.datasets import (
     Dataset,
     delete_dataset,
@@ -59,7 +59,7 @@ def list_command(root: StorageRoot, output: str) -> None:
     Example:
       periflow-ray datastore list
     """
-    places = [_describe_place(root, dataset) for dataset in list_datasets(root)]
+    places = [_describe_place(root, dataset) for dataset in list_datasets(root, tell_left_out)]
     places += [_describe_unfinished(root, name) for name in list_unfinished_uploads(root)]
     places.sort(key=lambda place: str(place["name"]))
 

@@ -11,7 +11,7 @@ from periflow_ray.cli.format import format_time, iso_time
 from periflow_ray.cli.job_table import draw_jobs, job_document
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import storage_option, yes_option
-from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
+from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, tell_left_out, write_output
 from periflow_ray.jobs import list_jobs
 from periflow_ray.jobs.experiments import (
     create_experiment,
@@ -66,8 +66,8 @@ def list_command(root: StorageRoot, output: str) -> None:
     Example:
       periflow-ray experiment list
     """
-    names = [job.record.experiment for job in list_jobs(root)]
-    found = [(entry, names.count(entry.name)) for entry in list_experiments(root)]
+    names = [job.record.experiment for job in list_jobs(root, tell_left_out)]
+    found = [(entry, names.count(entry.name)) for entry in list_experiments(root, tell_left_out)]
     documents = [
         {"name": entry.name, "num_jobs": num_jobs, "created": iso_time(entry.created_unix_s)}
         for entry, num_jobs in found
@@ -92,7 +92,7 @@ def view(name: str, root: StorageRoot, output: str) -> None:
       periflow-ray experiment view computer-vision
     """
     found = read_experiment(root, name)
-    jobs = [job for job in list_jobs(root) if job.record.experiment == name]
+    jobs = [job for job in list_jobs(root, tell_left_out) if job.record.experiment == name]
     document: dict[str, Any] = {
         "name": found.name,
         "created": iso_time(found.created_unix_s),

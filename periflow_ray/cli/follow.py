@@ -18,7 +18,7 @@ from rich.console import Console
 from periflow_ray.cli.log_view import LogView
 from periflow_ray.cli.main import INTERRUPTED_EXIT_CODE
 from periflow_ray.cli.progress import LiveProgress, PlainProgress, ProgressDisplay
-from periflow_ray.errors import ClusterError, JobFailedError, StorageError
+from periflow_ray.errors import ClusterError, JobFailedError, NewerFormatError, StorageError
 from periflow_ray.jobs import JobProgress, JobState, read_progress, read_record
 from periflow_ray.jobs.logs import LogFollower, LogLine
 from periflow_ray.store.root import StorageRoot
@@ -52,6 +52,7 @@ def follow_job(
     Raises:
         NotFoundError: there is no such job, or it was deleted meanwhile.
         StorageError, ClusterError, OSError: state or log could not be read for 10 minutes.
+        NewerFormatError: a later version writes the job, in a format that this one does not know.
     """
     record = read_record(root, job_id)
     display: ProgressDisplay = LiveProgress(console) if console.is_terminal else PlainProgress(console, job_id)
@@ -125,6 +126,8 @@ class _Reader:
             state = check_state(self._root, self._job_id)
             progress = read_progress(self._root, self._job_id)
             lines = self._logs.read_new()
+        except NewerFormatError:
+            raise
         except (OSError, StorageError, ClusterError) as err:
             self._note_failure(err)
             return None

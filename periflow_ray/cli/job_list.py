@@ -9,7 +9,7 @@ from rich.console import Console
 
 from periflow_ray.cli.job_table import draw_jobs, job_document
 from periflow_ray.cli.options import since_option, storage_option, until_option
-from periflow_ray.cli.output import output_option, write_output
+from periflow_ray.cli.output import output_option, tell_left_out, write_output
 from periflow_ray.jobs import JOB_STATUSES, list_jobs
 from periflow_ray.store.root import StorageRoot
 
@@ -48,7 +48,7 @@ def list_command(
     """
     jobs = [
         job
-        for job in list_jobs(root)
+        for job in list_jobs(root, tell_left_out)
         if (since is None or job.record.created_unix_s >= since)
         and (until is None or job.record.created_unix_s <= until)
         and _matches(job.record.name or "", job_name)

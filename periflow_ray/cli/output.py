@@ -13,6 +13,8 @@ from rich.console import Console, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 
+from periflow_ray.errors import DocumentError
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Wide enough that nothing is folded when the output is a file or a pipe.
@@ -44,6 +46,11 @@ def write_output(output: str, document: Any, draw: Callable[[Console], None]) ->
         click.echo(yaml.safe_dump(_plain(document), sort_keys=False, allow_unicode=True), nl=False)
     else:
         draw(data_console())
+
+
+def tell_left_out(err: DocumentError) -> None:
+    """Say which entry of a list is not shown because its document cannot be read."""
+    click.echo(f"Left out: {err}", err=True)
 
 
 def data_console() -> Console:

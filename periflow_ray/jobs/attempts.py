@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from periflow_ray.store.documents import OnUnreadable, read_document, read_each, write_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
@@ -51,17 +52,20 @@ class AttemptRecord:
 
 def write_attempt(root: StorageRoot, job_id: int, record: AttemptRecord) -> None:
     """Store how an attempt goes or how it ended."""
-    root.write_json(job_key(job_id, "attempts", f"{record.number}.json"), dataclasses.asdict(record))
+    write_document(root, job_key(job_id, "attempts", f"{record.number}.json"), record)
 
 
-def read_attempts(root: StorageRoot, job_id: int) -> list[AttemptRecord]:
-    """All attempts in their order; only the newest can be one that has not ended, unless a driver died."""
+def read_attempts(root: StorageRoot, job_id: int, on_unreadable: OnUnreadable | None = None) -> list[AttemptRecord]:
+    """All attempts in their order; only the newest can be one that has not ended, unless a driver died.
+
+    Args:
+        on_unreadable: told of each record that cannot be read, which is left out then.
+    Raises:
+        DocumentError: there is such a record, and nobody to be told of it.
+    """
     names = [name for name in root.list_names(job_key(job_id, "attempts")) if name.endswith(".json")]
-    records = []
-    for name in names:
-        document = root.read_json(job_key(job_id, "attempts", name))
-        save = document.pop("save")
-        records.append(AttemptRecord(**document, save=SaveRecord(**save) if save else None))
+    keys = [job_key(job_id, "attempts", name) for name in names]
+    records = read_each(lambda key: read_document(root, key, AttemptRecord), keys, on_unreadable)
     return sorted(records, key=lambda record: record.number)
 
 

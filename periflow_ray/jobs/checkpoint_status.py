@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from periflow_ray.errors import CorruptCheckpointError, NotFoundError
+from periflow_ray.errors import CorruptCheckpointError, DocumentError, NewerFormatError, NotFoundError
 from periflow_ray.jobs import read_state
 from periflow_ray.store.checkpoints.lifecycle import (
     find_checkpoint,
@@ -32,7 +32,11 @@ CheckpointStatus = Literal["committed", "uploading", "partial", "deleted"]
 
 @dataclass(frozen=True)
 class CheckpointEntry:
-    """A checkpoint in a list. Times in Unix seconds, size in bytes; None where it is not known or does not apply."""
+    """A checkpoint in a list. Times in Unix seconds, size in bytes; None where it is not known or does not apply.
+
+    One that is committed, but by a later version in a format that this one does not know, has a ``reason`` and no
+    ``manifest``.
+    """
 
     job_id: int | None
     name: str
@@ -77,12 +81,16 @@ def _read_entry(root: StorageRoot, job_id: int | None, name: str, has_ended: boo
         return _describe_committed(read_manifest(root, job_id, name))
     except CorruptCheckpointError as err:
         return CheckpointEntry(job_id, name, "partial", step_of(name), reason=str(err))
+    except NewerFormatError as err:
+        return CheckpointEntry(job_id, name, "committed", step_of(name), reason=str(err))
     except NotFoundError:
         pass
     try:
         deleted = read_deleted(root, job_id, name)
     except CorruptCheckpointError as err:
         return CheckpointEntry(job_id, name, "partial", step_of(name), reason=str(err))
+    except NewerFormatError as err:
+        return CheckpointEntry(job_id, name, "deleted", step_of(name), reason=str(err))
     except NotFoundError:
         pass
     else:
@@ -95,18 +103,18 @@ def _read_entry(root: StorageRoot, job_id: int | None, name: str, has_ended: boo
     if not root.list_files(checkpoint_key(job_id, name)):
         return None
     note = read_upload_note(root, job_id, name)
-    reason = note["reason"]
+    reason = note.reason
     if reason is None and has_ended:
         reason = "the job ended before it was committed"
-    if reason is None and note["started_unix_s"] is None:
+    if reason is None and note.started_unix_s is None:
         reason = "nothing says that it is being uploaded"
     return CheckpointEntry(
         job_id,
         name,
         "uploading" if reason is None else "partial",
-        note["step"],
+        note.step,
         reason=reason,
-        created_unix_s=note["started_unix_s"],
+        created_unix_s=note.started_unix_s,
     )
 
 
@@ -125,6 +133,7 @@ def _describe_committed(manifest: Manifest) -> CheckpointEntry:
 
 def _has_ended(root: StorageRoot, job_id: int | None) -> bool:
     if job_id is not None:
-        with contextlib.suppress(NotFoundError):
+        # One job's damaged state does not hide all checkpoints.
+        with contextlib.suppress(NotFoundError, DocumentError):
             return read_state(root, job_id).has_ended
     return False

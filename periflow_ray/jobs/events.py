@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from periflow_ray.errors import StorageError
+from periflow_ray.errors import DamagedDocumentError, StorageError
+from periflow_ray.store.documents import describe_key, dump_document, parse_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.segments import SegmentWriter, read_lines
@@ -32,7 +34,7 @@ class EventWriter:
     def write(self, kind: str, text: str, attempt: int = 0, *, time_unix_s: float | None = None) -> None:
         """Record an event, of now or of ``time_unix_s``; where the storage fails, it is told with the next one."""
         event = Event(time.time() if time_unix_s is None else time_unix_s, kind, text, attempt)
-        self._segments.append(json.dumps(asdict(event)).encode() + b"\n")
+        self._segments.append(dump_document(event, indent=None) + b"\n")
         self._try_to_flush(f"an event is delayed ({text})")
 
     def flush(self) -> None:
@@ -47,12 +49,26 @@ class EventWriter:
 
 
 def read_events(root: StorageRoot, job_id: int) -> list[Event]:
-    """All events of a job in time order."""
-    prefix = job_key(job_id, "events")
-    events = [parse_event(line) for name in root.list_names(prefix) for line in read_lines(root, f"{prefix}/{name}")]
+    """All events of a job in time order.
+
+    Raises:
+        NewerFormatError: see ``parse_events``.
+    """
+    events: list[Event] = []
+    for name in root.list_names(job_key(job_id, "events")):
+        prefix = job_key(job_id, "events", name)
+        events += parse_events(read_lines(root, prefix), describe_key(root, prefix))
     return sorted(events, key=lambda event: event.time_unix_s)
 
 
-def parse_event(line: bytes) -> Event:
-    """An event from its stored line."""
-    return Event(**json.loads(line))
+def parse_events(lines: Iterable[bytes], where: str) -> Iterator[Event]:
+    """Events from their stored lines; one that is damaged is left out.
+
+    Args:
+        where: how messages name the lines.
+    Raises:
+        NewerFormatError: a later version wrote them, in a format that this one does not know.
+    """
+    for line in lines:
+        with contextlib.suppress(DamagedDocumentError):
+            yield parse_document(Event, line, where)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import time
 from dataclasses import dataclass
 
 from periflow_ray.errors import NotFoundError, UsageError
+from periflow_ray.store.documents import OnUnreadable, read_document, read_each, write_document
 from periflow_ray.store.root import StorageRoot
 
 _NAME = re.compile(r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,127}")
@@ -35,7 +35,7 @@ def create_experiment(root: StorageRoot, name: str) -> Experiment:
     experiment = Experiment(name, time.time())
     if has_experiment(root, name):
         raise UsageError(f"experiment '{name}' already exists. List them: periflow-ray experiment list")
-    root.write_json(_key(name), dataclasses.asdict(experiment))
+    write_document(root, _key(name), experiment)
     return experiment
 
 
@@ -49,19 +49,26 @@ def read_experiment(root: StorageRoot, name: str) -> Experiment:
 
     Raises:
         NotFoundError: there is none of that name.
+        DocumentError: it cannot be read.
     """
     try:
-        return Experiment(**root.read_json(_key(name)))
+        return read_document(root, _key(name), Experiment)
     except NotFoundError:
         raise NotFoundError(
             f"experiment '{name}' does not exist. Create it: periflow-ray experiment create -n '{name}'"
         ) from None
 
 
-def list_experiments(root: StorageRoot) -> list[Experiment]:
-    """All experiments by name."""
-    names = [name.removesuffix(".json") for name in root.list_names("experiments")]
-    return [read_experiment(root, name) for name in names]
+def list_experiments(root: StorageRoot, on_unreadable: OnUnreadable | None = None) -> list[Experiment]:
+    """All experiments by name.
+
+    Args:
+        on_unreadable: told of each experiment that cannot be read, which is left out then.
+    Raises:
+        DocumentError: there is such an experiment, and nobody to be told of it.
+    """
+    names = [name.removesuffix(".json") for name in root.list_names("experiments") if name.endswith(".json")]
+    return read_each(lambda name: read_experiment(root, name), names, on_unreadable)
 
 
 def rename_experiment(root: StorageRoot, name: str, new_name: str) -> Experiment:

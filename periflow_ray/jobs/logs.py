@@ -8,14 +8,18 @@ A stored line is ``<unix milliseconds> <text>``, so that plain ``grep`` works on
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from periflow_ray.jobs.events import parse_event
+from periflow_ray.jobs.events import parse_events
+from periflow_ray.store.documents import describe_key
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.segments import SegmentFollower, SegmentWriter
+
+_STREAM_NAME = re.compile(r"node-(?P<node_rank>\d+)(-rank-\d+)?")
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,16 @@ class LogFollower:
         """The lines since the last call."""
         # Collected on self: if reading one stream fails, the lines of the others are in the next call's answer.
         for name, stream in self._find_streams("logs", self._nodes):
-            node_rank = int(name.split("-")[1])
-            self._read += [_parse_line(line, node_rank) for line in stream.read_new()]
+            if not (matched := _STREAM_NAME.fullmatch(name)):
+                continue  # Not the product's.
+            node_rank = int(matched["node_rank"])
+            lines = (_parse_line(line, node_rank) for line in stream.read_new())
+            self._read += [line for line in lines if line is not None]
         for _, stream in self._find_streams("events", self._own):
-            events = [parse_event(line) for line in stream.read_new()]
+            events = parse_events(stream.read_new(), describe_key(self._root, stream.prefix))
             self._read += [LogLine(int(event.time_unix_s * 1000), None, event.text) for event in events]
-        lines, self._read = self._read, []
-        return sorted(lines, key=lambda line: line.time_unix_ms)
+        found, self._read = self._read, []
+        return sorted(found, key=lambda line: line.time_unix_ms)
 
     def _find_streams(self, kind: str, known: dict[str, SegmentFollower]) -> Iterable[tuple[str, SegmentFollower]]:
         prefix = job_key(self._job_id, kind)
@@ -80,6 +87,10 @@ def read_logs(root: StorageRoot, job_id: int) -> list[LogLine]:
     return LogFollower(root, job_id).read_new()
 
 
-def _parse_line(line: bytes, node_rank: int) -> LogLine:
+def _parse_line(line: bytes, node_rank: int) -> LogLine | None:
+    """None if the line is damaged."""
     stamp, _, text = line.decode("utf-8", "replace").partition(" ")
-    return LogLine(int(stamp), node_rank, text)
+    try:
+        return LogLine(int(stamp), node_rank, text)
+    except ValueError:
+        return None

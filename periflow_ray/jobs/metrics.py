@@ -1,12 +1,14 @@
-"""Metrics of all ranks: one JSON object a line with step, rank, local rank, Unix time and the user's values."""
+"""Metrics of all ranks: one JSON list a line with step, rank, local rank, Unix time and the user's values."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from periflow_ray.store.documents import check_format, describe_key
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.segments import SegmentWriter, read_lines
@@ -21,6 +23,9 @@ class Metric:
     local_rank: int
     time_unix_s: float
     values: Mapping[str, Any]
+
+
+_NUM_FIELDS = len(dataclasses.fields(Metric))
 
 
 class MetricsWriter:
@@ -42,10 +47,15 @@ class MetricsWriter:
 def read_metrics(root: StorageRoot, job_id: int, *, rank: int | None = 0) -> list[Metric]:
     """A job's metrics in the order they arrived; ``rank=None`` gives all ranks.
 
-    Steps that were repeated after a restart appear as often as they were run.
+    Steps that were repeated after a restart appear as often as they were run. A damaged line is left out.
+
+    Raises:
+        NewerFormatError: a later version wrote them, in a format that this one does not know.
     """
-    metrics = (Metric(*json.loads(line)) for line in read_lines(root, job_key(job_id, "metrics")))
-    return [metric for metric in metrics if rank is None or metric.rank == rank]
+    prefix = job_key(job_id, "metrics")
+    where = describe_key(root, prefix)
+    metrics = (_parse_metric(line, where) for line in read_lines(root, prefix))
+    return [metric for metric in metrics if metric is not None and (rank is None or metric.rank == rank)]
 
 
 def _encode(metric: Metric) -> bytes:
@@ -74,3 +84,15 @@ def list_metric_names(metrics: Iterable[Metric]) -> list[str]:
     for metric in metrics:
         names.update(dict.fromkeys(metric.values))
     return list(names)
+
+
+def _parse_metric(line: bytes, where: str) -> Metric | None:
+    """None if the line is damaged."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    check_format(row, where)
+    if not isinstance(row, list) or len(row) < _NUM_FIELDS or not isinstance(row[_NUM_FIELDS - 1], dict):
+        return None
+    return Metric(*row[:_NUM_FIELDS])

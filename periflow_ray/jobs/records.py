@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from periflow_ray.errors import NotFoundError, UsageError
+from periflow_ray.store.documents import OnUnreadable, read_document, read_each, write_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
@@ -112,17 +113,17 @@ def read_claim(root: StorageRoot, job_id: int) -> str:
 
 def write_record(root: StorageRoot, record: JobRecord) -> None:
     """Store what was submitted."""
-    root.write_json(job_key(record.job_id, "job.json"), dataclasses.asdict(record))
+    write_document(root, job_key(record.job_id, "job.json"), record)
 
 
 def write_state(root: StorageRoot, job_id: int, state: JobState) -> None:
     """Store how the job stands."""
-    root.write_json(job_key(job_id, "state.json"), dataclasses.asdict(state))
+    write_document(root, job_key(job_id, "state.json"), state)
 
 
 def write_progress(root: StorageRoot, job_id: int, progress: JobProgress) -> None:
     """Store how far the job is."""
-    root.write_json(job_key(job_id, "progress.json"), dataclasses.asdict(progress))
+    write_document(root, job_key(job_id, "progress.json"), progress)
 
 
 def read_record(root: StorageRoot, job_id: int) -> JobRecord:
@@ -130,9 +131,10 @@ def read_record(root: StorageRoot, job_id: int) -> JobRecord:
 
     Raises:
         NotFoundError: there is no such job in this storage root.
+        DocumentError: the record cannot be read.
     """
     try:
-        return JobRecord(**root.read_json(job_key(job_id, "job.json")))
+        return read_document(root, job_key(job_id, "job.json"), JobRecord)
     except NotFoundError:
         raise NotFoundError(
             f"job {job_id} does not exist in storage root '{root.uri}'. List jobs: periflow-ray job list"
@@ -145,7 +147,7 @@ def read_written_state(root: StorageRoot, job_id: int) -> JobState:
     Raises:
         NotFoundError: there is no such job.
     """
-    return JobState(**root.read_json(job_key(job_id, "state.json")))
+    return read_document(root, job_key(job_id, "state.json"), JobState)
 
 
 def read_state(root: StorageRoot, job_id: int) -> JobState:
@@ -153,6 +155,7 @@ def read_state(root: StorageRoot, job_id: int) -> JobState:
 
     Raises:
         NotFoundError: there is no such job.
+        DocumentError: the state cannot be read.
     """
     state = read_written_state(root, job_id)
     if state.has_ended or state.heartbeat_unix_s is None:
@@ -171,7 +174,7 @@ def read_state(root: StorageRoot, job_id: int) -> JobState:
 def read_progress(root: StorageRoot, job_id: int) -> JobProgress:
     """How far the job is; step 0 before the first report."""
     try:
-        return JobProgress(**root.read_json(job_key(job_id, "progress.json")))
+        return read_document(root, job_key(job_id, "progress.json"), JobProgress)
     except NotFoundError:
         return JobProgress()
 
@@ -181,19 +184,21 @@ def read_job(root: StorageRoot, job_id: int) -> Job:
 
     Raises:
         NotFoundError: there is no such job.
+        DocumentError: one of the three cannot be read.
     """
     return Job(read_record(root, job_id), read_state(root, job_id), read_progress(root, job_id))
 
 
-def list_jobs(root: StorageRoot) -> list[Job]:
-    """All jobs, newest first; a number that was claimed but never submitted is left out."""
-    jobs = []
-    for job_id in sorted((int(n) for n in root.list_names("jobs") if n.isdigit()), reverse=True):
-        try:
-            jobs.append(read_job(root, job_id))
-        except NotFoundError:
-            continue
-    return jobs
+def list_jobs(root: StorageRoot, on_unreadable: OnUnreadable | None = None) -> list[Job]:
+    """All jobs, newest first; a number that was claimed but never submitted is left out.
+
+    Args:
+        on_unreadable: told of each job that has a document that cannot be read; it is left out then.
+    Raises:
+        DocumentError: there is such a job, and nobody to be told of it.
+    """
+    job_ids = sorted((int(name) for name in root.list_names("jobs") if name.isdigit()), reverse=True)
+    return read_each(lambda job_id: read_job(root, job_id), job_ids, on_unreadable)
 
 
 def delete_job(root: StorageRoot, job_id: int) -> None:

@@ -5,14 +5,15 @@ jobs/<job>/requests/<Unix milliseconds>-<random>.json
 
 from __future__ import annotations
 
-import json
+import sys
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.errors import DocumentError, NewerFormatError, NotFoundError, StorageError
+from periflow_ray.store.documents import describe_key, parse_fields, write_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
@@ -61,14 +62,14 @@ def post_request(root: StorageRoot, job_id: int, request: StopRequest | Drill) -
     """Ask something of a job's driver; returns the request's key, which exists until the driver takes it."""
     now_unix_s = time.time()
     key = job_key(job_id, "requests", f"{round(now_unix_s * 1000):013}-{uuid.uuid4().hex[:8]}.json")
-    root.write_json(key, {"time_unix_s": now_unix_s, **describe_request(request)})
+    write_document(root, key, {"time_unix_s": now_unix_s, **describe_request(request)}, kind=type(request))
     return key
 
 
 def take_requests(root: StorageRoot, job_id: int) -> list[Request]:
     """What was asked since the last call, oldest first; each is deleted and so given once.
 
-    A damaged request is deleted and left out.
+    A damaged request is deleted and left out; one of a format that this version does not know, too.
 
     Raises:
         StorageError, OSError: the root could not be read; whatever is still there comes with a later call.
@@ -137,7 +138,12 @@ def parse_request(fields: Mapping[str, Any]) -> Request:
 def _read_request(root: StorageRoot, key: str) -> Request | None:
     """None if it is damaged, or was withdrawn meanwhile."""
     try:
-        fields = json.loads(root.read_bytes(key))
-    except (NotFoundError, ValueError):
+        return parse_request(parse_fields(root.read_bytes(key), describe_key(root, key)))
+    except NotFoundError:
         return None
-    return parse_request(fields) if isinstance(fields, dict) else None
+    except NewerFormatError as err:
+        return UnknownRequest(str(err))
+    except DocumentError as err:
+        # For the driver's log: whoever asked sees that the request was taken and nothing came of it.
+        print(f"a request was not understood: {err}", file=sys.stderr)
+        return None

@@ -6,9 +6,9 @@ jobs/<job>/resumes/<id of the driver that had ended>-<try>.json
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 import uuid
+from dataclasses import dataclass
 
 from periflow_ray.errors import UsageError
 from periflow_ray.jobs.attempts import close_attempt, read_attempts, write_attempt
@@ -16,11 +16,21 @@ from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.records import JobRecord, JobState, read_progress, write_record, write_state
 from periflow_ray.jobs.requests import clear_requests
 from periflow_ray.store.checkpoints import latest_committed
+from periflow_ray.store.documents import dump_document, read_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
 # Between its claim and the new driver a command that resumes does a handful of requests; one that takes longer is dead.
 CLAIM_LASTS_S = 120.0
+
+
+@dataclass(frozen=True)
+class ResumeClaim:
+    """Who takes up a job after which attempt, and since when."""
+
+    attempt: int
+    time_unix_s: float
+    claimant: str
 
 
 def require_resumable(job_id: int, state: JobState) -> None:
@@ -50,10 +60,10 @@ def claim_resume(root: StorageRoot, job_id: int, driver_id: str, attempt: int) -
     index = 0
     while True:
         key = job_key(job_id, "resumes", f"{driver_id}-{index}.json")
-        claim = {"attempt": attempt, "time_unix_s": time.time(), "claimant": uuid.uuid4().hex}
-        if root.create_exclusive(key, json.dumps(claim).encode()):
+        claim = ResumeClaim(attempt, time.time(), uuid.uuid4().hex)
+        if root.create_exclusive(key, dump_document(claim)):
             return True
-        if time.time() - root.read_json(key)["time_unix_s"] < CLAIM_LASTS_S:
+        if time.time() - read_document(root, key, ResumeClaim).time_unix_s < CLAIM_LASTS_S:
             return False
         index += 1
 
@@ -101,4 +111,5 @@ def _close_last_attempt(root: StorageRoot, job_id: int, state: JobState, resumab
 def read_resumed_attempts(root: StorageRoot, job_id: int) -> frozenset[int]:
     """Numbers of the attempts after which the job had ended, and a user took it up again."""
     prefix = job_key(job_id, "resumes")
-    return frozenset(root.read_json(f"{prefix}/{name}")["attempt"] for name in root.list_names(prefix))
+    keys = [f"{prefix}/{name}" for name in root.list_names(prefix)]
+    return frozenset(read_document(root, key, ResumeClaim).attempt for key in keys)

@@ -30,7 +30,8 @@ class JobPlan(BaseModel):
     ``price_per_hour_usd`` is for all nodes; None where it is unknown or moves (spot).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A stored plan may be of a later version; what it has more is ignored, as in all stored documents.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     plan_version: Literal[1] = 1
     name: str | None

@@ -23,7 +23,7 @@ class Mount(BaseModel):
     checkpoint directory, and for a workspace that is not known yet.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     kind: MountKind
     path: str

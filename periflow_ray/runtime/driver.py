@@ -38,6 +38,7 @@ from periflow_ray.runtime.ray_train.train_run import (
     train_run_config,
 )
 from periflow_ray.store.checkpoints.retention import KeepBest
+from periflow_ray.store.documents import read_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
@@ -52,12 +53,11 @@ def main() -> None:
     try:
         cloud_variables = read_cloud_environment()
         root = StorageRoot(options.storage, options.storage_credential)
-        plan_json = root.read_bytes(job_key(options.job_id, "plan.json")).decode()
+        plan = read_document(root, job_key(options.job_id, "plan.json"), JobPlan)
     except NotFoundError as err:
         sys.exit(f"{err}. Can this machine see the storage root? A path must be on a shared file system.")
     except StorageError as err:
         sys.exit(str(err))
-    plan = JobPlan.model_validate_json(plan_json)
     with StateKeeper(root, options.job_id) as state:
         notifier = make_notifier(plan, options.job_id, state.note)
         succeeded = _run(plan, root, options.job_id, state, cloud_variables, notifier)

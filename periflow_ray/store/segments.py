@@ -8,6 +8,7 @@ Readers may follow while it is written.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from periflow_ray.errors import NotFoundError
 from periflow_ray.store.root import StorageRoot
 
 SEGMENT_BYTES = 2 << 20
+_SEGMENT_NAME = re.compile(r"[0-9]{8,}")
 
 
 class SegmentWriter:
@@ -23,10 +25,10 @@ class SegmentWriter:
     def __init__(self, root: StorageRoot, prefix: str) -> None:
         self._root = root
         self._prefix = prefix
-        names = root.list_names(prefix)
-        self._index = int(names[-1]) + 1 if names else 0
+        self._index = last_segment(root, prefix) + 1
         self._segment = bytearray()
         self._num_flushed = 0
+        self._may_be_begun = False
         # Writers flush from a background thread, and once more when they close.
         self._lock = threading.Lock()
 
@@ -43,12 +45,34 @@ class SegmentWriter:
     def _flush(self) -> None:
         if self._num_flushed == len(self._segment):
             return
-        key = segment_key(self._prefix, self._index)
         if self._num_flushed == 0:
-            while not self._root.create_exclusive(key, bytes(self._segment)):
-                self._index += 1
-                key = segment_key(self._prefix, self._index)
-        elif self._root.is_local:
+            self._begin_segment()
+        if self._num_flushed < len(self._segment):
+            self._extend_segment()
+        if self._num_flushed >= SEGMENT_BYTES:
+            self._index += 1
+            self._segment.clear()
+            self._num_flushed = 0
+
+    def _begin_segment(self) -> None:
+        """Create the next segment that nobody has; one that a failed try did create is gone on with."""
+        content = bytes(self._segment)
+        while True:
+            key = segment_key(self._prefix, self._index)
+            may_be_begun, self._may_be_begun = self._may_be_begun, True
+            if self._root.create_exclusive(key, content):
+                self._num_flushed = len(content)
+            elif may_be_begun and content.startswith(begun := self._read(key)):
+                # The answer to that try was lost: in a new segment its lines would be there twice.
+                self._num_flushed = len(begun)
+            self._may_be_begun = False
+            if self._num_flushed:
+                return
+            self._index += 1
+
+    def _extend_segment(self) -> None:
+        key = segment_key(self._prefix, self._index)
+        if self._root.is_local:
             path = self._root.local_path(key)
             path.parent.mkdir(parents=True, exist_ok=True)
             # Not in append mode: what a full disk cut short is written over by the next try, not repeated.
@@ -58,45 +82,56 @@ class SegmentWriter:
         else:
             self._root.write_bytes(key, bytes(self._segment))
         self._num_flushed = len(self._segment)
-        if self._num_flushed >= SEGMENT_BYTES:
-            self._index += 1
-            self._segment.clear()
-            self._num_flushed = 0
+
+    def _read(self, key: str) -> bytes:
+        try:
+            return self._root.read_bytes(key)
+        except NotFoundError:
+            return b""
 
 
 @dataclass
 class SegmentFollower:
-    """Reads a prefix from its beginning; each ``read_new`` returns the complete lines since the last one."""
+    """Reads a prefix from its beginning; each ``read_new`` returns the complete lines since the last one.
+
+    A line belongs to one segment: where its writer was killed over it, and another one began the next segment, the
+    half line is left out and spoils no other.
+    """
 
     root: StorageRoot
     prefix: str
     _index: int = 0
     _offset: int = 0
-    _rest: bytes = field(default=b"")
+    _rest: bytes = b""
+    _lines: list[bytes] = field(default_factory=list)
 
     def read_new(self) -> list[bytes]:
         """Lines without their newline; empty when there is nothing new."""
-        names = self.root.list_names(self.prefix)
-        last_index = int(names[-1]) if names else -1
+        last_index = last_segment(self.root, self.prefix)
         while self._index <= last_index:
             try:
                 new = self.root.read_bytes(segment_key(self.prefix, self._index), start=self._offset)
             except NotFoundError:
                 new = b""
             # Kept at once: if a later read fails, the next call goes on from here.
-            self._rest += new
             self._offset += len(new)
+            *lines, self._rest = (self._rest + new).split(b"\n")
+            self._lines += lines
             if self._index == last_index:
                 break
-            self._index += 1
-            self._offset = 0
-        *lines, self._rest = self._rest.split(b"\n")
-        return lines
+            self._index, self._offset, self._rest = self._index + 1, 0, b""
+        found, self._lines = self._lines, []
+        return found
 
 
 def read_lines(root: StorageRoot, prefix: str) -> list[bytes]:
-    """Every line below a prefix, oldest first; a last line that was cut short is left out."""
+    """Every line below a prefix, oldest first; lines that were cut short are left out."""
     return SegmentFollower(root, prefix).read_new()
+
+
+def last_segment(root: StorageRoot, prefix: str) -> int:
+    """The number of the newest segment, -1 without one; files of other names are none."""
+    return max((int(name) for name in root.list_names(prefix) if _SEGMENT_NAME.fullmatch(name)), default=-1)
 
 
 def segment_key(prefix: str, index: int) -> str:

@@ -7,7 +7,6 @@ It starts with the first job, is reused while it lives, and ends itself some min
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -16,12 +15,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
-from periflow_ray.errors import ClusterError
+from periflow_ray.errors import ClusterError, DamagedDocumentError
+from periflow_ray.store.documents import dump_document, parse_document
 from periflow_ray.submit.ray_jobs import RayJobs, connect
 
 DIR_VARIABLE = "PERIFLOW_LOCAL_CLUSTER_DIR"
@@ -62,16 +62,20 @@ class LocalClusterDir:
             yield
 
     def read(self) -> LocalCluster | None:
-        """The cluster that was started last, whether or not it still lives."""
+        """The cluster that was started last, whether or not it still lives; None where its record is damaged.
+
+        Raises:
+            NewerFormatError: a later version started it, and this one cannot use it.
+        """
         try:
-            return LocalCluster(**json.loads(self._record_path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return parse_document(LocalCluster, self._record_path.read_bytes(), f"'{self._record_path}'")
+        except (OSError, DamagedDocumentError):
             return None
 
     def write(self, cluster: LocalCluster) -> None:
         """Publish a cluster that is ready for jobs."""
         partial = self._record_path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(cluster)), encoding="utf-8")
+        partial.write_bytes(dump_document(cluster, indent=None))
         partial.replace(self._record_path)
 
     def forget(self) -> None:

@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from periflow_ray.errors import ClusterError
+from periflow_ray.errors import ClusterError, NewerFormatError
 from periflow_ray.loops import Faults
 from periflow_ray.processes import Command
 from periflow_ray.submit.local_cluster import START_TIMEOUT_S, LocalCluster, LocalClusterDir
@@ -182,7 +182,10 @@ def _is_over(jobs: RayJobs, directory: LocalClusterDir, idle_limit_s: float) -> 
 
 
 def _is_current(directory: LocalClusterDir) -> bool:
-    cluster = directory.read()
+    try:
+        cluster = directory.read()
+    except NewerFormatError:  # A later version's.
+        return False
     return cluster is not None and cluster.supervisor_pid == os.getpid()
 
 

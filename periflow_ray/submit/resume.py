@@ -12,6 +12,7 @@ from periflow_ray.errors import NotFoundError, UsageError
 from periflow_ray.jobs import JobRecord
 from periflow_ray.jobs.resumes import claim_resume, describe_overtaken, reopen_job, require_resumable
 from periflow_ray.plan import JobPlan
+from periflow_ray.store.documents import read_document, write_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.jobs import check_state, choose_submission_id, start_driver
@@ -24,16 +25,16 @@ def read_resumable_plan(root: StorageRoot, job_id: int) -> JobPlan:
     Raises:
         NotFoundError: there is no such job.
         UsageError: it has not ended, has succeeded, or was started from Python.
+        DocumentError: its plan cannot be read.
     """
     require_resumable(job_id, check_state(root, job_id))
     try:
-        content = root.read_bytes(job_key(job_id, "plan.json"))
+        return read_document(root, job_key(job_id, "plan.json"), JobPlan)
     except NotFoundError:
         raise UsageError(
             f"job {job_id} was started from Python, not from a template: run its script again. "
             f"To go on from its newest checkpoint: TorchTrainer(..., resume={job_id})"
         ) from None
-    return JobPlan.model_validate_json(content)
 
 
 def resume_job(
@@ -75,7 +76,7 @@ def resume_job(
         ray_submission_id=choose_submission_id(root, job_id),
         resumed_unix_s=time.time(),
     )
-    root.write_bytes(job_key(job_id, "plan.json"), plan.model_dump_json(indent=1).encode())
+    write_document(root, job_key(job_id, "plan.json"), plan)
     reopen_job(root, record, state)
     start_driver(root, plan, record, cluster, secrets, python, cloud_environment_dir)
     return record

@@ -22,9 +22,9 @@ def test_every_checkpoint_is_listed_with_what_became_of_it(root, tmp_path):
         CheckpointEntry(1, STEP_10, "committed", 10, 7, None, CREATED_UNIX_S, None, {"loss": 0.5}, committed),
         CheckpointEntry(1, STEP_20, "deleted", 20, 7, None, CREATED_UNIX_S, until_unix_s, {"loss": 0.5}, deleted),
         CheckpointEntry(
-            1, "step-00000030", "partial", 30, reason="node 1 failed", created_unix_s=failed["started_unix_s"]
+            1, "step-00000030", "partial", 30, reason="node 1 failed", created_unix_s=failed.started_unix_s
         ),
-        CheckpointEntry(1, "step-00000040", "uploading", 40, created_unix_s=uploading["started_unix_s"]),
+        CheckpointEntry(1, "step-00000040", "uploading", 40, created_unix_s=uploading.started_unix_s),
     ]
     assert [find_entry(root, entry.checkpoint_id) for entry in list_all(root, 1)] == list_all(root, 1)
     assert list_all(root, 2) == []

@@ -8,6 +8,7 @@ from checkpoint_samples import STEP_10, STEP_20, BreakingRoot, save
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError
 from periflow_ray.store.checkpoints import (
     Manifest,
+    UploadNote,
     begin,
     checkpoint_key,
     choose_name,
@@ -151,12 +152,8 @@ def test_a_checkpoint_that_failed_keeps_its_name_and_reason_but_no_files(root):
     root.write_bytes(checkpoint_key(1, STEP_10, "node-1", "rng"), b"1")
     mark_failed(root, 1, STEP_10, "the disk is full")
     note = read_upload_note(root, 1, STEP_10)
-    assert note == {
-        "step": 10,
-        "attempt": 2,
-        "started_unix_s": note["started_unix_s"],
-        "reason": "the disk is full",
-    }
+    assert note == UploadNote(10, 2, note.started_unix_s, "the disk is full")
+    assert note.started_unix_s is not None
     assert set(root.list_files(checkpoint_key(1, STEP_10))) == {"uploading.json"}
     assert choose_name(root, 1, 10) == "step-00000010.2"
 
@@ -181,7 +178,7 @@ def test_a_new_attempt_gives_up_what_the_one_before_left_uncommitted(root, tmp_p
     for step, reason in ((20, None), (30, None), (40, "the disk is full"), (50, None)):
         assert set(root.list_files(checkpoint_key(1, f"step-{step:08d}"))) == {"uploading.json"}
         note = read_upload_note(root, 1, f"step-{step:08d}")
-        assert (note["step"], note["reason"]) == (step, reason or "attempt 1 ended before it was committed")
+        assert (note.step, note.reason) == (step, reason or "attempt 1 ended before it was committed")
     assert sweep_partials(root, 1, "another reason") == []
 
 

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
+from periflow_ray.errors import NewerFormatError
 from periflow_ray.jobs.events import Event, EventWriter, read_events
 from periflow_ray.jobs.logs import LogFollower, LogLine, LogWriter, read_logs
 
@@ -70,3 +73,46 @@ def test_a_stored_line_can_be_searched_with_grep(local_root):
     writer.flush()
     path = local_root.local_path("jobs/1/logs/node-0/00000000")
     assert path.read_text() == "1700000000123 loss 0.5\n"
+
+
+EVENT = b'{"time_unix_s": 5.0, "kind": "running", "text": "attempt 1 runs", "node": {"rank": 1}}\n'
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        EVENT[: len(EVENT) // 2],
+        EVENT[: len(EVENT) // 2] + b"\n",
+        b"\xff\x00\n",
+        b"[]\n",
+        b'{"kind": "running"}\n',
+        b"\n",
+    ],
+)
+def test_a_damaged_event_spoils_that_event_only(root, spoiled):
+    root.write_bytes("jobs/1/events/driver/00000000", EVENT + spoiled)
+    follower = LogFollower(root, 1)
+    assert follower.read_new() == [LogLine(5000, None, "attempt 1 runs")]
+    EventWriter(root, 1, "driver").write("failed", "node 0 was lost", attempt=1)
+    assert [event.text for event in read_events(root, 1)] == ["attempt 1 runs", "node 0 was lost"]
+    assert [line.text for line in follower.read_new()] == ["node 0 was lost"]
+
+
+@pytest.mark.parametrize("spoiled", [b"20", b"2000 loss 0", b"20\n", b"loss 0.5\n", b"\n", b"\xff\n", b"\0\0\0\0\n"])
+def test_a_damaged_log_line_spoils_that_line_only(root, spoiled):
+    root.write_bytes("jobs/1/logs/node-0/00000000", b"1000 loss 1.0\n" + spoiled)
+    follower = LogFollower(root, 1)
+    before = [line for line in follower.read_new() if line.text]
+    writer = LogWriter(root, 1, 0)
+    writer.write("loss 0.25", time_unix_ms=3000)
+    writer.flush()
+    assert before + follower.read_new() == [LogLine(1000, 0, "loss 1.0"), LogLine(3000, 0, "loss 0.25")]
+    root.write_bytes("jobs/1/logs/notes", b"somebody's own file")
+    assert [line.text for line in read_logs(root, 1) if line.text] == ["loss 1.0", "loss 0.25"]
+
+
+def test_events_of_a_newer_format_are_refused_with_their_key(root):
+    root.write_bytes("jobs/1/events/driver/00000000", EVENT + b'{"format": 2, "what": "running"}\n')
+    for read in (lambda: read_events(root, 1), lambda: read_logs(root, 1)):
+        with pytest.raises(NewerFormatError, match=r"^'jobs/1/events/driver' in storage root .* has format 2, "):
+            read()

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from periflow_ray.errors import NewerFormatError
 from periflow_ray.jobs.metrics import Metric, MetricsWriter, list_metric_names, read_metrics
 from periflow_ray.jobs.tensorboard import TensorBoardWriter
 
@@ -31,6 +33,33 @@ def test_steps_that_were_repeated_after_a_restart_appear_as_often_as_they_were_r
         writer.append([Metric(5, 0, 0, time_unix_s, {"loss": 1.0})])
         writer.flush()
     assert [metric.time_unix_s for metric in read_metrics(root, 1)] == [100.0, 200.0]
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        b'[2,0,0,1.5,{"lo',
+        b'[2,0,0,1.5,{"lo\n',
+        b"[2,0,0,1.5]\n",
+        b"[2,0,0,1.5,null]\n",
+        b"7\n",
+        b"{}\n",
+        b"\xff\n",
+        b"\n",
+    ],
+)
+def test_a_damaged_line_spoils_that_line_only(root, spoiled):
+    root.write_bytes("jobs/1/metrics/00000000", b'[1,0,0,100.5,{"loss":2.5,"phase":"train"},"later"]\n' + spoiled)
+    writer = MetricsWriter(root, 1)
+    writer.append(METRICS[1:])
+    writer.flush()
+    assert read_metrics(root, 1, rank=None) == METRICS
+
+
+def test_metrics_of_a_newer_format_are_refused_with_their_key(root):
+    root.write_bytes("jobs/1/metrics/00000000", b'{"format":2,"at":[1,0,0]}\n')
+    with pytest.raises(NewerFormatError, match=r"^'jobs/1/metrics' in storage root .* has format 2, "):
+        read_metrics(root, 1)
 
 
 def test_values_that_are_not_finite_survive(root):

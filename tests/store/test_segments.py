@@ -4,8 +4,11 @@ import resource
 import threading
 
 import pytest
+from flaky_storage import flaky_storage
 
+from periflow_ray.errors import StorageError
 from periflow_ray.store import segments
+from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.segments import SegmentFollower, SegmentWriter, read_lines
 
 
@@ -133,3 +136,80 @@ def test_lines_that_a_full_disk_cut_short_are_written_once_when_there_is_room_ag
     writer.append(b"step 4\n")
     writer.flush()
     assert read_lines(local_root, "logs") == [b"step 1", b"step 2", b"step 3", b"step 4"]
+
+
+def test_half_a_line_that_a_killed_writer_left_spoils_no_other(root):
+    root.write_bytes("logs/00000000", b"one\ntw")
+    follower = SegmentFollower(root, "logs")
+    assert follower.read_new() == [b"one"]
+    writer = SegmentWriter(root, "logs")
+    writer.append(b"three\n")
+    writer.flush()
+    assert follower.read_new() == [b"three"]
+    assert read_lines(root, "logs") == [b"one", b"three"]
+
+
+def test_lines_of_a_segment_are_not_lost_when_the_next_one_cannot_be_read(tmp_path):
+    root = FailsOnce(str(tmp_path), "logs/00000001")
+    root.write_bytes("logs/00000000", b"one\nha")
+    root.write_bytes("logs/00000001", b"two\n")
+    follower = SegmentFollower(root, "logs")
+    with pytest.raises(StorageError):
+        follower.read_new()
+    assert follower.read_new() == [b"one", b"two"]
+    assert follower.read_new() == []
+
+
+def test_files_of_other_names_are_no_segments(root):
+    root.write_bytes("logs/notes.txt", b"somebody's own file\n")
+    writer = SegmentWriter(root, "logs")
+    writer.append(b"one\n")
+    writer.flush()
+    assert read_lines(root, "logs") == [b"one"]
+    assert root.list_names("logs") == ["00000000", "notes.txt"]
+
+
+class FailsOnce(StorageRoot):
+    """A root that once cannot read a key."""
+
+    def __init__(self, uri: str, key: str) -> None:
+        super().__init__(uri)
+        self.failing_key: str | None = key
+
+    def read_bytes(self, key: str, start: int | None = None) -> bytes:
+        if key == self.failing_key:
+            self.failing_key = None
+            raise StorageError("no answer in time")
+        return super().read_bytes(key, start)
+
+
+def test_lines_whose_answer_was_lost_are_not_written_twice():
+    with flaky_storage() as storage:
+        root = StorageRoot("flaky://bucket/storage")
+        writer = SegmentWriter(root, "logs")
+        writer.append(b"one\ntwo\n")
+        storage.failures["pipe_file's answer"] = [ValueError("no answer in time")]
+        with pytest.raises(StorageError):
+            writer.flush()
+        writer.append(b"three\n")
+        writer.flush()
+        writer.append(b"four\n")
+        writer.flush()
+        assert root.list_files("logs") == {"00000000": 19}
+        assert read_lines(root, "logs") == [b"one", b"two", b"three", b"four"]
+
+
+def test_a_segment_that_another_writer_began_meanwhile_is_left_to_it():
+    with flaky_storage() as storage:
+        root = StorageRoot("flaky://bucket/storage")
+        first, second = SegmentWriter(root, "logs"), SegmentWriter(root, "logs")
+        first.append(b"one\n")
+        storage.failures["pipe_file"] = [ValueError("no connection")]
+        with pytest.raises(StorageError):
+            first.flush()
+        second.append(b"of the other\n")
+        second.flush()
+        first.append(b"two\n")
+        first.flush()
+        assert root.list_files("logs") == {"00000000": 13, "00000001": 8}
+        assert read_lines(root, "logs") == [b"of the other", b"one", b"two"]

@@ -20,7 +20,14 @@ from periflow_ray.store.checkpoints.lifecycle import (
     remove,
     sweep_partials,
 )
-from periflow_ray.store.checkpoints.manifest import LocalFile, Manifest, PlannedFile, StoredFile, checkpoint_key
+from periflow_ray.store.checkpoints.manifest import (
+    LocalFile,
+    Manifest,
+    PlannedFile,
+    StoredFile,
+    UploadNote,
+    checkpoint_key,
+)
 from periflow_ray.store.checkpoints.restoring import restore
 from periflow_ray.store.checkpoints.verifying import verify
 
@@ -29,6 +36,7 @@ __all__ = [
     "Manifest",
     "PlannedFile",
     "StoredFile",
+    "UploadNote",
     "begin",
     "checkpoint_key",
     "choose_name",

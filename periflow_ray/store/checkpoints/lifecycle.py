@@ -13,31 +13,33 @@ Where manifest.json stands beside one of the other two, it wins: they are remain
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
-import json
 import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError
+from periflow_ray.errors import CorruptCheckpointError, DocumentError, NewerFormatError, NotFoundError, StorageError
 from periflow_ray.store.checkpoints.manifest import (
     DELETED,
     MANIFEST,
     UPLOADING,
+    DeletedManifest,
     Manifest,
+    UploadNote,
     checkpoint_key,
     checkpoints_prefix,
     is_job_checkpoint_name,
     is_job_number,
     is_own_name,
     manifest_bytes,
-    manifest_document,
     parse_checkpoint_id,
     parse_manifest,
     step_of,
     step_order,
 )
+from periflow_ray.store.documents import read_document, write_document
 from periflow_ray.store.root import StorageRoot
 
 _NUM_READERS = 8
@@ -68,8 +70,7 @@ def choose_name(root: StorageRoot, job_id: int, step: int, pending: Iterable[str
 
 def begin(root: StorageRoot, job_id: int | None, name: str, step: int, attempt: int) -> None:
     """Say that a checkpoint is on its way. Before its first file: what has no note at all is nobody's upload."""
-    note = {"step": step, "attempt": attempt, "started_unix_s": time.time(), "reason": None}
-    root.write_json(checkpoint_key(job_id, name, UPLOADING), note)
+    write_document(root, checkpoint_key(job_id, name, UPLOADING), UploadNote(step, attempt, time.time()))
 
 
 def commit(root: StorageRoot, manifest: Manifest) -> None:
@@ -97,7 +98,7 @@ def mark_failed(root: StorageRoot, job_id: int | None, name: str, reason: str) -
     root.delete(checkpoint_key(job_id, name, MANIFEST))
     note = read_upload_note(root, job_id, name)
     # The reason before the files: what is cut short here is still told, and the next sweep deletes the rest.
-    root.write_json(checkpoint_key(job_id, name, UPLOADING), {**note, "reason": reason})
+    write_document(root, checkpoint_key(job_id, name, UPLOADING), dataclasses.replace(note, reason=reason))
     for entry in root.list_names(checkpoint_key(job_id, name)):
         if entry != UPLOADING:
             root.delete(checkpoint_key(job_id, name, entry))
@@ -119,7 +120,7 @@ def sweep_partials(root: StorageRoot, job_id: int, reason: str) -> list[str]:
             root.delete(checkpoint_key(job_id, name, UPLOADING))
         if not entries or entries & {MANIFEST, DELETED}:
             continue
-        known_reason = read_upload_note(root, job_id, name)["reason"]
+        known_reason = read_upload_note(root, job_id, name).reason
         # Asked again: a deletion that is taken back right now has its manifest back first.
         if (entries != {UPLOADING} or known_reason is None) and not root.exists(checkpoint_key(job_id, name, MANIFEST)):
             mark_failed(root, job_id, name, known_reason or reason)
@@ -137,14 +138,12 @@ def remove(root: StorageRoot, job_id: int | None, name: str) -> None:
 
 def hide(root: StorageRoot, manifest: Manifest, restorable_until_unix_s: float) -> None:
     """Turn a committed checkpoint into a deleted one, whose files stay for now."""
-    document = {
-        **manifest_document(manifest),
-        "deleted_unix_s": time.time(),
-        "restorable_until_unix_s": restorable_until_unix_s,
-    }
+    deleted = DeletedManifest(
+        **vars(manifest), deleted_unix_s=time.time(), restorable_until_unix_s=restorable_until_unix_s
+    )
     # In this order there is always one of the two, and the manifest wins: whatever the point of a crash, the
     # checkpoint is whole and committed, or whole and deleted.
-    root.write_json(checkpoint_key(manifest.job_id, manifest.checkpoint, DELETED), document)
+    write_document(root, checkpoint_key(manifest.job_id, manifest.checkpoint, DELETED), deleted)
     root.delete(checkpoint_key(manifest.job_id, manifest.checkpoint, MANIFEST))
 
 
@@ -158,12 +157,13 @@ def destroy(root: StorageRoot, job_id: int | None, name: str) -> None:
     root.delete(checkpoint_key(job_id, name))
 
 
-def read_upload_note(root: StorageRoot, job_id: int | None, name: str) -> dict[str, Any]:
-    """What ``begin`` wrote: ``step``, ``attempt``, ``started_unix_s``, ``reason``; None where it is not known."""
-    note: dict[str, Any] = {"step": step_of(name), "attempt": None, "started_unix_s": None, "reason": None}
-    with contextlib.suppress(NotFoundError, ValueError, TypeError):
-        note |= json.loads(root.read_bytes(checkpoint_key(job_id, name, UPLOADING)))
-    return note
+def read_upload_note(root: StorageRoot, job_id: int | None, name: str) -> UploadNote:
+    """What ``begin`` wrote, as far as it can be read."""
+    # It only explains; what is stored tells whether the checkpoint is committed.
+    with contextlib.suppress(NotFoundError, DocumentError):
+        note = read_document(root, checkpoint_key(job_id, name, UPLOADING), UploadNote)
+        return note if note.step is not None else dataclasses.replace(note, step=step_of(name))
+    return UploadNote(step_of(name))
 
 
 def read_manifest(root: StorageRoot, job_id: int | None, checkpoint: str) -> Manifest:
@@ -172,6 +172,7 @@ def read_manifest(root: StorageRoot, job_id: int | None, checkpoint: str) -> Man
     Raises:
         NotFoundError: there is none, or it was never committed.
         CorruptCheckpointError: the manifest is damaged.
+        NewerFormatError: a later version committed it, in a format that this one does not know.
     """
     key = checkpoint_key(job_id, checkpoint, MANIFEST)
     return parse_manifest(root.read_bytes(key), key)
@@ -183,6 +184,7 @@ def find_checkpoint(root: StorageRoot, checkpoint_id: str) -> Manifest:
     Raises:
         NotFoundError: there is none of that ID, it was never committed, or it is deleted.
         CorruptCheckpointError: its manifest is damaged.
+        NewerFormatError: see ``read_manifest``.
     """
     parsed = parse_checkpoint_id(checkpoint_id)
     if parsed is not None:
@@ -192,10 +194,10 @@ def find_checkpoint(root: StorageRoot, checkpoint_id: str) -> Manifest:
 
 
 def list_committed(root: StorageRoot, job_id: int | None) -> list[Manifest]:
-    """Committed checkpoints of a job, oldest first; partial, deleted and damaged ones are left out."""
+    """Committed checkpoints of a job, oldest first; partial, deleted, damaged and too new ones are left out."""
 
     def read(name: str) -> Manifest | None:
-        with contextlib.suppress(NotFoundError, CorruptCheckpointError):
+        with contextlib.suppress(NotFoundError, CorruptCheckpointError, NewerFormatError):
             return read_manifest(root, job_id, name)
         return None
 
@@ -208,7 +210,8 @@ def latest_committed(root: StorageRoot, job_id: int, skip: Collection[str] = ())
     Args:
         skip: names to leave out, such as one that turned out to be corrupt.
     Raises:
-        StorageError: the storage root cannot be read; nothing older is taken instead.
+        StorageError: the storage root cannot be read, or a later version committed the newest one in a format that this
+            one does not know; nothing older is taken instead.
     """
     for name in reversed(list_checkpoint_names(root, job_id)):
         if name not in skip:
@@ -234,7 +237,7 @@ def _describe_missing(root: StorageRoot, checkpoint_id: str, parsed: tuple[int |
                 f"{checkpoint_id}"
             )
         if root.exists(checkpoint_key(job_id, name, UPLOADING)):
-            reason = read_upload_note(root, job_id, name)["reason"]
+            reason = read_upload_note(root, job_id, name).reason
             why = f"it is partial: {reason}" if reason else "it is still being uploaded"
             return f"checkpoint '{checkpoint_id}' is not committed; {why}"
     job = checkpoint_id.partition("/")[0]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from periflow_ray.errors import CorruptCheckpointError
+from periflow_ray.errors import CorruptCheckpointError, DamagedDocumentError
+from periflow_ray.store.documents import dump_document, parse_document
 from periflow_ray.store.keys import job_key
 
 MANIFEST = "manifest.json"
@@ -88,6 +88,34 @@ class Manifest:
         return sum(file.size for file in self.files)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeletedManifest(Manifest):
+    """What ``deleted.json`` says: the manifest, and until when it can be restored. Times in Unix seconds."""
+
+    deleted_unix_s: float
+    restorable_until_unix_s: float
+
+    def as_manifest(self) -> Manifest:
+        """The manifest alone."""
+        return Manifest(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Manifest)})
+
+
+AnyManifest = TypeVar("AnyManifest", Manifest, DeletedManifest)
+
+
+@dataclass(frozen=True)
+class UploadNote:
+    """What ``uploading.json`` says of a checkpoint that is not committed; None where it is not known.
+
+    ``reason`` is why it never will be.
+    """
+
+    step: int | None = None
+    attempt: int | None = None
+    started_unix_s: float | None = None
+    reason: str | None = None
+
+
 def format_checkpoint_id(job_id: int | None, name: str) -> str:
     """``<job>/<name>``, or ``<name>`` for a checkpoint that no job made."""
     return name if job_id is None else f"{job_id}/{name}"
@@ -138,29 +166,28 @@ def step_order(name: str) -> tuple[int, int, str]:
     return (int(match[1]), int(match[2] or 1), name) if match else (-1, 0, name)
 
 
-def manifest_document(manifest: Manifest) -> dict[str, Any]:
-    """A manifest as its JSON document; ``parse_manifest`` reads it."""
-    return dataclasses.asdict(manifest)
-
-
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """The content of ``manifest.json``."""
-    return json.dumps(manifest_document(manifest), indent=1).encode()
+    """The content of ``manifest.json``; ``parse_manifest`` reads it."""
+    return dump_document(manifest)
 
 
 def parse_manifest(content: bytes, key: str) -> Manifest:
-    """A manifest from its JSON document; keys of a later version are left out.
+    """A manifest from its stored text; ``key`` says where it was.
 
     Raises:
-        CorruptCheckpointError: it is damaged; ``key`` says where it was.
+        CorruptCheckpointError: it is damaged.
+        NewerFormatError: a later version of periflow-ray wrote it, in a format that this one does not know.
     """
+    return _parse(Manifest, content, f"the manifest '{key}'")
+
+
+def parse_deleted_manifest(content: bytes, key: str) -> DeletedManifest:
+    """The same of ``deleted.json``."""
+    return _parse(DeletedManifest, content, f"the manifest '{key}'")
+
+
+def _parse(kind: type[AnyManifest], content: bytes, where: str) -> AnyManifest:
     try:
-        document = json.loads(content)
-        files = tuple(StoredFile(**_known_fields(StoredFile, file)) for file in document["files"])
-        return Manifest(**{**_known_fields(Manifest, document), "files": files})
-    except (ValueError, TypeError, KeyError, AttributeError) as err:
-        raise CorruptCheckpointError(f"the manifest '{key}' is damaged: {err}") from err
-
-
-def _known_fields(kind: type, document: Mapping[str, Any]) -> dict[str, Any]:
-    return {field.name: document[field.name] for field in dataclasses.fields(kind) if field.name in document}
+        return parse_document(kind, content, where, advice="")
+    except DamagedDocumentError as err:
+        raise CorruptCheckpointError(str(err)) from err

@@ -7,11 +7,10 @@ purge deletes the files and, last, deleted.json.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from dataclasses import dataclass
 
-from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError, UsageError
+from periflow_ray.errors import CorruptCheckpointError, NewerFormatError, NotFoundError, StorageError, UsageError
 from periflow_ray.store.checkpoints.files import open_place
 from periflow_ray.store.checkpoints.lifecycle import (
     destroy,
@@ -26,7 +25,7 @@ from periflow_ray.store.checkpoints.manifest import (
     checkpoint_key,
     manifest_bytes,
     parse_checkpoint_id,
-    parse_manifest,
+    parse_deleted_manifest,
 )
 from periflow_ray.store.checkpoints.verifying import compare_sizes
 from periflow_ray.store.root import StorageRoot
@@ -101,7 +100,7 @@ def purge_expired(root: StorageRoot, job_id: int | None, now_unix_s: float) -> l
         entries = root.list_names(checkpoint_key(job_id, name))
         if DELETED not in entries or MANIFEST in entries:
             continue
-        with contextlib.suppress(NotFoundError, CorruptCheckpointError):
+        with contextlib.suppress(NotFoundError, CorruptCheckpointError, NewerFormatError):
             if read_deleted(root, job_id, name).restorable_until_unix_s <= now_unix_s:
                 destroy(root, job_id, name)
                 purged.append(name)
@@ -114,14 +113,8 @@ def read_deleted(root: StorageRoot, job_id: int | None, name: str) -> DeletedChe
     Raises:
         NotFoundError: it is not deleted.
         CorruptCheckpointError: deleted.json is damaged.
+        NewerFormatError: see ``parse_manifest``.
     """
     key = checkpoint_key(job_id, name, DELETED)
-    content = root.read_bytes(key)
-    manifest = parse_manifest(content, key)
-    try:
-        document = json.loads(content)
-        return DeletedCheckpoint(
-            manifest, float(document["deleted_unix_s"]), float(document["restorable_until_unix_s"])
-        )
-    except (ValueError, TypeError, KeyError) as err:
-        raise CorruptCheckpointError(f"'{key}' is damaged: {err}") from err
+    deleted = parse_deleted_manifest(root.read_bytes(key), key)
+    return DeletedCheckpoint(deleted.as_manifest(), deleted.deleted_unix_s, deleted.restorable_until_unix_s)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,17 +101,12 @@ def describe_change(changed: Sequence[SourceFile]) -> UsageError:
 
 
 def dump_files(files: Sequence[DatasetFile]) -> list[dict[str, Any]]:
-    """The files as JSON, without what a manifest does not keep."""
+    """The files as JSON, without what a manifest does not keep; see ``parse_entries``."""
     documents = [
         {"path": file.path, "size": file.size, "checksum": file.checksum, "pack": file.pack, "offset": file.offset}
         for file in files
     ]
     return [{key: value for key, value in document.items() if value is not None} for document in documents]
-
-
-def parse_files(document: Iterable[dict[str, Any]]) -> tuple[DatasetFile, ...]:
-    """The opposite of ``dump_files``."""
-    return tuple(DatasetFile(**entry) for entry in document)
 
 
 def identify_content(files: Sequence[DatasetFile], uri: str = "") -> str:

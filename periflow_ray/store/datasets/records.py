@@ -24,10 +24,17 @@ from periflow_ray.store.datasets.files import (
     dump_files,
     identify_content,
     list_versions,
-    parse_files,
 )
 from periflow_ray.store.datasets.packs import plan_packs
 from periflow_ray.store.datasets.uploading import JOURNAL, end_upload, seal_files, send_files, unseal_files
+from periflow_ray.store.documents import (
+    OnUnreadable,
+    describe_key,
+    parse_entries,
+    read_document,
+    read_each,
+    write_document,
+)
 from periflow_ray.store.root import StorageRoot
 
 UploadProgress = Callable[[str, int, int], None]
@@ -140,9 +147,10 @@ def read_dataset(root: StorageRoot, name: str) -> Dataset:
 
     Raises:
         NotFoundError: there is none of that name.
+        DocumentError: its record cannot be read.
     """
     try:
-        dataset = Dataset(**root.read_json(_key(name, "dataset.json")))
+        dataset = read_document(root, _key(name, "dataset.json"), Dataset)
     except NotFoundError:
         raise NotFoundError(
             f"dataset '{name}' does not exist in storage root '{root.uri}'. Make it known: "
@@ -152,9 +160,15 @@ def read_dataset(root: StorageRoot, name: str) -> Dataset:
     return dataset if dataset.is_linked else dataclasses.replace(dataset, uri=_uploaded_uri(root, name))
 
 
-def list_datasets(root: StorageRoot) -> list[Dataset]:
-    """All datasets by name; one whose upload was cut short is left out."""
-    return [read_dataset(root, name) for name in root.list_names("datasets") if root.exists(_key(name, "dataset.json"))]
+def list_datasets(root: StorageRoot, on_unreadable: OnUnreadable | None = None) -> list[Dataset]:
+    """All datasets by name; one whose upload was cut short is left out.
+
+    Args:
+        on_unreadable: told of each dataset whose record cannot be read, which is left out then.
+    Raises:
+        DocumentError: there is such a dataset, and nobody to be told of it.
+    """
+    return read_each(lambda name: read_dataset(root, name), root.list_names("datasets"), on_unreadable)
 
 
 def list_unfinished_uploads(root: StorageRoot) -> list[str]:
@@ -171,7 +185,8 @@ def list_dataset_files(root: StorageRoot, dataset: Dataset) -> tuple[DatasetFile
     """
     if dataset.is_linked:
         return list_versions(StorageRoot(dataset.uri, credential=dataset.credential))
-    files = parse_files(root.read_json(_key(dataset.name, "files.json")))
+    key = _key(dataset.name, "files.json")
+    files = parse_entries(DatasetFile, root.read_bytes(key), describe_key(root, key))
     if identify_content(files) != dataset.content_id:
         raise StorageError(
             f"dataset '{dataset.name}' in storage root '{root.uri}' is damaged: files.json is not the list of files "
@@ -258,7 +273,7 @@ def _delete_keys(root: StorageRoot, name: str) -> None:
 
 
 def _write_dataset(root: StorageRoot, dataset: Dataset) -> None:
-    root.write_json(_key(dataset.name, "dataset.json"), dataclasses.asdict(dataset))
+    write_document(root, _key(dataset.name, "dataset.json"), dataset)
 
 
 def _check_new_name(root: StorageRoot, name: str) -> None:

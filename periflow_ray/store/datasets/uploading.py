@@ -9,11 +9,13 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from periflow_ray.errors import NotFoundError, StorageError
-from periflow_ray.store.datasets.files import DatasetFile, SourceFile, describe_change, dump_files, parse_files
+from periflow_ray.store.datasets.files import DatasetFile, SourceFile, describe_change, dump_files
 from periflow_ray.store.datasets.packs import upload_packs
+from periflow_ray.store.documents import read_document, write_document
 from periflow_ray.store.local_files import is_partial_name
 from periflow_ray.store.read_only import make_directories_writable, make_read_only
 from periflow_ray.store.root import StorageRoot
@@ -21,6 +23,15 @@ from periflow_ray.store.transfer import Transfer, UploadItem
 
 JOURNAL = "uploading.json"
 _NUM_WORKERS = 16
+
+
+@dataclass(frozen=True)
+class UploadJournal:
+    """What an upload is to be, and whose it is; ``started_unix_s`` in Unix seconds."""
+
+    upload_id: str
+    started_unix_s: float
+    files: tuple[DatasetFile, ...]
 
 
 def send_files(
@@ -63,7 +74,7 @@ def end_upload(root: StorageRoot, prefix: str, upload_id: str) -> None:
         StorageError: another upload to this prefix began meanwhile.
     """
     try:
-        owner = root.read_json(f"{prefix}/{JOURNAL}")["upload_id"]
+        owner = read_document(root, f"{prefix}/{JOURNAL}", UploadJournal).upload_id
     except NotFoundError:
         owner = None
     if owner != upload_id:
@@ -106,13 +117,13 @@ def _begin(root: StorageRoot, prefix: str, described: Sequence[SourceFile]) -> t
     upload_id = uuid.uuid4().hex
     files = dump_files([one.file for one in described])
     journal = {"upload_id": upload_id, "started_unix_s": time.time(), "files": files}
-    root.write_json(f"{prefix}/{JOURNAL}", journal)
+    write_document(root, f"{prefix}/{JOURNAL}", journal, kind=UploadJournal)
     return upload_id, [one for one in described if one.file.stored_key not in kept]
 
 
 def _read_journal_files(root: StorageRoot, prefix: str) -> dict[str, DatasetFile] | None:
     try:
-        return {file.path: file for file in parse_files(root.read_json(f"{prefix}/{JOURNAL}")["files"])}
+        return {file.path: file for file in read_document(root, f"{prefix}/{JOURNAL}", UploadJournal).files}
     except NotFoundError:
         return None
 

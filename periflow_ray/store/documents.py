@@ -1,0 +1,311 @@
+"""Stored documents: JSON objects that one version of periflow-ray writes and another one reads.
+
+Everything that is kept as a document, in a storage root or on this machine, is written and read here. A reader ignores
+fields that it does not know, at every level, and names those that are missing together with the document. Each document
+carries the number of its kind's format; one without a number has format 1.
+
+How a kind of document may change:
+
+- A field may come, if it has a default that is right where the field is missing. Older versions ignore it, and drop it
+  when they write the document again. The number stays.
+- A field may go, if it had a default: older versions need all others. The number stays.
+- Only a change that would make an older version read something wrong raises the number: the kind gets
+  ``FORMAT: ClassVar[int]``, one higher, and ``FORMAT_SINCE: ClassVar[str]``, the first version that reads it. Older
+  versions then refuse the document and name that version, so this is the last resort. The new version still reads
+  the older formats.
+
+A kind that is a list (the files of a dataset, a line of metrics) has no place for a number. Should its format ever have
+to change, it becomes an object with one, which the readers of today know how to refuse.
+
+Builds of 0.1.0 from before this module refuse every field that they do not know, and so the number, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import operator
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, Union, cast
+
+from periflow_ray import __version__
+from periflow_ray.errors import DamagedDocumentError, DocumentError, NewerFormatError, NotFoundError
+from periflow_ray.store.root import StorageRoot
+
+FORMAT_FIELD = "format"
+SINCE_FIELD = "format_since"
+ADVICE = "Put a copy of it back, or delete it."
+_MAX_PROBLEMS = 3
+# What pydantic calls a field that it does not know, in a model and in a dataclass.
+_UNKNOWN_FIELD = ("extra_forbidden", "unexpected_keyword_argument")
+
+Document = TypeVar("Document")
+OnUnreadable = Callable[[DocumentError], None]
+
+
+def read_document(root: StorageRoot, key: str, kind: type[Document]) -> Document:
+    """A document of a storage root.
+
+    Args:
+        kind: a dataclass, or a pydantic model.
+    Raises:
+        NotFoundError: there is no such key.
+        DamagedDocumentError: it is no JSON object, or lacks a field.
+        NewerFormatError: a later version wrote it, in a format that this one does not know.
+    """
+    return parse_document(kind, root.read_bytes(key), describe_key(root, key))
+
+
+def write_document(root: StorageRoot, key: str, document: Any, *, kind: type | None = None) -> None:
+    """Create or replace a document of a storage root; see ``dump_document``."""
+    root.write_bytes(key, dump_document(document, kind=kind))
+
+
+def read_each(
+    read: Callable[[Any], Document], names: Iterable[Any], on_unreadable: OnUnreadable | None
+) -> list[Document]:
+    """Read documents for a list; what does not exist (any more) is left out.
+
+    Args:
+        read: reads the document of a name.
+        on_unreadable: told of each document that is damaged or too new, which is left out then.
+    Raises:
+        DocumentError: there is such a document, and nobody to be told of it.
+    """
+    found = []
+    for name in names:
+        try:
+            found.append(read(name))
+        except NotFoundError:
+            continue
+        except DocumentError as err:
+            if on_unreadable is None:
+                raise
+            on_unreadable(err)
+    return found
+
+
+def parse_document(kind: type[Document], content: bytes, where: str, *, advice: str = ADVICE) -> Document:
+    """A document from its stored text.
+
+    Args:
+        kind: a dataclass, or a pydantic model.
+        where: how messages name the document, with its key: see ``describe_key``.
+        advice: what to do about a damaged one.
+    Raises:
+        DamagedDocumentError, NewerFormatError: see ``read_document``.
+    """
+    fields = parse_fields(content, where, kind=kind, advice=advice)
+    if hasattr(kind, "model_validate_json"):
+        return cast(Document, _validate(kind, fields, where, advice))
+    problems: list[str] = []
+    document = _build(kind, fields, "", problems)
+    if problems:
+        raise _describe_damage(where, _join(problems), advice)
+    return cast(Document, document)
+
+
+def parse_entries(kind: type[Document], content: bytes, where: str, *, advice: str = ADVICE) -> tuple[Document, ...]:
+    """The entries of a document that is a list.
+
+    Raises:
+        DamagedDocumentError, NewerFormatError: see ``read_document``.
+    """
+    entries = _parse_json(content, where, advice)
+    check_format(entries, where)
+    problems: list[str] = []
+    built = _build_all(kind, entries, "", problems)
+    if problems:
+        raise _describe_damage(where, _join(problems), advice)
+    return cast("tuple[Document, ...]", built)
+
+
+def parse_fields(content: bytes, where: str, *, kind: type | None = None, advice: str = ADVICE) -> dict[str, Any]:
+    """All fields of a document but its format, which is checked.
+
+    Args:
+        kind: whose format; None for documents that have no kind of their own.
+    Raises:
+        DamagedDocumentError: it is no JSON object.
+        NewerFormatError: see ``read_document``.
+    """
+    fields = _parse_json(content, where, advice)
+    if not isinstance(fields, dict):
+        raise _describe_damage(where, f"it is {_name_type(fields)}, not a JSON object", advice)
+    check_format(fields, where, kind=kind, advice=advice)
+    return {name: value for name, value in fields.items() if name not in (FORMAT_FIELD, SINCE_FIELD)}
+
+
+def check_format(document: Any, where: str, *, kind: type | None = None, advice: str = ADVICE) -> None:
+    """Refuse a parsed document of a format that this version does not know.
+
+    Raises:
+        DamagedDocumentError: its format is not a number.
+        NewerFormatError: it is too new.
+    """
+    if not isinstance(document, dict):
+        return
+    number, known = document.get(FORMAT_FIELD, 1), format_of(kind)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise _describe_damage(where, f"its format is {number!r}, not a number from 1 on", advice)
+    if number > known:
+        formats = "format 1" if known == 1 else f"formats 1 to {known}"
+        since = document.get(SINCE_FIELD)
+        reader = f"Version {since} or later" if isinstance(since, str) else "A later version"
+        raise NewerFormatError(
+            f"{where} has format {number}, and this version of periflow-ray ({__version__}) reads {formats}. "
+            f"{reader} reads it: pip install --upgrade periflow-ray"
+        )
+
+
+def dump_document(document: Any, *, kind: type | None = None, indent: int | None = 1) -> bytes:
+    """A document's stored text.
+
+    Args:
+        document: a dataclass, a pydantic model, or fields of ``kind``.
+        indent: None for one line, with no newline at its end.
+    """
+    kind = kind or type(document)
+    head: dict[str, Any] = {FORMAT_FIELD: format_of(kind)}
+    if format_of(kind) > 1:
+        head[SINCE_FIELD] = cast(Any, kind).FORMAT_SINCE
+    return json.dumps({**head, **_fields_of(document)}, indent=indent).encode()
+
+
+def format_of(kind: type | None) -> int:
+    """The number of a kind's format."""
+    return cast(int, getattr(kind, "FORMAT", 1))
+
+
+def describe_key(root: StorageRoot, key: str) -> str:
+    """How messages name a document of a storage root."""
+    return f"'{key}' in storage root '{root.uri}'"
+
+
+def _fields_of(document: Any) -> dict[str, Any]:
+    if isinstance(document, Mapping):
+        return dict(document)
+    if dataclasses.is_dataclass(document) and not isinstance(document, type):
+        return dataclasses.asdict(document)
+    fields: dict[str, Any] = document.model_dump(mode="json")
+    return fields
+
+
+def _parse_json(content: bytes, where: str, advice: str) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as err:
+        raise _describe_damage(where, str(err), advice) from err
+
+
+@dataclass(frozen=True)
+class _Nested:
+    """A field whose value is a dataclass, or (``is_many``) a tuple of them."""
+
+    kind: type
+    is_many: bool
+    is_optional: bool
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What a dataclass takes, in its order."""
+
+    names: tuple[str, ...]
+    required: tuple[str, ...]
+    nested: Mapping[str, _Nested]
+
+
+@functools.cache
+def _shape_of(kind: type) -> _Shape:
+    hints = typing.get_type_hints(kind)
+    fields = [field for field in dataclasses.fields(cast(Any, kind)) if field.init]
+    nested = {field.name: _find_nested(hints[field.name]) for field in fields}
+    return _Shape(
+        names=tuple(field.name for field in fields),
+        required=tuple(
+            field.name
+            for field in fields
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        ),
+        nested={name: found for name, found in nested.items() if found is not None},
+    )
+
+
+def _find_nested(hint: Any) -> _Nested | None:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        others = [arg for arg in args if arg is not types.NoneType]
+        found = _find_nested(others[0]) if len(others) == 1 else None
+        return None if found is None else dataclasses.replace(found, is_optional=True)
+    if origin is tuple and len(args) == 2 and args[1] is Ellipsis and dataclasses.is_dataclass(args[0]):
+        return _Nested(cast(type, args[0]), is_many=True, is_optional=False)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return _Nested(hint, is_many=False, is_optional=False)
+    return None
+
+
+def _build(kind: type, fields: Any, path: str, problems: list[str]) -> Any:
+    """The dataclass with what is known of the fields; None if there are problems, which are added."""
+    if not isinstance(fields, dict):
+        problems.append(f"'{path.removesuffix('.')}' is {_name_type(fields)}, not a JSON object")
+        return None
+    shape = _shape_of(kind)
+    values = {name: fields[name] for name in shape.names if name in fields}
+    for name, nested in shape.nested.items():
+        value = values.get(name)
+        if name not in values or (value is None and nested.is_optional):
+            continue
+        if nested.is_many:
+            values[name] = _build_all(nested.kind, value, f"{path}{name}", problems)
+        else:
+            values[name] = _build(nested.kind, value, f"{path}{name}.", problems)
+    missing = [name for name in shape.required if name not in values]
+    problems += [f"it has no '{path}{name}'" for name in missing]
+    return None if missing else kind(**values)
+
+
+def _build_all(kind: type, entries: Any, path: str, problems: list[str]) -> tuple[Any, ...]:
+    if not isinstance(entries, list):
+        problems.append(f"{repr(path) if path else 'it'} is {_name_type(entries)}, not a list")
+        return ()
+    return tuple(_build(kind, entry, f"{path}[{index}].", problems) for index, entry in enumerate(entries))
+
+
+def _validate(kind: Any, fields: dict[str, Any], where: str, advice: str) -> Any:
+    """A pydantic model; fields that it refuses because it does not know them are left out."""
+    while True:
+        try:
+            return kind.model_validate_json(json.dumps(fields))
+        # Pydantic's own error, by the base of it: most commands never import pydantic.
+        except ValueError as err:
+            found = cast(Any, err).errors()
+            unknown = [problem["loc"] for problem in found if problem["type"] in _UNKNOWN_FIELD]
+            if not unknown:
+                raise _describe_damage(where, _join([_describe_problem(problem) for problem in found]), advice) from err
+        for *path, name in unknown:
+            del functools.reduce(operator.getitem, path, cast(Any, fields))[name]
+
+
+def _describe_problem(problem: Mapping[str, Any]) -> str:
+    name = ".".join(map(str, problem["loc"]))
+    return f"it has no '{name}'" if problem["type"] == "missing" else f"'{name}': {problem['msg']}"
+
+
+def _describe_damage(where: str, reason: str, advice: str) -> DamagedDocumentError:
+    text = f"{where} is damaged: {reason}"
+    return DamagedDocumentError(f"{text}. {advice}" if advice else text)
+
+
+def _join(problems: Sequence[str]) -> str:
+    more = len(problems) - _MAX_PROBLEMS
+    return ", ".join(problems[:_MAX_PROBLEMS]) + (f", and {more} more" if more > 0 else "")
+
+
+def _name_type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,33 @@
+"""A driver whose job's plan it cannot read ends before it asks Ray for anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from periflow_ray import __version__
+from periflow_ray.runtime import driver
+from periflow_ray.store.root import StorageRoot
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            b'{"format": 1, "name": "ci',
+            "is damaged: Unterminated string starting at: line 1 column 23 (char 22). Put a",
+        ),
+        (
+            b'{"format": 1, "name": null}',
+            "is damaged: it has no 'experiment', it has no 'vm', it has no 'num_devices',",
+        ),
+        (b'{"format": 2}', f"has format 2, and this version of periflow-ray ({__version__}) reads format 1. A later"),
+    ],
+    ids=["torn", "less", "newer"],
+)
+def test_a_plan_that_cannot_be_read_is_named(tmp_path, monkeypatch, content, reason):
+    root = StorageRoot(str(tmp_path))
+    root.write_bytes("jobs/1/plan.json", content)
+    monkeypatch.setattr("sys.argv", ["driver", "--storage", root.uri, "--job-id", "1"])
+    with pytest.raises(SystemExit) as caught:
+        driver.main()
+    assert str(caught.value.code).startswith(f"'jobs/1/plan.json' in storage root '{root.uri}' {reason}")
