@@ -18,6 +18,7 @@ from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.runtime.monitor.meeting import JobRules
 from periflow_ray.runtime.notifications import MessageKind, Notifier
+from periflow_ray.runtime.ray_private import find_cause
 from periflow_ray.runtime.worker.sandbox import Sandbox
 from periflow_ray.store.root import StorageRoot
 
@@ -142,8 +143,7 @@ def describe_error(ending: Ending, error: Exception | None) -> str:
 def _describe_cause(ending: Ending, error: Exception | None) -> str:
     causes = getattr(error, "worker_failures", None) or {}
     for rank in sorted(causes):
-        # Ray wraps what killed a worker into a failed health check.
-        cause = getattr(causes[rank], "health_check_failure", causes[rank])
+        cause = find_cause(causes[rank])
         if isinstance(cause, ray.exceptions.OutOfMemoryError):
             return f"worker {rank} was ended by Ray because the machine's memory was full.\n{_first_lines(str(cause))}"
         if isinstance(cause, ray.exceptions.RayActorError):

@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.v2._internal.execution.context import get_train_context
 
 from periflow_ray.errors import PeriFlowError
 from periflow_ray.runtime.diagnosis import Failure
@@ -20,6 +19,7 @@ from periflow_ray.runtime.function_jobs.output_tee import OutputCopy
 from periflow_ray.runtime.function_jobs.signals import RankSignals
 from periflow_ray.runtime.monitor.attempt import MemberFacts
 from periflow_ray.runtime.monitor.meeting import Meeting, Next
+from periflow_ray.runtime.ray_private import set_resumed_checkpoint
 from periflow_ray.runtime.ray_train.group_policy import GroupReplacedError, leave_group
 from periflow_ray.runtime.worker.checkpoint_restore import restore_agreed
 from periflow_ray.runtime.worker.checkpoint_uploads import CheckpointUploads, as_ray_checkpoint, report_newest
@@ -124,7 +124,7 @@ class FunctionRank:
         os.environ["PROCESSED_ITERS"] = str(self._restored.step if self._restored else 0)
         if self._restored is not None:
             # For functions that ask Ray rather than look into $CKPT_DIR.
-            get_train_context().checkpoint = as_ray_checkpoint(self._root, self._job_id, self._restored.checkpoint)
+            set_resumed_checkpoint(as_ray_checkpoint(self._root, self._job_id, self._restored.checkpoint))
 
     def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
         """Meet all ranks and copy the output directory aside on each node; the upload goes on beside the training.
