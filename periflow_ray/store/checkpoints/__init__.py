@@ -16,15 +16,25 @@ from periflow_ray.store.checkpoints.lifecycle import (
     map_names,
     mark_failed,
     read_manifest,
+    read_summaries,
     read_upload_note,
     remove,
+    sweep,
     sweep_partials,
 )
-from periflow_ray.store.checkpoints.manifest import LocalFile, Manifest, PlannedFile, StoredFile, checkpoint_key
+from periflow_ray.store.checkpoints.manifest import (
+    CheckpointSummary,
+    LocalFile,
+    Manifest,
+    PlannedFile,
+    StoredFile,
+    checkpoint_key,
+)
 from periflow_ray.store.checkpoints.restoring import restore
 from periflow_ray.store.checkpoints.verifying import verify
 
 __all__ = [
+    "CheckpointSummary",
     "LocalFile",
     "Manifest",
     "PlannedFile",
@@ -44,9 +54,11 @@ __all__ = [
     "mark_failed",
     "merge_files",
     "read_manifest",
+    "read_summaries",
     "read_upload_note",
     "remove",
     "restore",
+    "sweep",
     "sweep_partials",
     "verify",
 ]

@@ -87,6 +87,19 @@ class Manifest:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
+    def summary(self) -> CheckpointSummary:
+        """What is left without the files."""
+        return CheckpointSummary(self.checkpoint, self.step, self.metrics)
+
+
+@dataclass(frozen=True)
+class CheckpointSummary:
+    """A committed checkpoint in short: what choosing among many needs, and little memory."""
+
+    checkpoint: str
+    step: int
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
 
 def format_checkpoint_id(job_id: int | None, name: str) -> str:
     """``<job>/<name>``, or ``<name>`` for a checkpoint that no job made."""
@@ -159,6 +172,19 @@ def parse_manifest(content: bytes, key: str) -> Manifest:
         files = tuple(StoredFile(**_known_fields(StoredFile, file)) for file in document["files"])
         return Manifest(**{**_known_fields(Manifest, document), "files": files})
     except (ValueError, TypeError, KeyError, AttributeError) as err:
+        raise CorruptCheckpointError(f"the manifest '{key}' is damaged: {err}") from err
+
+
+def parse_summary(content: bytes, key: str) -> CheckpointSummary:
+    """A manifest's summary from its JSON document, several times faster than ``parse_manifest``.
+
+    Raises:
+        CorruptCheckpointError: it is damaged; ``key`` says where it was.
+    """
+    try:
+        document = json.loads(content)
+        return CheckpointSummary(**_known_fields(CheckpointSummary, document))
+    except (ValueError, TypeError, AttributeError) as err:
         raise CorruptCheckpointError(f"the manifest '{key}' is damaged: {err}") from err
 
 
