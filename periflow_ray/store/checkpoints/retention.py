@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 from periflow_ray.store.checkpoints.manifest import CheckpointSummary, Manifest
 
-Checkpoint = TypeVar("Checkpoint", Manifest, CheckpointSummary)
+Checkpoint = TypeVar("Checkpoint", bound=Manifest | CheckpointSummary)
 
 
 @dataclass(frozen=True)
