@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from periflow_ray.plan.catalogue import LOCAL_VM_NAME, VmType, find_vm, load_catalogue, local_vm
     from periflow_ray.plan.describe import describe_plan, plan_document
-    from periflow_ray.plan.environment import device_environment, node_environment
+    from periflow_ray.plan.environment import NodeFacts, device_environment, node_environment
     from periflow_ray.plan.grid import WorkerGrid, split_devices
     from periflow_ray.plan.job_plan import JobPlan, build_plan
     from periflow_ray.plan.mounts import Mount, rewrite_paths, rewritten_mounts
@@ -21,6 +21,7 @@ __all__ = [
     "LOCAL_VM_NAME",
     "JobPlan",
     "Mount",
+    "NodeFacts",
     "VmType",
     "WorkerGrid",
     "build_plan",
@@ -39,7 +40,7 @@ __all__ = [
 _MODULES = {
     "catalogue": ("LOCAL_VM_NAME", "VmType", "find_vm", "load_catalogue", "local_vm"),
     "describe": ("describe_plan", "plan_document"),
-    "environment": ("device_environment", "node_environment"),
+    "environment": ("NodeFacts", "device_environment", "node_environment"),
     "grid": ("WorkerGrid", "split_devices"),
     "job_plan": ("JobPlan", "build_plan"),
     "mounts": ("Mount", "rewrite_paths", "rewritten_mounts"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from periflow_ray.plan.environment import device_environment, node_environment
+from periflow_ray.plan.environment import NodeFacts, device_environment, node_environment
 from periflow_ray.plan.job_plan import JobPlan
 from periflow_ray.plan.masking import MASK, mask_address, mask_environment, mask_text
 from periflow_ray.plan.mounts import Mount, rewrite_paths
@@ -87,22 +87,22 @@ def _describe_source(plan: JobPlan, mount: Mount) -> str:
 
 
 def _shown_environment(plan: JobPlan) -> dict[str, str]:
-    facts: dict[str, Any] = {
-        "num_nodes": plan.num_nodes,
-        "node_rank": 0,
-        "master_addr": "",
-        "master_port": 0,
-        "attempt": 1,
-        "processed_iters": 0,
-        "output_checkpoint_dir": plan.output_checkpoint_dir,
-    }
+    first_node = NodeFacts(
+        num_nodes=plan.num_nodes,
+        node_rank=0,
+        master_addr="",
+        master_port=0,
+        attempt=1,
+        processed_iters=0,
+        output_checkpoint_dir=plan.output_checkpoint_dir,
+    )
     decided_later = ["MASTER_ADDR", "NODE_RANK", "PERIFLOW_ATTEMPT", "PROCESSED_ITERS"]
     decided_later += {"MASTER_PORT"} - plan.env.keys()
     if plan.launch_mode == "device":
-        environment = device_environment(plan, local_rank=0, **facts)
+        environment = device_environment(plan, first_node, local_rank=0)
         decided_later += ["RANK", "LOCAL_RANK"]
     else:
-        environment = node_environment(plan, **facts)
+        environment = node_environment(plan, first_node)
     shown = {name: _as_seen(plan, value) for name, value in environment.items()}
     return _masked_environment(plan, shown | dict.fromkeys(decided_later, "(set when the job starts)"))
 

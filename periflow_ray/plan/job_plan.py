@@ -12,7 +12,7 @@ from periflow_ray.errors import PlanError
 from periflow_ray.plan.catalogue import VmType
 from periflow_ray.plan.grid import WorkerGrid, split_devices
 from periflow_ray.plan.mounts import Mount
-from periflow_ray.spec.models import CheckpointInput, DataSpec, JobSpec, KeepBest, PluginSpec, SetupAndRun
+from periflow_ray.spec.models import CheckpointInput, DataSpec, JobSpec, KeepBest, LaunchMode, PluginSpec, SetupAndRun
 
 # Ray's own processes, the node agent and the monitor share this vCPU of a VM; the rest is for the devices.
 NUM_RESERVED_VCPUS = 1
@@ -40,7 +40,7 @@ class JobPlan(BaseModel):
     num_devices: int
     num_nodes: int
     devices_per_node: int
-    launch_mode: Literal["node", "device"]
+    launch_mode: LaunchMode
     command: str
     env: dict[str, str]
     secret_names: tuple[str, ...]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 NUM_SHOWN_LINES = 20
 # Where an error without a traceback is looked for; further up, a line is more likely a harmless warning.
 NUM_LAST_WORDS = 10
+# torch puts it before what a rank of a process group prints when it fails.
+RANK_PREFIX = re.compile(r"\[rank(\d+)\]: ?")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,19 @@ class Failure:
         return text
 
 
+@dataclass(frozen=True)
+class FailureReport:
+    """What a launcher's output says of a failed run: ``lines`` are the output without the launcher's own report.
+
+    ``rank``, ``exit_code`` and ``signal`` are of the process that failed first; None where the output does not say.
+    """
+
+    lines: tuple[str, ...]
+    rank: int | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+
+
 def describe_exit(exit_code: int | None, signal_number: int | None) -> str:
     """How a process ended. A shell reports a signal as exit code 128 + its number."""
     if signal_number is None and exit_code is not None and 128 < exit_code < 160:
@@ -60,40 +75,33 @@ def diagnose(
     node_rank: int,
     exit_code: int | None,
     signal_number: int | None,
-    lines: Sequence[str],
+    report: FailureReport,
     time_unix_s: float,
     peak_memory_bytes: int = 0,
     node_memory_bytes: int = 0,
     rank: int | None = None,
 ) -> Failure:
-    """Find the failing rank, the lines worth showing and, where the cause is known, what to do."""
-    cause_rank, cause_code, lines = _read_torchrun_summary(lines)
-    if cause_code is not None:
-        exit_code = cause_code if cause_code >= 0 else None
-        signal_number = -cause_code if cause_code < 0 else None
+    """Find the failing rank, the lines worth showing and, where the cause is known, what to do.
+
+    Args:
+        exit_code: the run's own; the launcher's report on its processes knows more where it says something.
+        rank: the run's own, where the run is one rank.
+    """
+    if report.exit_code is not None or report.signal is not None:
+        exit_code, signal_number = report.exit_code, report.signal
     return Failure(
         node_rank=node_rank,
-        rank=rank if rank is not None else cause_rank,
+        rank=rank if rank is not None else report.rank,
         exit_code=exit_code,
         signal=signal_number,
         time_unix_s=time_unix_s,
-        last_lines=tuple(lines[-NUM_SHOWN_LINES:]),
-        hint=_find_hint(lines, exit_code, signal_number, peak_memory_bytes, node_memory_bytes),
+        last_lines=report.lines[-NUM_SHOWN_LINES:],
+        hint=_find_hint(report.lines, exit_code, signal_number, peak_memory_bytes, node_memory_bytes),
     )
 
 
-_TORCHRUN_LOG = re.compile(r"[IWEF]\d{4} \S+ \d+ \S*torch/distributed/")
-_TORCHRUN_STACK = re.compile(
-    r"^Traceback \(most recent call last\):\n(?: [^\n]*\n)+torch\.distributed\.elastic\.\S+\.ChildFailedError", re.M
-)
-_TORCHRUN_CAUSE = re.compile(
-    r"Root Cause \(first observed failure\):.*?^\s*rank\s*: (\d+) \(local_rank.*?^\s*exitcode\s*: (-?\d+)", re.M | re.S
-)
-
 _TRACEBACK = "Traceback (most recent call last):"
 _CHAIN = ("During handling of the above exception", "The above exception was the direct cause")
-# torch puts it before what a rank of a process group prints when it fails.
-_RANK_PREFIX = re.compile(r"\[rank(\d+)\]: ?")
 
 # The match nearest to the end wins. A hint may use the match's groups.
 _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -178,7 +186,7 @@ def _find_hint(
 
 def _find_error(lines: Sequence[str]) -> str:
     """The messages of the last traceback and of those it is chained to; the last lines where there is none."""
-    plain = [text for line in lines if (text := _RANK_PREFIX.sub("", line, count=1).rstrip())]
+    plain = [text for line in lines if (text := RANK_PREFIX.sub("", line, count=1).rstrip())]
     start = _find_traceback(plain, len(plain))
     if start is None:
         return "\n".join(plain[-NUM_LAST_WORDS:])
@@ -204,26 +212,6 @@ def _leave_out_frames(lines: Sequence[str]) -> list[str]:
         if not is_in_frames:
             kept.append(line)
     return kept
-
-
-def _read_torchrun_summary(lines: Sequence[str]) -> tuple[int | None, int | None, list[str]]:
-    """Rank and exit code (negative: signal) of torchrun's root cause, and the lines without torchrun's own report."""
-    own = [line for line in lines if line.strip() and not _TORCHRUN_LOG.match(line)]
-    report = "\n".join(own)
-    cause = _TORCHRUN_CAUSE.search(report)
-    if cause is None:
-        return None, None, own
-    stack = _TORCHRUN_STACK.search(report)
-    kept = report[: stack.start()].splitlines() if stack else own
-    return int(cause[1]), int(cause[2]), _leave_out_casualties(kept, cause_rank=cause[1])
-
-
-def _leave_out_casualties(lines: Sequence[str], cause_rank: str) -> list[str]:
-    """Without what other ranks say of their own end, where the rank that failed first has said something."""
-    speakers = [match[1] if (match := _RANK_PREFIX.match(line)) else None for line in lines]
-    if cause_rank not in speakers:
-        return list(lines)
-    return [line for line, speaker in zip(lines, speakers, strict=True) if speaker in (None, cause_rank)]
 
 
 def _signal_name(number: int) -> str:

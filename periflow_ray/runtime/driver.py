@@ -16,8 +16,6 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from periflow_ray.credentials.cloud_environment import read_cloud_environment
 from periflow_ray.errors import NotFoundError, StorageError
@@ -31,6 +29,7 @@ from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.monitor.sinks import plan_sinks, sink_environment
 from periflow_ray.runtime.notifications import MessageKind, Notifier, make_notifier
+from periflow_ray.runtime.ray_private import DataParallelTrainer, DatasetsCallback
 from periflow_ray.runtime.ray_train.group_policy import MonitoredTrainer
 from periflow_ray.runtime.ray_train.train_run import (
     WithoutPlacementGroupCleaner,

@@ -22,6 +22,7 @@ from periflow_ray.runtime.monitor.client import RayMonitor
 from periflow_ray.runtime.monitor.contract import AttemptNews, Ending
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.notifications import Notifier
+from periflow_ray.runtime.ray_private import find_cause
 from periflow_ray.runtime.ray_train.group_policy import MonitoredTrainer
 from periflow_ray.runtime.ray_train.train_run import forget_ray_checkpoints
 from periflow_ray.runtime.supervision import Supervision
@@ -205,8 +206,7 @@ def describe_error(ending: Ending, error: BaseException | None) -> str:
 def _describe_cause(ending: Ending, error: BaseException | None) -> str:
     causes = getattr(error, "worker_failures", None) or {}
     for rank in sorted(causes):
-        # Ray wraps what killed a worker into a failed health check.
-        cause = getattr(causes[rank], "health_check_failure", causes[rank])
+        cause = find_cause(causes[rank])
         if isinstance(cause, ray.exceptions.OutOfMemoryError):
             return f"worker {rank} was ended by Ray because the machine's memory was full.\n{_first_lines(str(cause))}"
         if isinstance(cause, ray.exceptions.RayActorError):

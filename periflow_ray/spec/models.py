@@ -7,7 +7,7 @@ editors show (see ``schema``) and what the error for a missing key says.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
@@ -35,6 +35,8 @@ DEFAULT_WORKSPACE_MOUNT_PATH = "/workspace"
 # How the two forms of a command appear in the locations of validation errors.
 COMMAND_TEXT_TAG = "<text>"
 COMMAND_STEPS_TAG = "<steps>"
+# Names only: how each starts a command is in runtime/command_jobs/launchers.
+LaunchMode = Literal["node", "device"]
 
 
 class Section(BaseModel):
@@ -113,7 +115,7 @@ class JobSetting(Section):
     workspace: WorkspaceSpec = Field(
         default=WorkspaceSpec(), description="Where the workspace directory appears on every node."
     )
-    launch_mode: Annotated[Literal["node", "device"], BeforeValidator(choice_reader("node", "device"))] = Field(
+    launch_mode: Annotated[LaunchMode, BeforeValidator(choice_reader(*get_args(LaunchMode)))] = Field(
         default="node",
         description="'node' (default) runs the command once per node, for torchrun; 'device' runs it once per device "
         "with RANK and LOCAL_RANK set, so that 'python main.py' is enough.",

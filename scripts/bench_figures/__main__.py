@@ -1,7 +1,8 @@
-"""Measures figures and prints one row each: ``scripts/bench [NAME...] [--json FILE]``.
+"""Measures figures and prints one row each: ``scripts/bench --all`` or ``scripts/bench NAME... [--json FILE]``.
 
-Standard output is the table, standard error has notes. The exit code says whether everything could be measured, not
-whether the goals are met: a busy machine must not break a build.
+Standard output is one table, standard error has notes. The column "varied" is how far the baseline itself went up and
+down in this run: a smaller difference between ours and the baseline means nothing. The exit code says whether
+everything could be measured, not whether the goals are met: a busy machine must not break a build.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def main() -> int:
     rows: list[Row] = []
     failed: list[str] = []
     print(HEADER, flush=True)
-    for name in options.names or FIGURES:
+    for name in FIGURES if options.all else options.names:
         try:
             measured = FIGURES[name]()
         except (PeriflowRayError, OSError) as err:
@@ -45,9 +46,13 @@ def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description="Measure figures of speed against their baselines, in one run."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"figures; default all: {', '.join(FIGURES)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"figures: {', '.join(FIGURES)}")
+    parser.add_argument("--all", action="store_true", help="measure all of them, as without any name")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as a list of JSON objects")
     options = parser.parse_args()
+    if options.all and options.names:
+        parser.error("--all or names, not both")
+    options.all = not options.names
     unknown = [name for name in options.names if name not in FIGURES]
     if unknown:
         parser.error(f"no such figure: {', '.join(unknown)}. Figures: {', '.join(FIGURES)}")

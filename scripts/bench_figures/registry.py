@@ -14,8 +14,10 @@ from bench_figures.dataset_small_files import measure_dataset_small_files
 from bench_figures.ddp_throughput import measure_ddp_throughput
 from bench_figures.goodput import measure_goodput
 from bench_figures.healthy_overhead import measure_healthy_overhead
+from bench_figures.monitor_scale import measure_monitor_scale
 from bench_figures.notice_to_save import measure_notice_to_save
 from bench_figures.recovery import measure_recovery
+from bench_figures.restart_cost import measure_restart_cost
 from bench_figures.row import Row
 from bench_figures.sdk_step import measure_sdk_step
 from bench_figures.submit_latency import measure_submit_latency
@@ -30,8 +32,10 @@ FIGURES: dict[str, Callable[[], list[Row]]] = {
     "ckpt_interference": measure_ckpt_interference,
     "ckpt_slow_store": measure_ckpt_slow_store,
     "ckpt_memory": measure_ckpt_memory,
+    "monitor_scale": measure_monitor_scale,
     "dataset_small_files": measure_dataset_small_files,
     "recovery": measure_recovery,
+    "restart_cost": measure_restart_cost,
     "goodput": measure_goodput,
     "notice_to_save": measure_notice_to_save,
     "healthy_overhead": measure_healthy_overhead,

@@ -11,10 +11,10 @@ from typing import Any, Literal
 from periflow_ray.errors import PeriflowRayError
 
 _COMPARISONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt}
-_LAYOUT = "{:<30} {:>10} {:>10} {:<8} {:>9} {:>7} {}"
+_LAYOUT = "{:<30} {:>10} {:>10} {:>7} {:<8} {:>9} {:>7} {}"
 _NUM_DIGITS = 4
 
-HEADER = _LAYOUT.format("name", "ours", "baseline", "unit", "ratio", "goal", "met|short")
+HEADER = _LAYOUT.format("name", "ours", "baseline", "varied", "unit", "ratio", "goal", "met|short")
 
 
 class FigureError(PeriflowRayError):
@@ -35,7 +35,11 @@ class Goal:
 
 @dataclass(frozen=True)
 class Row:
-    """A figure; ``ratio`` is ours / baseline, and need not be the ratio of the two medians (see ``row_of_pairs``)."""
+    """A figure; ``ratio`` is ours / baseline, and need not be the ratio of the two medians (see ``row_of_pairs``).
+
+    ``baseline_range`` is the lowest and the highest baseline of this run; None where it was measured once, or is not
+    measured at all.
+    """
 
     name: str
     ours: float
@@ -43,6 +47,15 @@ class Row:
     unit: str
     ratio: float
     goal: Goal
+    baseline_range: tuple[float, float] | None = None
+
+    @property
+    def baseline_spread(self) -> float | None:
+        """How far the baseline itself varied in this run, as a share of it: a smaller difference says nothing."""
+        if self.baseline_range is None or not self.baseline:
+            return None
+        lowest, highest = self.baseline_range
+        return (highest - lowest) / self.baseline
 
     @property
     def is_met(self) -> bool:
@@ -53,8 +66,9 @@ class Row:
     def as_line(self) -> str:
         """The row under ``HEADER``; no value contains a blank."""
         numbers = [f"{value:.{_NUM_DIGITS}g}" for value in (self.ours, self.baseline, self.ratio)]
+        varied = "-" if self.baseline_spread is None else f"{self.baseline_spread:.1%}"
         verdict = "met" if self.is_met else "short"
-        return _LAYOUT.format(self.name, numbers[0], numbers[1], self.unit, numbers[2], str(self.goal), verdict)
+        return _LAYOUT.format(self.name, *numbers[:2], varied, self.unit, numbers[2], str(self.goal), verdict)
 
     def as_json(self) -> dict[str, Any]:
         """The row as a JSON object; ``met`` is a boolean."""
@@ -62,6 +76,7 @@ class Row:
             "name": self.name,
             "ours": self.ours,
             "baseline": self.baseline,
+            "baseline_range": None if self.baseline_range is None else list(self.baseline_range),
             "unit": self.unit,
             "ratio": self.ratio,
             "goal": str(self.goal),
@@ -75,4 +90,5 @@ def row_of_pairs(name: str, ours: Sequence[float], baseline: Sequence[float], un
     Neighbours in time share the machine's mood, so their ratios scatter less than the values do.
     """
     ratios = [mine / theirs for mine, theirs in zip(ours, baseline, strict=True)]
-    return Row(name, median(ours), median(baseline), unit, median(ratios), goal)
+    baseline_range = (min(baseline), max(baseline)) if len(baseline) > 1 else None
+    return Row(name, median(ours), median(baseline), unit, median(ratios), goal, baseline_range)

@@ -20,11 +20,12 @@ from bench_figures.row import Goal, Row, row_of_pairs  # noqa: E402
 
 def test_a_row_says_what_was_measured_against_what():
     row = Row("sdk_step_cloud", ours=1.4853, baseline=564.9, unit="us", ratio=0.002629, goal=Goal("<=", 0.01))
-    assert row.as_line().split() == ["sdk_step_cloud", "1.485", "564.9", "us", "0.002629", "<=0.01", "met"]
+    assert row.as_line().split() == ["sdk_step_cloud", "1.485", "564.9", "-", "us", "0.002629", "<=0.01", "met"]
     assert row.as_json() == {
         "name": "sdk_step_cloud",
         "ours": 1.4853,
         "baseline": 564.9,
+        "baseline_range": None,
         "unit": "us",
         "ratio": 0.002629,
         "goal": "<=0.01",
@@ -43,6 +44,26 @@ def test_the_ratio_is_the_median_of_the_neighbours_ratios():
     assert (row.ours, row.baseline, row.ratio) == (4.0, 8.0, 0.9)
 
 
+def test_a_row_says_how_far_its_baseline_varied_by_itself():
+    row = row_of_pairs("x", [9.0, 9.0, 9.0], [10.0, 8.0, 9.0], "s", Goal("<=", 1.1))
+    assert row.baseline_range == (8.0, 10.0)
+    assert row.as_json()["baseline_range"] == [8.0, 10.0]
+    assert row.as_line().split()[:5] == ["x", "9", "9", "22.2%", "s"]
+    assert row_of_pairs("x", [9.0], [8.0], "s", Goal("<=", 1.1)).baseline_range is None
+
+
+def test_all_or_names_but_not_both():
+    done = subprocess.run(
+        [sys.executable, "-m", "bench_figures", "--all", "cli_start"],
+        cwd=SCRIPTS_DIR,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--all or names, not both" in done.stderr
+
+
 def test_the_promised_figures_are_all_there():
     assert list(FIGURES) == [
         "sdk_step",
@@ -56,6 +77,7 @@ def test_the_promised_figures_are_all_there():
         "ckpt_memory",
         "dataset_small_files",
         "recovery",
+        "restart_cost",
         "goodput",
         "notice_to_save",
         "healthy_overhead",

@@ -21,7 +21,7 @@ from periflow_ray.cli.main import cli
 from periflow_ray.credentials import CREDENTIALS_FILE_VARIABLE, create_credential
 from periflow_ray.credentials.credential_types import CREDENTIAL_TYPES
 from periflow_ray.dataset_handle import DatasetHandle
-from periflow_ray.plan import build_plan, device_environment, load_catalogue, local_vm, node_environment
+from periflow_ray.plan import NodeFacts, build_plan, device_environment, load_catalogue, local_vm, node_environment
 from periflow_ray.settings import STORAGE_VARIABLE
 from periflow_ray.spec import JobSpec, load_template
 from periflow_ray.store.filesystem import open_filesystem
@@ -224,17 +224,17 @@ def test_the_table_of_the_environment_has_every_variable() -> None:
     plan = build_plan(
         load_template(read_document("README.md").find_blocks("yaml")[0]).spec, local_vm(), storage_uri="/storage"
     )
-    facts = {
-        "num_nodes": 1,
-        "node_rank": 0,
-        "master_addr": "",
-        "master_port": 0,
-        "attempt": 1,
-        "processed_iters": 0,
-        "output_checkpoint_dir": "/c",
-    }
-    per_node = node_environment(plan, **facts)
-    per_device = device_environment(plan, local_rank=0, **facts)
+    node = NodeFacts(
+        num_nodes=1,
+        node_rank=0,
+        master_addr="",
+        master_port=0,
+        attempt=1,
+        processed_iters=0,
+        output_checkpoint_dir="/c",
+    )
+    per_node = node_environment(plan, node)
+    per_device = device_environment(plan, node, local_rank=0)
     rows = read_document("docs/inside-a-job.md").find_table("Environment")
     *on_nodes, on_devices = [set(re.findall(r"`(\w+)`", row[0])) for row in rows]
 

@@ -14,8 +14,8 @@ import json
 import sys
 
 import ray
-import ray._private.state
 
+from periflow_ray.runtime import ray_private
 from periflow_ray.runtime.notices.acknowledgement import mark_saved, mark_saving
 from periflow_ray.runtime.ray_train.train_run import ensure_ray
 
@@ -25,7 +25,7 @@ def answer(words: list[str], work: ray.actor.ActorHandle) -> object:
         context = ray.get_runtime_context()
         return [context.gcs_address, context.get_node_id()]
     if words == ["draining"]:
-        return ray._private.state.state.get_draining_nodes()
+        return ray_private.read_draining_nodes()
     if words == ["rest"]:
         return ray.kill(work)
     if words[0] == "saving":

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from periflow_ray.plan import JobPlan, build_plan, device_environment, find_vm, node_environment
+from periflow_ray.plan import JobPlan, NodeFacts, build_plan, device_environment, find_vm, node_environment
 from periflow_ray.spec import JobSpec
 
 
@@ -18,13 +18,15 @@ def plan_with(env_var: dict[str, str]) -> JobPlan:
 def test_a_node_learns_its_place_in_the_job() -> None:
     environment = node_environment(
         plan_with({"OMP_NUM_THREADS": "1"}),
-        num_nodes=2,
-        node_rank=1,
-        master_addr="10.0.0.4",
-        master_port=29500,
-        attempt=4,
-        processed_iters=300,
-        output_checkpoint_dir="/workspace/ckpt",
+        NodeFacts(
+            num_nodes=2,
+            node_rank=1,
+            master_addr="10.0.0.4",
+            master_port=29500,
+            attempt=4,
+            processed_iters=300,
+            output_checkpoint_dir="/workspace/ckpt",
+        ),
     )
     assert environment == {
         "OMP_NUM_THREADS": "1",
@@ -44,14 +46,16 @@ def test_a_node_learns_its_place_in_the_job() -> None:
 def test_a_device_learns_its_ranks_too() -> None:
     environment = device_environment(
         plan_with({}),
-        num_nodes=2,
-        node_rank=1,
+        NodeFacts(
+            num_nodes=2,
+            node_rank=1,
+            master_addr="10.0.0.4",
+            master_port=29500,
+            attempt=1,
+            processed_iters=0,
+            output_checkpoint_dir=None,
+        ),
         local_rank=2,
-        master_addr="10.0.0.4",
-        master_port=29500,
-        attempt=1,
-        processed_iters=0,
-        output_checkpoint_dir=None,
     )
     assert environment == {
         "MASTER_ADDR": "10.0.0.4",
@@ -72,13 +76,15 @@ def test_a_device_learns_its_ranks_too() -> None:
 def test_the_template_may_choose_the_master_port_but_not_the_world_size() -> None:
     environment = node_environment(
         plan_with({"MASTER_PORT": "6000", "WORLD_SIZE": "1", "CKPT_DIR": "/elsewhere"}),
-        num_nodes=2,
-        node_rank=0,
-        master_addr="10.0.0.4",
-        master_port=29500,
-        attempt=1,
-        processed_iters=0,
-        output_checkpoint_dir=None,
+        NodeFacts(
+            num_nodes=2,
+            node_rank=0,
+            master_addr="10.0.0.4",
+            master_port=29500,
+            attempt=1,
+            processed_iters=0,
+            output_checkpoint_dir=None,
+        ),
     )
     assert (environment["MASTER_PORT"], environment["WORLD_SIZE"], environment["CKPT_DIR"]) == (
         "6000",
@@ -90,12 +96,14 @@ def test_the_template_may_choose_the_master_port_but_not_the_world_size() -> Non
 def test_an_elastic_job_that_lost_a_node_has_a_smaller_world() -> None:
     environment = node_environment(
         plan_with({}),
-        num_nodes=1,
-        node_rank=0,
-        master_addr="10.0.0.4",
-        master_port=29500,
-        attempt=2,
-        processed_iters=20,
-        output_checkpoint_dir=None,
+        NodeFacts(
+            num_nodes=1,
+            node_rank=0,
+            master_addr="10.0.0.4",
+            master_port=29500,
+            attempt=2,
+            processed_iters=20,
+            output_checkpoint_dir=None,
+        ),
     )
     assert (environment["WORLD_SIZE"], environment["NUM_NODES"], environment["NPROC_PER_NODE"]) == ("4", "1", "4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from periflow_ray.runtime.command_jobs.launchers.torchrun_report import read_torchrun_report
 from periflow_ray.runtime.diagnosis import diagnose
 
 MODULE_HINT = (
@@ -18,7 +19,7 @@ def describe(text: str, *, exit_code: int | None = 1, signal_number: int | None 
         node_rank=0,
         exit_code=exit_code,
         signal_number=signal_number,
-        lines=text.strip("\n").split("\n"),
+        report=read_torchrun_report(text.strip("\n").split("\n")),
         time_unix_s=1.0,
         **facts,
     )

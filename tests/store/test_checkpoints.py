@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 from checkpoint_samples import STEP_10, STEP_20, BreakingRoot, save
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError
 from periflow_ray.store.checkpoints import (
+    CheckpointSummary,
     Manifest,
     UploadNote,
     begin,
@@ -14,15 +16,19 @@ from periflow_ray.store.checkpoints import (
     choose_name,
     commit,
     find_checkpoint,
+    hide,
     latest_committed,
     list_committed,
     mark_failed,
     read_manifest,
+    read_summaries,
     read_upload_note,
     remove,
+    sweep,
     sweep_partials,
     verify,
 )
+from periflow_ray.store.checkpoints.retention import KeepBest, choose_expired
 
 
 def test_a_second_checkpoint_of_a_step_gets_a_number(root):
@@ -180,6 +186,64 @@ def test_a_new_attempt_gives_up_what_the_one_before_left_uncommitted(root, tmp_p
         note = read_upload_note(root, 1, f"step-{step:08d}")
         assert (note.step, note.reason) == (step, reason or "attempt 1 ended before it was committed")
     assert sweep_partials(root, 1, "another reason") == []
+
+
+class CountingRoot(BreakingRoot):
+    """A root that counts what is asked of it, by method and checkpoint."""
+
+    def __init__(self, uri):
+        super().__init__(uri, 10**9)
+        self.asked = Counter()
+
+    def list_names(self, prefix):
+        self.asked["list_names", prefix] += 1
+        return super().list_names(prefix)
+
+    def list_files(self, prefix):
+        self.asked["list_files", prefix] += 1
+        return super().list_files(prefix)
+
+    def read_bytes(self, key, start=None):
+        self.asked["read_bytes", key] += 1
+        return super().read_bytes(key, start)
+
+
+def test_a_sweep_asks_once_for_the_names_and_once_for_each_checkpoint_that_is_not_known(root, tmp_path):
+    for step in (10, 20, 30):
+        save(root, tmp_path, {0: {"model.pt": b"weights"}}, step=step)
+    root.write_bytes(checkpoint_key(1, "step-00000040", "files", "model.pt"), b"weig")
+    counting = CountingRoot(root.uri)
+    swept = sweep(counting, 1, "attempt 1 ended", known={STEP_10, "step-00000030"})
+    assert swept.given_up == ["step-00000040"]
+    assert swept.committed == [STEP_10, STEP_20, "step-00000030"]
+    committed = {key: times for key, times in counting.asked.items() if "step-00000040" not in key[1]}
+    assert committed == {("list_names", "jobs/1/checkpoints"): 1, ("list_names", checkpoint_key(1, STEP_20)): 1}
+
+    again = CountingRoot(root.uri)
+    assert sweep(again, 1, "attempt 2 ended", known=swept.committed).given_up == []
+    # What was given up before keeps its note, and is not looked through for files.
+    assert ("list_files", checkpoint_key(1, "step-00000040")) not in again.asked
+
+
+def test_a_sweep_counts_what_is_deleted_or_gone_as_neither(root, tmp_path):
+    for step in (10, 20, 30):
+        save(root, tmp_path, {0: {"model.pt": b"weights"}}, step=step)
+    hide(root, read_manifest(root, 1, STEP_10), restorable_until_unix_s=2e9)
+    remove(root, 1, STEP_20)
+    swept = sweep(root, 1, "attempt 1 ended", known=["step-00000040"])
+    assert (swept.given_up, swept.committed) == ([], ["step-00000030"])
+
+
+def test_a_summary_has_no_files_and_needs_none(root, tmp_path):
+    first = save(root, tmp_path, {0: {"model.pt": b"weights"}}, step=10, metrics={"loss": 0.5})
+    second = save(root, tmp_path, {0: {"model.pt": b"weights"}}, step=20, metrics={"loss": 0.25})
+    root.write_bytes(checkpoint_key(1, "step-00000030", "manifest.json"), b'{"checkpoint": "step-0000')
+    names = ["step-00000001", STEP_10, STEP_20, "step-00000030"]
+    summaries = read_summaries(root, 1, names)
+    assert summaries == [first.summary(), second.summary()]
+    assert summaries == [CheckpointSummary(STEP_10, 10, {"loss": 0.5}), CheckpointSummary(STEP_20, 20, {"loss": 0.25})]
+    assert choose_expired(summaries, keep_best=KeepBest("loss", "max")) == []
+    assert choose_expired(summaries, keep_best=KeepBest("loss", "min")) == [first.summary()]
 
 
 def test_a_removed_checkpoint_is_gone_with_its_files_and_others_stay(root, tmp_path):

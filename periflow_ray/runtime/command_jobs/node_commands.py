@@ -8,12 +8,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import periflow_ray.sdk
-from periflow_ray.plan import JobPlan, device_environment, node_environment, rewrite_paths
-from periflow_ray.processes import Command
+from periflow_ray.plan import JobPlan, NodeFacts, rewrite_paths
+from periflow_ray.processes import Command, CommandResult
+from periflow_ray.runtime.command_jobs.launchers import LAUNCHERS, Run
 from periflow_ray.runtime.diagnosis import Failure, diagnose
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
@@ -46,38 +47,30 @@ class NodeCommands:
         self._sandbox = sandbox
         self._log = log
         self._secrets = secrets
-        self._node_rank = node_rank
-        common: dict[str, Any] = {
-            "num_nodes": start.num_members,
-            "node_rank": node_rank,
-            "master_addr": start.master_addr,
-            "master_port": start.master_port,
-            "attempt": start.attempt,
-            "processed_iters": start.checkpoint.step if start.checkpoint else 0,
-            "output_checkpoint_dir": plan.output_checkpoint_dir,
-        }
-        if plan.launch_mode == "node":
-            self._runs = [self._start(node_environment(plan, **common), rank=None)]
-        else:
-            self._runs = [
-                self._start(
-                    device_environment(plan, local_rank=local_rank, **common),
-                    rank=node_rank * plan.devices_per_node + local_rank,
-                )
-                for local_rank in range(plan.devices_per_node)
-            ]
+        self._launcher = LAUNCHERS[plan.launch_mode]
+        self._node = NodeFacts(
+            num_nodes=start.num_members,
+            node_rank=node_rank,
+            master_addr=start.master_addr,
+            master_port=start.master_port,
+            attempt=start.attempt,
+            processed_iters=start.checkpoint.step if start.checkpoint else 0,
+            output_checkpoint_dir=plan.output_checkpoint_dir,
+        )
+        self._running = [self._start(run) for run in self._launcher.runs(plan, self._node)]
 
     def wait(self) -> Failure | None:
         """Wait for every command; the first that fails ends the others, and its diagnosis is returned."""
         failures: list[Failure] = []
 
-        def wait_for(run: _Run) -> None:
-            failure = run.wait(self._node_rank)
+        def wait_for(running: _Running) -> None:
+            result = running.command.wait()
+            failure = None if result.is_success else self._diagnose(running, result)
             if failure is not None:
                 failures.append(failure)
                 self.stop(LOST_GRACE_S)
 
-        threads = [threading.Thread(target=wait_for, args=(run,), name="command-wait") for run in self._runs]
+        threads = [threading.Thread(target=wait_for, args=(running,), name="command-wait") for running in self._running]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -86,19 +79,31 @@ class NodeCommands:
 
     def stop(self, grace_s: float = GRACE_S) -> None:
         """Ask every command to end, within the grace time; ``wait`` returns then."""
-        for run in self._runs:
-            run.command.stop(grace_s)
+        for running in self._running:
+            running.command.stop(grace_s)
 
-    def _start(self, env: Mapping[str, str], rank: int | None) -> _Run:
+    def _start(self, run: Run) -> _Running:
         lines: deque[str] = deque(maxlen=NUM_KEPT_LINES)
         command = Command(
             ["bash", "-c", self._rewrite(self._plan.command)],
-            env=self._build_env(env),
+            env=self._build_env(run.environment),
             working_dir=self._sandbox.path_of(self._plan.workspace_mount_path),
             grace_s=GRACE_S,
             on_line=lambda text: lines.append(self._log.write(text)),
         ).start()
-        return _Run(command, rank, lines)
+        return _Running(command, run.rank, lines)
+
+    def _diagnose(self, running: _Running, result: CommandResult) -> Failure:
+        return diagnose(
+            node_rank=self._node.node_rank,
+            exit_code=result.exit_code,
+            signal_number=result.signal,
+            report=self._launcher.read_failure(list(running.lines)),
+            time_unix_s=time.time(),
+            peak_memory_bytes=result.peak_memory_bytes,
+            node_memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            rank=running.rank,
+        )
 
     def _build_env(self, env: Mapping[str, str]) -> dict[str, str]:
         built = {
@@ -130,23 +135,8 @@ class NodeCommands:
         return rewrite_paths(text, self._plan.mount_paths, str(self._sandbox.root_dir))
 
 
-class _Run:
-    def __init__(self, command: Command, rank: int | None, lines: deque[str]) -> None:
-        self.command = command
-        self._rank = rank
-        self._lines = lines
-
-    def wait(self, node_rank: int) -> Failure | None:
-        result = self.command.wait()
-        if result.is_success:
-            return None
-        return diagnose(
-            node_rank=node_rank,
-            exit_code=result.exit_code,
-            signal_number=result.signal,
-            lines=list(self._lines),
-            time_unix_s=time.time(),
-            peak_memory_bytes=result.peak_memory_bytes,
-            node_memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            rank=self._rank,
-        )
+@dataclass(frozen=True)
+class _Running:
+    command: Command
+    rank: int | None
+    lines: deque[str]

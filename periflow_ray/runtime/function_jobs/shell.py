@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ray.train.v2._internal.execution.context import get_train_context
-
 from periflow_ray.runtime.diagnosis import NUM_SHOWN_LINES, Failure
 from periflow_ray.runtime.function_jobs.channel import FunctionChannel
 from periflow_ray.runtime.function_jobs.output import copy_output
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.member.shell import Links, Records
 from periflow_ray.runtime.monitor.contract import AttemptStart, EndAttempt
+from periflow_ray.runtime.ray_private import set_resumed_checkpoint
 from periflow_ray.runtime.ray_train.group_policy import leave_group
 from periflow_ray.runtime.ray_train.workers import as_ray_checkpoint
 from periflow_ray.sdk.session import use_channel_factory
@@ -91,7 +90,7 @@ class FunctionShell:
         os.environ["PROCESSED_ITERS"] = str(start.checkpoint.step if start.checkpoint else 0)
         if start.checkpoint is not None:
             # For functions that ask Ray rather than look into $CKPT_DIR.
-            get_train_context().checkpoint = as_ray_checkpoint(self._root, self._job_id, start.checkpoint.checkpoint)
+            set_resumed_checkpoint(as_ray_checkpoint(self._root, self._job_id, start.checkpoint.checkpoint))
         self._channel = channel = FunctionChannel(self._rank, self._local_rank, links.save, links.miss_save)
         use_channel_factory(lambda local_log_name: channel)
 

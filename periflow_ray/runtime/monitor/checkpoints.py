@@ -89,9 +89,9 @@ class Checkpoints:
         if self._created_by is None:
             with contextlib.suppress(NotFoundError):
                 self._created_by = (await asyncio.to_thread(read_record, root, job_id)).created_by
-        await asyncio.to_thread(checkpoints.sweep_partials, root, job_id, _CUT_SHORT)
+        swept = await asyncio.to_thread(checkpoints.sweep, root, job_id, _CUT_SHORT, self._kept.names)
         newest = await self._restores.find_checkpoint()
-        self._kept.begin_attempt(newest)
+        self._kept.begin_attempt(newest, swept.committed)
         return newest
 
     # Restoring.

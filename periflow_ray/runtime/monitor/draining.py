@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import ray
 
+from periflow_ray.runtime import ray_private
 from periflow_ray.runtime.monitor.announced_save import AnnouncedSave
 from periflow_ray.runtime.monitor.attempt import Attempt
 from periflow_ray.runtime.monitor.context import JobContext
@@ -77,7 +78,7 @@ class Draining:
 async def read_draining_nodes() -> dict[str, float]:
     """Ray's node id in hex -> the Unix time in seconds at which the machine goes; empty if Ray cannot say."""
     try:
-        found = await asyncio.to_thread(ray._private.state.state.get_draining_nodes)
+        found = await asyncio.to_thread(ray_private.read_draining_nodes)
     except (ray.exceptions.RayError, RuntimeError, OSError):
         return {}
-    return {node: (ms / 1000 if ms else time.time() + DEFAULT_NOTICE_S) for node, ms in (found or {}).items()}
+    return {node: (ms / 1000 if ms else time.time() + DEFAULT_NOTICE_S) for node, ms in found.items()}

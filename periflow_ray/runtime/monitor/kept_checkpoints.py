@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from periflow_ray.errors import StorageError
 from periflow_ray.store import checkpoints
-from periflow_ray.store.checkpoints import Manifest
+from periflow_ray.store.checkpoints import CheckpointSummary, Manifest
 from periflow_ray.store.checkpoints.retention import KeepBest, choose_expired
 from periflow_ray.store.root import StorageRoot
 
@@ -35,28 +35,37 @@ class KeptCheckpoints:
         self._job_id = job_id
         self._retention = retention
         self._write_event = write_event
-        # Without their files, which only the newest one needs: there may be thousands.
-        self._kept: list[Manifest] = []
-        self._added: list[Manifest] = []
+        # Summaries, because there may be thousands; the files only matter of the newest one.
+        self._kept: list[CheckpointSummary] = []
+        self._unread_names: list[str] = []
+        self._added: list[CheckpointSummary] = []
         self._tidying: asyncio.Task[None] | None = None
-        self._is_read = False
         self._has_warned = False
         self.newest: Manifest | None = None
-        """The checkpoint that was committed last."""
+        """The checkpoint that the next one may copy from, and that the job would resume from."""
 
-    def begin_attempt(self, newest: Manifest | None) -> None:
-        """A new attempt goes on from here; the others are read beside it, when the first deletion needs them."""
+    @property
+    def names(self) -> set[str]:
+        """Checkpoints that are known to be committed."""
+        return {summary.checkpoint for summary in (*self._kept, *self._added)}.union(self._unread_names)
+
+    def begin_attempt(self, newest: Manifest | None, committed: Sequence[str]) -> None:
+        """A new attempt goes on from here; what its manifests say is read when the first deletion needs it.
+
+        Args:
+            committed: names of all that the job has.
+        """
         self.newest = newest
-        self._is_read = False
-        self._added = []
+        known = self.names - set(self._unread_names)
+        self._unread_names = [name for name in committed if name not in known]
+        self._kept = [summary for summary in self._kept if summary.checkpoint in committed]
 
     def add(self, manifest: Manifest) -> None:
         """A checkpoint was committed: others may expire."""
         self.newest = manifest
-        if self._retention == Retention():
-            return
-        self._added.append(self._without_files(manifest))
-        self._tidying = asyncio.create_task(self._tidy(self._tidying))
+        self._added.append(self._summarize(manifest))
+        if self._retention != Retention():
+            self._tidying = asyncio.create_task(self._tidy(self._tidying))
 
     async def close(self) -> None:
         """Wait for deletions under way."""
@@ -72,31 +81,29 @@ class KeptCheckpoints:
             self._warn(f"checkpoints that may expire could not be listed: {err}")
             return
         rules = self._retention
-        for manifest in choose_expired(self._kept, rules.keep_last, rules.keep_best):
+        for summary in choose_expired(self._kept, rules.keep_last, rules.keep_best):
             try:
-                await asyncio.to_thread(checkpoints.remove, self._root, self._job_id, manifest.checkpoint)
+                await asyncio.to_thread(checkpoints.remove, self._root, self._job_id, summary.checkpoint)
             except (OSError, StorageError) as err:
-                self._warn(f"checkpoint {manifest.checkpoint} could not be deleted: {err}")
+                self._warn(f"checkpoint {summary.checkpoint} could not be deleted: {err}")
             else:
-                self._kept.remove(manifest)
+                self._kept.remove(summary)
 
     async def _take_in_added(self) -> None:
-        if not self._is_read:
-            found = await asyncio.to_thread(checkpoints.list_committed, self._root, self._job_id)
-            names = {manifest.checkpoint for manifest in self._added}
-            self._kept = [self._without_files(manifest) for manifest in found if manifest.checkpoint not in names]
-            self._is_read = True
-        self._kept += self._added
-        self._added = []
+        names = self._unread_names
+        if names:
+            read = await asyncio.to_thread(checkpoints.read_summaries, self._root, self._job_id, names)
+            self._unread_names = [name for name in self._unread_names if name not in names]
+            self._kept = sorted([*self._kept, *read], key=lambda summary: summary.step)
+        added, self._added = self._added, []
+        self._kept += added
 
     def _warn(self, text: str) -> None:
         if not self._has_warned:
             self._write_event("notice", text)
         self._has_warned = True
 
-    def _without_files(self, manifest: Manifest) -> Manifest:
-        rule = self._retention.keep_best
-        metrics = (
-            {} if rule is None else {name: manifest.metrics[name] for name in manifest.metrics if name == rule.metric}
-        )
-        return replace(manifest, files=(), metrics=metrics)
+    def _summarize(self, manifest: Manifest) -> CheckpointSummary:
+        rule, summary = self._retention.keep_best, manifest.summary()
+        wanted = () if rule is None else (rule.metric,)
+        return replace(summary, metrics={name: summary.metrics[name] for name in wanted if name in summary.metrics})

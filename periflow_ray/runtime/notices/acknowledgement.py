@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+from periflow_ray.runtime import ray_private
+
 NAMESPACE = b"periflow"
 
 
@@ -22,9 +24,7 @@ class KeyValueStore(Protocol):
 
 def mark_saving(node_id_hex: str, job_id: int) -> None:
     """Say that a job has begun an emergency save that the node's machine must not leave before; needs ``ray.init``."""
-    from ray.experimental import internal_kv
-
-    internal_kv._internal_kv_put(make_saving_key(node_id_hex, job_id), _now(), namespace=NAMESPACE)
+    ray_private.put_key(make_saving_key(node_id_hex, job_id), _now(), NAMESPACE)
 
 
 def mark_saved(node_id_hex: str, job_id: int | None = None) -> None:
@@ -33,11 +33,9 @@ def mark_saved(node_id_hex: str, job_id: int | None = None) -> None:
     Args:
         job_id: whose ``mark_saving`` is over; None for a job that made none.
     """
-    from ray.experimental import internal_kv
-
-    internal_kv._internal_kv_put(make_saved_key(node_id_hex), _now(), namespace=NAMESPACE)
+    ray_private.put_key(make_saved_key(node_id_hex), _now(), NAMESPACE)
     if job_id is not None:
-        internal_kv._internal_kv_del(make_saving_key(node_id_hex, job_id), namespace=NAMESPACE)
+        ray_private.delete_key(make_saving_key(node_id_hex, job_id), NAMESPACE)
 
 
 def is_saved(store: KeyValueStore, node_id_hex: str, timeout_s: float) -> bool:

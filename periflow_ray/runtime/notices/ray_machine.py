@@ -8,10 +8,10 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from periflow_ray.errors import ClusterError
+from periflow_ray.runtime import ray_private
 from periflow_ray.runtime.notices import acknowledgement
 
 CALL_TIMEOUT_S = 2.0
@@ -65,7 +65,9 @@ class RayMachine:
             client = self._connect()
             # A drained node leaves Ray by itself when nothing runs on it, at once if it was idle. One that Ray does not
             # know may be working: a GCS that was started anew has forgotten its nodes.
-            dead = {node_id for node_id, node in _read_nodes(client).items() if not node.is_alive}
+            dead = {
+                node_id for node_id, node in ray_private.read_nodes(client, CALL_TIMEOUT_S).items() if not node.is_alive
+            }
             left = (node_id for node_id in node_ids if node_id not in dead)
             return not all(acknowledgement.is_saved(client, node_id, CALL_TIMEOUT_S) for node_id in left)
 
@@ -90,17 +92,15 @@ class RayMachine:
         if self._client is None:
             if "ray" not in sys.modules:
                 os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
-            import ray
-            from ray._private import services
-
-            # "auto" is the cluster of $RAY_ADDRESS or the one that this machine has joined.
-            address = self._gcs_address or services.get_ray_address_from_environment("auto", None)
+            address = self._gcs_address or ray_private.find_gcs_address()
             _require_listener(address)
-            self._client = ray._raylet.GcsClient(address=address)
+            self._client = ray_private.open_gcs(address)
         return self._client
 
     def _find_node_ids(self, client: Any) -> list[str]:
-        alive = {node_id: node for node_id, node in _read_nodes(client).items() if node.is_alive}
+        alive = {
+            node_id: node for node_id, node in ray_private.read_nodes(client, CALL_TIMEOUT_S).items() if node.is_alive
+        }
         if self._node_id_hex is not None:
             # Ray accepts the drain of a node that it does not know.
             if self._node_id_hex not in alive:
@@ -110,12 +110,6 @@ class RayMachine:
         if not own:
             raise ClusterError("Ray has no living node on this machine")
         return own
-
-
-@dataclass(frozen=True)
-class _Node:
-    address: str
-    is_alive: bool
 
 
 def is_own_address(address: str) -> bool:
@@ -129,22 +123,10 @@ def is_own_address(address: str) -> bool:
     return True
 
 
-def _read_nodes(client: Any) -> dict[str, _Node]:
-    """Every node that Ray knows, by its hexadecimal id."""
-    from ray.core.generated.gcs_pb2 import GcsNodeInfo
-
-    nodes = client.get_all_node_info(timeout=CALL_TIMEOUT_S).items()
-    return {node_id.hex(): _Node(node.node_manager_address, node.state == GcsNodeInfo.ALIVE) for node_id, node in nodes}
-
-
 def _drain_nodes(client: Any, node_ids: Sequence[str], reason: str, deadline_unix_s: float) -> None:
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
-
-    preemption = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     deadline_unix_ms = int(deadline_unix_s * 1000)
     for node_id in node_ids:
-        # The same call as that of `ray drain-node`, without the seconds that its start takes.
-        is_accepted, refusal = client.drain_node(node_id, preemption, reason, deadline_unix_ms, timeout=CALL_TIMEOUT_S)
+        is_accepted, refusal = ray_private.drain_node(client, node_id, reason, deadline_unix_ms, CALL_TIMEOUT_S)
         if not is_accepted:
             raise ClusterError(f"Ray refuses to drain node {node_id}: {refusal}")
 

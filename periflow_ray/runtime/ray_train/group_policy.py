@@ -7,15 +7,20 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-from ray.train.v2._internal.execution.context import get_train_context
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision, FailurePolicy
-from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_actor
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from periflow_ray.errors import PeriflowRayError
 from periflow_ray.runtime.monitor.client import MonitorClient
 from periflow_ray.runtime.monitor.contract import GroupLoss
+from periflow_ray.runtime.ray_private import (
+    DefaultFailurePolicy,
+    FailureDecision,
+    FailurePolicy,
+    TrainerHooks,
+    actor_id_of,
+    end_worker,
+    find_cause,
+    is_preempted,
+)
 from periflow_ray.runtime.ray_train.group_size import ElasticPolicy, release_groups
 
 
@@ -28,8 +33,7 @@ def leave_group(reason: str) -> None:
 
     From a thread beside the function's: one that is stuck cannot say so itself.
     """
-    runner = get_train_context().execution_context.training_thread_runner
-    runner.get_exception_queue().put(UserExceptionWithTraceback(LeaveGroupError(reason), reason))
+    end_worker(LeaveGroupError(reason), reason)
 
 
 class MonitorPolicy(FailurePolicy):  # type: ignore[misc]
@@ -41,22 +45,22 @@ class MonitorPolicy(FailurePolicy):  # type: ignore[misc]
         self._num_losses = 0
         self._default = DefaultFailurePolicy(failure_config)
 
-    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+    def make_decision(self, training_failed_error: ray.train.TrainingFailedError) -> FailureDecision:
         """Retry what Ray Train itself could not do as Ray does; for everything else the monitor knows more."""
-        if not isinstance(training_failed_error, WorkerGroupError):
+        if not isinstance(training_failed_error, ray.train.WorkerGroupError):
             return self._default.make_decision(training_failed_error)
-        lost, is_preempted = {}, False
+        lost, any_preempted = {}, False
         for rank, error in training_failed_error.worker_failures.items():
-            cause = getattr(error, "health_check_failure", error)
-            is_preempted = is_preempted or _is_preempted_actor(error)
+            cause = find_cause(error)
+            any_preempted = any_preempted or is_preempted(error)
             if isinstance(cause, ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError):
                 lost[rank] = str(cause)
         self._num_losses += 1
-        may_replace = self._monitor.may_replace_group(GroupLoss(self._num_losses, lost, is_preempted))
+        may_replace = self._monitor.may_replace_group(GroupLoss(self._num_losses, lost, any_preempted))
         return FailureDecision.RETRY if may_replace else FailureDecision.RAISE
 
 
-class MonitoredTrainer:
+class MonitoredTrainer(TrainerHooks):
     """Mixed into a Ray trainer: ``monitor`` decides on new worker groups, which may be as small as ``min_num_workers``.
 
     None for that is a fixed number of workers.
@@ -79,16 +83,17 @@ class MonitoredTrainer:
         """Give back the resources of a controller that was killed or has died, so that another one finds room."""
         if self._controller is not None:
             with contextlib.suppress(ray.exceptions.RayError, RuntimeError):  # The cluster itself is gone.
-                release_groups(self._controller._actor_id.hex())
+                release_groups(actor_id_of(self._controller))
 
-    def _initialize_and_run_controller(self, **options: Any) -> Any:
+    def controller_options(self) -> dict[str, Any]:
+        """Policies that ask the monitor."""
         failure_config = self.run_config.failure_config  # type: ignore[attr-defined]
-        options["failure_policy"] = MonitorPolicy(failure_config, self.monitor)
+        options: dict[str, Any] = {"failure_policy": MonitorPolicy(failure_config, self.monitor)}
         scaling_config = self.scaling_config  # type: ignore[attr-defined]
         if self.min_num_workers is not None and self.min_num_workers < scaling_config.num_workers:
             options["scaling_policy"] = ElasticPolicy(scaling_config, self.min_num_workers, self.monitor)
-        return super()._initialize_and_run_controller(**options)  # type: ignore[misc]
+        return options
 
-    def _register_sigint_handler(self, controller: Any) -> None:
-        # Ray's own handler would abort the run without a save, in the place of the driver's.
+    def take_controller(self, controller: Any) -> None:
+        """Keep it for ``end_now``; Ray's own handler of SIGINT would abort the run without a save."""
         self._controller = controller

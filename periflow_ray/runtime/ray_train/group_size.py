@@ -9,17 +9,18 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.core.generated import gcs_pb2
-from ray.train.v2._internal.execution.scaling_policy import (
-    FixedScalingPolicy,
-    NoopDecision,
-    ResizeDecision,
-    ScalingDecision,
-)
 from ray.util.placement_group import PlacementGroup
 
 from periflow_ray.loops import BackgroundLoop
+from periflow_ray.runtime import ray_private
 from periflow_ray.runtime.monitor.client import MonitorClient
+from periflow_ray.runtime.ray_private import (
+    FixedScalingPolicy,
+    NoopDecision,
+    PlacementGroupFacts,
+    ResizeDecision,
+    ScalingDecision,
+)
 
 # Machines that come back seldom come at once; a group that starts without them has to start again for each.
 SETTLE_S = 5.0
@@ -30,8 +31,6 @@ GIVE_UP_AFTER_S = 8.0
 LOOK_INTERVAL_S = 1.0
 _POLL_S = 0.25
 _CONNECT_TIMEOUT_S = 2.0
-_REMOVED = gcs_pb2.PlacementGroupTableData.REMOVED
-_RESCHEDULING = gcs_pb2.PlacementGroupTableData.RESCHEDULING
 
 
 class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
@@ -61,7 +60,7 @@ class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Start with all workers if there is room, with fewer when no more room has come for a while."""
-        self._maybe_send_resource_request()
+        ray_private.request_resources(self)
         num_possible = self._count_possible_workers()
         now_s = time.monotonic()
         if num_possible < self._min_num_workers:
@@ -74,13 +73,13 @@ class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
             time.sleep(_POLL_S)
             return NoopDecision()
         self._possible_since_s = self._room_since_s = None
-        return ResizeDecision(num_possible, self.scaling_config._resources_per_worker_not_none)
+        return ResizeDecision(num_possible, ray_private.resources_per_worker(self.scaling_config))
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
         """Leave the group as it is; tell the monitor of room for a larger one."""
-        self._maybe_send_resource_request()
+        ray_private.request_resources(self)
         now_s = time.monotonic()
         if worker_group_state.num_workers >= self.scaling_config.num_workers or now_s < self._next_look_s:
             return NoopDecision()
@@ -97,16 +96,15 @@ class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
 
     def _count_possible_workers(self) -> int:
         """Workers that fit on the machines that stay, if this controller's own group made room."""
-        state = ray._private.state.state
         try:
-            leaving = set(state.get_draining_nodes() or {})
-            free = state.available_resources_per_node()
+            leaving = set(ray_private.read_draining_nodes())
+            free = ray_private.read_free_resources()
             held = _read_held_resources()
             # Ray takes seconds to notice a lost machine, and would wait for it with a group that was to start there.
             leaving |= {node["NodeID"] for node in ray.nodes() if node["Alive"] and not _is_reachable(node)}
         except (ray.exceptions.RayError, RuntimeError, OSError):  # The next look may find Ray's head again.
             return 0
-        needed = self.scaling_config._resources_per_worker_not_none
+        needed = ray_private.resources_per_worker(self.scaling_config)
         per_node = [
             _count_fitting(_add(resources, held.get(node, {})), needed)
             for node, resources in free.items()
@@ -138,7 +136,7 @@ class LostGroups:
         """Look once."""
         try:
             groups = _read_own_groups()
-            lost = {group.placement_group_id for group in groups if group.state == _RESCHEDULING}
+            lost = {group.group_id for group in groups if group.is_rescheduling}
             now_s = time.monotonic()
             self._lost_since_s = {group_id: self._lost_since_s.get(group_id, now_s) for group_id in lost}
             for group_id, since_s in self._lost_since_s.items():
@@ -155,27 +153,24 @@ def release_groups(controller_id: str) -> None:
         controller_id: its actor id in hex.
     """
     for group in _read_groups(controller_id):
-        ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+        ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.group_id)))
 
 
-def _read_own_groups() -> list[Any]:
+def _read_own_groups() -> list[PlacementGroupFacts]:
     return _read_groups(ray.get_runtime_context().get_actor_id())
 
 
-def _read_groups(actor_id: str) -> list[Any]:
+def _read_groups(actor_id: str) -> list[PlacementGroupFacts]:
     """Ray's records of the placement groups that a controller made and has not removed."""
-    packed = ray._private.state.state._connect_and_get_accessor().get_placement_group_table()
-    groups = [gcs_pb2.PlacementGroupTableData.FromString(data) for data in packed]
-    return [group for group in groups if group.creator_actor_id.hex() == actor_id and group.state != _REMOVED]
+    return [group for group in ray_private.read_placement_groups() if group.creator_actor_id_hex == actor_id]
 
 
 def _read_held_resources() -> dict[str, dict[str, float]]:
     """Ray's node id in hex -> what this controller's placement groups hold there."""
     held: dict[str, dict[str, float]] = {}
     for group in _read_own_groups():
-        for bundle in group.bundles:
-            node = bundle.node_id.hex()
-            held[node] = _add(held.get(node, {}), dict(bundle.unit_resources))
+        for node, resources in group.held.items():
+            held[node] = _add(held.get(node, {}), resources)
     return held
 
 

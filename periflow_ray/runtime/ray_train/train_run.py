@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
 
 import ray
-import ray._private.ray_constants as ray_constants
 import ray.train
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from periflow_ray.runtime.ray_private import PlacementGroupCleanerCallback, TrainerHooks, keep_to_loopback
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
@@ -22,7 +20,7 @@ GROUP_START_TIMEOUT_S = 900
 ELASTIC_GROUP_START_TIMEOUT_S = 60
 
 
-class WithoutPlacementGroupCleaner:
+class WithoutPlacementGroupCleaner(TrainerHooks):
     """Mixed into a Ray trainer: no detached cleaner actor beside the controller.
 
     It would outlive a stopped job by as long as the cluster lives, because it cannot end itself (seen in Ray 2.60),
@@ -30,10 +28,6 @@ class WithoutPlacementGroupCleaner:
     """
 
     left_out_callbacks: tuple[type, ...] = (PlacementGroupCleanerCallback,)
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in callbacks if not isinstance(callback, self.left_out_callbacks)]
 
 
 def set_train_environment(is_elastic: bool = False) -> None:
@@ -55,9 +49,9 @@ def ensure_ray() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
         return
-    # Ray then takes 127.0.0.1 for this node, as on macOS, and listens nowhere else. The variable of the same meaning
-    # (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER) is read when Ray is imported, which user code has done by now.
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    # The variable of the same meaning (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER) is read when Ray is imported, which user code
+    # has done by now.
+    keep_to_loopback()
     ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
 
 

@@ -16,11 +16,14 @@ from periflow_ray.store.checkpoints.lifecycle import (
     map_names,
     mark_failed,
     read_manifest,
+    read_summaries,
     read_upload_note,
     remove,
+    sweep,
     sweep_partials,
 )
 from periflow_ray.store.checkpoints.manifest import (
+    CheckpointSummary,
     LocalFile,
     Manifest,
     PlannedFile,
@@ -32,6 +35,7 @@ from periflow_ray.store.checkpoints.restoring import restore
 from periflow_ray.store.checkpoints.verifying import verify
 
 __all__ = [
+    "CheckpointSummary",
     "LocalFile",
     "Manifest",
     "PlannedFile",
@@ -52,9 +56,11 @@ __all__ = [
     "mark_failed",
     "merge_files",
     "read_manifest",
+    "read_summaries",
     "read_upload_note",
     "remove",
     "restore",
+    "sweep",
     "sweep_partials",
     "verify",
 ]

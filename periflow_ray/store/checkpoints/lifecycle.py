@@ -18,13 +18,15 @@ import difflib
 import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 from periflow_ray.errors import CorruptCheckpointError, DocumentError, NewerFormatError, NotFoundError, StorageError
 from periflow_ray.store.checkpoints.manifest import (
     DELETED,
     MANIFEST,
     UPLOADING,
+    CheckpointSummary,
     DeletedManifest,
     Manifest,
     UploadNote,
@@ -36,13 +38,15 @@ from periflow_ray.store.checkpoints.manifest import (
     manifest_bytes,
     parse_checkpoint_id,
     parse_manifest,
+    parse_summary,
     step_of,
     step_order,
 )
 from periflow_ray.store.documents import read_document, write_document
 from periflow_ray.store.root import StorageRoot
 
-_NUM_READERS = 8
+# On an object store each read is a round trip of some 30 ms, so 400 checkpoints must not be read one after the other.
+_NUM_READERS = 32
 
 Result = TypeVar("Result")
 
@@ -104,29 +108,56 @@ def mark_failed(root: StorageRoot, job_id: int | None, name: str, reason: str) -
             root.delete(checkpoint_key(job_id, name, entry))
 
 
-def sweep_partials(root: StorageRoot, job_id: int, reason: str) -> list[str]:
+@dataclass(frozen=True)
+class Sweep:
+    """Names of a job's checkpoints, by step: those just given up without a reason of their own, and the committed."""
+
+    given_up: list[str]
+    committed: list[str]
+
+
+def sweep(root: StorageRoot, job_id: int, reason: str, known: Collection[str] = ()) -> Sweep:
     """Give up what an earlier attempt left uncommitted; call before the attempt's first checkpoint.
+
+    One request for the names, and one for each checkpoint that is not known; no manifest is read.
 
     Args:
         reason: for those that do not say one themselves.
-    Returns:
-        The names of those that had none.
+        known: names that an earlier sweep found committed, or that were committed since. They are not looked at: a
+            committed checkpoint whose deletion begins meanwhile counts as committed until it is gone.
     """
-    swept = []
-    for name in list_checkpoint_names(root, job_id):
+    names = list_checkpoint_names(root, job_id)
+    unknown = [name for name in names if name not in known]
+    looked_at = dict(zip(unknown, map_names(lambda name: _sweep_one(root, job_id, name, reason), unknown), strict=True))
+    return Sweep(
+        given_up=[name for name, became in looked_at.items() if became == "given up"],
+        committed=[name for name in names if looked_at.get(name, "committed") == "committed"],
+    )
+
+
+def sweep_partials(root: StorageRoot, job_id: int, reason: str) -> list[str]:
+    """``sweep`` without anything known; returns the names of those that had no reason of their own."""
+    return sweep(root, job_id, reason).given_up
+
+
+def _sweep_one(root: StorageRoot, job_id: int, name: str, reason: str) -> Literal["committed", "given up", "left"]:
+    entries = set(root.list_names(checkpoint_key(job_id, name)))
+    if MANIFEST in entries and UPLOADING in entries:
+        root.delete(checkpoint_key(job_id, name, UPLOADING))
+    if MANIFEST in entries:
+        return "committed"
+    if DELETED in entries:
+        return "left"
+    if entries - {UPLOADING}:
         # Files, because some stores keep the empty directories of what was removed.
         entries = {path.partition("/")[0] for path in root.list_files(checkpoint_key(job_id, name))}
-        if MANIFEST in entries and UPLOADING in entries:
-            root.delete(checkpoint_key(job_id, name, UPLOADING))
-        if not entries or entries & {MANIFEST, DELETED}:
-            continue
-        known_reason = read_upload_note(root, job_id, name).reason
-        # Asked again: a deletion that is taken back right now has its manifest back first.
-        if (entries != {UPLOADING} or known_reason is None) and not root.exists(checkpoint_key(job_id, name, MANIFEST)):
-            mark_failed(root, job_id, name, known_reason or reason)
-        if known_reason is None:
-            swept.append(name)
-    return swept
+    if not entries or entries & {MANIFEST, DELETED}:
+        return "left"
+    known_reason = read_upload_note(root, job_id, name).reason
+    # Asked again: a deletion that is taken back right now has its manifest back first.
+    if (entries != {UPLOADING} or known_reason is None) and not root.exists(checkpoint_key(job_id, name, MANIFEST)):
+        mark_failed(root, job_id, name, known_reason or reason)
+    return "left" if known_reason is not None else "given up"
 
 
 def remove(root: StorageRoot, job_id: int | None, name: str) -> None:
@@ -202,6 +233,18 @@ def list_committed(root: StorageRoot, job_id: int | None) -> list[Manifest]:
         return None
 
     return [manifest for manifest in map_names(read, list_checkpoint_names(root, job_id)) if manifest is not None]
+
+
+def read_summaries(root: StorageRoot, job_id: int | None, names: Collection[str]) -> list[CheckpointSummary]:
+    """What ``list_committed`` says of these checkpoints, without their files, which are most of what it holds."""
+
+    def read(name: str) -> CheckpointSummary | None:
+        key = checkpoint_key(job_id, name, MANIFEST)
+        with contextlib.suppress(NotFoundError, CorruptCheckpointError):
+            return parse_summary(root.read_bytes(key), key)
+        return None
+
+    return [summary for summary in map_names(read, names) if summary is not None]
 
 
 def latest_committed(root: StorageRoot, job_id: int, skip: Collection[str] = ()) -> Manifest | None:

@@ -87,6 +87,19 @@ class Manifest:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
+    def summary(self) -> CheckpointSummary:
+        """What is left without the files."""
+        return CheckpointSummary(self.checkpoint, self.step, self.metrics)
+
+
+@dataclass(frozen=True)
+class CheckpointSummary:
+    """A committed checkpoint in short: what choosing among many needs, and little memory."""
+
+    checkpoint: str
+    step: int
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeletedManifest(Manifest):
@@ -189,5 +202,17 @@ def parse_deleted_manifest(content: bytes, key: str) -> DeletedManifest:
 def _parse(kind: type[AnyManifest], content: bytes, where: str) -> AnyManifest:
     try:
         return parse_document(kind, content, where, advice="")
+    except DamagedDocumentError as err:
+        raise CorruptCheckpointError(str(err)) from err
+
+
+def parse_summary(content: bytes, key: str) -> CheckpointSummary:
+    """A manifest's summary from its JSON document, several times faster than ``parse_manifest``.
+
+    Raises:
+        CorruptCheckpointError: it is damaged; ``key`` says where it was.
+    """
+    try:
+        return parse_document(CheckpointSummary, content, f"the manifest '{key}'", advice="")
     except DamagedDocumentError as err:
         raise CorruptCheckpointError(str(err)) from err

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
-from periflow_ray.store.checkpoints.manifest import Manifest
+from periflow_ray.store.checkpoints.manifest import CheckpointSummary, Manifest
+
+Checkpoint = TypeVar("Checkpoint", bound=Manifest | CheckpointSummary)
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,12 @@ class KeepBest:
 
 
 def choose_expired(
-    manifests: Sequence[Manifest], keep_last: int | None = None, keep_best: KeepBest | None = None
-) -> list[Manifest]:
+    manifests: Sequence[Checkpoint], keep_last: int | None = None, keep_best: KeepBest | None = None
+) -> list[Checkpoint]:
     """The checkpoints that neither rule keeps, oldest first; never the newest one, which a restart needs.
 
     Args:
-        manifests: all committed checkpoints of a job, oldest first.
+        manifests: all committed checkpoints of a job, or their summaries, oldest first.
         keep_last: keep this many of the newest.
         keep_best: keep the best by a metric; of equal ones the newest. Without a checkpoint that has the metric
             nobody knows which is the best, so this rule alone then keeps all.
@@ -42,7 +44,7 @@ def choose_expired(
     return [manifest for manifest in manifests if manifest.checkpoint not in kept]
 
 
-def _choose_best(manifests: Sequence[Manifest], rule: KeepBest) -> list[Manifest]:
+def _choose_best(manifests: Sequence[Checkpoint], rule: KeepBest) -> list[Checkpoint]:
     valued = []
     for index, manifest in enumerate(manifests):
         value = manifest.metrics.get(rule.metric)

@@ -17,9 +17,11 @@ from pathlib import Path
 
 import fsspec
 import pyarrow.fs
-import ray._private.ray_constants as ray_constants
+import ray
 import ray.train
 from ray.train.torch import TorchTrainer
+
+from periflow_ray.runtime.ray_private import keep_to_loopback
 
 
 def main() -> None:
@@ -28,7 +30,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     # Loopback as Ray's only network, as in ``periflow_ray.runtime.ray_train.train_run``, and quieter than there.
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    keep_to_loopback()
     ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         address = str(Path(directory) / "reporter")

@@ -1,0 +1,245 @@
+"""All that this project takes from Ray's private modules and attributes; no other file of the package does.
+
+A release of Ray may change each of these, so ``tests/runtime/test_ray_private.py`` says of each what is relied on.
+Ray is imported when a name is first used and not before: the notice watcher, which runs on a machine as long as the
+machine does, has no use for Ray until the last minutes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.train.v2._internal.callbacks import DatasetsCallback as DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import (
+        PlacementGroupCleanerCallback as PlacementGroupCleanerCallback,
+    )
+    from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy as DefaultFailurePolicy
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision as FailureDecision
+    from ray.train.v2._internal.execution.failure_handling import FailurePolicy as FailurePolicy
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy as FixedScalingPolicy
+    from ray.train.v2._internal.execution.scaling_policy import NoopDecision as NoopDecision
+    from ray.train.v2._internal.execution.scaling_policy import ResizeDecision as ResizeDecision
+    from ray.train.v2._internal.execution.scaling_policy import ScalingDecision as ScalingDecision
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as DataParallelTrainer
+
+_MODULE_BY_CLASS = {
+    # TorchTrainer's base class: starts a worker group and runs a function in it, without torch.
+    "DataParallelTrainer": "ray.train.v2.api.data_parallel_trainer",
+    # Callbacks that a trainer makes for every run: Ray Data's, and a detached actor that removes placement groups.
+    "DatasetsCallback": "ray.train.v2._internal.callbacks",
+    "PlacementGroupCleanerCallback": "ray.train.v2._internal.callbacks.placement_group_callback",
+    # The controller asks a failure policy's make_decision(training_failed_error) after each failure: RETRY or RAISE.
+    "FailurePolicy": "ray.train.v2._internal.execution.failure_handling",
+    "DefaultFailurePolicy": "ray.train.v2._internal.execution.failure_handling",
+    "FailureDecision": "ray.train.v2._internal.execution.failure_handling",
+    # The controller asks a scaling policy, with and without a running group, for the number of workers.
+    "FixedScalingPolicy": "ray.train.v2._internal.execution.scaling_policy",
+    "ScalingDecision": "ray.train.v2._internal.execution.scaling_policy",
+    "NoopDecision": "ray.train.v2._internal.execution.scaling_policy",
+    "ResizeDecision": "ray.train.v2._internal.execution.scaling_policy",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_BY_CLASS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_BY_CLASS[name]), name)
+
+
+class TrainerHooks:
+    """Mixed into a Ray trainer: what to change in its run. Relies on three private methods of ``DataParallelTrainer``.
+
+    ``left_out_callbacks`` are classes of Ray's default callbacks that the run does without.
+    """
+
+    left_out_callbacks: tuple[type, ...] = ()
+
+    def controller_options(self) -> dict[str, Any]:
+        """What Ray Train's controller gets in place of its defaults: ``failure_policy``, ``scaling_policy``."""
+        return {}
+
+    def take_controller(self, controller: Any) -> None:
+        """Receive the controller's handle; only in the main thread. Ray would set a handler of SIGINT instead."""
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        return super()._initialize_and_run_controller(**{**options, **self.controller_options()})  # type: ignore[misc]
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in callbacks if not isinstance(callback, self.left_out_callbacks)]
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self.take_controller(controller)
+
+
+def end_worker(error: Exception, text: str) -> None:
+    """Let a Ray Train worker count as failed with this error, though its function runs on.
+
+    Any thread of the worker may call it. Relies on the queue of exceptions that the worker's poll reads.
+    """
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    runner = get_train_context().execution_context.training_thread_runner
+    runner.get_exception_queue().put(UserExceptionWithTraceback(error, text))
+
+
+def actor_id_of(actor: Any) -> str:
+    """The id in hex of an actor that a handle belongs to; Ray tells it publicly only to the actor itself."""
+    return str(actor._actor_id.hex())
+
+
+def set_resumed_checkpoint(checkpoint: Any) -> None:
+    """Set what ``ray.train.get_checkpoint()`` answers in this worker until its first report."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    get_train_context().checkpoint = checkpoint
+
+
+def find_cause(error: Exception) -> Exception:
+    """What ended a worker: Ray Train wraps the death of a process into a failed health check."""
+    cause: Exception = getattr(error, "health_check_failure", error)
+    return cause
+
+
+def is_preempted(error: Exception) -> bool:
+    """Whether a worker's error says that Ray knew of the loss of its machine beforehand."""
+    from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_actor
+
+    return bool(_is_preempted_actor(error))
+
+
+def request_resources(policy: FixedScalingPolicy) -> None:
+    """Tell the cluster's autoscaler what the run needs, unless it was told a moment ago."""
+    policy._maybe_send_resource_request()
+
+
+def resources_per_worker(scaling_config: Any) -> dict[str, float]:
+    """What one worker of a run asks Ray for, with Ray's defaults where the configuration says nothing."""
+    return dict(scaling_config._resources_per_worker_not_none)
+
+
+@dataclass(frozen=True)
+class PlacementGroupFacts:
+    """Ray's record of a placement group that is not removed.
+
+    ``is_rescheduling``: it lost a machine and looks for another one. ``held`` is Ray's node id in hex -> resources.
+    """
+
+    group_id: bytes
+    creator_actor_id_hex: str
+    is_rescheduling: bool
+    held: Mapping[str, Mapping[str, float]]
+
+
+def read_placement_groups() -> list[PlacementGroupFacts]:
+    """Every placement group of the cluster, with the actor that made it; the public table leaves that out."""
+    import ray
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+    packed = ray._private.state.state._connect_and_get_accessor().get_placement_group_table()
+    groups = []
+    for group in map(PlacementGroupTableData.FromString, packed):
+        if group.state == PlacementGroupTableData.REMOVED:
+            continue
+        held: dict[str, dict[str, float]] = {}
+        for bundle in group.bundles:
+            on_node = held.setdefault(bundle.node_id.hex(), {})
+            for name, amount in bundle.unit_resources.items():
+                on_node[name] = on_node.get(name, 0.0) + amount
+        groups.append(
+            PlacementGroupFacts(
+                group_id=group.placement_group_id,
+                creator_actor_id_hex=group.creator_actor_id.hex(),
+                is_rescheduling=group.state == PlacementGroupTableData.RESCHEDULING,
+                held=held,
+            )
+        )
+    return groups
+
+
+def read_draining_nodes() -> dict[str, int]:
+    """Nodes that Ray was told will go: id in hex -> deadline in Unix milliseconds, 0 where none was given."""
+    import ray
+
+    return dict(ray._private.state.state.get_draining_nodes() or {})
+
+
+def read_free_resources() -> dict[str, dict[str, float]]:
+    """What is free on each node: its id in hex -> resources."""
+    import ray
+
+    return dict(ray._private.state.state.available_resources_per_node())
+
+
+def keep_to_loopback() -> None:
+    """Let the next ``ray.init(address="local")`` take 127.0.0.1 for its node, as on macOS, and listen nowhere else."""
+    import ray._private.ray_constants
+
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def put_key(key: bytes, value: bytes, namespace: bytes) -> None:
+    """Write a key of Ray's internal key-value store, which lives as long as the cluster's head; needs ``ray.init``."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(key, value, namespace=namespace)
+
+
+def delete_key(key: bytes, namespace: bytes) -> None:
+    """Delete a key of Ray's internal key-value store; needs ``ray.init``."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_del(key, namespace=namespace)
+
+
+def find_gcs_address() -> str:
+    """HOST:PORT of the cluster that ``$RAY_ADDRESS`` names, or that this machine has joined."""
+    from ray._private import services
+
+    return str(services.get_ray_address_from_environment("auto", None))
+
+
+def open_gcs(address: str) -> Any:
+    """A client of a cluster's control store, the GCS, without ``ray.init``.
+
+    Its ``internal_kv_get`` and ``internal_kv_keys`` read what ``put_key`` writes. Raises one of several classes that
+    have nothing in common if the GCS does not answer.
+    """
+    import ray
+
+    return ray._raylet.GcsClient(address=address)
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """A node as the GCS knows it."""
+
+    address: str
+    is_alive: bool
+
+
+def read_nodes(gcs: Any, timeout_s: float) -> dict[str, NodeRecord]:
+    """Every node that the GCS knows, dead ones too, by its id in hex."""
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo
+
+    nodes = gcs.get_all_node_info(timeout=timeout_s).items()
+    return {
+        node_id.hex(): NodeRecord(node.node_manager_address, node.state == GcsNodeInfo.ALIVE) for node_id, node in nodes
+    }
+
+
+def drain_node(gcs: Any, node_id_hex: str, reason: str, deadline_unix_ms: int, timeout_s: float) -> tuple[bool, str]:
+    """Tell Ray that a node is preempted; returns whether Ray accepts that, and why not.
+
+    The same call as that of ``ray drain-node``, without the seconds that its start takes.
+    """
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    preemption = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    is_accepted, refusal = gcs.drain_node(node_id_hex, preemption, reason, deadline_unix_ms, timeout=timeout_s)
+    return bool(is_accepted), str(refusal)
