@@ -26,14 +26,12 @@ import dataclasses
 import functools
 import json
 import operator
-import types
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar, Union, cast
+from typing import Any, TypeVar, cast
 
 from periflow_ray import __version__
 from periflow_ray.errors import DamagedDocumentError, DocumentError, NewerFormatError, NotFoundError
+from periflow_ray.store.document_fields import build, build_all, name_type
 from periflow_ray.store.root import StorageRoot
 
 FORMAT_FIELD = "format"
@@ -103,7 +101,7 @@ def parse_document(kind: type[Document], content: bytes, where: str, *, advice: 
     if hasattr(kind, "model_validate_json"):
         return cast(Document, _validate(kind, fields, where, advice))
     problems: list[str] = []
-    document = _build(kind, fields, "", problems)
+    document = build(kind, fields, "", problems)
     if problems:
         raise _describe_damage(where, _join(problems), advice)
     return cast(Document, document)
@@ -118,7 +116,7 @@ def parse_entries(kind: type[Document], content: bytes, where: str, *, advice: s
     entries = _parse_json(content, where, advice)
     check_format(entries, where)
     problems: list[str] = []
-    built = _build_all(kind, entries, "", problems)
+    built = build_all(kind, entries, "", problems)
     if problems:
         raise _describe_damage(where, _join(problems), advice)
     return cast("tuple[Document, ...]", built)
@@ -135,7 +133,7 @@ def parse_fields(content: bytes, where: str, *, kind: type | None = None, advice
     """
     fields = _parse_json(content, where, advice)
     if not isinstance(fields, dict):
-        raise _describe_damage(where, f"it is {_name_type(fields)}, not a JSON object", advice)
+        raise _describe_damage(where, f"it is {name_type(fields)}, not a JSON object", advice)
     check_format(fields, where, kind=kind, advice=advice)
     return {name: value for name, value in fields.items() if name not in (FORMAT_FIELD, SINCE_FIELD)}
 
@@ -202,80 +200,6 @@ def _parse_json(content: bytes, where: str, advice: str) -> Any:
         raise _describe_damage(where, str(err), advice) from err
 
 
-@dataclass(frozen=True)
-class _Nested:
-    """A field whose value is a dataclass, or (``is_many``) a tuple of them."""
-
-    kind: type
-    is_many: bool
-    is_optional: bool
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What a dataclass takes, in its order."""
-
-    names: tuple[str, ...]
-    required: tuple[str, ...]
-    nested: Mapping[str, _Nested]
-
-
-@functools.cache
-def _shape_of(kind: type) -> _Shape:
-    hints = typing.get_type_hints(kind)
-    fields = [field for field in dataclasses.fields(cast(Any, kind)) if field.init]
-    nested = {field.name: _find_nested(hints[field.name]) for field in fields}
-    return _Shape(
-        names=tuple(field.name for field in fields),
-        required=tuple(
-            field.name
-            for field in fields
-            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        ),
-        nested={name: found for name, found in nested.items() if found is not None},
-    )
-
-
-def _find_nested(hint: Any) -> _Nested | None:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        others = [arg for arg in args if arg is not types.NoneType]
-        found = _find_nested(others[0]) if len(others) == 1 else None
-        return None if found is None else dataclasses.replace(found, is_optional=True)
-    if origin is tuple and len(args) == 2 and args[1] is Ellipsis and dataclasses.is_dataclass(args[0]):
-        return _Nested(cast(type, args[0]), is_many=True, is_optional=False)
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _Nested(hint, is_many=False, is_optional=False)
-    return None
-
-
-def _build(kind: type, fields: Any, path: str, problems: list[str]) -> Any:
-    """The dataclass with what is known of the fields; None if there are problems, which are added."""
-    if not isinstance(fields, dict):
-        problems.append(f"'{path.removesuffix('.')}' is {_name_type(fields)}, not a JSON object")
-        return None
-    shape = _shape_of(kind)
-    values = {name: fields[name] for name in shape.names if name in fields}
-    for name, nested in shape.nested.items():
-        value = values.get(name)
-        if name not in values or (value is None and nested.is_optional):
-            continue
-        if nested.is_many:
-            values[name] = _build_all(nested.kind, value, f"{path}{name}", problems)
-        else:
-            values[name] = _build(nested.kind, value, f"{path}{name}.", problems)
-    missing = [name for name in shape.required if name not in values]
-    problems += [f"it has no '{path}{name}'" for name in missing]
-    return None if missing else kind(**values)
-
-
-def _build_all(kind: type, entries: Any, path: str, problems: list[str]) -> tuple[Any, ...]:
-    if not isinstance(entries, list):
-        problems.append(f"{repr(path) if path else 'it'} is {_name_type(entries)}, not a list")
-        return ()
-    return tuple(_build(kind, entry, f"{path}[{index}].", problems) for index, entry in enumerate(entries))
-
-
 def _validate(kind: Any, fields: dict[str, Any], where: str, advice: str) -> Any:
     """A pydantic model; fields that it refuses because it does not know them are left out."""
     while True:
@@ -304,8 +228,3 @@ def _describe_damage(where: str, reason: str, advice: str) -> DamagedDocumentErr
 def _join(problems: Sequence[str]) -> str:
     more = len(problems) - _MAX_PROBLEMS
     return ", ".join(problems[:_MAX_PROBLEMS]) + (f", and {more} more" if more > 0 else "")
-
-
-def _name_type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

@@ -11,7 +11,7 @@ from document_kinds import FREE_FIELDS, KINDS, PLAN, Kind, attempt
 
 from periflow_ray import __version__
 from periflow_ray.errors import DamagedDocumentError, NewerFormatError
-from periflow_ray.jobs import read_record, read_state
+from periflow_ray.jobs import JobProgress, read_progress, read_record, read_state
 from periflow_ray.jobs.attempts import read_attempts, write_attempt
 from periflow_ray.plan import JobPlan
 from periflow_ray.store.datasets import list_dataset_files, read_dataset, upload_dataset
@@ -149,6 +149,29 @@ def test_a_part_that_is_no_object_is_named(root, save):
     root.write_json("jobs/1/attempts/1.json", {**document, "save": save})
     with pytest.raises(DamagedDocumentError, match=r"attempts/1.json' .* is damaged: 'save' is .*, not a JSON object"):
         read_attempts(root, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("started_unix_s", None, "'started_unix_s' is null, not a number"),
+        ("last_step", "5", "'last_step' is a text, not a number"),
+        ("text", 3, "'text' is a number, not a text"),
+        ("save", {"notice_s": [], "step": 5, "save_time_s": 1.0}, "'save.notice_s' is a list, not a number"),
+    ],
+)
+def test_a_value_that_is_neither_number_nor_text_where_one_belongs_is_named(root, name, value, reason):
+    write_attempt(root, 1, attempt())
+    root.write_json("jobs/1/attempts/1.json", {**root.read_json("jobs/1/attempts/1.json"), name: value})
+    with pytest.raises(DamagedDocumentError) as caught:
+        read_attempts(root, 1)
+    assert f" is damaged: {reason}. Put" in str(caught.value)
+
+
+def test_numbers_may_be_whole_or_not_and_what_may_be_missing_may_be_null(root):
+    document = {"step": 5.0, "total_train_steps": 1e4, "steps_per_s": None, "metrics": {"phase": "train", "loss": None}}
+    root.write_json("jobs/1/progress.json", document)
+    assert read_progress(root, 1) == JobProgress(5, 10_000, None, {"phase": "train", "loss": None})
 
 
 def test_a_value_that_a_plan_cannot_have_is_named(root):
