@@ -22,7 +22,7 @@ from periflow_ray.dataset_handle import DatasetHandle
 from periflow_ray.plan import build_plan, device_environment, load_catalogue, local_vm, node_environment
 from periflow_ray.settings import STORAGE_VARIABLE
 from periflow_ray.spec import JobSpec, load_template
-from periflow_ray.store.filesystem import open_filesystem
+from periflow_ray.store.backends import open_filesystem
 
 ROOT_DIR = Path(__file__).parents[2]
 README = (ROOT_DIR / "README.md").read_text(encoding="utf-8")

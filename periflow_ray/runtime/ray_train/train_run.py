@@ -11,6 +11,7 @@ import ray._private.ray_constants as ray_constants
 import ray.train
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.root import StorageRoot
 
 # The controller's polling interval; at Ray's default of 2 s every ray.train.report takes that long.
@@ -65,5 +66,5 @@ def train_run_config(root: StorageRoot, job_id: int) -> ray.train.RunConfig:
     return ray.train.RunConfig(
         name=str(job_id),
         storage_path=root.path_of("jobs"),
-        storage_filesystem=root.arrow_filesystem(),
+        storage_filesystem=open_arrow_filesystem(root),
     )

@@ -17,6 +17,7 @@ from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.runtime.monitor.agreed_save import CheckpointId
 from periflow_ray.runtime.worker.snapshot import Snapshot, Snapshots
 from periflow_ray.store import checkpoints
+from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.checkpoints import Manifest, PlannedFile
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer, UploadItem
@@ -220,4 +221,4 @@ def _report(root: StorageRoot, manifest: Manifest, worker: int) -> None:
 def as_ray_checkpoint(root: StorageRoot, job_id: int, name: str) -> ray.train.Checkpoint:
     """A committed checkpoint as Ray Train names it: the directory with its files."""
     path = root.path_of(checkpoints.checkpoint_key(job_id, name, "files"))
-    return ray.train.Checkpoint(path, filesystem=root.arrow_filesystem())
+    return ray.train.Checkpoint(path, filesystem=open_arrow_filesystem(root))

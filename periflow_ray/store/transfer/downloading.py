@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.errors import StorageError
 from periflow_ray.store import local_files
 from periflow_ray.store.checksum import checksum_bytes, checksum_file, is_checksum_of
-from periflow_ray.store.failures import is_code
-from periflow_ray.store.filesystem import time_limit
+from periflow_ray.store.time_limits import time_limit
 from periflow_ray.store.transfer.work import TransferContext, Work
 
 
@@ -38,7 +37,7 @@ class Downloads:
 
     def __init__(self, context: TransferContext, items: Sequence[DownloadItem]) -> None:
         self._context = context
-        is_local = context.kind == "local"
+        is_local = context.root.is_local
         self._small = [item for item in items if is_local or item.size <= context.part_bytes]
         self._large = [
             _LargeDownload(context, item) for item in items if not is_local and item.size > context.part_bytes
@@ -51,7 +50,7 @@ class Downloads:
 
     def works(self) -> Iterator[Work]:
         """The pieces of work; pieces of the same file may run at the same time."""
-        fetch = _copy_local if self._context.kind == "local" else _fetch_small
+        fetch = _copy_local if self._context.root.is_local else _fetch_small
         for item in self._small:
             yield partial(fetch, self._context, item)
         for download in self._large:
@@ -184,7 +183,7 @@ def _copy_local(context: TransferContext, item: DownloadItem) -> None:
                 raise _damaged(context, item, found)
 
     if not os.path.isfile(source):
-        raise _missing(context, item)
+        raise context.operations.missing(item.key)
     context.operations.run(item.key, copy)
     context.on_bytes(item.size - num_told)
 
@@ -204,31 +203,28 @@ def _part_of(target: Path) -> Iterator[Path]:
 
 
 def _fetch_range(context: TransferContext, item: DownloadItem, offset: int, num_bytes: int) -> bytes:
-    fs, path = context.filesystem, context.root.path_of(item.key)
-    operations = context.operations
+    storage, path = context.storage, context.root.path_of(item.key)
 
     def fetch() -> bytes:
         context.bandwidth.wait_for(num_bytes)
         # One byte more than the last part has shows a key that is longer than it should be.
         end = offset + num_bytes + (1 if offset + num_bytes == item.size else 0)
         try:
-            content: bytes = operations.call(
-                fs, "cat_file", path, start=offset, end=end, timeout_s=time_limit(num_bytes)
-            )
+            content: bytes = storage.call("cat_file", path, start=offset, end=end, timeout_s=time_limit(num_bytes))
         except Exception as err:
             # An empty key has no bytes to ask for, and one that is shorter than it should be not these.
-            if not is_code(err, "InvalidRange"):
+            if not storage.operations.failures.is_past_the_end(err):
                 raise
             content = b""
         if len(content) != num_bytes:
-            _check_size(context, item, int(operations.call(fs, "info", path)["size"] or 0))
+            _check_size(context, item, int(storage.call("info", path)["size"] or 0))
             raise ConnectionError(f"the answer has {len(content)} of {num_bytes} bytes")
         return content
 
     try:
-        return operations.run(item.key, fetch)
+        return storage.operations.run(item.key, fetch)
     except FileNotFoundError as err:
-        raise _missing(context, item) from err
+        raise context.operations.missing(item.key) from err
 
 
 def _write_at(fd: int, content: bytes, offset: int) -> None:
@@ -258,7 +254,3 @@ def _damaged(context: TransferContext, item: DownloadItem, found: str) -> Storag
     return StorageError(
         f"'{item.key}' in storage root '{context.root.uri}' is damaged: its checksum is {found}, not {item.checksum}"
     )
-
-
-def _missing(context: TransferContext, item: DownloadItem) -> NotFoundError:
-    return NotFoundError(f"'{item.key}' does not exist in storage root '{context.root.uri}'")
