@@ -1,4 +1,4 @@
-"""What a failed storage operation means: a plain reason for the user, and whether another try may help.
+"""The meaning of a failed storage operation: a plain reason for the user, and whether another try may help.
 
 Each backend has its table of codes. The clients' own exception classes are known by name only, so that none of their
 packages is needed here.
@@ -100,7 +100,7 @@ class Failures:
             return False
         if isinstance(err, OSError) and type(err).__module__ == "builtins" and err.errno is not None:
             return isinstance(err, (ConnectionError, TimeoutError)) or err.errno in _TRANSIENT_ERRNOS
-        # What is left are the clients' many errors of broken connections.
+        # The rest are the clients' many errors of broken connections.
         return True
 
     def is_missing_container(self, err: BaseException) -> bool:

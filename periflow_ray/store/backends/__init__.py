@@ -78,5 +78,5 @@ def cloud_variables(backend: Backend) -> dict[str, str]:
 
 
 def clouds() -> dict[str, Backend]:
-    """What commands take as the name of a cloud -> its kind of storage."""
+    """Names of clouds as commands take them -> kind of storage."""
     return {cloud: backend for backend in BACKENDS.values() for cloud in backend.clouds}

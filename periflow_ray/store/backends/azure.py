@@ -18,7 +18,7 @@ from periflow_ray.store.time_limits import connect_timeout, time_limit
 # Limit of the Blob API: 50,000 blocks in a blob.
 _MAX_BLOCKS = 50_000
 _COPY_POLL_S = 0.2
-# What adlfs writes and reads to tell files from the placeholders of directories.
+# adlfs tells files from the placeholders of directories by it.
 _FILE_METADATA = {"is_directory": "false"}
 
 

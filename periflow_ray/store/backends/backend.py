@@ -81,12 +81,12 @@ class Backend(Protocol):
 
     Attributes:
         schemes: of its URIs; the first is the one that commands write.
-        clouds: what commands take as the name of its cloud; the first is the one that they show.
+        clouds: names of its cloud that commands take; the first is the one that they show.
         extra: of this package, with what it needs; None where it needs nothing more.
         credential_type: of the credentials that open it, and whose variables belong to it; None where it needs none.
         public_values: values of its credentials that messages may show.
         is_local: keys are files of this machine.
-        failures: what its error codes mean.
+        failures: the meaning of its error codes.
     """
 
     schemes: tuple[str, ...]

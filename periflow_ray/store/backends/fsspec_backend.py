@@ -30,7 +30,7 @@ class FsspecBackend(Backend):
     failures: Failures = Failures()
 
     def options(self, opening: Opening) -> dict[str, Any]:
-        """What the file system is made with.
+        """Arguments of the file system.
 
         Raises:
             KeyError, ValueError: the credential does not fit.

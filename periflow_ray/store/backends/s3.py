@@ -155,8 +155,8 @@ class _S3PartWriter:
     def abort(self) -> None:
         if self._upload_id is None:
             return
-        # The transfer's own operations may have been stopped. What cannot be aborted stays invisible; a lifecycle rule
-        # of the bucket removes it.
+        # The transfer's own operations may have been stopped. An upload that cannot be aborted stays invisible; a
+        # lifecycle rule of the bucket removes it.
         operations = dataclasses.replace(self._storage.operations, stop=threading.Event(), num_tries=_NUM_ABORT_TRIES)
         storage = dataclasses.replace(self._storage, operations=operations)
         with contextlib.suppress(StorageError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""What the pieces of one transfer share, and the threads that work on them."""
+"""The means that the pieces of one transfer share, and the threads that work on them."""
 
 from __future__ import annotations
 
