@@ -28,7 +28,7 @@ class DownloadItem:
 
     key: str
     target: Path
-    size: int
+    size_bytes: int
     checksum: str | None = None
 
 
@@ -38,9 +38,9 @@ class Downloads:
     def __init__(self, context: TransferContext, items: Sequence[DownloadItem]) -> None:
         self._context = context
         is_local = context.root.is_local
-        self._small = [item for item in items if is_local or item.size <= context.part_bytes]
+        self._small = [item for item in items if is_local or item.size_bytes <= context.part_bytes]
         self._large = [
-            _LargeDownload(context, item) for item in items if not is_local and item.size > context.part_bytes
+            _LargeDownload(context, item) for item in items if not is_local and item.size_bytes > context.part_bytes
         ]
 
     def preparations(self) -> Iterator[Work]:
@@ -79,17 +79,17 @@ class _LargeDownload:
         """Open the partial file, and see which parts it lacks."""
         item, part_bytes = self._item, self._context.part_bytes
         if _is_there(item):
-            self._context.on_bytes(item.size)
+            self._context.on_bytes(item.size_bytes)
             return
-        header = json.dumps({"size": item.size, "checksum": item.checksum, "part_bytes": part_bytes})
-        num_parts = -(-item.size // part_bytes)
+        header = json.dumps({"size": item.size_bytes, "checksum": item.checksum, "part_bytes": part_bytes})
+        num_parts = -(-item.size_bytes // part_bytes)
         done = self._read_done(header) & set(range(num_parts))
         self.missing = [index for index in range(num_parts) if index not in done]
         item.target.parent.mkdir(parents=True, exist_ok=True)
         if not done:
             self._discard()
         self._part_fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        os.ftruncate(self._part_fd, item.size)
+        os.ftruncate(self._part_fd, item.size_bytes)
         self._sidecar_fd = os.open(self._sidecar, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         if not done:
             os.write(self._sidecar_fd, f"{header}\n".encode())
@@ -143,7 +143,7 @@ class _LargeDownload:
         return set()
 
     def _num_bytes(self, index: int) -> int:
-        return min(self._context.part_bytes, self._item.size - index * self._context.part_bytes)
+        return min(self._context.part_bytes, self._item.size_bytes - index * self._context.part_bytes)
 
     def _discard(self) -> None:
         self._part.unlink(missing_ok=True)
@@ -152,19 +152,19 @@ class _LargeDownload:
 
 def _fetch_small(context: TransferContext, item: DownloadItem) -> None:
     if _is_there(item):
-        context.on_bytes(item.size)
+        context.on_bytes(item.size_bytes)
         return
-    content = _fetch_range(context, item, 0, item.size)
+    content = _fetch_range(context, item, 0, item.size_bytes)
     if item.checksum is not None and (found := checksum_bytes(content)) != item.checksum:
         raise _damaged(context, item, found)
     with _part_of(item.target) as part:
         part.write_bytes(content)
-    context.on_bytes(item.size)
+    context.on_bytes(item.size_bytes)
 
 
 def _copy_local(context: TransferContext, item: DownloadItem) -> None:
     if _is_there(item):
-        context.on_bytes(item.size)
+        context.on_bytes(item.size_bytes)
         return
     source = context.root.path_of(item.key)
     num_told = 0
@@ -172,8 +172,8 @@ def _copy_local(context: TransferContext, item: DownloadItem) -> None:
     def admit(num_bytes: int) -> None:
         nonlocal num_told
         context.admit_chunk(num_bytes)
-        context.on_bytes(min(num_bytes, item.size - num_told))
-        num_told = min(item.size, num_told + num_bytes)
+        context.on_bytes(min(num_bytes, item.size_bytes - num_told))
+        num_told = min(item.size_bytes, num_told + num_bytes)
 
     def copy() -> None:
         with _part_of(item.target) as part:
@@ -185,7 +185,7 @@ def _copy_local(context: TransferContext, item: DownloadItem) -> None:
     if not os.path.isfile(source):
         raise context.operations.missing(item.key)
     context.operations.run(item.key, copy)
-    context.on_bytes(item.size - num_told)
+    context.on_bytes(item.size_bytes - num_told)
 
 
 @contextlib.contextmanager
@@ -208,7 +208,7 @@ def _fetch_range(context: TransferContext, item: DownloadItem, offset: int, num_
     def fetch() -> bytes:
         context.bandwidth.wait_for(num_bytes)
         # One byte more than the last part has shows a key that is longer than it should be.
-        end = offset + num_bytes + (1 if offset + num_bytes == item.size else 0)
+        end = offset + num_bytes + (1 if offset + num_bytes == item.size_bytes else 0)
         try:
             content: bytes = storage.call("cat_file", path, start=offset, end=end, timeout_s=time_limit(num_bytes))
         except Exception as err:
@@ -237,16 +237,16 @@ def _write_at(fd: int, content: bytes, offset: int) -> None:
 
 def _is_there(item: DownloadItem) -> bool:
     try:
-        has_size = os.stat(item.target).st_size == item.size
+        has_size = os.stat(item.target).st_size == item.size_bytes
     except OSError:
         return False
     return has_size and item.checksum is not None and is_checksum_of(item.target, item.checksum)
 
 
 def _check_size(context: TransferContext, item: DownloadItem, size: int) -> None:
-    if size != item.size:
+    if size != item.size_bytes:
         raise StorageError(
-            f"'{item.key}' in storage root '{context.root.uri}' is damaged: it has {size} bytes, not {item.size}"
+            f"'{item.key}' in storage root '{context.root.uri}' is damaged: it has {size} bytes, not {item.size_bytes}"
         )
 
 
