@@ -75,7 +75,9 @@ class DatasetHandle:
         if any(files[path].pack is not None for path in paths):
             filesystem = open_packed(place, prefix, [files[path] for path in paths])
         else:
-            filesystem = place.arrow_filesystem()
+            from periflow_ray.store.arrow import open_arrow_filesystem
+
+            filesystem = open_arrow_filesystem(place)
             keys = [path if dataset.is_linked else f"{prefix}/{files[path].stored_key}" for path in paths]
             paths = [place.path_of(key) for key in keys]
         return getattr(ray.data, reader)(paths, filesystem=filesystem)

@@ -11,13 +11,11 @@ import platformdirs
 
 from periflow_ray.credentials import read_credential
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
-from periflow_ray.store.filesystem import credential_type_of, scheme_of
+from periflow_ray.store.backends import find_backend
 from periflow_ray.store.root import StorageRoot
 
 STORAGE_VARIABLE = "PERIFLOW_STORAGE"
 CREDENTIAL_VARIABLE = "PERIFLOW_STORAGE_CREDENTIAL"
-
-_LOCAL_SCHEMES = frozenset({"file", "local", "memory"})
 
 
 @dataclass(frozen=True)
@@ -58,22 +56,23 @@ def choose_root(uri: str | None = None, credential: str | None = None) -> Chosen
 
 
 def _require_fitting(name: str, uri: str) -> None:
-    if scheme_of(uri) in _LOCAL_SCHEMES:
+    needed_type = find_backend(uri).credential_type
+    if needed_type is None:
         raise UsageError(f"storage root '{uri}' needs no credential; leave --storage-credential {name} out.")
     try:
         found = read_credential(name)
     except NotFoundError as err:
         raise UsageError(f"storage root '{uri}': {err}") from None
-    needed_type = credential_type_of(uri) or found.type
-    if found.type != needed_type:
+    if found.type != needed_type.name:
         raise UsageError(
-            f"storage root '{uri}' needs a credential of type {needed_type}, and '{name}' is of type {found.type}. "
+            f"storage root '{uri}' needs a credential of type {needed_type.name}, "
+            f"and '{name}' is of type {found.type}. "
             "List them: periflow-ray credential list"
         )
 
 
 def _default_credential(uri_option: str | None, chosen_uri: str) -> str | None:
-    if scheme_of(chosen_uri) in _LOCAL_SCHEMES:
+    if find_backend(chosen_uri).credential_type is None:
         return None
     if CREDENTIAL_VARIABLE in os.environ:
         return os.environ[CREDENTIAL_VARIABLE]

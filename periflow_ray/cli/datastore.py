@@ -13,6 +13,8 @@ from periflow_ray.cli.format import NOTHING, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import storage_option, yes_option
 from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, tell_left_out, write_output
+from periflow_ray.store.backends import BACKENDS
+from periflow_ray.store.backends.backend import scheme_of
 from periflow_ray.store.datasets import (
     Dataset,
     delete_dataset,
@@ -22,8 +24,6 @@ from periflow_ray.store.datasets import (
     read_dataset,
 )
 from periflow_ray.store.root import StorageRoot
-
-_CLOUDS = {"s3": "aws", "s3a": "aws", "abfs": "azure", "abfss": "azure", "az": "azure", "gs": "gcp", "gcs": "gcp"}
 
 # A dataset of images may have a million files.
 _MAX_TREE_LINES = 200
@@ -140,12 +140,11 @@ def _describe_unfinished(root: StorageRoot, name: str) -> dict[str, Any]:
 
 
 def _describe_uri(uri: str) -> dict[str, Any]:
-    scheme, separator, rest = uri.partition("://")
-    is_bucket = bool(separator) and scheme in _CLOUDS
-    return {
-        "cloud": _CLOUDS[scheme] if is_bucket else "local",
-        "storage_name": rest.partition("/")[0] if is_bucket else None,
-    }
+    # A dataset that an earlier version linked may be on storage that is unknown by now.
+    backend = BACKENDS.get(scheme_of(uri))
+    if backend is None or backend.is_local or not backend.clouds:
+        return {"cloud": "local", "storage_name": None}
+    return {"cloud": backend.clouds[0], "storage_name": uri.partition("://")[2].partition("/")[0]}
 
 
 def _overview(place: dict[str, Any]) -> dict[str, str]:

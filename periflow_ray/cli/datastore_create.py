@@ -9,24 +9,14 @@ import click
 from periflow_ray.cli.dataset_metadata import metadata_file_option, read_metadata
 from periflow_ray.cli.options import storage_option
 from periflow_ray.errors import UsageError
+from periflow_ray.store.backends import clouds
 from periflow_ray.store.datasets import link_dataset
 from periflow_ray.store.root import StorageRoot
-
-# The values of PeriFlow's -c, and plain cloud names -> the scheme of the bucket's URI.
-_SCHEMES = {
-    "aws": "s3",
-    "s3": "s3",
-    "azure": "abfs",
-    "azure-blob": "abfs",
-    "gcp": "gs",
-    "gcs": "gs",
-    "local": "file",
-}
 
 
 @click.command()
 @click.option("-n", "--name", required=True, help="Name of the dataset.")
-@click.option("-c", "--cloud", required=True, type=click.Choice(list(_SCHEMES)), help="Where the files are.")
+@click.option("-c", "--cloud", required=True, type=click.Choice(list(clouds())), help="Where the files are.")
 @click.option("-r", "--region", help="Region of the bucket.")
 @click.option("-s", "--storage-name", help="Bucket, or container in Azure; not for local.")
 @click.option("-p", "--storage-path", default="", help="Path in the bucket; for local, a directory.")
@@ -58,10 +48,11 @@ def create(
 
 
 def _build_uri(cloud: str, storage_name: str | None, storage_path: str) -> str:
-    if _SCHEMES[cloud] == "file":
+    backend = clouds()[cloud]
+    if backend.is_local:
         if not storage_path:
             raise UsageError("--storage-path: give the directory that holds the files.")
         return str(Path(storage_path).absolute())
     if not storage_name:
         raise UsageError(f"--storage-name: give the bucket or container on {cloud}.")
-    return f"{_SCHEMES[cloud]}://{storage_name}/{storage_path.strip('/')}".rstrip("/")
+    return f"{backend.schemes[0]}://{storage_name}/{storage_path.strip('/')}".rstrip("/")

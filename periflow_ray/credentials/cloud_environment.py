@@ -12,25 +12,15 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from periflow_ray.credentials.credential_types import CREDENTIAL_TYPES
 from periflow_ray.credentials.stored import CREDENTIALS_FILE_VARIABLE, credentials_path
 from periflow_ray.errors import StorageError
 
 CLOUD_ENVIRONMENT_VARIABLE = "PERIFLOW_CLOUD_ENV_FILE"
 
-_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_")
+_PREFIXES = tuple(prefix for each in CREDENTIAL_TYPES.values() for prefix in each.variable_prefixes)
 # Relative to the shell's directory, which is not the driver's.
-_PATH_VARIABLES = frozenset(
-    {
-        "AWS_SHARED_CREDENTIALS_FILE",
-        "AWS_CONFIG_FILE",
-        "AWS_WEB_IDENTITY_TOKEN_FILE",
-        "AWS_CA_BUNDLE",
-        "AZURE_CONFIG_DIR",
-        "AZURE_FEDERATED_TOKEN_FILE",
-        "AZURE_CLIENT_CERTIFICATE_PATH",
-        "GOOGLE_APPLICATION_CREDENTIALS",
-    }
-)
+_PATH_VARIABLES = frozenset(name for each in CREDENTIAL_TYPES.values() for name in each.path_variables)
 
 
 def write_cloud_environment(directory: Path, environ: Mapping[str, str]) -> Path:

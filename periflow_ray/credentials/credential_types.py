@@ -33,11 +33,15 @@ class CredentialType:
 
     ``alternatives`` are sets of value names, of which a credential has exactly one whole set; the first that fits is
     taken where several are at hand. Values in none of them are optional.
+    Of a cloud's type, variables that begin with one of ``variable_prefixes`` decide how the cloud is reached; those of
+    ``path_variables`` hold the path of a file or directory.
     """
 
     name: str
     values: tuple[CredentialValue, ...]
     alternatives: tuple[tuple[str, ...], ...]
+    variable_prefixes: tuple[str, ...] = ()
+    path_variables: frozenset[str] = frozenset()
 
     @property
     def value_names(self) -> tuple[str, ...]:
@@ -68,6 +72,10 @@ CREDENTIAL_TYPES: Mapping[str, CredentialType] = {
                 ),
             ),
             (("access_key_id", "secret_access_key"),),
+            ("AWS_",),
+            frozenset(
+                {"AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CA_BUNDLE"}
+            ),
         ),
         CredentialType(
             "azure-blob",
@@ -80,11 +88,15 @@ CREDENTIAL_TYPES: Mapping[str, CredentialType] = {
                 CredentialValue("sas_token", ("AZURE_STORAGE_SAS_TOKEN",)),
             ),
             (("connection_string",), ("account_name", "account_key"), ("account_name", "sas_token")),
+            ("AZURE_",),
+            frozenset({"AZURE_CONFIG_DIR", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_CERTIFICATE_PATH"}),
         ),
         CredentialType(
             "gcs",
             (CredentialValue("service_account_json", ("GOOGLE_APPLICATION_CREDENTIALS",), is_document=True),),
             (("service_account_json",),),
+            ("GOOGLE_",),
+            frozenset({"GOOGLE_APPLICATION_CREDENTIALS"}),
         ),
         CredentialType(
             "docker",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyarrow.fs import FSSpecHandler, PyFileSystem
+from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from periflow_ray.store.root import StorageRoot
 
 
-def open_arrow_filesystem(root: StorageRoot) -> PyFileSystem:
-    """The file system of a root on a server; paths in it begin with the bucket or container."""
-    return PyFileSystem(_RootHandler(root))
+def open_arrow_filesystem(root: StorageRoot) -> FileSystem:
+    """The root's file system for pyarrow and Ray Train, which resolve paths below ``root.base_path``."""
+    return LocalFileSystem() if root.is_local else PyFileSystem(_RootHandler(root))
 
 
 class _RootHandler(FSSpecHandler):  # type: ignore[misc]

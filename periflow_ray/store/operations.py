@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from periflow_ray.errors import PeriflowRayError, StorageError
-from periflow_ray.store.failures import describe_failure, is_missing_container, is_transient
+from periflow_ray.errors import NotFoundError, PeriflowRayError, StorageError
+from periflow_ray.store.failures import Failures
 
 _FIRST_PAUSE_S = 0.25
 _PAUSE_FACTOR = 3.0
@@ -29,6 +29,7 @@ class Operations:
     Args:
         uri: the root, for messages.
         is_local: errors of a local root are left as the system's own ``OSError``.
+        failures: reads what the root's kind of storage answers.
         secrets: values that no message may contain.
         place_of_root: how messages begin that are about no key, with ``{uri}``.
         num_tries: times that an operation is tried; pauses of 0.25 s, 0.75 s, 2.25 s ... lie between.
@@ -38,6 +39,7 @@ class Operations:
 
     uri: str
     is_local: bool
+    failures: Failures = field(default=Failures(), repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
     place_of_root: str = "storage root '{uri}'"
     num_tries: int = 3
@@ -61,15 +63,15 @@ class Operations:
             except PeriflowRayError:
                 raise
             except (FileNotFoundError, NotADirectoryError, FileExistsError) as err:
-                if is_missing_container(err):
+                if self.failures.is_missing_container(err):
                     raise self.failed(key, err) from err
                 raise
             # The clients' exceptions have no common base.
             except Exception as err:
                 is_last = num_tried == self.num_tries or time.monotonic() - started_s > self.give_up_after_s
-                if self.is_local and (is_last or not isinstance(err, OSError) or not is_transient(err)):
+                if self.is_local and (is_last or not isinstance(err, OSError) or not self.failures.is_transient(err)):
                     raise
-                if is_last or not is_transient(err):
+                if is_last or not self.failures.is_transient(err):
                     raise self.failed(key, err) from err
             # Jitter keeps workers that failed together from coming back together.
             self.stop.wait(pause_s * random.uniform(0.5, 1.5))
@@ -106,9 +108,13 @@ class Operations:
         if self.stop.is_set():
             raise StorageError(f"the transfer with storage root '{self.uri}' was cancelled")
 
+    def missing(self, key: str) -> NotFoundError:
+        """The error for a user who asks for a key that is not there."""
+        return NotFoundError(f"'{key}' does not exist in storage root '{self.uri}'")
+
     def failed(self, key: str, err: BaseException) -> StorageError:
         """The error for a user: key, URI and reason, without secrets."""
-        reason = describe_failure(err)
+        reason = self.failures.describe(err)
         for secret in self.secrets:
             reason = reason.replace(secret, "***")
         root = self.place_of_root.format(uri=self.uri)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from periflow_ray.errors import StorageError
-from periflow_ray.store.filesystem import read_timeout
 from periflow_ray.store.local_files import write_whole
 from periflow_ray.store.operations import Operations
+from periflow_ray.store.time_limits import read_timeout
 
 # With connecting and another try when the first fails at once, a server that does not answer is known in 15 seconds.
 _TIMEOUT_S = 6.0

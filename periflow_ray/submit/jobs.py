@@ -20,6 +20,7 @@ from periflow_ray.plan import JobPlan
 from periflow_ray.store.documents import write_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.transfer import upload_file
 from periflow_ray.submit.local_cluster import LocalClusterDir
 from periflow_ray.submit.ray_jobs import ENDED_RAY_STATUSES, RayJobs, connect
 from periflow_ray.submit.workspace import Workspace, pack_workspace
@@ -185,7 +186,7 @@ def _store_workspace(root: StorageRoot, job_id: int, workspace: Workspace) -> No
     with tempfile.TemporaryDirectory(prefix="periflow-workspace-") as directory:
         archive = Path(directory) / "workspace.tar.gz"
         pack_workspace(workspace, archive)
-        root.upload_file(archive, job_key(job_id, "workspace.tar.gz"))
+        upload_file(root, archive, job_key(job_id, "workspace.tar.gz"))
 
 
 def _describe_dead_driver(how: str, output: str) -> str:

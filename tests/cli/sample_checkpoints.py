@@ -8,6 +8,7 @@ from sample_jobs import NEW_YEAR_UNIX_S
 
 from periflow_ray.store.checkpoints import Manifest, begin, checkpoint_key, commit, describe_files, merge_files
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.transfer import upload_file
 
 NODES = {
     0: {"model.pt": b"w" * 1500, "shards/0.pt": b"shard", "rng": b"0"},
@@ -21,7 +22,7 @@ def write_sample_checkpoints(root: StorageRoot, scratch_dir: Path) -> None:
     snapshots = {rank: write_tree(scratch_dir / f"node-{rank}", contents) for rank, contents in NODES.items()}
     planned = merge_files({rank: describe_files(snapshot) for rank, snapshot in snapshots.items()})
     for file in planned:
-        root.upload_file(snapshots[file.node_rank] / file.path, checkpoint_key(2, "step-00000400", file.key))
+        upload_file(root, snapshots[file.node_rank] / file.path, checkpoint_key(2, "step-00000400", file.key))
     metrics = {"loss": 0.512345678, "acc": 0.9, "lr": 0.001, "epoch": 3}
     files = tuple(file.as_stored() for file in planned)
     commit(root, Manifest("step-00000400", 2, 400, 1, 4, 2, NEW_YEAR_UNIX_S, files, metrics, "kim"))

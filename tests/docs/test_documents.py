@@ -24,7 +24,7 @@ from periflow_ray.dataset_handle import DatasetHandle
 from periflow_ray.plan import NodeFacts, build_plan, device_environment, load_catalogue, local_vm, node_environment
 from periflow_ray.settings import STORAGE_VARIABLE
 from periflow_ray.spec import JobSpec, load_template
-from periflow_ray.store.filesystem import open_filesystem
+from periflow_ray.store.backends import open_filesystem
 
 PROGRAMS = ("periflow-ray", "pf")
 # The keys of PeriFlow's templates; launch_mode was among them, but only with the value node.

@@ -8,12 +8,13 @@ from uuid import uuid4
 
 import fsspec
 import pytest
+from storage.drawers import drawers
 from storage.fault_proxy import FaultProxy
 from storage.servers import StorageServer
 
 from periflow_ray.store.root import StorageRoot
 
-KINDS = ("local", "s3-moto", "s3-rclone", "azure", "memory")
+KINDS = ("local", "s3-moto", "s3-rclone", "azure", "memory", "drawer")
 FIXTURE_OF_KIND = {"s3-moto": "moto_server", "s3-rclone": "rclone_server", "azure": "azurite_server"}
 
 
@@ -46,6 +47,9 @@ def any_root(
         yield StorageRoot(storage.make_uri(f"tests/{uuid4().hex}"))
     elif storage == "local":
         yield StorageRoot(str(tmp_path / "storage"))
+    elif storage == "drawer":
+        with drawers():
+            yield StorageRoot("drawer://cupboard/storage")
     else:
         yield StorageRoot("memory://bucket/storage")
         fsspec.filesystem("memory").store.clear()

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.root import StorageRoot
 
 NUM_RACERS = 8
@@ -219,5 +220,5 @@ def test_a_root_that_travelled_to_another_process_reaches_the_same_keys(any_root
 
 def test_arrow_reads_a_key_under_the_root(any_root):
     any_root.write_bytes("checkpoints/a/files/model.pt", b"weights")
-    with any_root.arrow_filesystem().open_input_stream(any_root.path_of("checkpoints/a/files/model.pt")) as stream:
+    with open_arrow_filesystem(any_root).open_input_stream(any_root.path_of("checkpoints/a/files/model.pt")) as stream:
         assert stream.read() == b"weights"

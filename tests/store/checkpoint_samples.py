@@ -17,6 +17,7 @@ from periflow_ray.store.checkpoints import (
     merge_files,
 )
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.transfer import upload_file
 
 CREATED_UNIX_S = 1_700_000_000.5
 STEP_10 = "step-00000010"
@@ -58,7 +59,7 @@ def save(
         if file.copy_from is not None:
             root.copy_file(checkpoint_key(job_id, file.copy_from), key)
         else:
-            root.upload_file(snapshots[file.node_rank] / file.path, key)
+            upload_file(root, snapshots[file.node_rank] / file.path, key)
     manifest = Manifest(
         checkpoint=name,
         job_id=job_id,

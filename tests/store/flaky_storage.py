@@ -9,6 +9,9 @@ from typing import Any, ClassVar
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
+from periflow_ray.store.backends import BACKENDS
+from periflow_ray.store.backends.fsspec_backend import FsspecBackend
+
 
 class FlakyFileSystem(MemoryFileSystem):
     """Notes every call, and raises the errors that wait for a method before the method works again."""
@@ -48,13 +51,21 @@ class FlakyFileSystem(MemoryFileSystem):
             raise self.failures[method].pop(0)
 
 
+class FlakyBackend(FsspecBackend):
+    """The file system's row among the kinds of storage."""
+
+    schemes = ("flaky",)
+
+
 @contextmanager
 def flaky_storage() -> Iterator[type[FlakyFileSystem]]:
     """The file system, registered and empty."""
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
+    BACKENDS["flaky"] = FlakyBackend()
     try:
         yield FlakyFileSystem
     finally:
+        del BACKENDS["flaky"]
         FlakyFileSystem.calls.clear()
         FlakyFileSystem.failures.clear()
         FlakyFileSystem.store.clear()

@@ -11,7 +11,8 @@ from flaky_storage import FlakyFileSystem, flaky_storage
 from periflow_ray.credentials import create_credential
 from periflow_ray.errors import StorageError, UsageError
 from periflow_ray.settings import resolve_storage_uri
-from periflow_ray.store.failures import describe_failure
+from periflow_ray.store.arrow import open_arrow_filesystem
+from periflow_ray.store.backends.s3 import S3Backend
 from periflow_ray.store.root import StorageRoot
 
 
@@ -108,7 +109,7 @@ def test_what_an_s3_server_answers_becomes_one_plain_line(code, status, reason):
         "Error": {"Code": code, "Message": "first line\nsecond line"},
         "ResponseMetadata": {"HTTPStatusCode": status},
     }
-    assert describe_failure(botocore.exceptions.ClientError(answer, "PutObject")) == reason
+    assert S3Backend.failures.describe(botocore.exceptions.ClientError(answer, "PutObject")) == reason
 
 
 def test_a_root_opens_elsewhere_as_it_was_opened_here(monkeypatch):
@@ -189,10 +190,22 @@ def test_a_server_that_fails_on_is_named_with_key_and_reason(flaky):
         root.exists("state.json")
 
 
-def test_a_scheme_that_nobody_knows_is_refused():
+@pytest.mark.parametrize(
+    ("uri", "scheme"),
+    [
+        ("nfs4://server/export", "nfs4"),
+        # fsspec has a file system for it, but nothing here knows what its servers promise.
+        ("ftp://server/export", "ftp"),
+        ("S3://bucket/prefix", "S3"),
+    ],
+)
+def test_a_scheme_that_nobody_knows_is_refused_and_never_taken_for_another(uri, scheme):
     with pytest.raises(StorageError) as caught:
-        StorageRoot("nfs4://server/export")
-    assert str(caught.value) == "storage root 'nfs4://server/export' cannot be opened: Protocol not known: nfs4"
+        StorageRoot(uri)
+    assert str(caught.value) == (
+        f"storage root '{uri}' cannot be opened: scheme '{scheme}' is unknown. "
+        "Schemes: s3, s3a, abfs, abfss, az, gs, gcs, file, local, memory"
+    )
 
 
 def test_a_path_and_its_file_url_are_the_same_local_root(tmp_path, monkeypatch):
@@ -210,7 +223,7 @@ def test_a_uri_opens_the_same_memory_root_again(root):
 
 def test_arrow_reads_a_key_under_the_root(root):
     root.write_bytes("checkpoints/a/files/model.pt", b"weights")
-    with root.arrow_filesystem().open_input_stream(root.path_of("checkpoints/a/files/model.pt")) as stream:
+    with open_arrow_filesystem(root).open_input_stream(root.path_of("checkpoints/a/files/model.pt")) as stream:
         assert stream.read() == b"weights"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.store.transfer import download_file, upload_file
 
 
 def test_a_key_reads_back_what_was_written(root):
@@ -41,7 +42,7 @@ def test_reading_what_does_not_exist_names_key_and_root(root, tmp_path):
         lambda: root.read_bytes("jobs/1/plan.json"),
         lambda: root.read_bytes("jobs/1/plan.json", start=3),
         lambda: root.read_json("jobs/1/plan.json"),
-        lambda: root.download_file("jobs/1/plan.json", tmp_path / "plan.json"),
+        lambda: download_file(root, "jobs/1/plan.json", tmp_path / "plan.json"),
     ):
         with pytest.raises(NotFoundError) as caught:
             read()
@@ -68,8 +69,8 @@ def test_json_reads_back_and_damage_is_a_storage_error(root):
 def test_files_are_copied_in_and_out(root, tmp_path):
     source = tmp_path / "model.pt"
     source.write_bytes(bytes(range(256)) * 100)
-    root.upload_file(source, "checkpoints/a/model.pt")
-    root.download_file("checkpoints/a/model.pt", tmp_path / "new" / "dir" / "model.pt")
+    upload_file(root, source, "checkpoints/a/model.pt")
+    download_file(root, "checkpoints/a/model.pt", tmp_path / "new" / "dir" / "model.pt")
     assert (tmp_path / "new" / "dir" / "model.pt").read_bytes() == source.read_bytes()
 
 
@@ -121,7 +122,7 @@ def test_readers_see_the_old_or_the_new_content_while_it_is_replaced(local_root)
 def test_a_write_that_fails_leaves_the_old_content_and_no_part(local_root, tmp_path):
     local_root.write_bytes("dataset", b"old")
     with pytest.raises(OSError):
-        local_root.upload_file(tmp_path / "missing", "dataset")
+        upload_file(local_root, tmp_path / "missing", "dataset")
     assert local_root.read_bytes("dataset") == b"old"
     assert [path.name for path in Path(local_root.base_path).iterdir()] == ["dataset"]
 

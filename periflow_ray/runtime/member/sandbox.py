@@ -19,6 +19,7 @@ from pathlib import Path
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.read_only import remove_tree
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.transfer import download_file
 
 _READY_MARK = ".workspace-ready"
 
@@ -67,7 +68,7 @@ class Sandbox:
         key = job_key(job_id, "workspace.tar.gz")
         if root.exists(key):
             archive = self.directory / "workspace.tar.gz"
-            root.download_file(key, archive)
+            download_file(root, key, archive)
             with tarfile.open(archive) as packed:
                 packed.extractall(target, filter="data")
             archive.unlink()

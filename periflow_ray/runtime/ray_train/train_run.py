@@ -9,6 +9,7 @@ import ray
 import ray.train
 
 from periflow_ray.runtime.ray_private import PlacementGroupCleanerCallback, TrainerHooks, keep_to_loopback
+from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
@@ -68,5 +69,5 @@ def train_run_config(root: StorageRoot, job_id: int) -> ray.train.RunConfig:
     return ray.train.RunConfig(
         name=str(job_id),
         storage_path=root.path_of("jobs"),
-        storage_filesystem=root.arrow_filesystem(),
+        storage_filesystem=open_arrow_filesystem(root),
     )

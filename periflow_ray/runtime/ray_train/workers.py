@@ -8,6 +8,7 @@ import ray.train
 from periflow_ray.runtime.monitor.client import MonitorClient
 from periflow_ray.runtime.monitor.contract import MemberFacts
 from periflow_ray.store import checkpoints
+from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.root import StorageRoot
 
@@ -56,4 +57,4 @@ def report_newest(root: StorageRoot, monitor: MonitorClient, worker: int, restor
 def as_ray_checkpoint(root: StorageRoot, job_id: int, name: str) -> ray.train.Checkpoint:
     """A committed checkpoint as Ray Train names it: the directory with its files."""
     path = root.path_of(checkpoints.checkpoint_key(job_id, name, "files"))
-    return ray.train.Checkpoint(path, filesystem=root.arrow_filesystem())
+    return ray.train.Checkpoint(path, filesystem=open_arrow_filesystem(root))

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.errors import StorageError
 from periflow_ray.store import local_files
 from periflow_ray.store.checksum import checksum_bytes, checksum_file, is_checksum_of
-from periflow_ray.store.failures import is_code
-from periflow_ray.store.filesystem import time_limit
+from periflow_ray.store.time_limits import time_limit
 from periflow_ray.store.transfer.work import TransferContext, Work
 
 
@@ -29,7 +28,7 @@ class DownloadItem:
 
     key: str
     target: Path
-    size: int
+    size_bytes: int
     checksum: str | None = None
 
 
@@ -38,10 +37,10 @@ class Downloads:
 
     def __init__(self, context: TransferContext, items: Sequence[DownloadItem]) -> None:
         self._context = context
-        is_local = context.kind == "local"
-        self._small = [item for item in items if is_local or item.size <= context.part_bytes]
+        is_local = context.root.is_local
+        self._small = [item for item in items if is_local or item.size_bytes <= context.part_bytes]
         self._large = [
-            _LargeDownload(context, item) for item in items if not is_local and item.size > context.part_bytes
+            _LargeDownload(context, item) for item in items if not is_local and item.size_bytes > context.part_bytes
         ]
 
     def preparations(self) -> Iterator[Work]:
@@ -51,7 +50,7 @@ class Downloads:
 
     def works(self) -> Iterator[Work]:
         """The pieces of work; pieces of the same file may run at the same time."""
-        fetch = _copy_local if self._context.kind == "local" else _fetch_small
+        fetch = _copy_local if self._context.root.is_local else _fetch_small
         for item in self._small:
             yield partial(fetch, self._context, item)
         for download in self._large:
@@ -80,17 +79,17 @@ class _LargeDownload:
         """Open the partial file, and see which parts it lacks."""
         item, part_bytes = self._item, self._context.part_bytes
         if _is_there(item):
-            self._context.on_bytes(item.size)
+            self._context.on_bytes(item.size_bytes)
             return
-        header = json.dumps({"size": item.size, "checksum": item.checksum, "part_bytes": part_bytes})
-        num_parts = -(-item.size // part_bytes)
+        header = json.dumps({"size": item.size_bytes, "checksum": item.checksum, "part_bytes": part_bytes})
+        num_parts = -(-item.size_bytes // part_bytes)
         done = self._read_done(header) & set(range(num_parts))
         self.missing = [index for index in range(num_parts) if index not in done]
         item.target.parent.mkdir(parents=True, exist_ok=True)
         if not done:
             self._discard()
         self._part_fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        os.ftruncate(self._part_fd, item.size)
+        os.ftruncate(self._part_fd, item.size_bytes)
         self._sidecar_fd = os.open(self._sidecar, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         if not done:
             os.write(self._sidecar_fd, f"{header}\n".encode())
@@ -144,7 +143,7 @@ class _LargeDownload:
         return set()
 
     def _num_bytes(self, index: int) -> int:
-        return min(self._context.part_bytes, self._item.size - index * self._context.part_bytes)
+        return min(self._context.part_bytes, self._item.size_bytes - index * self._context.part_bytes)
 
     def _discard(self) -> None:
         self._part.unlink(missing_ok=True)
@@ -153,19 +152,19 @@ class _LargeDownload:
 
 def _fetch_small(context: TransferContext, item: DownloadItem) -> None:
     if _is_there(item):
-        context.on_bytes(item.size)
+        context.on_bytes(item.size_bytes)
         return
-    content = _fetch_range(context, item, 0, item.size)
+    content = _fetch_range(context, item, 0, item.size_bytes)
     if item.checksum is not None and (found := checksum_bytes(content)) != item.checksum:
         raise _damaged(context, item, found)
     with _part_of(item.target) as part:
         part.write_bytes(content)
-    context.on_bytes(item.size)
+    context.on_bytes(item.size_bytes)
 
 
 def _copy_local(context: TransferContext, item: DownloadItem) -> None:
     if _is_there(item):
-        context.on_bytes(item.size)
+        context.on_bytes(item.size_bytes)
         return
     source = context.root.path_of(item.key)
     num_told = 0
@@ -173,8 +172,8 @@ def _copy_local(context: TransferContext, item: DownloadItem) -> None:
     def admit(num_bytes: int) -> None:
         nonlocal num_told
         context.admit_chunk(num_bytes)
-        context.on_bytes(min(num_bytes, item.size - num_told))
-        num_told = min(item.size, num_told + num_bytes)
+        context.on_bytes(min(num_bytes, item.size_bytes - num_told))
+        num_told = min(item.size_bytes, num_told + num_bytes)
 
     def copy() -> None:
         with _part_of(item.target) as part:
@@ -184,9 +183,9 @@ def _copy_local(context: TransferContext, item: DownloadItem) -> None:
                 raise _damaged(context, item, found)
 
     if not os.path.isfile(source):
-        raise _missing(context, item)
+        raise context.operations.missing(item.key)
     context.operations.run(item.key, copy)
-    context.on_bytes(item.size - num_told)
+    context.on_bytes(item.size_bytes - num_told)
 
 
 @contextlib.contextmanager
@@ -204,31 +203,28 @@ def _part_of(target: Path) -> Iterator[Path]:
 
 
 def _fetch_range(context: TransferContext, item: DownloadItem, offset: int, num_bytes: int) -> bytes:
-    fs, path = context.filesystem, context.root.path_of(item.key)
-    operations = context.operations
+    storage, path = context.storage, context.root.path_of(item.key)
 
     def fetch() -> bytes:
         context.bandwidth.wait_for(num_bytes)
         # One byte more than the last part has shows a key that is longer than it should be.
-        end = offset + num_bytes + (1 if offset + num_bytes == item.size else 0)
+        end = offset + num_bytes + (1 if offset + num_bytes == item.size_bytes else 0)
         try:
-            content: bytes = operations.call(
-                fs, "cat_file", path, start=offset, end=end, timeout_s=time_limit(num_bytes)
-            )
+            content: bytes = storage.call("cat_file", path, start=offset, end=end, timeout_s=time_limit(num_bytes))
         except Exception as err:
             # An empty key has no bytes to ask for, and one that is shorter than it should be not these.
-            if not is_code(err, "InvalidRange"):
+            if not storage.operations.failures.is_past_the_end(err):
                 raise
             content = b""
         if len(content) != num_bytes:
-            _check_size(context, item, int(operations.call(fs, "info", path)["size"] or 0))
+            _check_size(context, item, int(storage.call("info", path)["size"] or 0))
             raise ConnectionError(f"the answer has {len(content)} of {num_bytes} bytes")
         return content
 
     try:
-        return operations.run(item.key, fetch)
+        return storage.operations.run(item.key, fetch)
     except FileNotFoundError as err:
-        raise _missing(context, item) from err
+        raise context.operations.missing(item.key) from err
 
 
 def _write_at(fd: int, content: bytes, offset: int) -> None:
@@ -241,16 +237,16 @@ def _write_at(fd: int, content: bytes, offset: int) -> None:
 
 def _is_there(item: DownloadItem) -> bool:
     try:
-        has_size = os.stat(item.target).st_size == item.size
+        has_size = os.stat(item.target).st_size == item.size_bytes
     except OSError:
         return False
     return has_size and item.checksum is not None and is_checksum_of(item.target, item.checksum)
 
 
 def _check_size(context: TransferContext, item: DownloadItem, size: int) -> None:
-    if size != item.size:
+    if size != item.size_bytes:
         raise StorageError(
-            f"'{item.key}' in storage root '{context.root.uri}' is damaged: it has {size} bytes, not {item.size}"
+            f"'{item.key}' in storage root '{context.root.uri}' is damaged: it has {size} bytes, not {item.size_bytes}"
         )
 
 
@@ -258,7 +254,3 @@ def _damaged(context: TransferContext, item: DownloadItem, found: str) -> Storag
     return StorageError(
         f"'{item.key}' in storage root '{context.root.uri}' is damaged: its checksum is {found}, not {item.checksum}"
     )
-
-
-def _missing(context: TransferContext, item: DownloadItem) -> NotFoundError:
-    return NotFoundError(f"'{item.key}' does not exist in storage root '{context.root.uri}'")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer.downloading import DownloadItem, Downloads
 from periflow_ray.store.transfer.limits import BandwidthLimit, ByteBudget
 from periflow_ray.store.transfer.uploading import UploadItem, Uploads
 from periflow_ray.store.transfer.work import TransferContext, Work, run_work
-
-__all__ = ["PART_BYTES", "DownloadItem", "Transfer", "UploadItem"]
 
 PART_BYTES = 8 << 20
 _NUM_TRIES = 5
@@ -92,3 +91,17 @@ class Transfer:
             self._stop.set()
         run_work(list(works), num_workers=self._num_workers, stop=self._stop)
         self._context.operations.check_stopped()
+
+
+def upload_file(root: StorageRoot, source: Path, key: str) -> None:
+    """Copy one file of this machine to a key; see ``Transfer``."""
+    Transfer(root).upload_files([UploadItem(source, key)])
+
+
+def download_file(root: StorageRoot, key: str, target: Path) -> None:
+    """Copy one key to a file of this machine; see ``Transfer``.
+
+    Raises:
+        NotFoundError: there is no such key.
+    """
+    Transfer(root).download_files([DownloadItem(key, target, root.size_bytes(key))])

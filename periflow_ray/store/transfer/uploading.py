@@ -11,8 +11,8 @@ from pathlib import Path
 
 from periflow_ray.errors import StorageError
 from periflow_ray.store import local_files
-from periflow_ray.store.filesystem import time_limit
-from periflow_ray.store.parts import PartWriter, open_part_writer
+from periflow_ray.store.backends.backend import PartWriter
+from periflow_ray.store.time_limits import time_limit
 from periflow_ray.store.transfer.work import TransferContext, Work
 
 
@@ -42,12 +42,9 @@ class Uploads:
 
     def works(self) -> Iterator[Work]:
         """The pieces of work; pieces of the same file may run at the same time."""
-        kind = self._context.kind
         for item, size in self._sizes:
-            if kind == "local":
+            if self._context.root.is_local:
                 yield partial(_put_local, self._context, item, size)
-            elif kind == "other":
-                yield partial(_put_file, self._context, item, size)
             else:
                 yield from self._split(item, size)
 
@@ -58,14 +55,13 @@ class Uploads:
 
     def _split(self, item: UploadItem, size: int) -> Iterator[Work]:
         context = self._context
-        writer = open_part_writer(
-            context.operations,
-            context.filesystem,
-            item.key,
-            context.root.path_of(item.key),
-            num_bytes=size,
-            part_bytes=context.part_bytes,
+        path = context.root.path_of(item.key)
+        writer = context.root.backend.open_part_writer(
+            context.storage, item.key, path, num_bytes=size, part_bytes=context.part_bytes
         )
+        if writer is None:
+            yield partial(_put_file, context, item, size)
+            return
         if size <= writer.part_bytes:
             yield partial(_put_whole, context, item, size)
             return
@@ -154,12 +150,10 @@ def _put_local(context: TransferContext, item: UploadItem, size: int) -> None:
 
 
 def _put_file(context: TransferContext, item: UploadItem, size: int) -> None:
-    """By fsspec's own means, for file systems of other kinds."""
+    """By fsspec's own means, for storage that knows no parts."""
     path = context.root.path_of(item.key)
     context.bandwidth.wait_for(size)
-    context.operations.run(
-        item.key, lambda: context.operations.call(context.filesystem, "put_file", os.fspath(item.source), path)
-    )
+    context.storage.run(item.key, "put_file", os.fspath(item.source), path)
     context.on_bytes(size)
 
 
@@ -169,10 +163,7 @@ def _put_whole(context: TransferContext, item: UploadItem, size: int) -> None:
         context.bandwidth.wait_for(size)
         with open(item.source, "rb", buffering=0) as file:
             content = _read_range(file.fileno(), item, 0, size)
-        context.operations.run(
-            item.key,
-            lambda: context.operations.call(context.filesystem, "pipe_file", path, content, timeout_s=time_limit(size)),
-        )
+        context.storage.run(item.key, "pipe_file", path, content, timeout_s=time_limit(size))
     context.on_bytes(size)
 
 

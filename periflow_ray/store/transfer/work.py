@@ -1,15 +1,14 @@
-"""What the pieces of one transfer share, and the threads that work on them."""
+"""The means that the pieces of one transfer share, and the threads that work on them."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from periflow_ray.store.backends.backend import OpenStorage
 from periflow_ray.store.local_files import COPY_BYTES
 from periflow_ray.store.operations import Operations
-from periflow_ray.store.parts import Kind, kind_of
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer.limits import BandwidthLimit, ByteBudget
 
@@ -31,14 +30,9 @@ class TransferContext:
     on_bytes: Callable[[int], None]
 
     @property
-    def filesystem(self) -> Any:
-        """The root's file system."""
-        return self.root.filesystem
-
-    @property
-    def kind(self) -> Kind:
-        """What the root's file system is."""
-        return kind_of(self.filesystem)
+    def storage(self) -> OpenStorage:
+        """The root's file system, with operations that stop when the transfer does."""
+        return OpenStorage(self.root.filesystem, self.operations)
 
     @property
     def chunk_bytes(self) -> int:
