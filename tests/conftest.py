@@ -7,8 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from storage.servers import AZURITE_MISSING, StorageServer, find_azurite, serve_azurite, serve_moto, serve_rclone
 from support.children import find_child_pids, wait_for_new_children
+from support.storage_servers import (
+    AZURITE_MISSING,
+    StorageServer,
+    find_azurite,
+    serve_azurite,
+    serve_moto,
+    serve_rclone,
+)
 
 # pytest's own, and what libraries set once and for all when a test is the first to import or use them.
 TOLERATED_VARIABLES = frozenset({"PYTEST_CURRENT_TEST", "CRC32C_SW_MODE"})

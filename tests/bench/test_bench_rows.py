@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_figures.registry import FIGURES
+from bench_figures.row import Goal, Row, row_of_pairs
 
-SCRIPTS_DIR = Path(__file__).parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS_DIR))
-
-from bench_figures.registry import FIGURES  # noqa: E402
-from bench_figures.row import Goal, Row, row_of_pairs  # noqa: E402
+REPOSITORY_DIR = Path(__file__).parents[2]
+# As scripts/bench has it.
+MODULE_DIRS = os.pathsep.join(str(REPOSITORY_DIR / name) for name in ("scripts", "tests"))
 
 
 def test_a_row_says_what_was_measured_against_what():
@@ -100,10 +100,10 @@ def _measure(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows as JSON, and the lines of the table."""
     target = tmp_path / "figures.json"
+    path = os.pathsep.join(filter(None, (MODULE_DIRS, os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, "-m", "bench_figures", figure, "--json", str(target)],
-        cwd=SCRIPTS_DIR,
-        env={**os.environ, **env},
+        env={**os.environ, "PYTHONPATH": path, **env},
         capture_output=True,
         text=True,
         timeout=timeout_s,

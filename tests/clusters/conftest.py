@@ -1,4 +1,4 @@
-"""One cluster for the tests of a module, and fresh machines for each of them."""
+"""One cluster for the tests of this folder, and fresh machines for each of them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from clusters.chain import Chain
-from clusters.machines import Cluster, Machine, NoticeWatcher, run_cluster
-from notices.metadata_servers import FakeMetadata
+from support.cluster_chain import Chain
+from support.machines import Cluster, Machine, NoticeWatcher, run_cluster
+from support.metadata_servers import FakeMetadata
 
 
-@pytest.fixture(scope="module")
+# Of a package (hence this folder's __init__.py): the head is the same for all, and nothing of it outlives them.
+@pytest.fixture(scope="package")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster without machines."""
     with run_cluster(tmp_path_factory.mktemp("storage")) as cluster:
@@ -21,7 +22,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(head: Cluster) -> Iterator[Cluster]:
-    """The module's cluster; its machines go with the test."""
+    """The cluster; its machines go with the test."""
     yield head
     head.clear()
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters.chain import Chain, find_checkpoint, finish, wait_for_checkpoint
-from clusters.machines import Cluster, Machine, NoticeWatcher, format_aws_time
-from jobs.workbench import wait_until
-from notices.metadata_servers import FakeAws, FakeAzure, FakeMetadata, Reply, serve_metadata
+from support.cluster_chain import Chain, find_checkpoint, finish, wait_for_checkpoint
+from support.machines import Cluster, Machine, NoticeWatcher, format_aws_time
+from support.metadata_servers import FakeAws, FakeAzure, FakeMetadata, Reply, serve_metadata
+from support.workbench import wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.attempts import AttemptRecord

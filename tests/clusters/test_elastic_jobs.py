@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from clusters.machines import Cluster
-from jobs.workbench import wait_until
+from support.machines import Cluster
+from support.workbench import wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.attempts import read_attempts

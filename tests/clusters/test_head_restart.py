@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters.chain import Chain, finish, wait_for_checkpoint
-from clusters.machines import Cluster, run_cluster
-from jobs.workbench import processes_with, wait_until
+from support.cluster_chain import Chain, finish, wait_for_checkpoint
+from support.machines import Cluster, run_cluster
+from support.workbench import processes_with, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from clusters.chain import Chain, finish, wait_for_checkpoint
-from clusters.machines import Cluster
-from jobs.workbench import wait_until
+from support.cluster_chain import Chain, finish, wait_for_checkpoint
+from support.machines import Cluster
+from support.workbench import wait_until
 
 from periflow_ray import jobs
 

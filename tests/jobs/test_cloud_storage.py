@@ -10,7 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from workbench import Workbench, processes_with, wait_until
+from support.workbench import Workbench, processes_with, wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.events import read_events

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workbench import Workbench, find_agent, processes_with, wait_until
+from support.workbench import Workbench, find_agent, processes_with, wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.logs import read_logs

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from workbench import Workbench
+from support.workbench import Workbench
 
 from periflow_ray import jobs
 from periflow_ray.jobs.metrics import read_metrics

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import pytest
 import torch
-from workbench import Workbench, wait_until
+from support.workbench import Workbench, wait_until
 
 from periflow_ray.jobs.events import read_events
 from periflow_ray.store import checkpoints

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from workbench import Workbench, processes_with
+from support.workbench import Workbench, processes_with
 
 from periflow_ray import jobs
 from periflow_ray.jobs.logs import read_logs

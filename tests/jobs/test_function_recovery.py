@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from function_chain_job import NUM_STEPS, TIMEOUT_S, FunctionJob, after_emergency_save, hash_chain, make_job
-from workbench import Workbench, wait_until
+from support.function_chain_job import NUM_STEPS, TIMEOUT_S, FunctionJob, after_emergency_save, hash_chain, make_job
+from support.workbench import Workbench, wait_until
 
 from periflow_ray import jobs
 from periflow_ray.errors import NotFoundError, UsageError

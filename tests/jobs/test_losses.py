@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hash_chain_job import HashChainJob, WriteJob
-from workbench import Workbench, find_agent, find_driver, wait_until
+from support.command_chain_job import HashChainJob, WriteJob
+from support.workbench import Workbench, find_agent, find_driver, wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.events import read_events

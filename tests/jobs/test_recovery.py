@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hash_chain_job import HashChainJob, WriteJob
-from workbench import Workbench, find_agent, find_driver
+from support.command_chain_job import HashChainJob, WriteJob
+from support.workbench import Workbench, find_agent, find_driver
 
 from periflow_ray.jobs.attempts import read_attempts
 

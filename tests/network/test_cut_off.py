@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster import RayCluster
-from jobs.workbench import wait_until
-from namespaces import Machine
+from support.namespace_cluster import RayCluster
+from support.namespaces import Machine
+from support.workbench import wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts

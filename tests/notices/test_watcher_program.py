@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from notices.metadata_servers import FakeAws, FakeAzure, FakeMetadata, serve_metadata
+from support.metadata_servers import FakeAws, FakeAzure, FakeMetadata, serve_metadata
 
 WATCHER = "periflow_ray.runtime.notices.watcher"
-STAND_IN = Path(__file__).with_name("ray_stand_in.py")
+STAND_IN = Path(__file__).parents[1] / "support" / "ray_stand_in.py"
 END_DEADLINE_S = 30.0
 
 

@@ -8,8 +8,8 @@ from uuid import uuid4
 
 import fsspec
 import pytest
-from storage.fault_proxy import FaultProxy
-from storage.servers import StorageServer
+from support.fault_proxy import FaultProxy
+from support.storage_servers import StorageServer
 
 from periflow_ray.store.root import StorageRoot
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from checkpoint_samples import STEP_10, STEP_20, BreakingRoot, save
+from support.checkpoint_samples import STEP_10, STEP_20, BreakingRoot, save
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError
 from periflow_ray.store.checkpoints import (

@@ -7,13 +7,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.workbench import wait_until
-
 from periflow_ray import jobs
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.root import StorageRoot
+from support.workbench import wait_until
 
 # One GPU, so that two devices are two machines.
 VM = "azure-16gb-v100-1g-eastus-spot"

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
-from workbench import Workbench, processes_with, wait_until
-
 from periflow_ray import jobs
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
 from periflow_ray.runtime.worker.sandbox import Sandbox
 from periflow_ray.store import checkpoints
+from support.workbench import Workbench, processes_with, wait_until
 
 WriteJob = Callable[..., tuple[Path, Path]]
 NUM_STEPS = 400

@@ -11,12 +11,11 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from workbench import Outcome, Workbench, wait_until
-
 from periflow_ray import jobs
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
 from periflow_ray.jobs.logs import read_logs
 from periflow_ray.store import checkpoints
+from support.workbench import Outcome, Workbench, wait_until
 
 TIMEOUT_S = 180
 NUM_STEPS = 300

@@ -24,11 +24,11 @@ from pathlib import Path
 from types import TracebackType
 
 import requests
-from jobs.workbench import Outcome, wait_until
 
 from periflow_ray.processes import Command
 from periflow_ray.processes.keeper import find_descendants
 from periflow_ray.store.root import StorageRoot
+from support.workbench import Outcome, wait_until
 
 START_TIMEOUT_S = 120
 COMMAND_TIMEOUT_S = 180
