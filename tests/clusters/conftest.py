@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.cluster_chain import Chain
+from support.hash_chain import HashChain
 from support.machines import Cluster, Machine, NoticeWatcher, run_cluster
 from support.metadata_servers import FakeMetadata
 
@@ -22,7 +22,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(head: Cluster) -> Iterator[Cluster]:
-    """The cluster; its machines go with the test."""
+    """The cluster with its head; other machines go with the test."""
+    if head.head.is_off:
+        head.start_head()
     yield head
     head.clear()
 
@@ -31,7 +33,7 @@ def cluster(head: Cluster) -> Iterator[Cluster]:
 def submit(cluster: Cluster, tmp_path: Path) -> Callable[..., int]:
     """Submits a chain to the cluster; returns the job's number."""
 
-    def submit_chain(chain: Chain, *options: object) -> int:
+    def submit_chain(chain: HashChain, *options: object) -> int:
         return cluster.submit(*chain.write(tmp_path), *options)
 
     return submit_chain

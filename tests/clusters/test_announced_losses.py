@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.cluster_chain import Chain, find_checkpoint, finish, wait_for_checkpoint
+from support.hash_chain import HashChain, find_checkpoint, finish, wait_for_checkpoint
 from support.machines import Cluster, Machine, NoticeWatcher, format_aws_time
 from support.metadata_servers import FakeAws, FakeAzure, FakeMetadata, Reply, serve_metadata
 from support.workbench import wait_until
@@ -78,7 +78,7 @@ def test_a_notice_to_one_of_two_machines_costs_no_step(
     cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, record_property: Any, cloud: str
 ) -> None:
     cluster.start_machines("first", "second", "spare")
-    chain = Chain(num_steps=800)
+    chain = HashChain(num_steps=800)
     job_id = submit(chain)
     service = FakeAws() if cloud == "aws" else WitnessAzure(root=cluster.root, job_id=job_id)
     with serve_metadata(service):
@@ -104,7 +104,7 @@ def test_two_notices_at_once_to_both_machines_cost_no_step(
     cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, record_property: Any
 ) -> None:
     cluster.start_machines("first", "second", "spare", "other-spare")
-    chain = Chain(num_steps=800)
+    chain = HashChain(num_steps=800)
     job_id = submit(chain)
     services = FakeAws(), FakeAws()
     with ExitStack() as served:
@@ -124,7 +124,7 @@ def test_a_notice_before_the_first_step_moves_the_job_at_once(
     cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path
 ) -> None:
     cluster.start_machines("first", "second", "spare")
-    chain = Chain(start_s=20)
+    chain = HashChain(start_s=20)
     job_id = submit(chain)
     service = FakeAws()
     with serve_metadata(service):
@@ -140,13 +140,13 @@ def test_a_notice_before_the_first_step_moves_the_job_at_once(
 @pytest.mark.parametrize(
     ("chain", "end"),
     [
-        (Chain(num_steps=12, step_time_s=4.0, save_every=2), "power_off"),
-        (Chain(num_steps=200, save_time_s=6.0), "shut_down"),
+        (HashChain(num_steps=12, step_time_s=4.0, save_every=2), "power_off"),
+        (HashChain(num_steps=200, save_time_s=6.0), "shut_down"),
     ],
     ids=["long-steps", "slow-save"],
 )
 def test_a_notice_that_is_too_short_costs_the_steps_after_the_last_checkpoint(
-    cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, chain: Chain, end: str
+    cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, chain: HashChain, end: str
 ) -> None:
     cluster.start_machines("first", "second", "spare")
     job_id = submit(chain)

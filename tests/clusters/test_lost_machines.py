@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.cluster_chain import Chain, finish, wait_for_checkpoint
+from support.hash_chain import HashChain, finish, wait_for_checkpoint
 from support.machines import Cluster
 from support.workbench import wait_until
 
@@ -15,7 +15,7 @@ from periflow_ray import jobs
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-Submit = Callable[[Chain], int]
+Submit = Callable[[HashChain], int]
 
 
 @pytest.mark.parametrize(("loss", "node"), [("raylet", 0), ("power", 1)])
@@ -23,7 +23,7 @@ def test_a_lost_machine_costs_only_the_steps_after_the_last_checkpoint(
     cluster: Cluster, submit: Submit, tmp_path: Path, loss: str, node: int
 ) -> None:
     cluster.start_machines("first", "second", "spare")
-    chain = Chain()
+    chain = HashChain()
     job_id = submit(chain)
     wait_for_checkpoint(cluster.root, job_id)
     machine = cluster.machine_of(job_id, node)
@@ -43,7 +43,7 @@ def test_a_lost_machine_costs_only_the_steps_after_the_last_checkpoint(
 
 def test_without_a_replacement_the_job_says_what_it_waits_for(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
     cluster.start_machines("first", "second")
-    chain = Chain()
+    chain = HashChain()
     job_id = submit(chain)
     wait_for_checkpoint(cluster.root, job_id)
     cluster.machine_of(job_id, 1).power_off()

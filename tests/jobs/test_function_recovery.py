@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from support.function_chain_job import NUM_STEPS, TIMEOUT_S, FunctionJob, after_emergency_save, hash_chain, make_job
+from support.function_chain_job import NUM_STEPS, TIMEOUT_S, FunctionJob, after_emergency_save, make_job
+from support.hash_chain import HashChain
 from support.workbench import Workbench, wait_until
 
 from periflow_ray import jobs
@@ -47,7 +48,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, workbench: Workbench) 
     (attempt,) = made.finish()
     assert (attempt.cause, attempt.last_step, attempt.ended_unix_s is not None) == (None, NUM_STEPS, True)
     states = made.final_states()
-    assert [state[:2] for state in states] == [[rank, hash_chain(rank)] for rank in range(2)]
+    assert [state[:2] for state in states] == [[rank, HashChain(NUM_STEPS).final_state(rank)] for rank in range(2)]
     return states
 
 

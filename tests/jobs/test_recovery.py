@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.command_chain_job import HashChainJob, WriteJob
+from support.hash_chain import HashChain
 from support.workbench import Workbench, find_agent, find_driver
 
 from periflow_ray.jobs.attempts import read_attempts
@@ -21,7 +22,7 @@ def start_job(workbench: Workbench, write_job: WriteJob) -> Callable[[], HashCha
     """Starts a job on two stand-in nodes and waits for its first checkpoint."""
 
     def start() -> HashChainJob:
-        job = HashChainJob(workbench, write_job)
+        job = HashChainJob(workbench, write_job, HashChain(num_steps=400, step_time_s=0.02))
         job.wait_for_checkpoint()
         return job
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -166,13 +165,6 @@ def make_job(directory: Path, ray_env: Mapping[str, str], script: str = SCRIPT) 
     bench = Workbench(directory / "storage", directory / "no-cluster")
     bench.env.update(ray_env)
     return FunctionJob(bench, directory / "train.py")
-
-
-def hash_chain(rank: int) -> str:
-    state = str(rank)
-    for step in range(NUM_STEPS):
-        state = hashlib.sha256(f"{state} {step}".encode()).hexdigest()
-    return state
 
 
 def after_emergency_save(undisturbed: list[list[object]], *steps: int) -> list[list[object]]:

@@ -53,7 +53,7 @@ class Machine:
         self.name = name
         self.temp_dir = temp_dir
         self.lines: list[str] = []
-        self._is_off = False
+        self.is_off = False
         program = str(Path(sys.executable).with_name("ray"))
         flags = [f"--{option}={value}" if value is not None else f"--{option}" for option, value in options.items()]
         self._command = Command(
@@ -77,7 +77,7 @@ class Machine:
 
     def power_off(self) -> None:
         """Kill every process of the machine, as far as possible at once; nothing can say goodbye."""
-        if self._is_off:
+        if self.is_off:
             return
         # The keeper would tell the others to end, once the first of them is dead.
         os.kill(self._command.keeper_pid, signal.SIGSTOP)
@@ -86,13 +86,13 @@ class Machine:
                 _kill(pid)
         os.kill(self._command.keeper_pid, signal.SIGCONT)
         self._command.wait()
-        self._is_off = True
+        self.is_off = True
 
     def shut_down(self) -> None:
         """End every process as an orderly shutdown does: SIGTERM to all, and soon SIGKILL."""
         self._command.stop()
         self._command.wait()
-        self._is_off = True
+        self.is_off = True
 
     def kill_raylet(self) -> None:
         """Kill Ray's own process on the machine and nothing else."""
