@@ -27,7 +27,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         # This cluster is the test's own, whatever the environment says of another one.
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.delenv("RAY_AUTH_MODE", raising=False)
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+        # For this module, and for what it shares with others.
+        for directory in Path(__file__).parents[:2]:
+            patch.setenv("PYTHONPATH", str(directory), prepend=os.pathsep)
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         try:
             TorchTrainer(
