@@ -1,4 +1,4 @@
-"""For all tests: nothing touches the user's directories, no test leaves variables or processes behind, two lanes."""
+"""For all tests: nothing touches the user's directories, and no test leaves variables or processes behind."""
 
 from __future__ import annotations
 
@@ -17,21 +17,10 @@ from support.storage_servers import (
     serve_rclone,
 )
 
-pytest_plugins = ["support.durations"]
+pytest_plugins = ["support.durations", "support.lanes"]
 # pytest's own, and what libraries set once and for all when a test is the first to import or use them.
 TOLERATED_VARIABLES = frozenset({"PYTEST_CURRENT_TEST", "CRC32C_SW_MODE"})
 TOLERATED_PREFIXES = ("RAY_", "KMP_", "OMP_", "TORCH", "PYTORCH_", "TF_", "TRANSFORMERS_")
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Put all tests that start Ray into one lane: two clusters at once are too much for two cores."""
-    if item.get_closest_marker("ray") is not None:
-        item.add_marker(pytest.mark.xdist_group("ray"))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the lane of the tests that start Ray, which is the longer one."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -33,8 +33,7 @@ class _DurationsWriter:
         self._durations_s: defaultdict[str, float] = defaultdict(float)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        test, _, lane = report.nodeid.rpartition("@")
-        self._durations_s[report.nodeid if "]" in lane else test or report.nodeid] += report.duration
+        self._durations_s[report.nodeid] += report.duration
 
     def pytest_sessionfinish(self) -> None:
         long = {test: round(s, 1) for test, s in sorted(self._durations_s.items()) if s >= MIN_DURATION_S}
