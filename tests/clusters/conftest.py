@@ -1,4 +1,4 @@
-"""One cluster for the tests of this folder, and fresh machines for each of them."""
+"""One cluster for the tests of this folder, whose machines live as long as no test takes them away."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def cluster(head: Cluster) -> Iterator[Cluster]:
-    """The cluster with its head; other machines go with the test."""
+def cluster(head: Cluster) -> Cluster:
+    """The cluster with its head; which other machines it has is for the test to say."""
     if head.head.is_off:
         head.start_head()
-    yield head
-    head.clear()
+    return head
 
 
 @pytest.fixture

@@ -73,11 +73,11 @@ def assert_nothing_was_lost(first: AttemptRecord, second: AttemptRecord) -> None
     assert first.last_step == first.save.step == first.resumable_step == second.resumed_step
 
 
-@pytest.mark.parametrize("cloud", ["aws", "azure"])
+@pytest.mark.parametrize("cloud", [pytest.param("aws", marks=pytest.mark.long), "azure"])
 def test_a_notice_to_one_of_two_machines_costs_no_step(
     cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, record_property: Any, cloud: str
 ) -> None:
-    cluster.start_machines("first", "second", "spare")
+    cluster.provide_machines(3)
     chain = HashChain(num_steps=800)
     job_id = submit(chain)
     service = FakeAws() if cloud == "aws" else WitnessAzure(root=cluster.root, job_id=job_id)
@@ -100,10 +100,11 @@ def test_a_notice_to_one_of_two_machines_costs_no_step(
     report(cluster.root, job_id, announced_unix_s, record_property)
 
 
+@pytest.mark.long
 def test_two_notices_at_once_to_both_machines_cost_no_step(
     cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, record_property: Any
 ) -> None:
-    cluster.start_machines("first", "second", "spare", "other-spare")
+    cluster.provide_machines(4)
     chain = HashChain(num_steps=800)
     job_id = submit(chain)
     services = FakeAws(), FakeAws()
@@ -120,10 +121,11 @@ def test_two_notices_at_once_to_both_machines_cost_no_step(
     report(cluster.root, job_id, announced_unix_s, record_property)
 
 
+@pytest.mark.long
 def test_a_notice_before_the_first_step_moves_the_job_at_once(
     cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path
 ) -> None:
-    cluster.start_machines("first", "second", "spare")
+    cluster.provide_machines(3)
     chain = HashChain(start_s=20)
     job_id = submit(chain)
     service = FakeAws()
@@ -140,7 +142,7 @@ def test_a_notice_before_the_first_step_moves_the_job_at_once(
 @pytest.mark.parametrize(
     ("chain", "end"),
     [
-        (HashChain(num_steps=12, step_time_s=4.0, save_every=2), "power_off"),
+        pytest.param(HashChain(num_steps=12, step_time_s=4.0, save_every=2), "power_off", marks=pytest.mark.long),
         (HashChain(num_steps=200, save_time_s=6.0), "shut_down"),
     ],
     ids=["long-steps", "slow-save"],
@@ -148,7 +150,7 @@ def test_a_notice_before_the_first_step_moves_the_job_at_once(
 def test_a_notice_that_is_too_short_costs_the_steps_after_the_last_checkpoint(
     cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, chain: HashChain, end: str
 ) -> None:
-    cluster.start_machines("first", "second", "spare")
+    cluster.provide_machines(3)
     job_id = submit(chain)
     service = FakeAws()
     with serve_metadata(service):

@@ -38,7 +38,7 @@ checkpoint:
 def test_a_lost_machine_makes_the_job_smaller_and_a_new_one_makes_it_whole_again(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    _, lost = cluster.start_machines("first", "second")
+    _, lost = cluster.provide_machines(2)
     workspace = tmp_path / "app"
     workspace.mkdir()
     (workspace / "main.py").write_text(CHAIN.script())
@@ -50,7 +50,7 @@ def test_a_lost_machine_makes_the_job_smaller_and_a_new_one_makes_it_whole_again
     lost.power_off()
     wait_until(lambda: read_attempts(cluster.root, job_id)[-1].num_devices == 1, "a smaller attempt", 180)
     wait_until(lambda: jobs.read_state(cluster.root, job_id).status == "running", "it runs", 120)
-    cluster.start_machines("third")
+    cluster.start_machines(1)
     wait_until(lambda: jobs.read_state(cluster.root, job_id).has_ended, "the job ends", 300)
 
     assert jobs.read_state(cluster.root, job_id).status == "success"

@@ -27,7 +27,7 @@ def view(cluster: Cluster, job_id: int) -> dict[str, Any]:
 def test_a_job_whose_head_was_lost_is_resumed_on_a_new_one(
     cluster: Cluster, submit: Callable[[HashChain], int], tmp_path: Path
 ) -> None:
-    old_machines = cluster.start_machines("first", "second")
+    old_machines = cluster.provide_machines(2)
     chain = HashChain()
     job_id = submit(chain)
     wait_for_checkpoint(cluster.root, job_id)
@@ -41,8 +41,8 @@ def test_a_job_whose_head_was_lost_is_resumed_on_a_new_one(
     assert silent["message"].endswith(f" s, and {cluster.address} does not answer")
 
     cluster.start_head()
-    cluster.start_machines("third", "fourth")
-    assert cluster.living_nodes().keys() == {"head", "third", "fourth"}
+    new_machines = cluster.start_machines(2)
+    assert cluster.living_nodes().keys() == {"head", *(machine.name for machine in new_machines)}
     lost = view(cluster, job_id)
     assert lost["status"] == "failed"
     assert lost["message"] == "the job's driver ended without a word; its cluster does not know it any more"

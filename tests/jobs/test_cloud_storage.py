@@ -111,6 +111,7 @@ def test_the_text_of_what_agents_are_given_shows_no_secret(workbench: Workbench)
     assert repr(task) == f"AgentTask(plan_json='{{}}', job_id=1, claim='claim', root={workbench.root!r}, monitor=None)"
 
 
+@pytest.mark.long
 def test_a_corrupt_newest_checkpoint_is_skipped_for_the_one_before(workbench: Workbench, write_job: WriteJob) -> None:
     script = """
 import os, signal

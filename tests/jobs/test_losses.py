@@ -87,6 +87,7 @@ def test_a_rank_that_stands_still_is_found_and_its_stack_shown_before_the_job_go
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 
+@pytest.mark.long
 def test_a_node_that_cannot_copy_a_checkpoint_aside_says_so_and_goes_on_from_the_one_before(
     start_job: StartJob, tmp_path: Path
 ) -> None:
@@ -167,18 +168,23 @@ def kill_found(find: Callable[[], int | None]) -> bool:
 
 
 @pytest.mark.timeout(900)
-def test_twenty_random_kills_in_one_run(start_job: StartJob, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "victims",
+    [{"rank": 2, "agent": 1, "driver": 1}, pytest.param({"rank": 11, "agent": 6, "driver": 3}, marks=pytest.mark.long)],
+    ids=["four", "twenty"],
+)
+def test_random_kills_in_one_run(start_job: StartJob, tmp_path: Path, victims: dict[str, int]) -> None:
     job = start_job(extra="max_failures: 1000")
     chance = random.Random(20)
-    victims = ["rank"] * 11 + ["agent"] * 6 + ["driver"] * 3
-    chance.shuffle(victims)
+    order = [victim for victim, num_kills in victims.items() for _ in range(num_kills)]
+    chance.shuffle(order)
     find = {
         "rank": lambda: job.find_rank(chance.randrange(2)),
         "agent": lambda: find_agent(job.sandbox(chance.randrange(2))),
         "driver": lambda: find_driver(job.workbench.root.uri, job.job_id),
     }
     killed_attempt, is_recovering = 0, False
-    for victim in victims:
+    for victim in order:
         # Some kills hit a job that is just recovering, but never two in a row: it has to make steps.
         is_recovering = not is_recovering and chance.random() < 0.4
         if not is_recovering:
@@ -231,6 +237,7 @@ def test_drills_on_a_running_job_tell_what_each_loss_costs(start_job: StartJob, 
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 
+@pytest.mark.long
 def test_a_second_stop_joins_the_first(start_job: StartJob, tmp_path: Path) -> None:
     job = start_job(emergency_save_time_s=8, save_every=50)
     first = start_command(job, "job", "stop", job.job_id)
@@ -264,6 +271,7 @@ def test_stop_now_ends_a_stop_that_takes_too_long_and_the_job_goes_on_from_its_l
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 
+@pytest.mark.long
 def test_a_job_that_never_asks_is_stopped_without_a_save_and_the_user_is_told(
     start_job: StartJob, tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def job(cluster: RayCluster, tmp_path: Path) -> RunningJob:
 # In this order, because a machine that was given up has to be started again for the next test.
 
 
+@pytest.mark.long
 def test_a_cut_of_a_few_seconds_changes_nothing(job: RunningJob) -> None:
     blinking = job.machine_of(1)
     job.cluster.network.cut(blinking)
@@ -96,6 +97,7 @@ def test_a_cut_of_a_few_seconds_changes_nothing(job: RunningJob) -> None:
     job.check_result()
 
 
+@pytest.mark.long
 def test_a_machine_that_comes_back_when_it_is_given_up_harms_nothing(job: RunningJob) -> None:
     lost = job.machine_of(1)
     job.cluster.network.cut(lost)

@@ -181,6 +181,7 @@ def test_aws_interrupts_a_machine_after_its_metadata_service_was_away(
     assert lines[4] == f"drained Ray node {ray_node.node_id}"
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_azure_takes_a_machine_without_work(start: Any, wait_until: WaitUntil):
     with run_ray_node() as node, serve_metadata(FakeAzure()) as azure:

@@ -42,5 +42,5 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 @cache
 def starts_ray(path: Path) -> bool:
-    """Whether a file has tests that start Ray; the process that hands them out knows only their names, not their marks."""
+    """Whether a file has tests that start Ray; whoever hands them out knows their names only, and not their marks."""
     return "mark.ray" in path.read_text("utf-8")
