@@ -9,6 +9,12 @@ from pathlib import Path
 EXIT_DEADLINE_S = 10.0
 # multiprocessing keeps these for the life of the interpreter.
 TOLERATED_COMMANDS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
+_kept_pids: set[int] = set()
+
+
+def keep_child(pid: int) -> None:
+    """Let a child outlive the test that starts it, because a fixture of more than one test ends it."""
+    _kept_pids.add(pid)
 
 
 def find_child_pids() -> set[int]:
@@ -21,14 +27,14 @@ def find_child_pids() -> set[int]:
 
 
 def wait_for_new_children(before: set[int], deadline_s: float = EXIT_DEADLINE_S) -> dict[int, str]:
-    """Wait until the children that are not among ``before`` have ended.
+    """Wait until the children have ended that are neither among ``before`` nor to be kept.
 
     Returns:
         Ids and command lines of those that live on at the deadline.
     """
     end_s = time.monotonic() + deadline_s
     while True:
-        left = _describe_living(find_child_pids() - before)
+        left = _describe_living(find_child_pids() - before - _kept_pids)
         if not left or time.monotonic() > end_s:
             return left
         time.sleep(0.02)

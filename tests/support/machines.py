@@ -28,6 +28,7 @@ import requests
 from periflow_ray.processes import Command
 from periflow_ray.processes.keeper import find_descendants
 from periflow_ray.store.root import StorageRoot
+from support.children import keep_child
 from support.workbench import Outcome, wait_until
 
 START_TIMEOUT_S = 120
@@ -74,6 +75,7 @@ class Machine:
             grace_s=2.0,
             on_line=self.lines.append,
         )
+        keep_child(self._command.keeper_pid)
 
     def power_off(self) -> None:
         """Kill every process of the machine, as far as possible at once; nothing can say goodbye."""
