@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.lanes import RAY_LANE
+
 TESTS_DIR = Path(__file__).parent
 CONFTEST = """
 import pytest
@@ -17,10 +19,11 @@ def _worker(request, worker_id):
     with (request.config.rootpath / f"{worker_id}.txt").open("a") as file:
         print(request.node.nodeid, file=file)
 """
-RAY_FILE = """
+# This file is not in that lane itself.
+RAY_FILE = f"""
 import pytest
 
-@pytest.mark.ray
+@pytest.mark.{RAY_LANE}
 @pytest.mark.parametrize("number", range(3))
 def test_ray(number): pass
 """
