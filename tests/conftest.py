@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from storage.servers import AZURITE_MISSING, StorageServer, find_azurite, serve_azurite, serve_moto, serve_rclone
+from support.children import find_child_pids, wait_for_new_children
+from support.storage_servers import (
+    AZURITE_MISSING,
+    StorageServer,
+    find_azurite,
+    serve_azurite,
+    serve_moto,
+    serve_rclone,
+)
 
-EXIT_DEADLINE_S = 10.0
+pytest_plugins = ["support.durations", "support.lanes"]
 # pytest's own, and what libraries set once and for all when a test is the first to import or use them.
 TOLERATED_VARIABLES = frozenset({"PYTEST_CURRENT_TEST", "CRC32C_SW_MODE"})
 TOLERATED_PREFIXES = ("RAY_", "KMP_", "OMP_", "TORCH", "PYTORCH_", "TF_", "TRANSFORMERS_")
-# multiprocessing keeps these for the life of the interpreter.
-TOLERATED_COMMANDS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,11 +39,11 @@ def _own_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 def _no_leaks(_own_directories: None) -> Iterator[None]:
     # Must not use monkeypatch: what a test sets with it is undone before this fixture looks.
     environment = dict(os.environ)
-    children = set(_find_children())
+    children = find_child_pids()
     yield
     leaked_variables = _find_changed_variables(environment)
     _restore_environment(environment)
-    leaked_children = _wait_for_exit(children)
+    leaked_children = wait_for_new_children(children)
     assert not leaked_variables, f"the test leaves environment variables behind: {leaked_variables}"
     assert not leaked_children, f"the test leaves child processes behind: {leaked_children}"
 
@@ -88,29 +93,3 @@ def _restore_environment(before: dict[str, str]) -> None:
     for name in set(os.environ) - set(before) - TOLERATED_VARIABLES:
         del os.environ[name]
     os.environ.update(before)
-
-
-def _wait_for_exit(children_before: set[int]) -> dict[int, str]:
-    deadline_s = time.monotonic() + EXIT_DEADLINE_S
-    while True:
-        left = {pid: command for pid, command in _find_children().items() if pid not in children_before}
-        if not left or time.monotonic() > deadline_s:
-            return left
-        time.sleep(0.02)
-
-
-def _find_children() -> dict[int, str]:
-    """Living direct children of this process and their command lines."""
-    found = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            state, parent = Path(f"/proc/{entry}/stat").read_bytes().rpartition(b")")[2].split()[:2]
-            command = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ")
-        except OSError:  # It has ended.
-            continue
-        is_living_child = int(parent) == os.getpid() and state != b"Z"
-        if is_living_child and not any(name in command for name in TOLERATED_COMMANDS):
-            found[int(entry)] = command.decode(errors="replace").strip()
-    return found

@@ -60,7 +60,11 @@ FORBIDDEN_AT_IMPORT: dict[str, set[str]] = {
 # What reads the environment; spec and plan get ids, times and variables as arguments.
 ENVIRONMENT_READERS = {"environ", "environb", "getenv", "getenvb", "urandom"}
 
-MODULES = sorted(PACKAGE_DIR.rglob("*.py"))
+
+@pytest.fixture(scope="module")
+def modules() -> dict[Path, ast.Module]:
+    """Every module of the package, read and parsed once."""
+    return {path: ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE_DIR.rglob("*.py"))}
 
 
 def part_of(path: Path) -> str:
@@ -106,33 +110,42 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(PACKAGE_DIR))
 
 
-def test_every_part_has_a_rule():
-    assert {part_of(path) for path in MODULES} <= ALLOWED.keys()
+def test_imports_point_one_way(modules: dict[Path, ast.Module]):
+    assert {part_of(path) for path in modules} <= ALLOWED.keys(), "every part needs a rule"
+    problems = []
+    for path, tree in modules.items():
+        part = part_of(path)
+        imported = {own_part(name) for name in find_imports(tree, name_of(path))} - {None}
+        too_many = imported - ALLOWED[part] - {part, "errors"}
+        if too_many:
+            allowed = sorted(ALLOWED[part])
+            problems.append(f"{path} imports {sorted(map(str, too_many))}; '{part}' may import {allowed}")
+    assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_point_one_way(path: Path):
-    part = part_of(path)
-    imported = {own_part(name) for name in find_imports(ast.parse(path.read_text("utf-8")), name_of(path))} - {None}
-    too_many = imported - ALLOWED[part] - {part, "errors"}
-    assert not too_many, f"{path} imports {sorted(map(str, too_many))}; '{part}' may import {sorted(ALLOWED[part])}"
+def test_heavy_and_impure_modules_stay_out(modules: dict[Path, ast.Module]):
+    problems = []
+    for path, tree in modules.items():
+        part = part_of(path)
+        imported = {name.split(".")[0] for name in find_imports(tree, name_of(path))}
+        at_import = {name.split(".")[0] for name in find_imports(tree, name_of(path), at_import_only=True)}
+        never, too_early = imported & FORBIDDEN.get(part, set()), at_import & FORBIDDEN_AT_IMPORT.get(part, set())
+        if never:
+            problems.append(f"{path} imports {sorted(never)}; '{part}' never does")
+        if too_early:
+            problems.append(f"{path} imports {sorted(too_early)} when it is imported; '{part}' may only where needed")
+    assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_heavy_and_impure_modules_stay_out(path: Path):
-    part, tree = part_of(path), ast.parse(path.read_text("utf-8"))
-    imported = {name.split(".")[0] for name in find_imports(tree, name_of(path))}
-    assert not imported & FORBIDDEN.get(part, set())
-    at_import = {name.split(".")[0] for name in find_imports(tree, name_of(path), at_import_only=True)}
-    assert not at_import & FORBIDDEN_AT_IMPORT.get(part, set())
-
-
-@pytest.mark.parametrize("path", [path for path in MODULES if part_of(path) in ("spec", "plan")], ids=name_of)
-def test_spec_and_plan_read_neither_environment_nor_clock(path: Path):
-    tree = ast.parse(path.read_text("utf-8"))
-    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & ENVIRONMENT_READERS
-    read |= {name.split(".")[-1] for name in find_imports(tree, name_of(path))} & ENVIRONMENT_READERS
-    assert not read
+def test_spec_and_plan_read_neither_environment_nor_clock(modules: dict[Path, ast.Module]):
+    problems = []
+    for path, tree in modules.items():
+        if part_of(path) in ("spec", "plan"):
+            read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+            read |= {name.split(".")[-1] for name in find_imports(tree, name_of(path))}
+            if read & ENVIRONMENT_READERS:
+                problems.append(f"{path} uses {sorted(read & ENVIRONMENT_READERS)}; it gets what it needs as arguments")
+    assert not problems, "\n".join(problems)
 
 
 def test_the_rules_see_what_they_are_there_for():

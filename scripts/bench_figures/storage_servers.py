@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bench_figures.programs import REPOSITORY_DIR
-
-sys.path.insert(0, str(REPOSITORY_DIR / "tests"))
-
-from storage.fault_proxy import FaultProxy
-from storage.servers import StorageServer, serve_rclone
+from support.fault_proxy import FaultProxy
+from support.storage_servers import StorageServer, serve_rclone
 
 __all__ = ["FaultProxy", "StorageServer", "arrow_environment", "serve_s3"]
 

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
-import pytest
-
-SCRIPTS_DIR = Path(__file__).parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS_DIR))
-
-from bench_figures.registry import FIGURES  # noqa: E402
-from bench_figures.row import Goal, Row, row_of_pairs  # noqa: E402
+from bench_figures.registry import FIGURES
+from bench_figures.row import Goal, Row, row_of_pairs
+from support.bench import measure
 
 
 def test_a_row_says_what_was_measured_against_what():
@@ -85,50 +74,14 @@ def test_the_promised_figures_are_all_there():
 
 
 def test_cli_start_is_measured_and_written_as_json(tmp_path):
-    rows, lines = _measure(tmp_path, "cli_start")
+    rows, lines = measure(tmp_path, "cli_start")
     assert [row["name"] for row in rows] == ["cli_start_help", "cli_start_vm_list"]
     assert [line.split()[0] for line in lines] == ["name", "cli_start_help", "cli_start_vm_list"]
 
 
 def test_moving_a_dataset_is_measured_with_a_smaller_one(tmp_path):
-    rows, _ = _measure(tmp_path, "dataset_small_files", PERIFLOW_BENCH_NUM_FILES="150")
+    rows, _ = measure(tmp_path, "dataset_small_files", PERIFLOW_BENCH_NUM_FILES="150")
     assert [(row["name"], row["unit"], row["goal"]) for row in rows] == [
         ("dataset_small_files_upload", "files/s", ">=3"),
         ("dataset_small_files_fetch", "files/s", ">=3"),
     ]
-
-
-@pytest.mark.ray
-def test_a_checkpoint_on_a_slow_store_is_measured_with_a_smaller_one(tmp_path):
-    rows, _ = _measure(tmp_path, "ckpt_slow_store", PERIFLOW_BENCH_CHECKPOINT_MIB="8")
-    assert [(row["name"], row["unit"], row["goal"]) for row in rows] == [("ckpt_slow_store", "s", "<=0.1")]
-    # Two MiB at 50 MB/s: Ray's side went through the slow proxy.
-    assert rows[0]["baseline"] > 2 * 2**20 / 50e6
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(900)
-def test_a_notice_is_measured_and_costs_no_step(tmp_path):
-    rows, _ = _measure(tmp_path, "notice_to_save", timeout_s=850, PERIFLOW_BENCH_NUM_NOTICES="1")
-    assert [(row["name"], row["unit"], row["goal"]) for row in rows] == [
-        ("notice_to_save_excess", "s", "<=1.5s"),
-        ("notice_without_lost_step", "runs", ">=1"),
-    ]
-    assert rows[1]["met"]
-
-
-def _measure(
-    tmp_path: Path, figure: str, *, timeout_s: float = 200, **env: str
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows as JSON, and the lines of the table."""
-    target = tmp_path / "figures.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "bench_figures", figure, "--json", str(target)],
-        cwd=SCRIPTS_DIR,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(target.read_text()), done.stdout.splitlines()

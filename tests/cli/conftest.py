@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from sample_jobs import write_sample_jobs
+from support.sample_jobs import write_sample_jobs
 
 from periflow_ray.cli.main import cli
 from periflow_ray.store.root import StorageRoot

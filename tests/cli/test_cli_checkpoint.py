@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from sample_checkpoints import ID, write_sample_checkpoints
-from sample_jobs import NEW_YEAR_UNIX_S
+from support.sample_checkpoints import ID, write_sample_checkpoints
+from support.sample_jobs import NEW_YEAR_UNIX_S
 
 from periflow_ray.jobs.checkpoint_status import find_entry, list_all
 from periflow_ray.store.checkpoints import find_checkpoint

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from sample_checkpoints import ID, NODES, read_tree, write_sample_checkpoints, write_tree
+from support.sample_checkpoints import ID, NODES, read_tree, write_sample_checkpoints, write_tree
 
 from periflow_ray.jobs.checkpoint_status import list_all
 from periflow_ray.store.checkpoints import checkpoint_key

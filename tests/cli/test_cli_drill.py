@@ -5,8 +5,8 @@ import json
 import threading
 
 import pytest
-from driver_stand_in import DriverStandIn, ended_attempt, running_attempt, running_state
-from sample_jobs import build_record
+from support.driver_stand_in import DriverStandIn, ended_attempt, running_attempt, running_state
+from support.sample_jobs import build_record
 
 from periflow_ray.cli import job_drill
 from periflow_ray.jobs import JobState, write_record, write_state

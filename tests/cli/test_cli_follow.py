@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from driver_stand_in import DriverStandIn
 from rich.console import Console
-from sample_jobs import build_record
+from support.driver_stand_in import DriverStandIn
+from support.sample_jobs import build_record
 
 from periflow_ray.cli.follow import follow_job, raise_unless_success
 from periflow_ray.cli.log_view import LogView

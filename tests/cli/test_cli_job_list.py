@@ -5,7 +5,7 @@ import time
 
 import pytest
 import yaml
-from sample_jobs import build_record
+from support.sample_jobs import build_record
 
 from periflow_ray.jobs import JobState, write_record, write_state
 from periflow_ray.store.root import StorageRoot

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from sample_jobs import build_record
+from support.sample_jobs import build_record
 
 from periflow_ray.cli.log_view import LogView
 from periflow_ray.jobs import JobState, write_record, write_state

@@ -3,8 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from driver_stand_in import ended_attempt
-from sample_jobs import build_record
+from support.driver_stand_in import ended_attempt
+from support.sample_jobs import build_record
 
 from periflow_ray.jobs import JobState, list_jobs, write_record, write_state
 from periflow_ray.jobs.attempts import write_attempt

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from driver_stand_in import running_state
-from job_cluster import serve_cluster
-from sample_jobs import build_record
-from submit.job_server import JobServer
+from support.driver_stand_in import running_state
+from support.job_cluster import serve_cluster
+from support.job_server import JobServer
+from support.sample_jobs import build_record
 
 from periflow_ray.errors import PeriflowRayError
 from periflow_ray.jobs import JobState, read_record, read_state, write_record, write_state

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Iterator
 
 import pytest
-from driver_stand_in import DriverStandIn, ended_attempt, running_state
-from job_cluster import serve_cluster
-from sample_jobs import build_record
-from submit.job_server import JobServer
+from support.driver_stand_in import DriverStandIn, ended_attempt, running_state
+from support.job_cluster import serve_cluster
+from support.job_server import JobServer
+from support.sample_jobs import build_record
 
 from periflow_ray.jobs import JobState, read_state, write_record, write_state
 from periflow_ray.jobs.attempts import SaveRecord, write_attempt

@@ -1,4 +1,4 @@
-"""One cluster for the tests of a module, and fresh machines for each of them."""
+"""One cluster for the tests of this folder, whose machines live as long as no test takes them away."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from clusters.chain import Chain
-from clusters.machines import Cluster, Machine, NoticeWatcher, run_cluster
-from notices.metadata_servers import FakeMetadata
+from support.hash_chain import HashChain
+from support.machines import Cluster, Machine, NoticeWatcher, run_cluster
+from support.metadata_servers import FakeMetadata
 
 
-@pytest.fixture(scope="module")
+# Of a package (hence this folder's __init__.py): the head is the same for all, and nothing of it outlives them.
+@pytest.fixture(scope="package")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster without machines."""
     with run_cluster(tmp_path_factory.mktemp("storage")) as cluster:
@@ -20,17 +21,18 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def cluster(head: Cluster) -> Iterator[Cluster]:
-    """The module's cluster; its machines go with the test."""
-    yield head
-    head.clear()
+def cluster(head: Cluster) -> Cluster:
+    """The cluster with its head; which other machines it has is for the test to say."""
+    if head.head.is_off:
+        head.start_head()
+    return head
 
 
 @pytest.fixture
 def submit(cluster: Cluster, tmp_path: Path) -> Callable[..., int]:
     """Submits a chain to the cluster; returns the job's number."""
 
-    def submit_chain(chain: Chain, *options: object) -> int:
+    def submit_chain(chain: HashChain, *options: object) -> int:
         return cluster.submit(*chain.write(tmp_path), *options)
 
     return submit_chain

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters.chain import Chain, find_checkpoint, finish, wait_for_checkpoint
-from clusters.machines import Cluster, Machine, NoticeWatcher, format_aws_time
-from jobs.workbench import wait_until
-from notices.metadata_servers import FakeAws, FakeAzure, FakeMetadata, Reply, serve_metadata
+from support.hash_chain import HashChain, find_checkpoint, finish, wait_for_checkpoint
+from support.machines import Cluster, Machine, NoticeWatcher, format_aws_time
+from support.metadata_servers import FakeAws, FakeAzure, FakeMetadata, Reply, serve_metadata
+from support.workbench import wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.attempts import AttemptRecord
@@ -73,12 +73,12 @@ def assert_nothing_was_lost(first: AttemptRecord, second: AttemptRecord) -> None
     assert first.last_step == first.save.step == first.resumable_step == second.resumed_step
 
 
-@pytest.mark.parametrize("cloud", ["aws", "azure"])
+@pytest.mark.parametrize("cloud", [pytest.param("aws", marks=pytest.mark.long), "azure"])
 def test_a_notice_to_one_of_two_machines_costs_no_step(
     cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, record_property: Any, cloud: str
 ) -> None:
-    cluster.start_machines("first", "second", "spare")
-    chain = Chain(num_steps=800)
+    cluster.provide_machines(3)
+    chain = HashChain(num_steps=800)
     job_id = submit(chain)
     service = FakeAws() if cloud == "aws" else WitnessAzure(root=cluster.root, job_id=job_id)
     with serve_metadata(service):
@@ -100,11 +100,12 @@ def test_a_notice_to_one_of_two_machines_costs_no_step(
     report(cluster.root, job_id, announced_unix_s, record_property)
 
 
+@pytest.mark.long
 def test_two_notices_at_once_to_both_machines_cost_no_step(
     cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, record_property: Any
 ) -> None:
-    cluster.start_machines("first", "second", "spare", "other-spare")
-    chain = Chain(num_steps=800)
+    cluster.provide_machines(4)
+    chain = HashChain(num_steps=800)
     job_id = submit(chain)
     services = FakeAws(), FakeAws()
     with ExitStack() as served:
@@ -120,11 +121,12 @@ def test_two_notices_at_once_to_both_machines_cost_no_step(
     report(cluster.root, job_id, announced_unix_s, record_property)
 
 
+@pytest.mark.long
 def test_a_notice_before_the_first_step_moves_the_job_at_once(
     cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path
 ) -> None:
-    cluster.start_machines("first", "second", "spare")
-    chain = Chain(start_s=20)
+    cluster.provide_machines(3)
+    chain = HashChain(start_s=20)
     job_id = submit(chain)
     service = FakeAws()
     with serve_metadata(service):
@@ -140,15 +142,15 @@ def test_a_notice_before_the_first_step_moves_the_job_at_once(
 @pytest.mark.parametrize(
     ("chain", "end"),
     [
-        (Chain(num_steps=12, step_time_s=4.0, save_every=2), "power_off"),
-        (Chain(num_steps=200, save_time_s=6.0), "shut_down"),
+        pytest.param(HashChain(num_steps=12, step_time_s=4.0, save_every=2), "power_off", marks=pytest.mark.long),
+        (HashChain(num_steps=200, save_time_s=6.0), "shut_down"),
     ],
     ids=["long-steps", "slow-save"],
 )
 def test_a_notice_that_is_too_short_costs_the_steps_after_the_last_checkpoint(
-    cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, chain: Chain, end: str
+    cluster: Cluster, submit: Submit, watch: Watch, tmp_path: Path, chain: HashChain, end: str
 ) -> None:
-    cluster.start_machines("first", "second", "spare")
+    cluster.provide_machines(3)
     job_id = submit(chain)
     service = FakeAws()
     with serve_metadata(service):

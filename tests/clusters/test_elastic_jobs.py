@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import pytest
-from clusters.machines import Cluster
-from jobs.workbench import wait_until
+from support.hash_chain import HashChain
+from support.machines import Cluster
+from support.workbench import wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.attempts import read_attempts
@@ -16,26 +16,8 @@ from periflow_ray.store import checkpoints
 
 pytestmark = pytest.mark.ray
 
-NUM_STEPS = 1500
-# Only rank 0 writes, so that any number of ranks can go on; each step's state says how many ranks made it.
-SCRIPT = f"""
-import hashlib, json, os, time
-from pathlib import Path
-import periflow_ray as pf
-path = Path(os.environ["CKPT_DIR"]) / "state.json"
-step, state, worlds = json.loads(path.read_text()) if path.exists() else (0, "", [])
-pf.init(total_train_steps={NUM_STEPS})
-worlds.append([step, int(os.environ["WORLD_SIZE"]), int(os.environ["NUM_NODES"])])
-while step < {NUM_STEPS}:
-    with pf.train_step():
-        state = hashlib.sha256(f"{{state}} {{step}}".encode()).hexdigest()
-        time.sleep(0.04 if len(worlds) < 3 else 0)
-    step += 1
-    if step % 25 == 0 or pf.is_emergency_save():
-        if os.environ["RANK"] == "0":
-            path.write_text(json.dumps([step, state, worlds]))
-        pf.upload_checkpoint()
-"""
+# Each start says how many ranks there are. It is slow until it has grown again.
+CHAIN = HashChain(num_steps=1500, step_time_s=0.04, save_every=25, num_slow_starts=2, is_elastic=True)
 TEMPLATE = """\
 vm: aws-16gb-v100-1g-us-east-2
 num_devices: 2
@@ -53,20 +35,13 @@ checkpoint:
 """
 
 
-def expected_state() -> str:
-    state = ""
-    for step in range(NUM_STEPS):
-        state = hashlib.sha256(f"{state} {step}".encode()).hexdigest()
-    return state
-
-
 def test_a_lost_machine_makes_the_job_smaller_and_a_new_one_makes_it_whole_again(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    _, lost = cluster.start_machines("first", "second")
+    _, lost = cluster.provide_machines(2)
     workspace = tmp_path / "app"
     workspace.mkdir()
-    (workspace / "main.py").write_text(SCRIPT)
+    (workspace / "main.py").write_text(CHAIN.script())
     template = tmp_path / "pf-template.yml"
     template.write_text(TEMPLATE)
     job_id = cluster.submit(template, workspace)
@@ -75,7 +50,7 @@ def test_a_lost_machine_makes_the_job_smaller_and_a_new_one_makes_it_whole_again
     lost.power_off()
     wait_until(lambda: read_attempts(cluster.root, job_id)[-1].num_devices == 1, "a smaller attempt", 180)
     wait_until(lambda: jobs.read_state(cluster.root, job_id).status == "running", "it runs", 120)
-    cluster.start_machines("third")
+    cluster.start_machines(1)
     wait_until(lambda: jobs.read_state(cluster.root, job_id).has_ended, "the job ends", 300)
 
     assert jobs.read_state(cluster.root, job_id).status == "success"
@@ -86,6 +61,6 @@ def test_a_lost_machine_makes_the_job_smaller_and_a_new_one_makes_it_whole_again
     manifest = checkpoints.latest_committed(cluster.root, job_id)
     assert manifest is not None
     checkpoints.restore(cluster.root, manifest, 0, tmp_path / "final")
-    step, state, worlds = json.loads((tmp_path / "final" / "state.json").read_text())
-    assert (step, state) == (NUM_STEPS, expected_state())
-    assert [world[1:] for world in worlds] == [[2, 2], [1, 1], [2, 2]]
+    step, state, starts = json.loads((tmp_path / "final" / "state-0.json").read_text())
+    assert (step, state) == (CHAIN.num_steps, CHAIN.final_state(0))
+    assert [start[1:] for start in starts] == [[2, 2], [1, 1], [2, 2]]

@@ -7,23 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from clusters.chain import Chain, finish, wait_for_checkpoint
-from clusters.machines import Cluster
-from jobs.workbench import wait_until
+from support.hash_chain import HashChain, finish, wait_for_checkpoint
+from support.machines import Cluster
+from support.workbench import wait_until
 
 from periflow_ray import jobs
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-Submit = Callable[[Chain], int]
+Submit = Callable[[HashChain], int]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("loss", "node"), [("raylet", 0), ("power", 1)])
 def test_a_lost_machine_costs_only_the_steps_after_the_last_checkpoint(
     cluster: Cluster, submit: Submit, tmp_path: Path, loss: str, node: int
 ) -> None:
-    cluster.start_machines("first", "second", "spare")
-    chain = Chain()
+    cluster.provide_machines(3)
+    chain = HashChain()
     job_id = submit(chain)
     wait_for_checkpoint(cluster.root, job_id)
     machine = cluster.machine_of(job_id, node)
@@ -42,8 +43,8 @@ def test_a_lost_machine_costs_only_the_steps_after_the_last_checkpoint(
 
 
 def test_without_a_replacement_the_job_says_what_it_waits_for(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
-    cluster.start_machines("first", "second")
-    chain = Chain()
+    cluster.provide_machines(2)
+    chain = HashChain()
     job_id = submit(chain)
     wait_for_checkpoint(cluster.root, job_id)
     cluster.machine_of(job_id, 1).power_off()
@@ -52,7 +53,7 @@ def test_without_a_replacement_the_job_says_what_it_waits_for(cluster: Cluster, 
     state = jobs.read_state(cluster.root, job_id)
     assert (state.attempt, state.message) == (1, "waits for 2 x (1 CPU, 1 GPU); the cluster has 1 CPU, 1 GPU free")
     assert state.message in cluster.run("job", "view", job_id).stdout.replace("\n", " ")
-    cluster.start_machines("third")
+    cluster.start_machines(1)
     first, second = finish(cluster.root, job_id)
     assert first.cause == "lost"
     assert second.resumed_step >= first.resumable_step >= 50

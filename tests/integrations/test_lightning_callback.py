@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
-from tiny_regression import QUIET, TinyRegression, make_loader
+from support.tiny_regression import QUIET, TinyRegression, make_loader
 from torch.utils.data import DataLoader, IterableDataset
 
 import periflow_ray as pf

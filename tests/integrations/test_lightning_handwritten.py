@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
-from tiny_regression import QUIET, TinyRegression, make_loader
+from support.tiny_regression import QUIET, TinyRegression, make_loader
 
 import periflow_ray as pf
 from periflow_ray.lightning import PeriFlowCallback as ReadyCallback

@@ -14,7 +14,7 @@ import pytest
 MAIN = """
 import json, os, sys
 sys.path.insert(0, {tests!r})
-from tiny_regression import QUIET, TinyRegression, make_loader
+from support.tiny_regression import QUIET, TinyRegression, make_loader
 from periflow_ray.lightning import PeriFlowTrainer
 
 QUIET.pop("accelerator")
@@ -28,7 +28,7 @@ with open(f"rank{{trainer.global_rank}}.json", "w") as file:
 @pytest.fixture
 def main(tmp_path: Path) -> Path:
     path = tmp_path / "main.py"
-    path.write_text(MAIN.format(tests=str(Path(__file__).parent)))
+    path.write_text(MAIN.format(tests=str(Path(__file__).parents[1])))
     return path
 
 

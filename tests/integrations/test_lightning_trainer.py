@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from tiny_regression import QUIET, TinyRegression, make_loader
+from support.tiny_regression import QUIET, TinyRegression, make_loader
 
 from periflow_ray.lightning import PeriFlowCallback, PeriFlowTrainer, latest_checkpoint
 from periflow_ray.sdk.session import use_channel_factory

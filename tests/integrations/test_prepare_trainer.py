@@ -27,7 +27,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         # This cluster is the test's own, whatever the environment says of another one.
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.delenv("RAY_AUTH_MODE", raising=False)
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        # For this module, and for what it shares with others.
+        for directory in Path(__file__).parents[:2]:
+            patch.setenv("PYTHONPATH", str(directory), prepend=os.pathsep)
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         try:
             TorchTrainer(
@@ -44,7 +46,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def train_all_cases(config: dict[str, Any]) -> None:
     import ray.train
     from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
-    from tiny_regression import QUIET
+    from support.tiny_regression import QUIET
 
     class UsersFSDPStrategy(FSDPStrategy):
         """Lightning refuses its own class on a CPU, whoever prepares it."""
@@ -76,7 +78,7 @@ def train_all_cases(config: dict[str, Any]) -> None:
 
 
 def train(trainer: pl.Trainer, can_fit: bool) -> dict[str, Any]:
-    from tiny_regression import TinyRegression, make_loader
+    from support.tiny_regression import TinyRegression, make_loader
 
     module = TinyRegression()
     if can_fit:  # PyTorch's FSDP refuses to train on a CPU.

@@ -9,13 +9,14 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from storage.servers import StorageServer
-from workbench import Workbench, processes_with, wait_until
+from support.storage_servers import StorageServer
+from support.workbench import Workbench, processes_with, wait_until
 
 from periflow_ray.submit.local_cluster import LocalClusterDir
 
 
-@pytest.fixture(scope="session")
+# Of a package (hence this folder's __init__.py), so that the cluster ends before the tests of the next folder begin.
+@pytest.fixture(scope="package")
 def workbench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
     base = tmp_path_factory.mktemp("jobs")
     cluster_dir = base / "cluster"

@@ -10,12 +10,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from workbench import Workbench, processes_with, wait_until
+from periflow_ray.runtime.command_jobs.node_agent import AgentTask
+from support.workbench import Workbench, processes_with, wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.events import read_events
 from periflow_ray.jobs.logs import read_logs
-from periflow_ray.runtime.command_jobs.node_agent import AgentTask
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checksum import is_checksum_of
 
@@ -111,6 +111,7 @@ def test_the_text_of_what_agents_are_given_shows_no_secret(workbench: Workbench)
     assert repr(task) == f"AgentTask(plan_json='{{}}', job_id=1, claim='claim', root={workbench.root!r}, monitor=None)"
 
 
+@pytest.mark.long
 def test_a_corrupt_newest_checkpoint_is_skipped_for_the_one_before(workbench: Workbench, write_job: WriteJob) -> None:
     script = """
 import os, signal

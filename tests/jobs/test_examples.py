@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from workbench import Workbench
+from support.workbench import Workbench
 
 from periflow_ray import jobs
 from periflow_ray.jobs.metrics import read_metrics
@@ -18,9 +18,11 @@ from periflow_ray.store import checkpoints
 pytestmark = pytest.mark.ray
 
 EXAMPLES_DIR = Path(__file__).parents[2] / "examples"
+# Whole jobs of these run in test_examples_in_buckets.
+IN_BUCKETS = [pytest.param(name, marks=pytest.mark.long) for name in ("cifar", "pth-lightning")]
 
 
-@pytest.mark.parametrize("name", ["cifar", "pth-lightning", "dkt", "huggingface"])
+@pytest.mark.parametrize("name", [*IN_BUCKETS, "dkt", "huggingface"])
 def test_an_example_trains_on_two_devices(workbench: Workbench, name: str) -> None:
     example = EXAMPLES_DIR / name
     outcome, job = workbench.submit(example / "pf-template.yml", example, "--num-devices", 2)
@@ -46,10 +48,12 @@ def test_an_example_trains_on_two_devices(workbench: Workbench, name: str) -> No
 def test_the_function_example_returns_rays_result(workbench: Workbench, tmp_path: Path, script: str) -> None:
     # A copy, because workers get the script's folder on their path and may leave byte code there.
     folder = shutil.copytree(EXAMPLES_DIR / "function", tmp_path / "function")
+    # By itself a script starts Ray on its machine; the other one joins a cluster that is there.
+    cluster = {} if script == "main.py" else workbench.ray_env()
     done = subprocess.run(
         [sys.executable, script, "--num-devices", "2"],
         cwd=folder,
-        env=workbench.env,
+        env={**workbench.env, **cluster},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

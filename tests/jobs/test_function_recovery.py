@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from function_chain_job import NUM_STEPS, TIMEOUT_S, FunctionJob, after_emergency_save, hash_chain, make_job
-from workbench import Workbench, wait_until
+from support.function_chain_job import NUM_STEPS, TIMEOUT_S, FunctionJob, after_emergency_save, make_job
+from support.hash_chain import HashChain
+from support.workbench import Workbench, wait_until
 
 from periflow_ray import jobs
 from periflow_ray.errors import NotFoundError, UsageError
@@ -47,7 +48,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, workbench: Workbench) 
     (attempt,) = made.finish()
     assert (attempt.cause, attempt.last_step, attempt.ended_unix_s is not None) == (None, NUM_STEPS, True)
     states = made.final_states()
-    assert [state[:2] for state in states] == [[rank, hash_chain(rank)] for rank in range(2)]
+    assert [state[:2] for state in states] == [[rank, HashChain(NUM_STEPS).final_state(rank)] for rank in range(2)]
     return states
 
 
@@ -105,6 +106,7 @@ def test_a_stopped_job_is_saved_where_it_stood_and_goes_on_from_there(
     assert job.final_states() == after_emergency_save(undisturbed, step)
 
 
+@pytest.mark.long
 def test_a_job_is_stopped_at_once_without_a_save(job: FunctionJob) -> None:
     job.start(num_steps=100_000)
     job.wait_for_checkpoint()
@@ -114,7 +116,7 @@ def test_a_job_is_stopped_at_once_without_a_save(job: FunctionJob) -> None:
     assert (stopped.cause, stopped.save, stopped.resumable_step % 50) == ("stop", None, 0)
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("SIGTERM", marks=pytest.mark.long)])
 def test_a_signal_saves_and_stops_and_then_does_what_it_always_did(
     lone_job: FunctionJob, undisturbed: list[list[object]], how: str
 ) -> None:
@@ -138,25 +140,24 @@ def test_a_signal_saves_and_stops_and_then_does_what_it_always_did(
         assert lone_job.final_states() == after_emergency_save(undisturbed, step)
 
 
-def test_a_second_ctrl_c_does_not_wait_for_the_save(lone_job: FunctionJob) -> None:
-    lone_job.start(harm="hang")
-    lone_job.wait_for_checkpoint()
-    wait_until(lambda: jobs.read_progress(lone_job.bench.root, 1).step >= 60, "it stands still", TIMEOUT_S)
-    lone_job.press_ctrl_c()
-    wait_until(lambda: "Once more ends it at once." in lone_job.output, "the first is taken", TIMEOUT_S)
-    lone_job.press_ctrl_c()
-    assert lone_job.wait().exit_code == 77
-    (stopped,) = lone_job.finish("stopped")
+def test_a_second_ctrl_c_does_not_wait_for_the_save(job: FunctionJob) -> None:
+    job.start(harm="hang")
+    job.wait_for_checkpoint()
+    wait_until(lambda: jobs.read_progress(job.bench.root, 1).step >= 60, "it stands still", TIMEOUT_S)
+    job.press_ctrl_c()
+    wait_until(lambda: "Once more ends it at once." in job.output, "the first is taken", TIMEOUT_S)
+    job.press_ctrl_c()
+    assert job.wait().exit_code == 77
+    (stopped,) = job.finish("stopped")
     assert (stopped.cause, stopped.resumable_step) == ("stop", 50)
 
 
-def test_ctrl_c_while_the_job_waits_for_machines_ends_it(lone_job: FunctionJob) -> None:
-    lone_job.start(resources_per_device={"CPU": 1, "no-such-thing": 1})
-    wait_until(lambda: "started successfully" in lone_job.output, "it waits", TIMEOUT_S)
-    wait_until(lambda: jobs.read_state(lone_job.bench.root, 1).status == "allocating", "it waits", TIMEOUT_S)
-    lone_job.press_ctrl_c()
-    assert lone_job.finish("stopped") == []
-    assert lone_job.wait().exit_code == 77
+def test_ctrl_c_while_the_job_waits_for_machines_ends_it(job: FunctionJob) -> None:
+    job.start(resources_per_device={"CPU": 1, "no-such-thing": 1})
+    wait_until(lambda: jobs.read_state(job.bench.root, 1).status == "allocating", "it waits", TIMEOUT_S)
+    job.press_ctrl_c()
+    assert job.finish("stopped") == []
+    assert job.wait().exit_code == 77
 
 
 def test_a_hang_shows_every_ranks_stack_and_the_job_goes_on(job: FunctionJob, undisturbed: list[list[object]]) -> None:
@@ -171,6 +172,7 @@ def test_a_hang_shows_every_ranks_stack_and_the_job_goes_on(job: FunctionJob, un
     assert job.final_states() == undisturbed
 
 
+@pytest.mark.long
 def test_what_was_saved_before_the_function_raises_is_not_lost(
     job: FunctionJob, undisturbed: list[list[object]]
 ) -> None:
@@ -222,6 +224,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_lightning_saves_in_the_middle_of_an_epoch_and_goes_on_there(
     tmp_path: Path, ray_env: Mapping[str, str]
 ) -> None:

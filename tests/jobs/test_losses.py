@@ -12,12 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hash_chain_job import HashChainJob, WriteJob
-from workbench import Workbench, find_agent, find_driver, wait_until
+from support.command_chain_job import HashChainJob, WriteJob
+from support.hash_chain import HashChain
+from support.workbench import Workbench, find_agent, find_driver, wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.events import read_events
@@ -29,15 +32,16 @@ pytestmark = pytest.mark.ray
 
 StartJob = Callable[..., HashChainJob]
 # A minute at 20 ms a step: the job does not end before it is told to hurry.
-NUM_STEPS = 3000
+CHAIN = HashChain(num_steps=3000, step_time_s=0.02, save_every=25)
+TWO_MIB = 2 << 20
 
 
 @pytest.fixture
 def start_job(workbench: Workbench, write_job: WriteJob) -> StartJob:
     """Starts a job that lasts until it is told to hurry, and waits for its first checkpoint."""
 
-    def start(bench: Workbench = workbench, **options: object) -> HashChainJob:
-        job = HashChainJob(bench, write_job, **{"num_steps": NUM_STEPS, "save_interval": 25, **options})
+    def start(bench: Workbench = workbench, extra: str = "max_failures: 3", **options: Any) -> HashChainJob:
+        job = HashChainJob(bench, write_job, replace(CHAIN, **options), extra)
         job.wait_for_checkpoint()
         return job
 
@@ -83,16 +87,11 @@ def test_a_rank_that_stands_still_is_found_and_its_stack_shown_before_the_job_go
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 
-def with_weights(script: str) -> str:
-    """Each rank has 2 MiB to save beside its state, other ones each time."""
-    weights = '        (directory / f"weights-{rank}").write_bytes(bytes([step % 251]) * (2 << 20))\n'
-    return script.replace("        path.write_text", f"{weights}        path.write_text")
-
-
+@pytest.mark.long
 def test_a_node_that_cannot_copy_a_checkpoint_aside_says_so_and_goes_on_from_the_one_before(
     start_job: StartJob, tmp_path: Path
 ) -> None:
-    job = start_job(change=with_weights, extra="max_failures: 1000")
+    job = start_job(weights_bytes=TWO_MIB, extra="max_failures: 1000")
     agent = find_agent(job.sandbox(1))
     assert agent is not None
     # As with a full disk, small files still fit.
@@ -132,7 +131,7 @@ def test_a_rank_that_dies_while_the_storage_root_is_full_starts_again_and_everyt
     workbench: Workbench, start_job: StartJob, small_disk: Path, tmp_path: Path
 ) -> None:
     bench = workbench.on(str(small_disk / "storage"))
-    job = start_job(bench, change=with_weights, extra="  keep_last: 1\nmax_failures: 3")
+    job = start_job(bench, weights_bytes=TWO_MIB, extra="  keep_last: 1\nmax_failures: 3")
     rank = job.find_rank(1)
     assert rank is not None
     fill(small_disk / "filler")
@@ -169,18 +168,23 @@ def kill_found(find: Callable[[], int | None]) -> bool:
 
 
 @pytest.mark.timeout(900)
-def test_twenty_random_kills_in_one_run(start_job: StartJob, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "victims",
+    [{"rank": 2, "agent": 1, "driver": 1}, pytest.param({"rank": 11, "agent": 6, "driver": 3}, marks=pytest.mark.long)],
+    ids=["four", "twenty"],
+)
+def test_random_kills_in_one_run(start_job: StartJob, tmp_path: Path, victims: dict[str, int]) -> None:
     job = start_job(extra="max_failures: 1000")
     chance = random.Random(20)
-    victims = ["rank"] * 11 + ["agent"] * 6 + ["driver"] * 3
-    chance.shuffle(victims)
+    order = [victim for victim, num_kills in victims.items() for _ in range(num_kills)]
+    chance.shuffle(order)
     find = {
         "rank": lambda: job.find_rank(chance.randrange(2)),
         "agent": lambda: find_agent(job.sandbox(chance.randrange(2))),
         "driver": lambda: find_driver(job.workbench.root.uri, job.job_id),
     }
     killed_attempt, is_recovering = 0, False
-    for victim in victims:
+    for victim in order:
         # Some kills hit a job that is just recovering, but never two in a row: it has to make steps.
         is_recovering = not is_recovering and chance.random() < 0.4
         if not is_recovering:
@@ -233,13 +237,9 @@ def test_drills_on_a_running_job_tell_what_each_loss_costs(start_job: StartJob, 
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 
-def with_slow_emergency_save(script: str, seconds: int = 8) -> str:
-    wait = f"        time.sleep({seconds} if pf.is_emergency_save() else 0)\n"
-    return script.replace("        path.write_text", f"{wait}        path.write_text")
-
-
+@pytest.mark.long
 def test_a_second_stop_joins_the_first(start_job: StartJob, tmp_path: Path) -> None:
-    job = start_job(change=with_slow_emergency_save, save_interval=50)
+    job = start_job(emergency_save_time_s=8, save_every=50)
     first = start_command(job, "job", "stop", job.job_id)
     wait_for_status(job, "stopping")
     second = job.workbench.run("job", "stop", job.job_id)
@@ -257,7 +257,7 @@ def test_a_second_stop_joins_the_first(start_job: StartJob, tmp_path: Path) -> N
 def test_stop_now_ends_a_stop_that_takes_too_long_and_the_job_goes_on_from_its_last_checkpoint(
     start_job: StartJob, tmp_path: Path
 ) -> None:
-    job = start_job(change=lambda script: with_slow_emergency_save(script, 600))
+    job = start_job(emergency_save_time_s=600)
     first = start_command(job, "job", "stop", job.job_id)
     wait_for_status(job, "stopping")
     now = job.workbench.run("job", "stop", job.job_id, "--now")
@@ -271,10 +271,11 @@ def test_stop_now_ends_a_stop_that_takes_too_long_and_the_job_goes_on_from_its_l
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 
+@pytest.mark.long
 def test_a_job_that_never_asks_is_stopped_without_a_save_and_the_user_is_told(
     start_job: StartJob, tmp_path: Path
 ) -> None:
-    job = start_job(change=lambda script: script.replace("is_save_due or pf.is_emergency_save()", "step in (25, 3000)"))
+    job = start_job(asks=False, save_at=25)
     stop = job.workbench.run("job", "stop", job.job_id)
     (stopped,) = job.finish("stopped")
     assert stopped.save is not None

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hash_chain_job import HashChainJob, WriteJob
-from workbench import Workbench, find_agent, find_driver
+from support.command_chain_job import HashChainJob, WriteJob
+from support.hash_chain import HashChain
+from support.workbench import Workbench, find_agent, find_driver
 
 from periflow_ray.jobs.attempts import read_attempts
 
@@ -21,13 +22,14 @@ def start_job(workbench: Workbench, write_job: WriteJob) -> Callable[[], HashCha
     """Starts a job on two stand-in nodes and waits for its first checkpoint."""
 
     def start() -> HashChainJob:
-        job = HashChainJob(workbench, write_job)
+        job = HashChainJob(workbench, write_job, HashChain(num_steps=400, step_time_s=0.02))
         job.wait_for_checkpoint()
         return job
 
     return start
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", ["rank", "agent", "driver"])
 def test_a_killed_process_costs_only_the_steps_after_the_last_checkpoint(
     start_job: Callable[[], HashChainJob], tmp_path: Path, victim: str
@@ -47,6 +49,7 @@ def test_a_killed_process_costs_only_the_steps_after_the_last_checkpoint(
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 
+@pytest.mark.long
 def test_a_failure_that_comes_back_at_the_same_step_ends_the_job(workbench: Workbench, write_job: WriteJob) -> None:
     script = """
 import periflow_sdk as pf
@@ -62,31 +65,7 @@ raise SystemExit("always here")
     assert [record.cause for record in read_attempts(workbench.root, job.record.job_id)] == ["failure"] * 3
 
 
-def test_a_script_that_fails_after_its_last_checkpoint_comes_to_its_end(
-    workbench: Workbench, write_job: WriteJob
-) -> None:
-    script = """
-import os, sys
-from pathlib import Path
-import periflow_sdk as pf
-is_trained = os.environ["PROCESSED_ITERS"] == "5"
-pf.init(5)
-for _ in range(0 if is_trained else 5):
-    with pf.train_step():
-        pass
-if not is_trained:
-    Path(os.environ["CKPT_DIR"], "state").touch()
-    pf.upload_checkpoint()
-    sys.exit("no memory is left to evaluate")
-pf.metric({"accuracy": 0.9})
-"""
-    outcome, job = workbench.submit(*write_job(script, extra="max_failures: 1\n"))
-    assert (outcome.exit_code, job.state.status) == (0, "success"), outcome
-    first, second = read_attempts(workbench.root, job.record.job_id)
-    assert (first.cause, first.resumable_step, second.resumed_step) == ("failure", 5, 5)
-    assert job.progress.metrics["accuracy"] == 0.9
-
-
+@pytest.mark.long
 def test_a_job_that_stands_still_too_often_has_failed(workbench: Workbench, write_job: WriteJob) -> None:
     script = """
 import time

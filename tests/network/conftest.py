@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import RayCluster
-from namespaces import Network, find_missing, open_network
+from support.namespace_cluster import RayCluster
+from support.namespaces import Network, find_missing, open_network
 
 _REPOSITORY = Path(__file__).parents[2]
 

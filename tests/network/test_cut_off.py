@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from cluster import RayCluster
-from jobs.workbench import wait_until
-from namespaces import Machine
+from support.hash_chain import HashChain
+from support.namespace_cluster import RayCluster
+from support.namespaces import Machine
+from support.workbench import wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
@@ -20,56 +20,10 @@ from periflow_ray.store.root import StorageRoot
 
 pytestmark = pytest.mark.ray
 
-NUM_STEPS = 400
-SAVE_EVERY = 50
 # Ray takes about 6 s to give a silent machine up.
 SHORT_CUT_S = 3.0
-# Every step's state follows from the one before: a step that is lost, or made twice, changes the last one.
-SCRIPT = f"""
-import hashlib, json, os, socket, time
-from pathlib import Path
-import periflow_ray as pf
-directory = Path(os.environ["CKPT_DIR"])
-rank = os.environ["RANK"]
-path = directory / f"state-{{rank}}.json"
-step, state = json.loads(path.read_text()) if path.exists() else (0, rank)
-pf.init(total_train_steps={NUM_STEPS})
-while step < {NUM_STEPS}:
-    with pf.train_step():
-        state = hashlib.sha256(f"{{state}} {{step}}".encode()).hexdigest()
-        time.sleep(0.02)
-    step += 1
-    print(socket.gethostname(), rank, step)
-    if step % {SAVE_EVERY} == 0:
-        path.write_text(json.dumps([step, state]))
-        pf.upload_checkpoint()
-"""
-TEMPLATE = """\
-name: cut-off
-vm: azure-16gb-v100-1g-eastus-spot
-num_devices: 2
-job_setting:
-  type: custom
-  launch_mode: device
-  docker:
-    image: friendliai/periflow:sdk
-    command: |
-      cd /workspace/app && python main.py
-  resources:
-    cpus: 1
-  workspace:
-    mount_path: /workspace
-checkpoint:
-  output_checkpoint_dir: /workspace/ckpt
-max_failures: 3
-"""
-
-
-def expected_state(rank: int) -> str:
-    state = str(rank)
-    for step in range(NUM_STEPS):
-        state = hashlib.sha256(f"{state} {step}".encode()).hexdigest()
-    return state
+# It goes on as slowly as it began, on whatever machine it is.
+CHAIN = HashChain(num_steps=400, step_time_s=0.02, num_slow_starts=sys.maxsize, is_chatty=True)
 
 
 class RunningJob:
@@ -79,10 +33,7 @@ class RunningJob:
         self.cluster = cluster
         self.root = StorageRoot(str(base_dir / "storage"))
         self._base_dir = base_dir
-        workspace, template = base_dir / "app", base_dir / "pf-template.yml"
-        workspace.mkdir()
-        (workspace / "main.py").write_text(SCRIPT)
-        template.write_text(TEMPLATE)
+        template, workspace = CHAIN.write(base_dir)
         started = self.run("submit", "--no-follow", "-f", template, "-d", workspace)
         assert started.startswith("Job ("), started
         self.job_id = int(started.split("(", 1)[1].split(")", 1)[0])
@@ -114,13 +65,13 @@ class RunningJob:
         state = jobs.read_state(self.root, self.job_id)
         assert state.status == "success", state
         committed = checkpoints.list_committed(self.root, self.job_id)
-        assert [manifest.step for manifest in committed] == list(range(SAVE_EVERY, NUM_STEPS + 1, SAVE_EVERY))
+        assert [manifest.step for manifest in committed] == list(
+            range(CHAIN.save_every, CHAIN.num_steps + 1, CHAIN.save_every)
+        )
         for manifest in committed:
-            target = self._base_dir / manifest.checkpoint
-            checkpoints.restore(self.root, manifest, 0, target)
-            states = [json.loads((target / f"state-{rank}.json").read_text()) for rank in range(2)]
+            states = CHAIN.read_states(self.root, manifest, self._base_dir / manifest.checkpoint)
             assert [step for step, _ in states] == [manifest.step, manifest.step]
-        assert [state for _, state in states] == [expected_state(0), expected_state(1)]
+        assert [state for _, state in states] == [CHAIN.final_state(rank) for rank in range(2)]
 
 
 def find_ranks(machine: Machine) -> list[int]:
@@ -135,6 +86,7 @@ def job(cluster: RayCluster, tmp_path: Path) -> RunningJob:
 # In this order, because a machine that was given up has to be started again for the next test.
 
 
+@pytest.mark.long
 def test_a_cut_of_a_few_seconds_changes_nothing(job: RunningJob) -> None:
     blinking = job.machine_of(1)
     job.cluster.network.cut(blinking)
@@ -145,6 +97,7 @@ def test_a_cut_of_a_few_seconds_changes_nothing(job: RunningJob) -> None:
     job.check_result()
 
 
+@pytest.mark.long
 def test_a_machine_that_comes_back_when_it_is_given_up_harms_nothing(job: RunningJob) -> None:
     lost = job.machine_of(1)
     job.cluster.network.cut(lost)
@@ -175,5 +128,5 @@ def test_a_machine_that_is_cut_off_is_replaced_and_harms_nothing(
     record_property("cut_to_first_step_s", round(second.first_step_unix_s - cut_unix_s, 1))
     # The lost machine wrote to the log of node 1, too.
     lines = [line.text.split() for line in read_logs(job.root, job.job_id) if line.node_rank is not None]
-    resumed = [str(step) for step in range(second.resumed_step + 1, NUM_STEPS + 1)]
+    resumed = [str(step) for step in range(second.resumed_step + 1, CHAIN.num_steps + 1)]
     assert [step for host, rank, step in lines if rank == "1" and host != lost.name] == resumed

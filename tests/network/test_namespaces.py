@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
-from jobs.workbench import processes_with
-from namespaces import Machine, Network
+from support.namespaces import Machine, Network
+from support.workbench import processes_with
 
 # Tells a refused connection (the machine answers) from silence.
 _CONNECT = """
@@ -25,7 +25,7 @@ except OSError as err:
 """
 _INTERRUPTED = """
 import sys
-from namespaces import open_network
+from support.namespaces import open_network
 with open_network() as network:
     machine = network.add_machine("left")
     machine.run("bash", "-c", "sleep 600 >/dev/null 2>&1 &")
@@ -69,7 +69,7 @@ def test_a_killed_test_run_leaves_nothing_behind(network: Network, wait_until: C
     name, value = "NETWORK_TEST", uuid4().hex
     running = subprocess.Popen(
         [sys.executable, "-c", _INTERRUPTED],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), name: value},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), name: value},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

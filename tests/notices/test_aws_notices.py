@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from notices.metadata_servers import FakeAws, serve_metadata
+from support.metadata_servers import FakeAws, serve_metadata
 
 from periflow_ray.runtime.notices.aws import RENEWAL_MARGIN_S, TOKEN_LIFETIME_S, AwsSource
 from periflow_ray.runtime.notices.notice import MetadataError, Notice

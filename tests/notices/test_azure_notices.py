@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from notices.metadata_servers import FakeAzure, serve_metadata
+from support.metadata_servers import FakeAzure, serve_metadata
 
 from periflow_ray.runtime.notices.azure import AzureSource
 from periflow_ray.runtime.notices.notice import MetadataError, Notice

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from notices.metadata_servers import FakeGcp, serve_metadata
+from support.metadata_servers import FakeGcp, serve_metadata
 
 from periflow_ray.runtime.notices.gcp import GcpSource
 from periflow_ray.runtime.notices.notice import MetadataError, Notice

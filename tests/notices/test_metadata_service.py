@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from notices.metadata_servers import FakeAws, FakeAzure, FakeGcp, FakeMetadata, serve_metadata
+from support.metadata_servers import FakeAws, FakeAzure, FakeGcp, FakeMetadata, serve_metadata
 
 from periflow_ray.errors import UsageError
 from periflow_ray.runtime.notices.aws import AwsSource

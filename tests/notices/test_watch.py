@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from email.utils import formatdate
 
 import pytest
-from notices.metadata_servers import FakeAws, FakeAzure, serve_metadata
+from support.metadata_servers import FakeAws, FakeAzure, serve_metadata
 
 from periflow_ray.errors import ClusterError
 from periflow_ray.runtime.notices.clouds import CLOUDS, make_source

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from notices.metadata_servers import FakeAws, FakeAzure, FakeMetadata, serve_metadata
+from support.metadata_servers import FakeAws, FakeAzure, FakeMetadata, serve_metadata
 
 WATCHER = "periflow_ray.runtime.notices.watcher"
-STAND_IN = Path(__file__).with_name("ray_stand_in.py")
+STAND_IN = Path(__file__).parents[1] / "support" / "ray_stand_in.py"
 END_DEADLINE_S = 30.0
 
 
@@ -181,6 +181,7 @@ def test_aws_interrupts_a_machine_after_its_metadata_service_was_away(
     assert lines[4] == f"drained Ray node {ray_node.node_id}"
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_azure_takes_a_machine_without_work(start: Any, wait_until: WaitUntil):
     with run_ray_node() as node, serve_metadata(FakeAzure()) as azure:

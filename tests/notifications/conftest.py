@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from message_server import MessageServer
+from support.message_server import MessageServer
 
 from periflow_ray.plan import JobPlan, build_plan, local_vm
 from periflow_ray.spec import JobSpec

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from message_server import Answer, MessageServer
+from support.message_server import Answer, MessageServer
 
 from periflow_ray.credentials import Credential, create_credential, credentials_path
 from periflow_ray.plan import JobPlan

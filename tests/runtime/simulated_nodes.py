@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from periflow_ray.runtime.member.checkpoint_uploads import bring_files
 from periflow_ray.runtime.monitor.meeting import Meeting
 
 from periflow_ray.jobs.events import read_events
 from periflow_ray.runtime.diagnosis import Failure
+from periflow_ray.runtime.member.uploads import bring_files
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.runtime.monitor.agreed_save import CheckpointId
 from periflow_ray.runtime.monitor.attempt import MemberFacts

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from periflow_ray.runtime.member.checkpoint_uploads import bring_files
 from simulated_nodes import facts_of
 
+from periflow_ray.runtime.member.uploads import bring_files
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.sdk.channel import Hello, MetricRecord
 from periflow_ray.sdk.session import NO_STEP, Session

@@ -3,11 +3,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from periflow_ray.runtime.member.checkpoint_uploads import bring_files
 from simulated_nodes import event_texts, failure_of, join_all, join_ranks_of_one_node, save_all
 
 from periflow_ray.jobs.checkpoint_status import list_all
 from periflow_ray.jobs.metrics import Metric
+from periflow_ray.runtime.member.uploads import bring_files
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.store.checkpoints import (

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
-from storage.fault_proxy import FAULTS, Fault, FaultProxy, Lasting
-from storage.saving import Saver
-from storage.servers import StorageServer
+from support.fault_proxy import FAULTS, Fault, FaultProxy, Lasting
+from support.saving import Saver
+from support.storage_servers import StorageServer
 
 from periflow_ray.store import checkpoints
 from periflow_ray.store.root import StorageRoot

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from storage.fault_proxy import FAULTS, Fault, FaultProxy
+from support.fault_proxy import FAULTS, Fault, FaultProxy
 
 BODY = b"0123456789" * 1000
 FAULTS_AND_WHAT_IS_SEEN = [

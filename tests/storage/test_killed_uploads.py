@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from storage.saving import Saver, download_until_killed, save_until_killed
-from storage.servers import StorageServer
-from storage.short_lived import ShortLived
+from support.saving import Saver, download_until_killed, save_until_killed
+from support.short_lived import ShortLived
+from support.storage_servers import StorageServer
 
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checksum import checksum_file
@@ -28,7 +28,7 @@ NEXT = 1000
 @pytest.fixture(scope="module")
 def short_lived() -> Iterator[ShortLived]:
     """Starts processes that have everything imported."""
-    processes = ShortLived(("storage.saving", "s3fs", "adlfs"))
+    processes = ShortLived(("support.saving", "s3fs", "adlfs"))
     yield processes
     processes.close()
 

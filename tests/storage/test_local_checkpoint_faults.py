@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from storage.local_faults import LOCAL_FAULTS, LocalFault, LocalFaults
-from storage.saving import Saver
+from support.local_faults import LOCAL_FAULTS, LocalFault, LocalFaults
+from support.saving import Saver
 
 from periflow_ray.store import checkpoints
 from periflow_ray.store.root import StorageRoot

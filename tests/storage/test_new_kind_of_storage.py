@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from storage.drawers import PART_BYTES, DrawerBackend, DrawerError, drawers
+from support.drawers import PART_BYTES, DrawerBackend, DrawerError, drawers
 
 from periflow_ray.cli.datastore import _describe_uri
 from periflow_ray.errors import StorageError, UsageError

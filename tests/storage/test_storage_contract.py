@@ -13,6 +13,8 @@ from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.root import StorageRoot
 
 NUM_RACERS = 8
+# With the one server of S3 that heeds conditions.
+EVERY_KIND = ["local", "s3-moto", "s3-rclone", "azure", "memory"]
 SPECIAL_NAMES = [
     "with space",
     "체크포인트.pt",
@@ -162,12 +164,14 @@ def test_a_copy_is_a_key_of_its_own(any_root):
     assert any_root.list_files("") == {"b/c/model.pt": 13}
 
 
+@pytest.mark.parametrize("storage", EVERY_KIND, indirect=True)
 def test_a_key_is_created_only_once(any_root):
     assert any_root.create_exclusive("jobs/1/claim", b"first") is True
     assert any_root.create_exclusive("jobs/1/claim", b"second") is False
     assert any_root.read_bytes("jobs/1/claim") == b"first"
 
 
+@pytest.mark.parametrize("storage", EVERY_KIND, indirect=True)
 def test_only_one_of_many_threads_creates_a_key(any_root, storage):
     if storage == "memory" or getattr(storage, "name", "") == "rclone":
         pytest.skip("not for threads (memory), or no conditional writes (rclone)")

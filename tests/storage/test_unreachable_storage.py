@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from storage.servers import find_free_port, make_azure_environment, make_s3_environment
+from support.storage_servers import find_free_port, make_azure_environment, make_s3_environment
 
 from periflow_ray.errors import StorageError
 from periflow_ray.store.root import StorageRoot

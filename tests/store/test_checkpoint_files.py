@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from checkpoint_samples import STEP_10, read_tree, save, write_tree
+from support.checkpoint_samples import STEP_10, read_tree, save, write_tree
 
 from periflow_ray.errors import CorruptCheckpointError
 from periflow_ray.store.checkpoints import (

@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 
 import pytest
-from checkpoint_samples import STEP_10, read_tree, save, write_tree
+from support.checkpoint_samples import STEP_10, read_tree, save, write_tree
 
 from periflow_ray.errors import CorruptCheckpointError, StorageError
 from periflow_ray.store.checkpoints import checkpoint_key, restore

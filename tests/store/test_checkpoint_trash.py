@@ -3,7 +3,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from checkpoint_samples import STEP_10, STEP_20, BreakingRoot, read_tree, save
+from support.checkpoint_samples import STEP_10, STEP_20, BreakingRoot, read_tree, save
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError, UsageError
 from periflow_ray.store.checkpoints import (

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from checkpoint_samples import STEP_10, save, write_tree
+from support.checkpoint_samples import STEP_10, save, write_tree
 
 from periflow_ray.store.checkpoints import checkpoint_key, verify
 from periflow_ray.store.checkpoints.verifying import Problem

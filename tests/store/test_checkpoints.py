@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from checkpoint_samples import STEP_10, STEP_20, BreakingRoot, save
+from support.checkpoint_samples import STEP_10, STEP_20, BreakingRoot, save
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError
 from periflow_ray.store.checkpoints import (

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import botocore.exceptions
 import pytest
-from flaky_storage import FlakyFileSystem, flaky_storage
+from support.flaky_storage import FlakyFileSystem, flaky_storage
 
 from periflow_ray.credentials import create_credential
 from periflow_ray.errors import StorageError, UsageError

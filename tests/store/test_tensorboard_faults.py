@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from storage.local_faults import LocalFaults
+from support.local_faults import LocalFaults
 from tensorboard.backend.event_processing.directory_watcher import DirectoryWatcher
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 

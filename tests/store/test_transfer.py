@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flaky_storage import FlakyFileSystem, flaky_storage
+from support.flaky_storage import FlakyFileSystem, flaky_storage
 
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.store.checksum import checksum_bytes

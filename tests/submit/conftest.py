@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from job_server import JobServer
+from support.job_server import JobServer
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from job_server import JobServer
+from support.job_server import JobServer
 
 from periflow_ray.errors import ClusterError, UsageError
 from periflow_ray.submit import ray_jobs

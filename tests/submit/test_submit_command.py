@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from job_server import JobServer
+from support.job_server import JobServer
 
 from periflow_ray.cli.main import cli
 from periflow_ray.cli.options import parse_bandwidth

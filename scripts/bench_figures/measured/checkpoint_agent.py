@@ -17,11 +17,11 @@ from pathlib import Path
 
 import ray
 from periflow_ray.runtime.command_jobs.reporter import Reporter
-from periflow_ray.runtime.member.checkpoint_uploads import CheckpointUploads
 from periflow_ray.runtime.monitor.meeting import JobRules
 
 from periflow_ray.jobs.events import read_events
 from periflow_ray.runtime.command_jobs.session_server import SessionServer
+from periflow_ray.runtime.member.uploads import CheckpointUploads
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.runtime.monitor.attempt import MemberFacts
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -11,12 +10,11 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from workbench import Outcome, Workbench, wait_until
-
 from periflow_ray import jobs
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
 from periflow_ray.jobs.logs import read_logs
 from periflow_ray.store import checkpoints
+from support.workbench import Outcome, Workbench, wait_until
 
 TIMEOUT_S = 180
 NUM_STEPS = 300
@@ -167,13 +165,6 @@ def make_job(directory: Path, ray_env: Mapping[str, str], script: str = SCRIPT) 
     bench = Workbench(directory / "storage", directory / "no-cluster")
     bench.env.update(ray_env)
     return FunctionJob(bench, directory / "train.py")
-
-
-def hash_chain(rank: int) -> str:
-    state = str(rank)
-    for step in range(NUM_STEPS):
-        state = hashlib.sha256(f"{state} {step}".encode()).hexdigest()
-    return state
 
 
 def after_emergency_save(undisturbed: list[list[object]], *steps: int) -> list[list[object]]:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from periflow_ray.runtime.member.checkpoint_uploads import bring_files
 from periflow_ray.runtime.monitor.checkpoint_board import CheckpointBoard
 
 from periflow_ray.errors import StorageError
+from periflow_ray.runtime.member.uploads import bring_files
 from periflow_ray.runtime.monitor.attempt import Attempt, MemberFacts
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.store import checkpoints

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from jobs.workbench import Outcome, wait_until
-from namespaces import Machine, Network
+from support.namespaces import Machine, Network
+from support.workbench import Outcome, wait_until
 
 RAY_PORT = 6379
 DASHBOARD_PORT = 8265

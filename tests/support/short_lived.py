@@ -77,5 +77,6 @@ def _tell_pid() -> None:
 
 
 if __name__ == "__main__":
+    # Else these modules had a second name, without ``support``.
     sys.path.remove(str(Path(__file__).parent))
     _fork_for_each_line(sys.argv[1:])

@@ -5,71 +5,39 @@ Every step's state follows from the one before: a step that is lost, or made twi
 
 from __future__ import annotations
 
-import hashlib
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
-
-from workbench import Workbench, processes_with, wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.store import checkpoints
+from support.hash_chain import NUM_RANKS, HashChain
+from support.workbench import Workbench, processes_with, wait_until
 
 WriteJob = Callable[..., tuple[Path, Path]]
-NUM_STEPS = 400
-SAVE_INTERVAL = 50
-_SCRIPT = """
-import hashlib, json, os, time
-from pathlib import Path
-import periflow_ray as pf
-directory = Path(os.environ["CKPT_DIR"])
-rank = os.environ["RANK"]
-path = directory / f"state-{rank}.json"
-hurry = Path("HURRY_PATH")
-step, state = json.loads(path.read_text()) if path.exists() else (0, rank)
-pf.init(total_train_steps=NUM_STEPS)
-while step < NUM_STEPS:
-    with pf.train_step():
-        state = hashlib.sha256(f"{state} {step}".encode()).hexdigest()
-        is_in_hurry = hurry.exists()
-        time.sleep(0.0 if is_in_hurry else 0.02)
-    step += 1
-    is_save_due = step == NUM_STEPS or step % SAVE_INTERVAL == 0 and not is_in_hurry
-    if is_save_due or pf.is_emergency_save():
-        path.write_text(json.dumps([step, state]))
-        pf.upload_checkpoint()
-"""
 
 
 class HashChainJob:
-    """The job on the workbench; it takes 20 ms a step, until it is told to ``hurry``."""
+    """The job on the workbench; it does not end before its steps are made, or soon after it is told to ``hurry``.
+
+    Args:
+        chain: each of its steps takes time after every start.
+        extra: further keys of the template.
+    """
 
     def __init__(
-        self,
-        workbench: Workbench,
-        write_job: WriteJob,
-        *,
-        num_steps: int = NUM_STEPS,
-        save_interval: int = SAVE_INTERVAL,
-        change: Callable[[str], str] = str,
-        extra: str = "",
+        self, workbench: Workbench, write_job: WriteJob, chain: HashChain, extra: str = "max_failures: 3"
     ) -> None:
-        """Submit it.
-
-        Args:
-            change: makes another script of the job's.
-            extra: further keys of the template.
-        """
         self.workbench = workbench
-        self.num_steps = num_steps
         self._hurry_path = workbench.cluster_dir.parent / f"hurry-{uuid4().hex}"
-        script = _SCRIPT.replace("NUM_STEPS", str(num_steps)).replace("SAVE_INTERVAL", str(save_interval))
-        script = change(script.replace("HURRY_PATH", str(self._hurry_path)))
-        template, workspace = write_job(script, extra=f"{extra or 'max_failures: 3'}\n")
-        text = template.read_text().replace("num_devices: 1", "num_devices: 2")
+        self._chain = replace(chain, num_slow_starts=sys.maxsize, hurry_path=str(self._hurry_path))
+        template, workspace = write_job(self._chain.script(), extra=f"{extra}\n")
+        text = template.read_text().replace("num_devices: 1", f"num_devices: {NUM_RANKS}")
         template.write_text(text.replace("type: custom", "type: custom\n  launch_mode: device"))
         self.job_id = workbench.start(template, workspace)
 
@@ -107,17 +75,14 @@ class HashChainJob:
         """The ranks' last states, from the last checkpoint, which goes into a new directory."""
         manifest = checkpoints.latest_committed(self.workbench.root, self.job_id)
         assert manifest is not None
-        assert manifest.step == self.num_steps, manifest.checkpoint
-        checkpoints.restore(self.workbench.root, manifest, 0, directory)
-        return [json.loads((directory / f"state-{rank}.json").read_text())[1] for rank in range(2)]
+        saved = self._chain.read_states(self.workbench.root, manifest, directory)
+        assert {manifest.step, *(step for step, _ in saved)} == {self._chain.num_steps}, manifest.checkpoint
+        return [state for _, state in saved]
 
     @property
     def expected_states(self) -> list[str]:
         """What ``read_states`` gives when every step was made once."""
-        states = ["0", "1"]
-        for step in range(self.num_steps):
-            states = [hashlib.sha256(f"{state} {step}".encode()).hexdigest() for state in states]
-        return states
+        return [self._chain.final_state(rank) for rank in range(NUM_RANKS)]
 
     def written_step(self, rank: int) -> int:
         """The step of the state that a rank wrote last, whether or not it is in a checkpoint; 0 without one."""

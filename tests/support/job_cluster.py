@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from submit.job_server import JobServer
+from support.job_server import JobServer
 
 
 @contextmanager

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sample_jobs import NEW_YEAR_UNIX_S
-
 from periflow_ray.store.checkpoints import Manifest, begin, checkpoint_key, commit, describe_files, merge_files
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import upload_file
+from support.sample_jobs import NEW_YEAR_UNIX_S
 
 NODES = {
     0: {"model.pt": b"w" * 1500, "shards/0.pt": b"shard", "rng": b"0"},

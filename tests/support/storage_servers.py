@@ -4,8 +4,8 @@
         os.environ.update(server.environment)
         StorageRoot(server.make_uri("some/prefix"))
 
-Needs no pytest. Tests of every folder write ``from storage.servers import serve_moto``; others put ``tests/`` on their
-path first. A server keeps its data and its output (``<name>.log``) in the directory that it is given.
+Needs no pytest, so that ``scripts/bench`` uses it as well. A server keeps its data and its output (``<name>.log``) in
+the directory that it is given.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A Ray cluster of several machines on loopback: each is a `ray start` of its own with its own temporary directory.
 
     with run_cluster(storage) as cluster:
-        first, second = cluster.start_machines("first", "second")
+        first, second = cluster.provide_machines(2)
         first.power_off()
 
 Everything that a machine starts is below one keeper, so that a lost machine leaves nothing behind.
@@ -24,11 +24,12 @@ from pathlib import Path
 from types import TracebackType
 
 import requests
-from jobs.workbench import Outcome, wait_until
 
 from periflow_ray.processes import Command
 from periflow_ray.processes.keeper import find_descendants
 from periflow_ray.store.root import StorageRoot
+from support.children import keep_child
+from support.workbench import Outcome, wait_until
 
 START_TIMEOUT_S = 120
 COMMAND_TIMEOUT_S = 180
@@ -53,7 +54,7 @@ class Machine:
         self.name = name
         self.temp_dir = temp_dir
         self.lines: list[str] = []
-        self._is_off = False
+        self.is_off = False
         program = str(Path(sys.executable).with_name("ray"))
         flags = [f"--{option}={value}" if value is not None else f"--{option}" for option, value in options.items()]
         self._command = Command(
@@ -74,10 +75,11 @@ class Machine:
             grace_s=2.0,
             on_line=self.lines.append,
         ).start()
+        keep_child(self._command.keeper_pid)
 
     def power_off(self) -> None:
         """Kill every process of the machine, as far as possible at once; nothing can say goodbye."""
-        if self._is_off:
+        if self.is_off:
             return
         # The keeper would tell the others to end, once the first of them is dead.
         os.kill(self._command.keeper_pid, signal.SIGSTOP)
@@ -86,13 +88,13 @@ class Machine:
                 _kill(pid)
         os.kill(self._command.keeper_pid, signal.SIGCONT)
         self._command.wait()
-        self._is_off = True
+        self.is_off = True
 
     def shut_down(self) -> None:
         """End every process as an orderly shutdown does: SIGTERM to all, and soon SIGKILL."""
         self._command.stop()
         self._command.wait()
-        self._is_off = True
+        self.is_off = True
 
     def kill_raylet(self) -> None:
         """Kill Ray's own process on the machine and nothing else."""
@@ -145,12 +147,6 @@ class Cluster:
         """The newest head."""
         return next(machine for machine in reversed(self._machines) if machine.name == "head")
 
-    def clear(self) -> None:
-        """Take all machines but the head away."""
-        for machine in [machine for machine in self._machines if machine.name != "head"]:
-            machine.power_off()
-            self._machines.remove(machine)
-
     def start_head(self) -> Machine:
         """Start the machine with Ray's control store and job server; a second time on the same ports."""
         head = self._start(
@@ -169,12 +165,27 @@ class Cluster:
         self._wait_for("head")
         return head
 
-    def start_machines(self, *names: str) -> list[Machine]:
+    def start_machines(self, num_machines: int) -> list[Machine]:
         """Start machines and wait until all are part of the cluster."""
-        machines = [self._start(name, {"address": self.gcs_address, "num-cpus": 1, "num-gpus": 1}) for name in names]
-        for name in names:
-            self._wait_for(name)
+        options = {"address": self.gcs_address, "num-cpus": 1, "num-gpus": 1}
+        machines = [self._start(f"machine-{self._num_started + 1}", options) for _ in range(num_machines)]
+        for machine in machines:
+            self._wait_for(machine.name)
         return machines
+
+    def provide_machines(self, num_machines: int) -> list[Machine]:
+        """Have this many machines beside the head: those that live, and new ones as far as they are not enough."""
+        living = self.living_nodes()
+        workers = [machine for machine in self._machines if machine is not self.head]
+        kept = [machine for machine in workers if machine.name in living and not machine.is_off][:num_machines]
+        for machine in workers:
+            if machine not in kept:
+                machine.power_off()
+                self._machines.remove(machine)
+        wanted = {machine.name for machine in (self.head, *kept)}
+        # Ray would give a job machines that are off until it has noticed.
+        wait_until(lambda: self.living_nodes().keys() == wanted, "only these machines are there", START_TIMEOUT_S)
+        return [*kept, *self.start_machines(num_machines - len(kept))]
 
     def machine_of(self, job_id: int, node_rank: int) -> Machine:
         """The machine that runs a node of a job, as long as the job was nowhere else."""

@@ -1,0 +1,1 @@
+"""What tests share: servers, clusters, jobs, looks at processes; imported as ``support`` and under no other name."""
