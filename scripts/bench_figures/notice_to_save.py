@@ -20,7 +20,7 @@ from bench_figures.row import Goal, Row
 from periflow_ray.jobs import read_state
 from periflow_ray.jobs.account import build_account
 from periflow_ray.jobs.attempts import read_attempts
-from periflow_ray.jobs.requests import post_request
+from periflow_ray.jobs.requests import NoticeDrill, post_request
 from periflow_ray.store.checkpoints import list_committed
 from periflow_ray.store.root import StorageRoot
 
@@ -74,7 +74,7 @@ def measure_notice_to_save() -> list[Row]:
 def _give_notice(root: StorageRoot, job: JobTraining, node_rank: int) -> Loss:
     attempt = read_attempts(root, job.job_id)[-1].number
     noticed_unix_s = time.time()
-    post_request(root, job.job_id, "drill", what="notice", notice_s=NOTICE_S, node=node_rank)
+    post_request(root, job.job_id, NoticeDrill(node_rank, NOTICE_S))
     resumed_unix_s = job.wait_for_new_processes(noticed_unix_s)
     records = {record.number: record for record in read_attempts(root, job.job_id)}
     resumed_step = records[attempt + 1].resumed_step

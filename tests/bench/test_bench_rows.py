@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from bench_figures.registry import FIGURES
 from bench_figures.row import Goal, Row, row_of_pairs
-from support.bench import measure
+from support.bench import SCRIPTS_DIR, measure
 
 
 def test_a_row_says_what_was_measured_against_what():

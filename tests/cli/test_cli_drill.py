@@ -12,7 +12,7 @@ from periflow_ray.cli import job_drill
 from periflow_ray.jobs import JobState, write_record, write_state
 from periflow_ray.jobs.attempts import SaveRecord, write_attempt
 from periflow_ray.jobs.events import EventWriter
-from periflow_ray.jobs.requests import Request
+from periflow_ray.jobs.requests import KillNodeDrill, KillRankDrill, NoticeDrill, Request
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
@@ -41,21 +41,19 @@ def test_a_killed_rank_is_followed_until_the_job_runs_again(run_cli, running_roo
         "lost 1 step, 0.2 device-seconds\n",
     )
     assert result.stderr.endswith("  attempt 1 failed: node 0, rank 1\n")
-    assert [(request.kind, request.fields) for request in driver.requests] == [
-        ("drill", {"what": "kill_rank", "rank": 1})
-    ]
+    assert driver.requests == [KillRankDrill(1)]
 
 
 @pytest.mark.parametrize(
-    ("options", "fields"),
+    ("options", "drill"),
     [
-        (["--notice", "30s"], {"what": "notice", "notice_s": 30.0, "node": 1}),
-        (["--notice", "2m", "--node", "0"], {"what": "notice", "notice_s": 120.0, "node": 0}),
-        (["--kill-rank", "0"], {"what": "kill_rank", "rank": 0}),
-        (["--kill-node", "1"], {"what": "kill_node", "node": 1}),
+        (["--notice", "30s"], NoticeDrill(1, 30.0)),
+        (["--notice", "2m", "--node", "0"], NoticeDrill(0, 120.0)),
+        (["--kill-rank", "0"], KillRankDrill(0)),
+        (["--kill-node", "1"], KillNodeDrill(1)),
     ],
 )
-def test_the_driver_is_told_what_to_rehearse(run_cli, running_root, options, fields):
+def test_the_driver_is_told_what_to_rehearse(run_cli, running_root, options, drill):
     def react(request: Request) -> None:
         save = SaveRecord(30.0, 41, 3.125)
         taken = "node 1 was taken away in 30 s"
@@ -64,7 +62,7 @@ def test_the_driver_is_told_what_to_rehearse(run_cli, running_root, options, fie
 
     with DriverStandIn(running_root, react) as driver:
         result = run_cli("job", "drill", "1", *options, "-o", "json")
-    assert [(request.kind, request.fields) for request in driver.requests] == [("drill", fields)]
+    assert driver.requests == [drill]
     document = json.loads(result.stdout)
     assert (document["cause"], document["num_lost_steps"], document["downtime_s"]) == ("preemption", 0, 14.0)
     assert document["text"] == (

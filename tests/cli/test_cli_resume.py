@@ -18,7 +18,7 @@ from support.sample_jobs import build_record
 from periflow_ray.errors import PeriflowRayError
 from periflow_ray.jobs import JobState, read_record, read_state, write_record, write_state
 from periflow_ray.jobs.events import read_events
-from periflow_ray.jobs.requests import post_request, take_requests
+from periflow_ray.jobs.requests import StopRequest, post_request, take_requests
 from periflow_ray.jobs.resumes import read_resumed_attempts
 from periflow_ray.jobs.sealed_secrets import KEY_VARIABLE, unseal
 from periflow_ray.plan import JobPlan, build_plan, find_vm
@@ -78,7 +78,7 @@ def read_plan(root: StorageRoot) -> JobPlan:
 def test_a_stopped_job_goes_on_under_its_number_where_it_was(run_cli, stopped_root, cluster):
     write_checkpoint(stopped_root, 40)
     before, plan = read_record(stopped_root, 1), read_plan(stopped_root)
-    post_request(stopped_root, 1, "stop", timeout_s=60.0)
+    post_request(stopped_root, 1, StopRequest(60.0))
     result = run_cli("job", "resume", "1", "--no-follow")
     assert (result.exit_code, result.stdout, result.stderr) == (
         0,

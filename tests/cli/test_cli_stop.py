@@ -11,7 +11,7 @@ from support.sample_jobs import build_record
 
 from periflow_ray.jobs import JobState, read_state, write_record, write_state
 from periflow_ray.jobs.attempts import SaveRecord, write_attempt
-from periflow_ray.jobs.requests import Request
+from periflow_ray.jobs.requests import Request, StopRequest
 from periflow_ray.store.checkpoints import Manifest, StoredFile, checkpoint_key, commit
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
@@ -65,7 +65,7 @@ def test_stop_asks_for_a_save_and_says_how_to_go_on(run_cli, running_root, clust
         0,
         ["Job (1) ended: stopped; saved at step 41.", "Go on with it: periflow-ray job resume 1"],
     )
-    assert [(request.kind, request.fields) for request in driver.requests] == [("stop", {"timeout_s": 60.0})]
+    assert driver.requests == [StopRequest(60.0)]
     assert stops_requested(cluster) == 0
 
 
@@ -75,7 +75,7 @@ def test_the_time_for_the_save_can_be_given(run_cli, running_root):
 
     with DriverStandIn(running_root, react) as driver:
         result = run_cli("job", "stop", "1", "--timeout", "5m")
-    assert [request.fields for request in driver.requests] == [{"timeout_s": 300.0}]
+    assert driver.requests == [StopRequest(300.0)]
     assert result.stderr.startswith("Job (1) ended: stopped; its newest checkpoint is of step 40.\n")
 
 
@@ -85,7 +85,7 @@ def test_now_asks_for_no_save(run_cli, running_root, cluster):
 
     with DriverStandIn(running_root, react) as driver:
         result = run_cli("job", "stop", "1", "--now")
-    assert [request.fields for request in driver.requests] == [{"timeout_s": 0.0}]
+    assert driver.requests == [StopRequest(0.0)]
     assert result.exit_code == 0
     assert stops_requested(cluster) == 0
 
@@ -98,7 +98,7 @@ def test_now_ends_a_stop_that_is_saving(run_cli, running_root):
 
     with DriverStandIn(running_root, react) as driver:
         assert run_cli("job", "stop", "1", "--now").exit_code == 0
-    assert [request.fields for request in driver.requests] == [{"timeout_s": 0.0}]
+    assert driver.requests == [StopRequest(0.0)]
 
 
 def test_a_second_stop_waits_for_the_first(run_cli, running_root, cluster, monkeypatch):

@@ -10,12 +10,12 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from periflow_ray.runtime.command_jobs.node_agent import AgentTask
 from support.workbench import Workbench, processes_with, wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.events import read_events
 from periflow_ray.jobs.logs import read_logs
+from periflow_ray.runtime.command_jobs.node import NodeTask
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checksum import is_checksum_of
 
@@ -104,11 +104,11 @@ def test_a_stored_credential_opens_the_bucket_and_shows_up_nowhere_else(
     assert [path for path in ray_files + cluster_files if secret.encode() in path.read_bytes()] == []
 
 
-def test_the_text_of_what_agents_are_given_shows_no_secret(workbench: Workbench) -> None:
+def test_the_text_of_what_nodes_are_given_shows_no_secret(workbench: Workbench) -> None:
     # Ray keeps this text for its dashboard where RAY_TRAIN_ENABLE_STATE_TRACKING is set.
-    task = AgentTask("{}", 1, "claim", workbench.root, None, {"TOKEN": "hidden"}, {"AWS_SECRET_ACCESS_KEY": "hidden"})
+    task = NodeTask("{}", 1, "claim", workbench.root, None, {"TOKEN": "hidden"}, {"AWS_SECRET_ACCESS_KEY": "hidden"})
 
-    assert repr(task) == f"AgentTask(plan_json='{{}}', job_id=1, claim='claim', root={workbench.root!r}, monitor=None)"
+    assert repr(task) == f"NodeTask(plan_json='{{}}', job_id=1, claim='claim', root={workbench.root!r}, monitor=None)"
 
 
 @pytest.mark.long

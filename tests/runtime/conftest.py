@@ -1,4 +1,4 @@
-"""A monitor without Ray: the same class, its methods awaited directly."""
+"""A monitor without Ray, on its own loop in a thread, and those who speak to it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import pytest
 import ray
 from ray.experimental import internal_kv
 from simulated_cluster import FakeCluster, SlowRoot
-from simulated_nodes import Node
+from simulated_nodes import Node, ObservedMonitor
 
 from periflow_ray.runtime.monitor import actor as monitor_module
 from periflow_ray.runtime.monitor import attempt as attempt_module
-from periflow_ray.runtime.monitor.actor import Monitor
+from periflow_ray.runtime.monitor import membership as membership_module
+from periflow_ray.runtime.monitor.client import InProcessMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
-from periflow_ray.runtime.monitor.meeting import JobRules
+from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.store.root import StorageRoot
 
 DEADLINE_S = 60.0
@@ -29,27 +30,30 @@ def root(tmp_path: Path) -> StorageRoot:
 
 
 @pytest.fixture
-def run_monitor(root: StorageRoot) -> Callable[..., None]:
-    """Runs a scenario against the monitor of job 1: ``run_monitor(scenario, num_members=2)``."""
+def run_monitor(root: StorageRoot, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a scenario on the loop of job 1's monitor: ``run_monitor(scenario, num_members=2)``."""
+    # The steps of simulated ranks take milliseconds.
+    monkeypatch.setattr(membership_module, "REPORT_INTERVAL_S", 0.02)
 
     def run(
-        scenario: Callable[[Monitor], Awaitable[None]],
+        scenario: Callable[[ObservedMonitor], Awaitable[None]],
         num_members: int = 2,
         retention: Retention | None = None,
         max_failures: int = -1,
         hang_timeout_s: float | None = None,
         root: StorageRoot = root,
     ) -> None:
-        async def main() -> None:
-            rules = JobRules(4 // num_members, max_failures, retention or Retention(), hang_timeout_s)
-            monitor = Monitor(root, 1, rules)
-            Node.num_members = num_members
-            try:
-                await asyncio.wait_for(scenario(monitor), DEADLINE_S)
-            finally:
-                await monitor.close()
+        rules = JobRules(4 // num_members, max_failures, retention or Retention(), hang_timeout_s)
+        monitor: ObservedMonitor
 
-        asyncio.run(main())
+        def make() -> ObservedMonitor:
+            nonlocal monitor
+            monitor = ObservedMonitor(root, 1, rules, num_members)
+            return monitor
+
+        with InProcessMonitor(make) as client:
+            monitor.client = client
+            client.run(lambda _: asyncio.wait_for(scenario(monitor), DEADLINE_S))
 
     return run
 
@@ -81,13 +85,13 @@ def slow_root(root: StorageRoot) -> Iterator[SlowRoot]:
 
 @pytest.fixture
 def nodes(root: StorageRoot, tmp_path: Path) -> Callable[..., list[Node]]:
-    """Makes nodes 0, 1, ... of a monitor, each with a shared and an own file in its snapshot."""
+    """Makes nodes 0, 1, ... of a monitor, each with a shared and an own file in its output directory."""
 
-    def make(monitor: Monitor, num_nodes: int = 2) -> list[Node]:
+    def make(monitor: ObservedMonitor, num_nodes: int = 2) -> list[Node]:
         made = [Node(monitor, root, tmp_path, node_rank) for node_rank in range(num_nodes)]
         for node in made:
-            (node.snapshot_dir / "model.pt").write_bytes(b"weights")
-            (node.snapshot_dir / "rng.pt").write_bytes(b"node %d" % node.node_rank)
+            (node.output_dir / "model.pt").write_bytes(b"weights")
+            (node.output_dir / "rng.pt").write_bytes(b"node %d" % node.node_rank)
         return made
 
     return make

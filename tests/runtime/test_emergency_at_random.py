@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from pathlib import Path
 
 import pytest
-from simulated_nodes import event_texts
+from simulated_nodes import ObservedMonitor, event_texts
 from simulated_ranks import Lockstep, Pace, TrainingNode, train_all, wait_for_steps
 
 from periflow_ray.jobs.attempts import read_attempts
-from periflow_ray.runtime.monitor import attempt, emergency
-from periflow_ray.runtime.monitor.actor import Monitor
+from periflow_ray.jobs.requests import NoticeDrill
+from periflow_ray.runtime.monitor import announced_save, attempt
 from periflow_ray.store.checkpoints import list_committed, restore
 from periflow_ray.store.root import StorageRoot
 
@@ -21,7 +22,7 @@ from periflow_ray.store.root import StorageRoot
 def optimistic_announcements(monkeypatch):
     """Ranks are often late when announcements are thought to be this quick."""
     monkeypatch.setattr(attempt, "MIN_SPEED_SPAN_S", 0.02)
-    monkeypatch.setattr(emergency, "ANNOUNCE_S", 0.004)
+    monkeypatch.setattr(announced_save, "ANNOUNCE_S", 0.004)
 
 
 def saved_steps(root: StorageRoot, target: Path) -> list[tuple[int, set[int]]]:
@@ -63,7 +64,7 @@ def test_all_ranks_save_at_one_step(run_monitor, root, tmp_path, seed):
             snapshot_s=lambda: own.uniform(0.0, 0.004),
         )
 
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         lockstep = Lockstep(num_nodes) if is_lockstep else None
         for rank in range(num_nodes):
             trained.append(
@@ -72,10 +73,10 @@ def test_all_ranks_save_at_one_step(run_monitor, root, tmp_path, seed):
         training = asyncio.gather(*(node.run() for node in trained))
         await wait_for_steps(trained)
         await asyncio.sleep(notice_after_s)
-        notice = asyncio.create_task(monitor.drill("notice", 3600.0, node_rank=num_nodes - 1, rank=0))
+        notice = asyncio.create_task(monitor.drill(NoticeDrill(num_nodes - 1, 3600.0)))
         await training
         await notice
-        await monitor.decide()
+        await monitor.decide(1)
 
     run_monitor(scenario, num_members=num_nodes)
     (record,) = read_attempts(root, 1)
@@ -97,18 +98,28 @@ def test_all_ranks_save_at_one_step(run_monitor, root, tmp_path, seed):
 
 
 def test_these_seeds_have_late_ranks(run_monitor, root, tmp_path):
-    """Else the test above would say nothing of them: here every rank but the first hears each first time too late."""
+    """Else the test above would say nothing of them: here every rank but the first hears the first time too late."""
 
-    async def scenario(monitor: Monitor) -> None:
-        delays = {0: [0.0] * 9, 1: [0.05, *[0.0] * 9]}
-        paces = [Pace(lambda: 0.001, lambda rank=rank: delays[rank].pop(0)) for rank in range(2)]
+    async def scenario(monitor: ObservedMonitor) -> None:
+        num_heard = 0
+
+        def hear_late() -> float:
+            """The first time, many steps after the one that was agreed on."""
+            nonlocal num_heard
+            num_heard += 1
+            last_step = trained[1].last_step
+            while num_heard == 1 and trained[1].last_step < last_step + 100:
+                time.sleep(0.001)
+            return 0.0
+
+        paces = [Pace(), Pace(announcement_s=hear_late)]
         trained = [TrainingNode(monitor, root, tmp_path, rank, 2, paces[rank]) for rank in range(2)]
         training = asyncio.create_task(train_all(trained))
         await wait_for_steps(trained)
         await asyncio.sleep(0.1)
-        await monitor.drill("notice", 3600.0, node_rank=1, rank=0)
+        await monitor.drill(NoticeDrill(1, 3600.0))
         await training
-        await monitor.decide()
+        await monitor.decide(1)
         assert trained[1].emergency_steps == trained[0].emergency_steps[-1:]
 
     run_monitor(scenario)

@@ -5,7 +5,7 @@ import dataclasses
 import threading
 
 from simulated_cluster import HOLD_TIMEOUT_S
-from simulated_nodes import facts_of, failure_of
+from simulated_nodes import facts_of, failure_of, take_steps
 
 from periflow_ray.jobs import JobProgress, write_progress
 from periflow_ray.jobs.attempts import SaveRecord, read_attempts
@@ -17,7 +17,8 @@ from periflow_ray.store.root import StorageRoot
 
 def make_attempt(number: int) -> Attempt:
     attempt = Attempt(number, (f"group-{number}", 0), 2, devices_per_member=2)
-    attempt.members = {rank: facts_of(rank, 2) for rank in range(2)}
+    for rank in range(2):
+        attempt.add(facts_of(rank, 2))
     return attempt
 
 
@@ -28,7 +29,7 @@ def open_history(root: StorageRoot, max_failures: int = -1) -> History:
 async def fail(history: History, number: int, step: int = 7) -> None:
     attempt = make_attempt(number)
     await history.begin(attempt)
-    attempt.take_steps(0, {0: step})
+    take_steps(attempt, 0, {0: step})
     attempt.end("failure", "rank 0 failed")
     await history.end(attempt, 0, None)
 
@@ -42,12 +43,12 @@ def test_an_attempt_is_recorded_as_it_begins_goes_on_and_ends(root):
         (begun,) = read_attempts(root, 1)
         assert (begun.num_nodes, begun.num_devices, begun.ended_unix_s, begun.cause) == (2, 4, None, None)
         # Nothing to say before the first step, and then only every few seconds.
-        attempt.take_steps(0, {0: 0})
+        take_steps(attempt, 0, {0: 0})
         await history.update(attempt)
         assert read_attempts(root, 1) == [begun]
-        attempt.take_steps(0, {0: 3})
+        take_steps(attempt, 0, {0: 3})
         await history.update(attempt)
-        attempt.take_steps(0, {0: 5})
+        take_steps(attempt, 0, {0: 5})
         await history.update(attempt)
         assert [record.last_step for record in read_attempts(root, 1)] == [3]
         attempt.end("preemption", "node 1 was taken away")
@@ -79,7 +80,7 @@ def test_the_first_rank_that_failed_is_named_not_the_first_that_said_so(root):
         history, attempt = open_history(root), make_attempt(1)
         await history.begin(attempt)
         attempt.end("failure", failure_of(0, time_unix_s=20.0).headline())
-        attempt.failures = [failure_of(0, time_unix_s=20.0), failure_of(1, time_unix_s=10.0)]
+        attempt.failures = {0: failure_of(0, time_unix_s=20.0), 1: failure_of(1, time_unix_s=10.0)}
         await history.end(attempt, 0, None)
 
     asyncio.run(scenario())
@@ -92,7 +93,7 @@ def test_an_attempt_that_nobody_ended_was_cut_short_by_the_drivers_death(root):
         first = open_history(root)
         attempt = make_attempt(1)
         await first.begin(attempt)
-        attempt.take_steps(0, {0: 3})
+        take_steps(attempt, 0, {0: 3})
         await first.update(attempt)
         write_progress(root, 1, JobProgress(step=8))
         # Another driver.
@@ -135,7 +136,7 @@ def test_an_update_that_is_slow_does_not_overtake_the_end(slow_root):
     async def scenario() -> None:
         history, attempt = open_history(slow_root), make_attempt(1)
         await history.begin(attempt)
-        attempt.take_steps(0, {0: 3})
+        take_steps(attempt, 0, {0: 3})
         slow_root.hold("1.json")
         updating = asyncio.create_task(history.update(attempt))
         await asyncio.to_thread(slow_root.is_held.wait, HOLD_TIMEOUT_S)

@@ -5,38 +5,30 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from simulated_nodes import Node, event_texts, failure_of, join_all, save_all
+from simulated_nodes import ObservedMonitor, event_texts, failure_of, join_all, report_of, save_all
 
 from periflow_ray.jobs.attempts import read_attempts
-from periflow_ray.runtime.monitor.actor import Monitor
+from periflow_ray.runtime.monitor.contract import Assignment, GroupLoss
 from periflow_ray.store.checkpoints import describe_files, latest_committed, list_checkpoint_names, list_committed
 
 ENDED = "node 1 ended before its files were copied"
 
 
-async def begin_save(node: Node) -> asyncio.Task[str | None]:
-    saving = asyncio.create_task(node.save((10, 1)))
-    # Enough for it to come to where it waits for the others.
-    for _ in range(10):
-        await asyncio.sleep(0)
-    return saving
-
-
 def test_what_a_lost_node_says_after_the_next_attempt_began_is_not_heard(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         first, second = nodes(monitor)
         await join_all([first, second])
-        await monitor.may_replace_group({1: "its machine was lost"}, is_preempted=False)
+        await monitor.may_replace_group(GroupLoss(1, {1: "its machine was lost"}))
         await join_all([first, second], "group-2")
         # From the first attempt: far ahead, with files of its own, and then broken.
-        await monitor.record({2: 99, 3: 99}, None, [], 1, attempt_number=1)
-        await monitor.announce_snapshot(1, (10, 1), 1)
-        assert await monitor.begin_checkpoint(1, (10, 1), describe_files(second.snapshot_dir), 1) == ("", [])
-        assert await monitor.end_checkpoint(1, (10, 1), None, 1) == "attempt 1 is over"
-        await monitor.withdraw_snapshot((10, 1), "no room", 1)
-        await monitor.leave(1, failure_of(1), 1)
-        assert await monitor.attempt_failures() == []
-        saving = await begin_save(first)
+        await monitor.report(report_of(1, 90, {2: 99, 3: 99}))
+        await monitor.announce_snapshot(1, 1, (10, 1), report_of(1, 91, {2: 99, 3: 99}))
+        assert await monitor.begin_checkpoint(1, 1, (10, 1), describe_files(second.output_dir)) == Assignment("", ())
+        assert await monitor.end_checkpoint(1, 1, (10, 1), None) == "attempt 1 is over"
+        await monitor.withdraw_snapshot(1, (10, 1), "no room")
+        await monitor.leave(1, 1, failure_of(1))
+        assert (await monitor.describe_end()).failures == ()
+        saving = await first.begin_save((10, 1))
         assert not saving.done()
         assert await second.save((10, 1)) is None
         assert await saving is None
@@ -47,10 +39,10 @@ def test_what_a_lost_node_says_after_the_next_attempt_began_is_not_heard(run_mon
 
 
 def test_after_a_loss_the_new_nodes_save_as_ever(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
-        await monitor.may_replace_group({1: "its machine was lost"}, is_preempted=False)
+        await monitor.may_replace_group(GroupLoss(1, {1: "its machine was lost"}))
         await join_all(pair, "group-2")
         assert await save_all(pair, (10, 1)) == [None, None]
 
@@ -59,13 +51,13 @@ def test_after_a_loss_the_new_nodes_save_as_ever(run_monitor, nodes, root):
 
 
 def test_those_who_live_on_in_a_broken_group_do_not_begin_another_attempt(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         first, second = nodes(monitor)
         await join_all([first, second])
-        assert await monitor.may_replace_group({1: "The actor died"}, False)
-        await monitor.leave(0, None)
-        assert await monitor.decide() == "new_group"
-        assert [meeting.attempt for meeting in await join_all([first, second], "group-2")] == [2, 2]
+        assert await monitor.may_replace_group(GroupLoss(1, {1: "The actor died"}))
+        await first.leave()
+        assert await monitor.decide(1) == "new_group"
+        assert [start.attempt for start in await join_all([first, second], "group-2")] == [2, 2]
 
     run_monitor(scenario)
     assert [record.cause for record in read_attempts(root, 1)] == ["lost", None]
@@ -73,7 +65,7 @@ def test_those_who_live_on_in_a_broken_group_do_not_begin_another_attempt(run_mo
 
 @pytest.mark.parametrize("end", ["stop", "lost"])
 def test_a_node_that_is_ended_before_it_saved_takes_the_others_save_with_it(run_monitor, nodes, root, end):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         first, second = nodes(monitor)
         await join_all([first, second])
         await first.record(50)
@@ -83,9 +75,9 @@ def test_a_node_that_is_ended_before_it_saved_takes_the_others_save_with_it(run_
             await asyncio.sleep(0.01)
         if end == "stop":
             await monitor.stop(0)
-            await monitor.leave(1, None)
+            await second.leave()
         else:
-            await monitor.may_replace_group({1: "died"}, False)
+            await monitor.may_replace_group(GroupLoss(1, {1: "died"}))
         assert await saving == ENDED
 
     run_monitor(scenario)

@@ -1,14 +1,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
-from simulated_nodes import event_texts, failure_of, join_all, join_ranks_of_one_node, save_all
+from simulated_nodes import (
+    FailingTransfer,
+    HeldTransfer,
+    ObservedMonitor,
+    event_texts,
+    failure_of,
+    join_all,
+    join_ranks_of_one_node,
+    save_all,
+    wait_for,
+)
 
 from periflow_ray.jobs.checkpoint_status import list_all
 from periflow_ray.jobs.metrics import Metric
-from periflow_ray.runtime.member.uploads import bring_files
-from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.store.checkpoints import (
     Manifest,
@@ -21,18 +30,18 @@ from periflow_ray.store.checkpoints import (
 )
 from periflow_ray.store.checkpoints.retention import KeepBest
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.transfer import Transfer
+from periflow_ray.store.transfer import Transfer, UploadItem
 
 
 def test_a_checkpoint_of_two_nodes_is_committed_when_both_have_uploaded(run_monitor, nodes, root, tmp_path):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
-        await monitor.record({0: 10}, 40, [Metric(10, 0, 0, 1.0, {"loss": 0.5}), Metric(10, 1, 1, 1.0, {"loss": 9})], 0)
-        next_commit = asyncio.create_task(monitor.next_commit(0))
+        metrics = [Metric(10, 0, 0, 1.0, {"loss": 0.5}), Metric(10, 1, 1, 1.0, {"loss": 9})]
+        await pair[0].record(10, metrics)
         assert await save_all(pair, (10, 1)) == [None, None]
-        shared, *own = describe_files(pair[0].snapshot_dir) + describe_files(pair[1].snapshot_dir)[1:]
-        manifest = await next_commit
+        shared, *own = describe_files(pair[0].output_dir) + describe_files(pair[1].output_dir)[1:]
+        manifest = await monitor.newest_commit()
         assert manifest is not None
         assert manifest == Manifest(
             checkpoint="step-00000010",
@@ -60,13 +69,13 @@ def test_a_checkpoint_of_two_nodes_is_committed_when_both_have_uploaded(run_moni
 
 
 def test_a_file_that_is_equal_on_all_nodes_is_uploaded_by_the_first(run_monitor, nodes):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
         begun = await asyncio.gather(
-            *(monitor.begin_checkpoint(n.node_rank, (1, 1), describe_files(n.snapshot_dir)) for n in pair)
+            *(monitor.begin_checkpoint(1, n.node_rank, (1, 1), describe_files(n.output_dir)) for n in pair)
         )
-        assert [(name, [file.key for file in files]) for name, files in begun] == [
+        assert [(assignment.name, [file.key for file in assignment.files]) for assignment in begun] == [
             ("step-00000001", ["files/model.pt", "files/rng.pt"]),
             ("step-00000001", ["node-1/rng.pt"]),
         ]
@@ -75,11 +84,12 @@ def test_a_file_that_is_equal_on_all_nodes_is_uploaded_by_the_first(run_monitor,
 
 
 def test_an_upload_that_fails_on_one_node_commits_nothing_and_the_next_one_works(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         first, second = nodes(monitor)
         await join_all([first, second])
         reason = "node 1: [Errno 28] No space left on device"
-        assert await asyncio.gather(first.save((10, 1)), second.save((10, 1), error=reason)) == [reason, reason]
+        full = FailingTransfer(root, OSError(28, "No space left on device"))
+        assert await asyncio.gather(first.save((10, 1)), second.save((10, 1), full)) == [reason, reason]
         assert list_committed(root, 1) == []
         assert await save_all([first, second], (20, 1)) == [None, None]
 
@@ -92,12 +102,11 @@ def test_an_upload_that_fails_on_one_node_commits_nothing_and_the_next_one_works
 
 
 def test_a_node_that_fails_before_its_files_are_copied_leaves_no_half_checkpoint(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
-        first, _ = nodes(monitor)
-        await join_all(nodes(monitor))
-        saving = asyncio.create_task(first.save((10, 1)))
-        await asyncio.sleep(0)
-        await monitor.leave(1, failure_of(1))
+    async def scenario(monitor: ObservedMonitor) -> None:
+        first, second = nodes(monitor)
+        await join_all([first, second])
+        saving = await first.begin_save((10, 1))
+        await second.leave(failure_of(1))
         assert await saving == "node 1 ended before its files were copied"
 
     run_monitor(scenario)
@@ -109,10 +118,10 @@ def test_a_node_that_fails_before_its_files_are_copied_leaves_no_half_checkpoint
 
 
 def test_a_node_that_failed_earlier_leaves_no_half_checkpoint_either(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
-        first, _ = nodes(monitor)
-        await join_all(nodes(monitor))
-        await monitor.leave(1, failure_of(1))
+    async def scenario(monitor: ObservedMonitor) -> None:
+        first, second = nodes(monitor)
+        await join_all([first, second])
+        await second.leave(failure_of(1))
         assert await first.save((10, 1)) is not None
 
     run_monitor(scenario)
@@ -120,12 +129,12 @@ def test_a_node_that_failed_earlier_leaves_no_half_checkpoint_either(run_monitor
 
 
 def test_a_node_that_is_beyond_the_step_is_not_waited_for(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         first, second = nodes(monitor)
         await join_all([first, second])
         await first.record(10)
         await second.record(9)
-        saving = asyncio.create_task(first.save((10, 1)))
+        saving = await first.begin_save((10, 1))
         await second.record(10)
         await asyncio.sleep(0)
         assert not saving.done()
@@ -138,14 +147,14 @@ def test_a_node_that_is_beyond_the_step_is_not_waited_for(run_monitor, nodes, ro
 
 
 def test_a_node_that_trains_on_while_its_snapshot_is_described_still_takes_part(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         first, second = nodes(monitor)
         await join_all([first, second])
         # Both have taken their snapshot of step 10; node 1's is large, so its ranks are at step 11 when it comes.
-        await monitor.announce_snapshot(1, (10, 1))
-        saving = asyncio.create_task(first.save((10, 1)))
+        await second.announce((10, 1))
+        saving = await first.begin_save((10, 1))
         await second.record(11)
-        await asyncio.gather(saving, asyncio.wait_for(second.save((10, 1)), 1))
+        assert await asyncio.gather(saving, second.save((10, 1))) == [None, None]
 
     run_monitor(scenario)
     (manifest,) = list_committed(root, 1)
@@ -153,10 +162,10 @@ def test_a_node_that_trains_on_while_its_snapshot_is_described_still_takes_part(
 
 
 def test_a_node_that_ended_well_is_not_waited_for(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
-        first, _ = nodes(monitor)
-        await join_all(nodes(monitor))
-        await monitor.leave(1, None)
+    async def scenario(monitor: ObservedMonitor) -> None:
+        first, second = nodes(monitor)
+        await join_all([first, second])
+        await second.leave()
         assert await first.save((10, 1)) is None
 
     run_monitor(scenario)
@@ -164,7 +173,7 @@ def test_a_node_that_ended_well_is_not_waited_for(run_monitor, nodes, root):
 
 
 def test_a_second_upload_of_one_step_gets_a_number(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
         # Also while the first one is still on its way.
@@ -180,7 +189,7 @@ def test_a_second_upload_of_one_step_gets_a_number(run_monitor, nodes, root):
 
 
 def test_a_checkpoint_of_a_function_job_counts_its_nodes_not_its_ranks(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         await join_ranks_of_one_node(monitor)
         assert await nodes(monitor, 1)[0].save((10, 1)) is None
 
@@ -189,36 +198,35 @@ def test_a_checkpoint_of_a_function_job_counts_its_nodes_not_its_ranks(run_monit
 
 
 def test_a_file_that_did_not_change_is_copied_within_the_storage_root(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         (node,) = nodes(monitor, 1)
         await node.join()
         assert await node.save((10, 1)) is None
-        (node.snapshot_dir / "rng.pt").write_bytes(b"another")
-        files = describe_files(node.snapshot_dir)
-        name, planned = await monitor.begin_checkpoint(0, (20, 1), files)
-        assert (name, [(file.path, file.copy_from) for file in planned]) == (
+        (node.output_dir / "rng.pt").write_bytes(b"another")
+        assignment = await monitor.begin_checkpoint(1, 0, (20, 1), describe_files(node.output_dir))
+        assert (assignment.name, [(file.path, file.copy_from) for file in assignment.files]) == (
             "step-00000020",
             [("model.pt", "step-00000010/files/model.pt"), ("rng.pt", None)],
         )
-        bring_files(root, 1, name, planned, node.snapshot_dir, Transfer(root))
-        assert await monitor.end_checkpoint(0, (20, 1), None) is None
+        # The node itself asks for it once more, and gets the same answer.
+        assert await node.save((20, 1)) is None
 
     run_monitor(scenario, num_members=1)
     assert restored_files(root, "step-00000020") == {"model.pt": b"weights", "rng.pt": b"another"}
 
 
 def test_after_a_restart_a_nodes_new_file_wins_over_what_the_others_were_given(run_monitor, nodes, root, tmp_path):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
-        (pair[0].snapshot_dir / "old.ckpt").write_bytes(b"old")
-        (pair[1].snapshot_dir / "shard-1").write_bytes(b"shard 1 of step 10")
+        (pair[0].output_dir / "old.ckpt").write_bytes(b"old")
+        (pair[1].output_dir / "shard-1").write_bytes(b"shard 1 of step 10")
         await save_all(pair, (10, 1))
-        meetings = await join_all(pair, "group-2")
-        for node, meeting in zip(pair, meetings, strict=True):
-            restore(root, meeting.checkpoint, node.node_rank, node.snapshot_dir)
-        (pair[0].snapshot_dir / "old.ckpt").unlink()
-        (pair[1].snapshot_dir / "shard-1").write_bytes(b"shard 1 of step 20")
+        starts = await join_all(pair, "group-2")
+        for node, start in zip(pair, starts, strict=True):
+            restore(root, start.checkpoint, node.node_rank, node.output_dir)
+        (pair[0].output_dir / "old.ckpt").unlink()
+        (pair[1].output_dir / "shard-1").write_bytes(b"shard 1 of step 20")
         assert await save_all(pair, (20, 1)) == [None, None]
 
     run_monitor(scenario)
@@ -234,13 +242,12 @@ def test_after_a_restart_a_nodes_new_file_wins_over_what_the_others_were_given(r
 
 
 def test_a_withdrawn_checkpoint_is_told_to_all_and_the_next_one_works(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         first, second = nodes(monitor)
         await join_all([first, second])
-        await monitor.announce_snapshot(1, (10, 1))
-        saving = asyncio.create_task(first.save((10, 1)))
-        await asyncio.sleep(0)
-        await monitor.withdraw_snapshot((10, 1), "replaced by that of step 20 before its upload")
+        await second.announce((10, 1))
+        saving = await first.begin_save((10, 1))
+        await monitor.withdraw_snapshot(1, (10, 1), "replaced by that of step 20 before its upload")
         assert await saving == "replaced by that of step 20 before its upload"
         assert await save_all([first, second], (20, 1)) == [None, None]
 
@@ -249,11 +256,11 @@ def test_a_withdrawn_checkpoint_is_told_to_all_and_the_next_one_works(run_monito
 
 
 def test_only_the_newest_and_the_best_checkpoints_are_kept(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         (node,) = nodes(monitor, 1)
         await node.join()
         for step, loss in [(10, 3.0), (20, 1.0), (30, 2.0), (40, 4.0)]:
-            await monitor.record({0: step}, None, [Metric(step, 0, 0, 1.0, {"loss": loss})], 0)
+            await node.record(step, [Metric(step, 0, 0, 1.0, {"loss": loss})])
             assert await node.save((step, 1)) is None
 
     run_monitor(scenario, num_members=1, retention=Retention(keep_last=2, keep_best=KeepBest("loss", "min")))
@@ -261,25 +268,21 @@ def test_only_the_newest_and_the_best_checkpoints_are_kept(run_monitor, nodes, r
 
 
 def test_a_manifest_has_the_metrics_of_its_step_however_long_the_upload_takes(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         first, second = nodes(monitor)
         await join_all([first, second])
-        await monitor.record({0: 10}, None, [Metric(10, 0, 0, 1.0, {"loss": 3.0})], 0)
-        await monitor.announce_snapshot(0, (10, 1))
-        await monitor.record({0: 11}, None, [Metric(11, 0, 0, 2.0, {"loss": 2.0})], 0)
-        await monitor.announce_snapshot(1, (10, 1))
-        begun = asyncio.gather(
-            *(monitor.begin_checkpoint(n.node_rank, (10, 1), []) for n in (first, second)),
-        )
-        await begun
-        await asyncio.gather(*(monitor.end_checkpoint(n.node_rank, (10, 1), None) for n in (first, second)))
+        await first.record(10, [Metric(10, 0, 0, 1.0, {"loss": 3.0})])
+        await first.announce((10, 1))
+        await first.record(11, [Metric(11, 0, 0, 2.0, {"loss": 2.0})])
+        await second.announce((10, 1))
+        assert await save_all([first, second], (10, 1)) == [None, None]
 
     run_monitor(scenario)
     assert [dict(manifest.metrics) for manifest in list_committed(root, 1)] == [{"loss": 3.0}]
 
 
 def test_checkpoints_of_earlier_attempts_count_for_what_is_kept(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         (node,) = nodes(monitor, 1)
         for step in (10, 20):
             await node.join(f"group-{step}")
@@ -290,13 +293,13 @@ def test_checkpoints_of_earlier_attempts_count_for_what_is_kept(run_monitor, nod
 
 
 def test_a_checkpoint_that_one_node_finds_damaged_is_used_by_none(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
         for step in (10, 20):
             await save_all(pair, (step, 1))
-        meetings = await join_all(pair, "group-2")
-        assert [meeting.checkpoint.step for meeting in meetings] == [20, 20]
+        starts = await join_all(pair, "group-2")
+        assert [start.checkpoint.step for start in starts] == [20, 20]
         verdicts = await asyncio.gather(
             monitor.settle_restore(0, "step-00000020", None),
             monitor.settle_restore(1, "step-00000020", "'model.pt' differs"),
@@ -305,37 +308,47 @@ def test_a_checkpoint_that_one_node_finds_damaged_is_used_by_none(run_monitor, n
         verdicts = await asyncio.gather(*(monitor.settle_restore(rank, "step-00000010", None) for rank in range(2)))
         assert [(verdict.is_agreed, verdict.checkpoint.step) for verdict in verdicts] == [(True, 10)] * 2
         # Nor in the next attempt.
-        assert [meeting.checkpoint.step for meeting in await join_all(pair, "group-3")] == [10, 10]
+        assert [start.checkpoint.step for start in await join_all(pair, "group-3")] == [10, 10]
 
     run_monitor(scenario)
     assert ("notice", "checkpoint step-00000020 is not used: 'model.pt' differs") in event_texts(root)
 
 
 def test_a_member_that_fails_while_restoring_does_not_keep_the_others_waiting(run_monitor, nodes):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
         await save_all(pair, (10, 1))
         await join_all(pair, "group-2")
         waiting = asyncio.create_task(monitor.settle_restore(0, "step-00000010", None))
-        await monitor.leave(1, failure_of(1))
+        await pair[1].leave(failure_of(1))
         assert (await waiting).is_agreed
 
     run_monitor(scenario)
 
 
 def test_what_a_killed_attempt_left_half_uploaded_is_told_and_removed(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         (node,) = nodes(monitor, 1)
         await node.join()
-        name, planned = await monitor.begin_checkpoint(0, (10, 1), describe_files(node.snapshot_dir))
-        bring_files(root, 1, name, planned[:1], node.snapshot_dir, Transfer(root))
+        half = HalfTransfer(root)
+        await node.begin_save((10, 1), half)
+        await wait_for(half.is_held.is_set)
         await node.join("group-2")
+        half.let_go()
 
     run_monitor(scenario, num_members=1)
     (entry,) = list_all(root, 1)
     assert (entry.status, entry.reason) == ("partial", "the attempt ended before all of it was uploaded")
     assert root.list_names("jobs/1/checkpoints/step-00000010") == ["uploading.json"]
+
+
+class HalfTransfer(HeldTransfer):
+    """Uploads the first file, and gets no further."""
+
+    def upload_files(self, items: Sequence[UploadItem]) -> None:
+        Transfer.upload_files(self, items[:1])
+        super().upload_files([])
 
 
 def restored_files(root: StorageRoot, name: str) -> dict[str, bytes]:

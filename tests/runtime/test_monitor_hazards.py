@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from simulated_cluster import FakeCluster
-from simulated_nodes import event_texts, facts_of, failure_of, join_all
+from simulated_nodes import ObservedMonitor, event_texts, facts_of, failure_of, join_all, report_of
 from simulated_ranks import Pace, TrainingNode, train_all, wait_for_steps
 
 from periflow_ray.jobs.attempts import read_attempts
-from periflow_ray.runtime.monitor.actor import Monitor
+from periflow_ray.jobs.requests import KillNodeDrill, KillRankDrill, NoticeDrill
+from periflow_ray.runtime.monitor.contract import DumpStacks, EndAttempt, GroupLoss, Rehearse
 from periflow_ray.store.checkpoints import list_committed
 
 
@@ -21,13 +22,13 @@ async def wait_for_looks(cluster: FakeCluster, num_looks: int) -> None:
 
 
 def test_a_draining_machine_is_left_after_a_save_and_may_go(run_monitor, root, tmp_path, cluster):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         trained = [TrainingNode(monitor, root, tmp_path, rank, 2, Pace()) for rank in range(2)]
         training = asyncio.create_task(train_all(trained))
         await wait_for_steps(trained)
         cluster.drain("ray-node-1", "a machine of another job")
         await training
-        assert await monitor.decide() == "new_group"
+        assert await monitor.decide(1) == "new_group"
         while b"saved:ray-node-1" not in cluster.keys:
             await asyncio.sleep(0.01)
         # Only this job's machine, and it is not held any more.
@@ -41,7 +42,7 @@ def test_a_draining_machine_is_left_after_a_save_and_may_go(run_monitor, root, t
 
 
 def test_a_machine_is_held_while_the_save_is_not_committed(run_monitor, nodes, cluster):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
         cluster.drain("ray-node-0")
@@ -54,7 +55,7 @@ def test_a_machine_is_held_while_the_save_is_not_committed(run_monitor, nodes, c
 
 
 def test_two_machines_that_go_at_once_are_left_together(run_monitor, root, tmp_path, cluster):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         trained = [TrainingNode(monitor, root, tmp_path, rank, 4, Pace()) for rank in range(4)]
         training = asyncio.create_task(train_all(trained))
         await wait_for_steps(trained)
@@ -68,7 +69,7 @@ def test_two_machines_that_go_at_once_are_left_together(run_monitor, root, tmp_p
 
 
 def test_a_second_machine_that_drains_during_the_save_joins_it(run_monitor, nodes, root, cluster):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
         cluster.drain("ray-node-0")
@@ -90,7 +91,7 @@ def test_a_second_machine_that_drains_during_the_save_joins_it(run_monitor, node
 
 
 def test_a_draining_machine_without_a_member_concerns_nobody(run_monitor, nodes, root, cluster):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         await join_all(nodes(monitor))
         cluster.drain("a machine of another job")
         await wait_for_looks(cluster, 5)
@@ -101,29 +102,29 @@ def test_a_draining_machine_without_a_member_concerns_nobody(run_monitor, nodes,
 
 
 def test_a_loss_of_a_machine_that_was_known_to_go_is_a_preemption(run_monitor, nodes, root, cluster):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
         cluster.drain("ray-node-1", notice_s=-1.0)
         await wait_for_looks(cluster, 3)
-        assert await monitor.may_replace_group({1: "The actor died"}, is_preempted=False)
+        assert await monitor.may_replace_group(GroupLoss(1, {1: "The actor died"}))
         await join_all(pair, "group-2")
-        assert await monitor.may_replace_group({0: "The actor died"}, is_preempted=False)
+        assert await monitor.may_replace_group(GroupLoss(2, {0: "The actor died"}))
 
     run_monitor(scenario)
     assert [attempt.cause for attempt in read_attempts(root, 1)] == ["preemption", "lost"]
 
 
 def test_ranks_that_stand_still_are_a_hang_and_their_stacks_are_asked_for(run_monitor, nodes, root, cluster):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
         for node in pair:
             await node.record(7)
-        assert [signal.kind for signal in await monitor.wait_for_signals(1, 0)] == ["dump", "end"]
+        assert [type(order) for order in await monitor.next_orders(1, 0)] == [DumpStacks, EndAttempt]
         for node in pair:
-            await monitor.leave(node.node_rank, None)
-        assert await monitor.decide() == "restart"
+            await node.leave()
+        assert await monitor.decide(1) == "restart"
 
     run_monitor(scenario, hang_timeout_s=0.1)
     (attempt,) = read_attempts(root, 1)
@@ -131,21 +132,21 @@ def test_ranks_that_stand_still_are_a_hang_and_their_stacks_are_asked_for(run_mo
 
 
 def test_a_hang_before_the_first_step_is_one(run_monitor, nodes, cluster):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
         # pf.init() was called, and then the ranks wait for each other for ever.
         for node in pair:
             await node.record(0)
-        assert [signal.kind for signal in await monitor.wait_for_signals(1, 0)] == ["dump", "end"]
+        assert [type(order) for order in await monitor.next_orders(1, 0)] == [DumpStacks, EndAttempt]
 
     run_monitor(scenario, hang_timeout_s=0.1)
 
 
 def test_what_happens_before_init_may_take_any_time(run_monitor, nodes, root, cluster):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         await join_all(nodes(monitor))
-        await monitor.record({}, None, [], 0)
+        await monitor.report(report_of(0, 1, {}))
         await wait_for_looks(cluster, 5)
 
     run_monitor(scenario, hang_timeout_s=0.01)
@@ -153,52 +154,52 @@ def test_what_happens_before_init_may_take_any_time(run_monitor, nodes, root, cl
 
 
 def test_ranks_that_wait_for_the_upload_of_their_last_save_do_not_hang(run_monitor, nodes, root, cluster):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
-        drilling = asyncio.create_task(monitor.drill("notice", 3600.0, 1, 0))
+        drilling = asyncio.create_task(monitor.drill(NoticeDrill(1, 3600.0)))
         for node in pair:
-            await monitor.announce_snapshot(node.node_rank, (1, 1))
+            await node.announce((1, 1))
             await node.record(1, is_pausing=True)
         await wait_for_looks(cluster, 50)
         assert await asyncio.gather(*(node.save((1, 1)) for node in pair)) == [None, None]
         await drilling
-        await asyncio.gather(*(monitor.leave(node.node_rank, None) for node in pair))
-        assert await monitor.decide() == "new_group"
+        await asyncio.gather(*(node.leave() for node in pair))
+        assert await monitor.decide(1) == "new_group"
 
     run_monitor(scenario, hang_timeout_s=0.02)
 
 
 def test_a_drill_kills_the_rank_or_the_node_that_it_names(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         await join_all(nodes(monitor))
-        await monitor.drill("kill_rank", 0.0, 0, 3)
-        await monitor.drill("kill_node", 0.0, 1, 0)
-        signals = await monitor.wait_for_signals(1, 0)
-        assert [(signal.kind, signal.target) for signal in signals] == [("kill_rank", 3), ("kill_node", 1)]
+        await monitor.drill(KillRankDrill(3))
+        await monitor.drill(KillNodeDrill(1))
+        assert await monitor.next_orders(1, 0) == [Rehearse(KillRankDrill(3)), Rehearse(KillNodeDrill(1))]
 
     run_monitor(scenario)
     assert event_texts(root) == [("notice", "drill: kills rank 3"), ("notice", "drill: kills node 1")]
 
 
 def test_a_drill_of_an_attempt_that_is_over_kills_nobody(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
-        await join_all(nodes(monitor))
-        await monitor.leave(0, failure_of(0))
-        await monitor.drill("kill_node", 0.0, 1, 0)
-        assert [signal.kind for signal in await monitor.wait_for_signals(1, 0)] == ["end"]
+    async def scenario(monitor: ObservedMonitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        await pair[0].leave(failure_of(0))
+        await monitor.drill(KillNodeDrill(1))
+        assert [type(order) for order in await monitor.next_orders(1, 0)] == [EndAttempt]
 
     run_monitor(scenario)
 
 
 def test_a_stop_reaches_members_that_wait_for_others_to_join(run_monitor):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         first = asyncio.create_task(monitor.join(("group-1", 0), facts_of(0, 2)))
         await asyncio.sleep(0)
         await monitor.stop(timeout_s=0)
         assert (await first).is_over
         assert (await monitor.join(("group-1", 0), facts_of(1, 2))).is_over
-        # Nor does anybody wait for commits that will not come.
-        assert await monitor.next_commit(0) is None
+        # Nor is there a commit that anybody could report.
+        assert await monitor.newest_commit() is None
 
     run_monitor(scenario)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from announced_saves import Signals, join_and_train, notice
-from simulated_nodes import join_all
+from announced_saves import Orders, join_and_train, notice
+from simulated_nodes import ObservedMonitor, join_all
 
+from periflow_ray.runtime.monitor import announced_save as announced_save_module
 from periflow_ray.runtime.monitor import attempt as attempt_module
-from periflow_ray.runtime.monitor import emergency as emergency_module
-from periflow_ray.runtime.monitor.actor import Monitor
-from periflow_ray.runtime.monitor.emergency import MAX_TIMES_AT_ONCE
+from periflow_ray.runtime.monitor.announced_save import MAX_TIMES_AT_ONCE
 from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
 from periflow_ray.store.checkpoints import list_committed
 
@@ -19,17 +18,17 @@ pytestmark = pytest.mark.usefixtures("quick_speed")
 
 
 def test_now_is_nothing_unless_it_is_the_same_step_everywhere(run_monitor, nodes, root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
         for node in pair:
             await node.record(1)
-        signals, leaving = Signals(monitor), notice(monitor)
-        assert await signals.next_save(pair, 1) == SAVE_NOW
+        orders, leaving = Orders(monitor), notice(monitor)
+        assert await orders.next_save(pair, 1) == SAVE_NOW
         mixed = "nodes saved at different steps (1, 2)"
         assert await asyncio.gather(pair[0].save((1, 1)), pair[1].save((2, 1))) == [mixed, mixed]
         # Now that two steps were seen, there is a speed.
-        step = await signals.next_save(pair, 2)
+        step = await orders.next_save(pair, 2)
         assert step > 2
         assert await asyncio.gather(*(node.save((step, 1)) for node in pair)) == [None, None]
         await leaving
@@ -40,17 +39,17 @@ def test_now_is_nothing_unless_it_is_the_same_step_everywhere(run_monitor, nodes
 
 def test_ranks_that_are_never_at_the_same_step_are_not_asked_for_ever(run_monitor, nodes, root, monkeypatch):
     # More than the notice has: there is no step that all can still reach.
-    monkeypatch.setattr(emergency_module, "ANNOUNCE_S", 100.0)
+    monkeypatch.setattr(announced_save_module, "ANNOUNCE_S", 100.0)
 
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_and_train(pair)
-        signals, leaving = Signals(monitor), notice(monitor, 50.0)
+        orders, leaving = Orders(monitor), notice(monitor, 50.0)
         for step in range(3, 3 + MAX_TIMES_AT_ONCE):
-            assert await signals.next_save(pair, step) == SAVE_NOW
+            assert await orders.next_save(pair, step) == SAVE_NOW
             await asyncio.gather(pair[0].save((step, 1)), pair[1].save((step + 10, 1)))
         # They train on as if nobody had asked.
-        assert await signals.next_save(pair, step) == NO_STEP
+        assert await orders.next_save(pair, step) == NO_STEP
         leaving.cancel()
 
     run_monitor(scenario)
@@ -58,17 +57,17 @@ def test_ranks_that_are_never_at_the_same_step_are_not_asked_for_ever(run_monito
 
 
 def test_ranks_whose_speed_is_not_known_yet_are_asked_until_it_is(run_monitor, nodes, root, monkeypatch):
-    monkeypatch.setattr(emergency_module, "ANNOUNCE_S", 0.01)
+    monkeypatch.setattr(announced_save_module, "ANNOUNCE_S", 0.01)
     monkeypatch.setattr(attempt_module, "MIN_SPEED_SPAN_S", 0.5)
 
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
         for node in pair:
             await node.record(1)
-        signals, leaving = Signals(monitor), notice(monitor)
+        orders, leaving = Orders(monitor), notice(monitor)
         step = 1
-        while (asked := await signals.next_save(pair, step)) == SAVE_NOW:
+        while (asked := await orders.next_save(pair, step)) == SAVE_NOW:
             await asyncio.gather(pair[0].save((step, 1)), pair[1].save((step + 1, 1)))
             step += 1
         assert step > MAX_TIMES_AT_ONCE

@@ -5,40 +5,39 @@ from __future__ import annotations
 import asyncio
 
 from simulated_cluster import HOLD_TIMEOUT_S, SlowRoot
-from simulated_nodes import Node, event_texts, failure_of, join_all, save_all
+from simulated_nodes import Node, ObservedMonitor, event_texts, failure_of, in_thread, join_all, save_all
 
-from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.store.checkpoints import list_committed
 
 
 async def begin_slow_commit(slow_root: SlowRoot, nodes: list[Node]) -> asyncio.Task[list[str | None]]:
     slow_root.hold("manifest.json")
     saving = asyncio.create_task(save_all(nodes, (10, 1)))
-    await asyncio.to_thread(slow_root.is_held.wait, HOLD_TIMEOUT_S)
+    await in_thread(lambda: slow_root.is_held.wait(HOLD_TIMEOUT_S))
     return saving
 
 
 def test_the_next_attempt_begins_with_what_the_one_before_was_committing(run_monitor, nodes, slow_root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
         await begin_slow_commit(slow_root, pair)
         joining = asyncio.create_task(join_all(pair, "group-2"))
         await asyncio.sleep(0)
         slow_root.let_go()
-        meetings = await joining
-        assert [meeting.checkpoint.step for meeting in meetings] == [10, 10]
+        starts = await joining
+        assert [start.checkpoint.step for start in starts] == [10, 10]
 
     run_monitor(scenario, root=slow_root)
 
 
 def test_a_node_that_fails_during_the_commit_does_not_undo_it(run_monitor, nodes, slow_root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
         saving = await begin_slow_commit(slow_root, pair)
-        await monitor.leave(1, failure_of(1))
-        await monitor.withdraw_snapshot((10, 1), "too late for that")
+        await pair[1].leave(failure_of(1))
+        await monitor.withdraw_snapshot(1, (10, 1), "too late for that")
         slow_root.let_go()
         assert await saving == [None, None]
 
@@ -48,11 +47,11 @@ def test_a_node_that_fails_during_the_commit_does_not_undo_it(run_monitor, nodes
 
 
 def test_a_node_that_cannot_even_describe_its_files_fails_the_checkpoint_for_all(run_monitor, nodes, slow_root):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         first, second = nodes(monitor)
         await join_all([first, second])
-        await monitor.announce_snapshot(1, (10, 1))
-        assert await monitor.end_checkpoint(1, (10, 1), "node 1: [Errno 5] Input/output error") is not None
+        await second.announce((10, 1))
+        assert await monitor.end_checkpoint(1, 1, (10, 1), "node 1: [Errno 5] Input/output error") is not None
         assert await first.save((10, 1)) == "node 1: [Errno 5] Input/output error"
         assert await save_all([first, second], (20, 1)) == [None, None]
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from simulated_nodes import event_texts
+from simulated_nodes import ObservedMonitor, event_texts
 from simulated_ranks import Pace, TrainingNode, train_all, wait_for_steps
 
 from periflow_ray.jobs.attempts import read_attempts
-from periflow_ray.runtime.monitor.actor import Monitor
+from periflow_ray.jobs.requests import NoticeDrill
 from periflow_ray.store.checkpoints import list_committed
 
 pytestmark = pytest.mark.usefixtures("quick_speed")
 
 
 def test_a_script_that_never_asks_is_stopped_without_a_save_and_told_so(run_monitor, root, tmp_path):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         trained = [TrainingNode(monitor, root, tmp_path, rank, 2, Pace(), asks=False) for rank in range(2)]
         training = asyncio.create_task(train_all(trained))
         await wait_for_steps(trained)
         await monitor.stop(3600.0)
         await training
-        assert await monitor.decide() == "end"
+        assert await monitor.decide(1) == "end"
 
     run_monitor(scenario)
     assert list_committed(root, 1) == []
@@ -32,15 +32,15 @@ def test_a_script_that_never_asks_is_stopped_without_a_save_and_told_so(run_moni
 
 
 def test_of_a_script_that_never_asks_the_next_periodic_checkpoint_is_the_last(run_monitor, root, tmp_path):
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         trained = [
             TrainingNode(monitor, root, tmp_path, rank, 2, Pace(), asks=False, save_every=1000) for rank in range(2)
         ]
         training = asyncio.create_task(train_all(trained))
         await wait_for_steps(trained)
-        await monitor.drill("notice", 3600.0, 1, 0)
+        await monitor.drill(NoticeDrill(1, 3600.0))
         await training
-        assert await monitor.decide() == "new_group"
+        assert await monitor.decide(1) == "new_group"
 
     run_monitor(scenario)
     (attempt,) = read_attempts(root, 1)
@@ -53,7 +53,7 @@ def test_of_a_script_that_never_asks_the_next_periodic_checkpoint_is_the_last(ru
 def test_a_script_that_hears_late_of_the_save_does_ask(run_monitor, root, tmp_path):
     pace = Pace(announcement_s=lambda: 0.5)
 
-    async def scenario(monitor: Monitor) -> None:
+    async def scenario(monitor: ObservedMonitor) -> None:
         trained = [TrainingNode(monitor, root, tmp_path, rank, 2, pace) for rank in range(2)]
         training = asyncio.create_task(train_all(trained))
         await wait_for_steps(trained)

@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from periflow_ray.runtime.worker import sandbox as sandbox_module
 
+from periflow_ray.runtime.member import sandbox as sandbox_module
 from periflow_ray.runtime.member.sandbox import Sandbox
 
 

@@ -60,6 +60,7 @@ def snapshots() -> list[int]:
 @pytest.fixture
 def server(tmp_path: Path, snapshots: list[int], notices: list[str]) -> Iterator[SessionServer]:
     running = SessionServer(tmp_path / "session", lambda step, _: snapshots.append(step), notices.append)
+    running.start()
     yield running
     running.close()
 
@@ -82,27 +83,27 @@ SAVED = {"kind": "checkpointed", "error": None}
 
 def test_what_ranks_send_is_taken_once(server, connect):
     assert server.has_had_session is False
-    assert server.take_records() == Records({}, None, [])
+    assert server.take_records() == Records({}, None, (), is_pausing=True)
     rank = connect()
     rank.greet(3, total_train_steps=40)
     rank.say("records", step=2, metrics=[[1, 10.5, {"loss": 0.5}], [2, 11.5, {"loss": 0.25}]])
     rank.say("bye")
     rank.connection.close()
-    server.finish()
-    metrics = [Metric(1, 3, 3, 10.5, {"loss": 0.5}), Metric(2, 3, 3, 11.5, {"loss": 0.25})]
-    assert server.take_records() == Records({3: 2}, 40, metrics)
-    # The step stays, also after the rank has gone.
-    assert server.take_records() == Records({3: 2}, 40, [])
+    server.close()
+    metrics = (Metric(1, 3, 3, 10.5, {"loss": 0.5}), Metric(2, 3, 3, 11.5, {"loss": 0.25}))
+    assert server.take_records() == Records({3: 2}, 40, metrics, is_pausing=True)
+    # The step stays, even after the rank has gone.
+    assert server.take_records() == Records({3: 2}, 40, (), is_pausing=True)
     assert server.has_had_session is True
 
 
-def test_finish_takes_in_what_ranks_sent_before_anybody_listened_to_them(server, connect):
+def test_closing_takes_in_what_ranks_sent_before_anybody_listened_to_them(server, connect):
     for number in range(20):
         rank = connect()
         rank.greet(number)
         rank.say("records", step=1, metrics=[[1, 1.0, {"x" * 1000: number}]] * 30)
         rank.connection.close()
-    server.finish()
+    server.close()
     records = server.take_records()
     assert records.steps == dict.fromkeys(range(20), 1)
     assert len(records.metrics) == 600
@@ -123,30 +124,36 @@ def test_a_snapshot_is_taken_when_all_ranks_of_the_node_wait(server, connect, sn
 def test_a_node_pauses_while_every_rank_saves_or_is_through_with_its_steps(tmp_path, notices, wait_until):
     is_copied = threading.Event()
     server = SessionServer(tmp_path / "session", lambda step, _: is_copied.wait(30), notices.append)
-    assert server.is_pausing
+    server.start()
+
+    def is_pausing() -> bool:
+        return server.take_records().is_pausing
+
+    assert is_pausing()
     first, second = Rank(tmp_path / "session"), Rank(tmp_path / "session")
     for number, rank in enumerate((first, second)):
         rank.greet(number, of=2, total_train_steps=40)
-    wait_until(lambda: not server.is_pausing)
+    wait_until(lambda: not is_pausing())
     first.save(5)
     second.say("records", step=4, metrics=[])
     wait_until(lambda: server.take_records().steps == {1: 4})
-    assert not server.is_pausing
+    assert not is_pausing()
     second.save(5)
-    wait_until(lambda: server.is_pausing)
+    wait_until(is_pausing)
     is_copied.set()
-    assert (first.hear(), second.hear(), server.is_pausing) == (SAVED, SAVED, False)
+    assert (first.hear(), second.hear(), is_pausing()) == (SAVED, SAVED, False)
     for rank in (first, second):
         rank.say("records", step=40, metrics=[])
-    wait_until(lambda: server.is_pausing)
-    server.close()
+    wait_until(is_pausing)
     for rank in (first, second):
         rank.connection.close()
+    server.close()
 
 
 def test_a_save_may_replace_a_waiting_one_if_any_rank_says_so(tmp_path, notices):
     saves: list[tuple[int, bool]] = []
     server = SessionServer(tmp_path / "session", lambda *save: saves.append(save), notices.append)
+    server.start()
     first, second = Rank(tmp_path / "session"), Rank(tmp_path / "session")
     for number, rank in enumerate((first, second)):
         rank.greet(number, of=2)
@@ -155,9 +162,9 @@ def test_a_save_may_replace_a_waiting_one_if_any_rank_says_so(tmp_path, notices)
         second.save(step)
         assert (first.hear(), second.hear()) == (SAVED, SAVED)
     assert saves == [(5, False), (6, True)]
-    server.close()
     for rank in (first, second):
         rank.connection.close()
+    server.close()
 
 
 def test_a_rank_that_waits_at_a_later_step_is_met_at_that_step(server, connect, snapshots):
@@ -198,15 +205,16 @@ def test_an_error_of_the_snapshot_goes_to_the_ranks(tmp_path, notices):
         raise OSError(28, "No space left on device")
 
     server = SessionServer(tmp_path / "session", fail, notices.append)
+    server.start()
     rank = Rank(tmp_path / "session")
     rank.greet(0)
     rank.save(5)
     assert rank.hear() == {"kind": "checkpointed", "error": "[Errno 28] No space left on device"}
-    server.close()
     rank.connection.close()
+    server.close()
 
 
-def test_an_announced_step_reaches_all_ranks_also_later_ones(server, connect):
+def test_an_announced_step_reaches_all_ranks_even_later_ones(server, connect):
     early = connect()
     early.greet(0)
     early.save(1)
@@ -248,11 +256,14 @@ def test_messages_may_arrive_in_pieces_and_a_cut_one_is_dropped(server, connect)
         rank.connection.sendall(bytes([byte]))
     rank.connection.sendall(wire.encode("records", step=8, metrics=[])[:-5])
     rank.connection.close()
-    server.finish()
-    assert server.take_records() == Records({0: 7}, None, [Metric(7, 0, 0, 1.0, {"손실": 0.5})])
+    server.close()
+    metrics = (Metric(7, 0, 0, 1.0, {"손실": 0.5}),)
+    assert server.take_records() == Records({0: 7}, None, metrics, is_pausing=True)
 
 
-def test_closing_hangs_up_and_lets_nobody_in(server, connect, tmp_path):
+def test_closing_hangs_up_and_lets_nobody_in(server, connect, monkeypatch):
+    # This rank does not end by itself.
+    monkeypatch.setattr(session_server, "FINISH_TIMEOUT_S", 0.05)
     rank = connect()
     rank.greet(0)
     rank.save(1)

@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from periflow_ray.runtime.worker import stacks
 
+from periflow_ray.runtime.member import stacks
 from periflow_ray.runtime.member.stacks import dump_stacks
 
 STANDS_STILL = """

@@ -70,6 +70,7 @@ class Agent:
         self.late: list[int] = []
         self.on_snapshot: Callable[[int], None] = lambda step: None
         self.server = SessionServer(socket_path, self._save_snapshot, self.notices.append, self.late.append)
+        self.server.start()
 
     def _save_snapshot(self, step: int, replace_waiting: bool) -> None:
         self.on_snapshot(step)
@@ -81,6 +82,8 @@ class Agent:
 def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
     """An agent that waits for all ranks to connect, however slow this machine is."""
     monkeypatch.setattr(session_server, "CONNECT_WINDOW_S", 3600.0)
+    # Some of the ranks here are still connected when the agent closes.
+    monkeypatch.setattr(session_server, "FINISH_TIMEOUT_S", 1.0)
     running = Agent(tmp_path / "agent.sock")
     yield running
     running.server.close()

@@ -29,7 +29,7 @@ def test_steps_metrics_and_total_of_all_ranks_reach_the_agent(agent, join_rank):
             with session.train_step():
                 session.metric({"loss": loss + rank})
         session.use_channel_factory(None)
-    agent.server.finish()
+    agent.server.close()
     records = agent.server.take_records()
     times = [metric.time_unix_s for metric in records.metrics]
     assert (records.steps, records.total_train_steps) == ({0: 2, 1: 2}, 40)
@@ -39,14 +39,14 @@ def test_steps_metrics_and_total_of_all_ranks_reach_the_agent(agent, join_rank):
             [(0, 1, 0.5), (0, 2, 0.25), (1, 1, 0.5), (1, 2, 0.25)], sorted(times), strict=True
         )
     ]
-    assert agent.server.take_records().metrics == []
+    assert agent.server.take_records().metrics == ()
     assert agent.server.has_had_session is True
 
 
 def test_a_script_that_ends_at_once_loses_nothing(agent, start_rank):
     rank = start_rank("pf.init(3)\nwith pf.train_step():\n    pf.metric({'loss': 1})\npf.upload_checkpoint()\n", rank=2)
     assert rank.finish() == (0, "", "")
-    agent.server.finish()
+    agent.server.close()
     records = agent.server.take_records()
     assert [(metric.rank, metric.step, metric.values) for metric in records.metrics] == [(2, 1, {"loss": 1})]
     assert (records.steps, agent.snapshots) == ({2: 1}, [1])
@@ -187,7 +187,7 @@ def mortal_agent(tmp_path):
     script = (
         "import sys\nfrom pathlib import Path\n"
         "from periflow_ray.runtime.command_jobs.session_server import SessionServer\n"
-        "server = SessionServer(Path(sys.argv[1]), print, print)\nprint('listens', flush=True)\nsys.stdin.read()\n"
+        "server = SessionServer(Path(sys.argv[1]), print, print)\nserver.start()\nprint('listens', flush=True)\nsys.stdin.read()\n"
     )
     path = tmp_path / "mortal.sock"
     process = subprocess.Popen(

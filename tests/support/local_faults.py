@@ -78,6 +78,8 @@ class LocalFaults:
 
     def _wrap_copy(self, copy: Callable[..., int]) -> Callable[..., int]:
         def wrapped(source: int, target: int, count: int, **kwargs: Any) -> int:
+            if not self._concerns(os.readlink(f"/proc/self/fd/{target}")):
+                return copy(source, target, count, **kwargs)
             fault = self.note(f"copy_file_range {count}")
             if fault == "cut":
                 copy(source, target, count // 2, **kwargs)

@@ -5,40 +5,54 @@ The contents of a checkpoint follow from its step alone, so that whoever finds o
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import random
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from periflow_ray.runtime.monitor.checkpoint_board import CheckpointBoard
 
 from periflow_ray.errors import StorageError
-from periflow_ray.runtime.member.uploads import bring_files
-from periflow_ray.runtime.monitor.attempt import Attempt, MemberFacts
+from periflow_ray.runtime.member.uploads import CheckpointUploads
+from periflow_ray.runtime.monitor.actor import Monitor
+from periflow_ray.runtime.monitor.attempt import Attempt
+from periflow_ray.runtime.monitor.checkpoints import Checkpoints
+from periflow_ray.runtime.monitor.client import InProcessMonitor
+from periflow_ray.runtime.monitor.context import JobContext
+from periflow_ray.runtime.monitor.contract import MemberFacts, Report
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
+from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.store import checkpoints
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import DownloadItem, Transfer
 
 
-class LoneNode:
-    """The monitor's part for one node of one rank: it is there, and it saves at every step."""
+class LoneMonitor(Monitor):
+    """A monitor as far as it keeps checkpoints, whose only member has joined and saves at every step.
 
-    def current_attempt(self) -> Attempt:
-        member = MemberFacts(0, 1, node_rank=0, address="127.0.0.1", port=0, ray_node_id="ray-node-0")
-        return Attempt(1, ("group-1", 0), 1, members={0: member})
+    It asks the storage for nothing else, so that each fault hits a checkpoint.
+    """
 
-    def newest_metrics(self) -> Mapping[str, Any]:
-        return {}
+    def __init__(self, root: StorageRoot, job_id: int) -> None:
+        rules = JobRules(devices_per_member=1, max_failures=0, retention=Retention())
+        self._context = JobContext(root, job_id, rules, lambda kind, text, attempt: None)
+        self._checkpoints = Checkpoints(self._context, dict)
 
-    def write_event(self, kind: str, text: str) -> None:
-        return
+    async def begin_attempt(self) -> None:
+        """As when the member joins."""
+        attempt = Attempt(1, ("group-1", 0), 1)
+        attempt.add(MemberFacts(0, 1, node_rank=0, address="127.0.0.1", port=0, ray_node_id="ray-node-0"))
+        self._context.begin(attempt)
+        attempt.resume_at(await self._checkpoints.begin_attempt())
+
+    async def close(self) -> None:
+        await self._checkpoints.close()
+        self._context.close()
+
+    def _take_report(self, report: Report) -> None:
+        """There are neither steps nor metrics."""
 
 
 @dataclass(frozen=True)
@@ -72,28 +86,23 @@ class Saver:
         directory = Path(tempfile.mkdtemp(prefix="periflow-snapshot-", dir=self.scratch_dir))
         try:
             for path, content in self.make_contents(step).items():
-                (directory / path).parent.mkdir(exist_ok=True)
-                (directory / path).write_bytes(content)
-            return asyncio.run(self._save(step, directory))
+                (directory / "output" / path).parent.mkdir(parents=True, exist_ok=True)
+                (directory / "output" / path).write_bytes(content)
+            return self._save(step, directory)
         finally:
             shutil.rmtree(directory)
 
-    async def _save(self, step: int, directory: Path) -> str | None:
-        board = CheckpointBoard(self.root, self.job_id, Retention(), asyncio.Condition(), LoneNode())
+    def _save(self, step: int, directory: Path) -> str | None:
+        monitor = LoneMonitor(self.root, self.job_id)
         transfer = Transfer(self.root, num_workers=self.num_workers, part_bytes=self.part_bytes)
-        error: str | None = None
-        try:
-            await board.begin_attempt()
-            name, planned = await board.begin(0, (step, 1), checkpoints.describe_files(directory))
-        except (OSError, StorageError) as err:
-            return str(err)
-        try:
-            await asyncio.to_thread(bring_files, self.root, self.job_id, name, planned, directory, transfer)
-        except (OSError, StorageError) as err:
-            error = str(err)
-        outcome = await board.finish(0, (step, 1), error)
-        await board.close()
-        return outcome
+        with InProcessMonitor(lambda: monitor) as client:
+            try:
+                client.run(lambda _: monitor.begin_attempt())
+            except (OSError, StorageError) as err:
+                return str(err)
+            with CheckpointUploads(self.root, self.job_id, 0, client, 1, directory / "snapshots", transfer) as uploads:
+                uploads.save(directory / "output", (step, 1), Report(1, 0, 1, {}))
+                return uploads.finish()
 
     def list_visible_steps(self, root: StorageRoot) -> list[int]:
         """Steps of the checkpoints that can be seen; ``root`` is the saver's, perhaps reached in another way."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from periflow_ray.errors import PeriflowRayError
 from periflow_ray.jobs.attempts import EndCause
 from periflow_ray.runtime.diagnosis import Failure
+from periflow_ray.runtime.member.insistent import InsistentMonitor
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.orders import OrderFollower
 from periflow_ray.runtime.member.reporter import Reporter
@@ -88,7 +89,7 @@ class Member:
         bandwidth_bytes_per_s: int | None = None,
         on_join: Callable[[AttemptStart], None] = lambda start: None,
     ) -> None:
-        self._monitor = monitor
+        self._monitor = InsistentMonitor(monitor)
         self._root = root
         self._job_id = job_id
         self._describe = describe
@@ -114,8 +115,7 @@ class Member:
             failure = self._run_attempt(start)
             self._log.flush()
             if failure is not None and not self._shell.restarts_in_place:
-                # Ray ends all members with the first that fails: what they save is brought home before.
-                self._monitor.settle_uploads()
+                self._settle_uploads()
                 self._monitor.leave(start.attempt, self._facts.member, failure)
                 return Outcome("restart", failure, self._restored)
             self._monitor.leave(start.attempt, self._facts.member, failure)
@@ -123,6 +123,15 @@ class Member:
             if following != "restart" or not self._shell.restarts_in_place:
                 return Outcome(following, failure, self._restored)
             round_in_group += 1
+
+    def _settle_uploads(self) -> None:
+        """Ray ends all members with the first that fails: what they save is brought home before."""
+        try:
+            self._monitor.settle_uploads()
+        except MonitorLostError:
+            raise
+        except Exception:  # The failure is to be told nevertheless.
+            traceback.print_exc()
 
     def _run_attempt(self, start: AttemptStart) -> Failure | None:
         try:
@@ -224,7 +233,10 @@ class _Running:
 
     def miss_save(self, step: int) -> None:
         """A rank was already beyond the announced step."""
-        self._monitor.miss_save(self._attempt, step)
+        try:
+            self._monitor.miss_save(self._attempt, step)
+        except Exception as err:  # Whoever heard it from the rank has to go on serving it.
+            print(f"the monitor does not know that step {step} was missed: {err}", file=sys.stderr)
 
     def _carry_out(self, order: Order) -> None:
         match order:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 import threading
-import time
 import traceback
 from collections import deque
 from pathlib import Path
@@ -24,9 +23,6 @@ from periflow_ray.store.transfer import Transfer, UploadItem
 
 # Snapshots taken and not yet settled; a further upload_checkpoint() waits until one is through.
 MAX_IN_FLIGHT = 2
-# An announced snapshot must be settled; what may go wrong in telling the monitor so passes, or never does.
-_NUM_SETTLE_TRIES = 3
-_SETTLE_RETRY_S = 0.5
 _NICENESS = 10
 
 
@@ -34,6 +30,7 @@ class CheckpointUploads:
     """Takes snapshots of a node's output directory and uploads them in order from a background thread.
 
     Args:
+        monitor: an insistent one, because an announced snapshot must be settled.
         snapshots_dir: where snapshots lie until they are uploaded.
         transfer: how bytes get into the root.
     """
@@ -164,15 +161,10 @@ class CheckpointUploads:
 
     def _settle(self, snapshot_id: SnapshotId, error: str | None) -> str | None:
         """Tell how the upload went; returns why the checkpoint is not committed."""
-        for is_last in [False] * (_NUM_SETTLE_TRIES - 1) + [True]:
-            try:
-                return self._monitor.end_checkpoint(self._attempt, self._node_rank, snapshot_id, error)
-            except Exception as err:
-                if is_last or isinstance(err, MonitorLostError):
-                    return _describe(err)
-                traceback.print_exc()
-                time.sleep(_SETTLE_RETRY_S)
-        return None
+        try:
+            return self._monitor.end_checkpoint(self._attempt, self._node_rank, snapshot_id, error)
+        except Exception as err:
+            return _describe(err)
 
 
 def bring_files(root: StorageRoot, job_id: int, assignment: Assignment, snapshot_dir: Path, transfer: Transfer) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 
 from periflow_ray.jobs.attempts import AttemptRecord
+from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.requests import Drill
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.monitor.announced_save import AnnouncedSave
@@ -51,7 +52,7 @@ class Monitor:
     """Runs as an asynchronous Ray actor."""
 
     def __init__(self, root: StorageRoot, job_id: int, rules: JobRules) -> None:
-        self._context = JobContext(root, job_id, rules)
+        self._context = JobContext(root, job_id, rules, EventWriter(root, job_id, "monitor").write)
         note = self._context.note
         self._recorder = Recorder(root, job_id, open_sinks(rules.sinks, root, job_id, note), note)
         self._checkpoints = Checkpoints(self._context, lambda: self._recorder.progress.metrics)

@@ -108,10 +108,14 @@ class Checkpoints:
 
     def announce(self, node_rank: int, snapshot: SnapshotId) -> None:
         """A node takes its snapshot; ``begin`` or ``withdraw`` follows."""
+        # Even of a snapshot that others saved in vain before: now this node is at its step.
+        self.see(snapshot)
         if snapshot in self._outcomes:
             return
-        self.see(snapshot)
         pending = self._pending_of(snapshot)
+        if node_rank in pending.announced_nodes:
+            # Said twice; since then it may have described its files, and its metrics are those of later steps.
+            return
         pending.announced_nodes.add(node_rank)
         if not pending.is_planned:
             pending.awaited_nodes.add(node_rank)

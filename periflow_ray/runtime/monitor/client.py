@@ -7,10 +7,11 @@ to repeat are repeated until it is known, for as long as ``RETRY_TIMEOUT_S``.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
 
@@ -161,7 +162,7 @@ class MonitorClient(Protocol):
         """Write out everything that was received."""
 
 
-class _Calls:
+class MonitorCalls:
     """Every call of ``MonitorClient`` in terms of two: one that waits for the answer, and one that does not."""
 
     def _ask(
@@ -261,7 +262,7 @@ class _Calls:
         self._ask(Monitor.close)
 
 
-class RayMonitor(_Calls):
+class RayMonitor(MonitorCalls):
     """The monitor as an actor of Ray. It pickles.
 
     Args:
@@ -330,7 +331,7 @@ def start_monitor(root: StorageRoot, job_id: int, rules: JobRules, num_members: 
     return RayMonitor(actor_class.remote(root, job_id, rules))
 
 
-class InProcessMonitor(_Calls):
+class InProcessMonitor(MonitorCalls):
     """The monitor in this process, on an event loop of its own in a thread; while it is open it may be asked.
 
     Args:
@@ -342,23 +343,26 @@ class InProcessMonitor(_Calls):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="monitor", daemon=True)
         self._monitor: Monitor | None = None
+        self._ending = threading.Lock()
         self._is_closed = False
 
     def __enter__(self) -> InProcessMonitor:
         self._thread.start()
-        self._monitor = asyncio.run_coroutine_threadsafe(self._make(), self._loop).result()
+        try:
+            self._monitor = asyncio.run_coroutine_threadsafe(self._make(), self._loop).result()
+        except BaseException:
+            self._end_loop()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._is_closed:
-            self.close()
-        self._monitor = None
-        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        try:
+            if not self._is_closed:
+                self.close()
+        finally:
+            self._end_loop()
 
     @property
     def monitor(self) -> Monitor:
@@ -367,12 +371,28 @@ class InProcessMonitor(_Calls):
             raise MonitorLostError("the job's monitor has ended")
         return self._monitor
 
+    def run(self, use: Callable[[Monitor], Coroutine[Any, Any, _Answer]]) -> _Answer:
+        """Await on the monitor's own loop what ``use`` does with it."""
+
+        async def call() -> _Answer:
+            return await use(self.monitor)
+
+        return self._await(call)
+
     def close(self) -> None:
         self._is_closed = True
         super().close()
 
     async def _make(self) -> Monitor:
         return self._make_monitor()
+
+    def _end_loop(self) -> None:
+        with self._ending:
+            self._monitor = None
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def _ask(
         self,
@@ -381,14 +401,10 @@ class InProcessMonitor(_Calls):
         **kwargs: _Params.kwargs,
     ) -> _Answer:
         async def call() -> _Answer:
-            return await method(self.monitor, *args, **kwargs)
+            answer: _Answer = await getattr(self.monitor, method.__name__)(*args, **kwargs)
+            return answer
 
-        try:
-            return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
-        except (asyncio.CancelledError, RuntimeError) as err:
-            if self._monitor is None:
-                raise MonitorLostError("the job's monitor has ended") from err
-            raise
+        return self._await(call)
 
     def _tell(
         self,
@@ -397,9 +413,23 @@ class InProcessMonitor(_Calls):
         **kwargs: _Params.kwargs,
     ) -> None:
         async def call() -> None:
-            await method(self.monitor, *args, **kwargs)
+            await getattr(self.monitor, method.__name__)(*args, **kwargs)
 
-        asyncio.run_coroutine_threadsafe(call(), self._loop)
+        self._begin(call)
+
+    def _await(self, call: Callable[[], Coroutine[Any, Any, _Answer]]) -> _Answer:
+        future = self._begin(call)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError as err:
+            raise MonitorLostError("the job's monitor has ended") from err
+
+    def _begin(self, call: Callable[[], Coroutine[Any, Any, _Answer]]) -> concurrent.futures.Future[_Answer]:
+        with self._ending:
+            # Asked for while nothing ends it: a loop that stands still would never answer.
+            if self._monitor is None:
+                raise MonitorLostError("the job's monitor has ended")
+            return asyncio.run_coroutine_threadsafe(call(), self._loop)
 
 
 async def _cancel_others() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from periflow_ray.jobs.attempts import EndCause
-from periflow_ray.jobs.events import EventWriter
 from periflow_ray.runtime.monitor.attempt import Attempt
 from periflow_ray.runtime.monitor.changes import Changes
 from periflow_ray.runtime.monitor.contract import EndAttempt, Order
@@ -14,9 +14,15 @@ from periflow_ray.store.root import StorageRoot
 
 
 class JobContext:
-    """One for each monitor; the components keep what is theirs alone to themselves."""
+    """One for each monitor; the components keep what is theirs alone to themselves.
 
-    def __init__(self, root: StorageRoot, job_id: int, rules: JobRules) -> None:
+    Args:
+        store_event: takes an event's kind, its text and the attempt; may wait for the storage.
+    """
+
+    def __init__(
+        self, root: StorageRoot, job_id: int, rules: JobRules, store_event: Callable[[str, str, int], object]
+    ) -> None:
         self.root = root
         self.job_id = job_id
         self.rules = rules
@@ -28,13 +34,13 @@ class JobContext:
         self.checkpoints = Changes()
         """What is on its way and what is settled."""
         self._orders = Changes()
-        self._events = EventWriter(root, job_id, "monitor")
+        self._store_event = store_event
         self._event_thread = ThreadPoolExecutor(1, thread_name_prefix="events")
 
     def write_event(self, kind: str, text: str) -> None:
         """Add to the job's events."""
         # Elsewhere, because a storage that hangs must not hold up the members.
-        self._event_thread.submit(self._events.write, kind, text, self.attempt.number)
+        self._event_thread.submit(self._store_event, kind, text, self.attempt.number)
 
     def note(self, text: str) -> None:
         """A sentence for the user that changes nothing."""

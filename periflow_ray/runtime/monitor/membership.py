@@ -100,6 +100,9 @@ class Membership:
         attempt = self._context.attempt
         if number != attempt.number or member not in attempt.members:
             return
+        if member in attempt.left and failure is None:
+            # Said twice: what has ended the attempt since then is not how this member ended.
+            return
         attempt.left.add(member)
         node_rank = attempt.node_of(member)
         if failure is not None or attempt.cause is not None:

@@ -14,6 +14,7 @@ TAKE_INTERVAL_S = 0.2
 
 def main() -> None:
     server = SessionServer(Path(sys.argv[1]), lambda step: None, lambda text: print(text, file=sys.stderr))
+    server.start()
     counter = Counter(server)
     threading.Thread(target=counter.take_forever, daemon=True).start()
     print("ready", flush=True)
