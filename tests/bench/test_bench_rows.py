@@ -7,7 +7,7 @@ import sys
 
 from bench_figures.registry import FIGURES
 from bench_figures.row import Goal, Row, row_of_pairs
-from support.bench import SCRIPTS_DIR, measure
+from support.bench import REPOSITORY_DIR, measure
 
 
 def test_a_row_says_what_was_measured_against_what():
@@ -47,7 +47,7 @@ def test_a_row_says_how_far_its_baseline_varied_by_itself():
 def test_all_or_names_but_not_both():
     done = subprocess.run(
         [sys.executable, "-m", "bench_figures", "--all", "cli_start"],
-        cwd=SCRIPTS_DIR,
+        cwd=REPOSITORY_DIR / "scripts",
         capture_output=True,
         text=True,
         check=False,
