@@ -58,7 +58,7 @@ class TrainerHooks:
 
     left_out_callbacks: tuple[type, ...] = ()
 
-    def controller_options(self) -> dict[str, Any]:
+    def controller_options(self) -> dict[str, object]:
         """What Ray Train's controller gets in place of its defaults: ``failure_policy``, ``scaling_policy``."""
         return {}
 

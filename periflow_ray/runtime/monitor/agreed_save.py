@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from periflow_ray.runtime.monitor.contract import SnapshotId
 from periflow_ray.store.checkpoints import Manifest
-
-CheckpointId = tuple[int, int]
-"""(step, how many-th upload of that step): the same on every node that takes part."""
 
 
 class AgreedSave:
@@ -19,7 +17,7 @@ class AgreedSave:
 
     def __init__(self) -> None:
         self._first_step: int | None = None
-        self._begun_before: frozenset[CheckpointId] = frozenset()
+        self._begun_before: frozenset[SnapshotId] = frozenset()
         self._step: int | None = None
         self._void_steps: range | None = None
         self._void_reason = ""
@@ -27,7 +25,7 @@ class AgreedSave:
         self.saved: Manifest | None = None
         """The checkpoint that was asked for, once it is committed."""
 
-    def require(self, first_step: int, begun_before: Collection[CheckpointId]) -> None:
+    def require(self, first_step: int, begun_before: Collection[SnapshotId]) -> None:
         """Ask for a checkpoint at this step or a later one; those that were begun before are others."""
         if self._void_steps is not None:
             self._void_steps = range(self._void_steps.start, min(first_step, self._void_steps.stop))
@@ -35,25 +33,23 @@ class AgreedSave:
         self._begun_before = frozenset(begun_before)
         self._step, self.is_void, self.saved = None, False, None
 
-    def is_asked_for(self, checkpoint: CheckpointId) -> bool:
+    def is_asked_for(self, snapshot: SnapshotId) -> bool:
         """Whether a checkpoint needs the files of all nodes."""
-        return (
-            self._first_step is not None and checkpoint[0] >= self._first_step and checkpoint not in self._begun_before
-        )
+        return self._first_step is not None and snapshot[0] >= self._first_step and snapshot not in self._begun_before
 
-    def see(self, checkpoint: CheckpointId) -> None:
+    def see(self, snapshot: SnapshotId) -> None:
         """A node, or a rank, saves; nodes that save at different steps make all of it void."""
-        if not self.is_asked_for(checkpoint) or self.is_void:
+        if not self.is_asked_for(snapshot) or self.is_void:
             return
         if self._step is None:
-            self._step = checkpoint[0]
-        elif self._step != checkpoint[0]:
-            first, second = sorted((self._step, checkpoint[0]))
+            self._step = snapshot[0]
+        elif self._step != snapshot[0]:
+            first, second = sorted((self._step, snapshot[0]))
             self.make_void(f"nodes saved at different steps ({first}, {second})")
 
-    def take_commit(self, checkpoint: CheckpointId, manifest: Manifest) -> None:
+    def take_commit(self, snapshot: SnapshotId, manifest: Manifest) -> None:
         """A checkpoint is committed; one that was begun before will do, if its step does."""
-        if self._first_step is not None and checkpoint[0] >= self._first_step and self.why_void(checkpoint) is None:
+        if self._first_step is not None and snapshot[0] >= self._first_step and self.why_void(snapshot) is None:
             self.saved = manifest
 
     def make_void(self, reason: str) -> None:
@@ -72,9 +68,9 @@ class AgreedSave:
             self._void_steps = range(self._void_steps.start, last_step + 1)
         self._first_step = None
 
-    def why_void(self, checkpoint: CheckpointId) -> str | None:
+    def why_void(self, snapshot: SnapshotId) -> str | None:
         """Why a checkpoint must not be committed; None if it may be."""
-        if self._void_steps is None or checkpoint[0] not in self._void_steps or checkpoint in self._begun_before:
+        if self._void_steps is None or snapshot[0] not in self._void_steps or snapshot in self._begun_before:
             return None
         return self._void_reason
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.jobs import read_record
@@ -36,7 +35,7 @@ class Checkpoints:
         read_metrics: gives the newest value of each metric, for the manifest.
     """
 
-    def __init__(self, context: JobContext, read_metrics: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, context: JobContext, read_metrics: Callable[[], Mapping[str, object]]) -> None:
         self._context = context
         self._read_metrics = read_metrics
         self._restores = RestoreAgreement(context)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import ray
 
@@ -40,6 +40,9 @@ from periflow_ray.runtime.monitor.contract import (
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.store.checkpoints import LocalFile, Manifest
 from periflow_ray.store.root import StorageRoot
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 # Members that cannot reach the monitor for longer are ended by their lifeline; nobody else is so far away.
 RETRY_TIMEOUT_S = 30.0
@@ -269,12 +272,12 @@ class RayMonitor(MonitorCalls):
         actor: the actor's handle.
     """
 
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, actor: ActorHandle) -> None:
         self._actor = actor
         self.last_answer_s = time.monotonic()
         """When the monitor last answered a call of this process, by the monotonic clock."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return RayMonitor, (self._actor,)
 
     def end(self) -> None:
@@ -371,7 +374,7 @@ class InProcessMonitor(MonitorCalls):
             raise MonitorLostError("the job's monitor has ended")
         return self._monitor
 
-    def run(self, use: Callable[[Monitor], Coroutine[Any, Any, _Answer]]) -> _Answer:
+    def run(self, use: Callable[[Monitor], Coroutine[object, object, _Answer]]) -> _Answer:
         """Await on the monitor's own loop what ``use`` does with it."""
 
         async def call() -> _Answer:
@@ -417,14 +420,14 @@ class InProcessMonitor(MonitorCalls):
 
         self._begin(call)
 
-    def _await(self, call: Callable[[], Coroutine[Any, Any, _Answer]]) -> _Answer:
+    def _await(self, call: Callable[[], Coroutine[object, object, _Answer]]) -> _Answer:
         future = self._begin(call)
         try:
             return future.result()
         except concurrent.futures.CancelledError as err:
             raise MonitorLostError("the job's monitor has ended") from err
 
-    def _begin(self, call: Callable[[], Coroutine[Any, Any, _Answer]]) -> concurrent.futures.Future[_Answer]:
+    def _begin(self, call: Callable[[], Coroutine[object, object, _Answer]]) -> concurrent.futures.Future[_Answer]:
         with self._ending:
             # Asked for while nothing ends it: a loop that stands still would never answer.
             if self._monitor is None:

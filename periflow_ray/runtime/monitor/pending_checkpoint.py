@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 from periflow_ray.runtime.monitor.contract import SnapshotId
 from periflow_ray.store.checkpoints import LocalFile, PlannedFile
@@ -28,7 +27,7 @@ class PendingCheckpoint:
     plan: list[PlannedFile] | None = None
     finished_nodes: set[int] = field(default_factory=set)
     settling: asyncio.Task[None] | None = None
-    metrics: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, object] = field(default_factory=dict)
     error: str | None = None
     is_committing: bool = False
     is_written: asyncio.Event = field(default_factory=asyncio.Event)

@@ -85,10 +85,10 @@ class MonitoredTrainer(TrainerHooks):
             with contextlib.suppress(ray.exceptions.RayError, RuntimeError):  # The cluster itself is gone.
                 release_groups(actor_id_of(self._controller))
 
-    def controller_options(self) -> dict[str, Any]:
+    def controller_options(self) -> dict[str, object]:
         """Policies that ask the monitor."""
         failure_config = self.run_config.failure_config  # type: ignore[attr-defined]
-        options: dict[str, Any] = {"failure_policy": MonitorPolicy(failure_config, self.monitor)}
+        options: dict[str, object] = {"failure_policy": MonitorPolicy(failure_config, self.monitor)}
         scaling_config = self.scaling_config  # type: ignore[attr-defined]
         if self.min_num_workers is not None and self.min_num_workers < scaling_config.num_workers:
             options["scaling_policy"] = ElasticPolicy(scaling_config, self.min_num_workers, self.monitor)

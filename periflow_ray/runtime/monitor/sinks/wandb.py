@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 from periflow_ray.jobs import JobRecord
 from periflow_ray.jobs.metrics import Metric
@@ -105,7 +105,7 @@ class WandbSink:
     ) -> None:
         self._run = run
         self._close_timeout_s = close_timeout_s
-        self._logged: Any = None
+        self._logged: _OpenRun | None = None
         self._is_given_up = False
         self._dir: str | None = None
         self._outbox: Outbox[Metric] = Outbox(
@@ -150,9 +150,9 @@ class WandbSink:
             self._is_given_up = True
             raise DeliveryError(f"wandb failed ({type(err).__name__})", is_temporary=False) from None
 
-    def _start(self) -> Any:
+    def _start(self) -> _OpenRun:
         try:
-            wandb: Any = importlib.import_module("wandb")
+            wandb = importlib.import_module("wandb")
         except ImportError:
             raise DeliveryError(
                 "the package wandb is not installed where the job's monitor runs; pip install wandb there",
@@ -163,7 +163,7 @@ class WandbSink:
         if "WANDB_BASE_URL" in variables:
             settings["base_url"] = variables["WANDB_BASE_URL"]
         self._dir = tempfile.mkdtemp(prefix="periflow-wandb-")
-        run = wandb.init(
+        run: _OpenRun = wandb.init(
             entity=variables.get("WANDB_ENTITY"),
             project=variables.get("WANDB_PROJECT", self._run.project),
             group=variables.get("WANDB_RUN_GROUP", self._run.group),
@@ -185,3 +185,13 @@ class WandbSink:
         finally:
             if self._dir is not None:
                 shutil.rmtree(self._dir, ignore_errors=True)
+
+
+class _OpenRun(Protocol):
+    """What is used of a run of the package wandb."""
+
+    def define_metric(self, name: str, step_metric: str | None = None) -> object: ...
+
+    def log(self, data: Mapping[str, object]) -> None: ...
+
+    def finish(self) -> None: ...
