@@ -28,6 +28,18 @@ IDLE_POLL_S = 5.0
 GRACE_S = 5.0
 # Training data does not go through Ray's object store, so a small one leaves the laptop its memory.
 OBJECT_STORE_BYTES = 128 << 20
+# Statistics that nobody looks at here, in each of Ray's processes: a training that needs all cores waits for them.
+_QUIET = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "METRICS_RECORD_INTERVAL_S": "60",
+    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "60",
+    "EVENT_AGENT_REPORT_INTERVAL_SECONDS": "5",
+    "NODE_STATS_UPDATE_INTERVAL_SECONDS": "60",
+    "RAY_DASHBOARD_AGGREGATOR_AGENT_CHECK_MAIN_THREAD_LIVENESS_INTERVAL_SECONDS": "1",
+}
 
 
 def main() -> None:
@@ -103,6 +115,8 @@ def _head_argv(dashboard_port: int, temp_dir: Path) -> list[str]:
         "--head",
         "--block",
         "--disable-usage-stats",
+        # Nothing scales this cluster up.
+        "--no-monitor",
         *(f"--{k}={v}" for k, v in options.items()),
     ]
 
@@ -112,6 +126,7 @@ def _head_env(directory: LocalClusterDir, temp_dir: Path) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return {
         **inherited,
+        **_QUIET,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(directory.token_path),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -1,7 +1,8 @@
 """Training speed of the CIFAR example as a job on two devices of this machine, against the same command without us.
 
 The job's two stand-in nodes run torchrun with one process each; so does the baseline, with the same files, environment
-variables and checkpoints. Speed is what the training script itself prints, over its steady part.
+variables and checkpoints. Speed is what the training script itself prints, over its steady part. Notes say what each
+process beside the ranks takes of a core meanwhile, in a run of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from statistics import median
 import yaml
 
 from bench_figures.embedded_cluster import EmbeddedCluster, embedded_cluster
+from bench_figures.process_table import ProcessTable
 from bench_figures.programs import NUM_SHOWN_LINES, REPOSITORY_DIR, clean_environment, note
 from bench_figures.row import FigureError, Goal, Row, row_of_pairs
 from periflow_ray.processes import Command
@@ -34,6 +36,9 @@ GRACE_S = 5.0
 # Steps; the example's own 50 would be two checkpoints a second here, which no real training makes.
 SAVE_INTERVAL = 500
 GOAL = Goal(">=", 0.98)
+# The beginning of a rank's command line.
+RANK_PROGRAM = "python -u main.py"
+MIN_SHOWN_SHARE = 0.001
 
 _EPOCHS = re.compile(r"--total-epochs \d+")
 _SAVE_INTERVAL = re.compile(r"--save-interval \d+")
@@ -56,6 +61,7 @@ def measure_ddp_throughput() -> list[Row]:
             baseline.append(_steps_per_s(_run_bare(cluster.directory, threads, num_epochs)))
             if repeat % 2 == 1:
                 ours.append(_steps_per_s(_run_job(cluster, threads, num_epochs)))
+        _note_processes(cluster, threads, num_epochs)
     ratios = [mine / theirs for mine, theirs in zip(ours, baseline, strict=True)]
     spread = (max(baseline) - min(baseline)) / median(baseline)
     note(
@@ -70,6 +76,16 @@ def _choose_num_epochs(calibration: list[str]) -> int:
     num_steps = int(_logged_steps(calibration)[-1][2])
     seconds = num_steps / _steps_per_s(calibration)
     return math.ceil(CALIBRATION_EPOCHS * STEADY_S / (1 - WARM_UP_SHARE) / seconds)
+
+
+def _note_processes(cluster: EmbeddedCluster, threads: int, num_epochs: int) -> None:
+    with ProcessTable(cluster.supervisor_pid, RANK_PROGRAM, NUM_NODES) as table:
+        _run_job(cluster, threads, num_epochs)
+    beside = [cost for cost in table.costs() if not table.is_rank(cost)]
+    note(f"ddp_throughput: beside the ranks {sum(cost.core_share for cost in beside):.1%} of a core, of which")
+    for cost in beside:
+        if cost.core_share >= MIN_SHOWN_SHARE:
+            note(f"  {cost.core_share:7.2%} of a core, {cost.wake_ups_per_s:5.0f} wake-ups/s  {cost.name}")
 
 
 def _run_job(cluster: EmbeddedCluster, threads: int, num_epochs: int) -> list[str]:

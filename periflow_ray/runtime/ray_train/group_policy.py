@@ -21,7 +21,7 @@ from periflow_ray.runtime.ray_private import (
     find_cause,
     is_preempted,
 )
-from periflow_ray.runtime.ray_train.group_size import ElasticPolicy, release_groups
+from periflow_ray.runtime.ray_train.group_size import ElasticPolicy, FixedPolicy, release_groups
 
 
 class LeaveGroupError(PeriflowRayError):
@@ -92,6 +92,8 @@ class MonitoredTrainer(TrainerHooks):
         scaling_config = self.scaling_config  # type: ignore[attr-defined]
         if self.min_num_workers is not None and self.min_num_workers < scaling_config.num_workers:
             options["scaling_policy"] = ElasticPolicy(scaling_config, self.min_num_workers, self.monitor)
+        else:
+            options["scaling_policy"] = FixedPolicy(scaling_config)
         return options
 
     def take_controller(self, controller: Any) -> None:

@@ -33,6 +33,27 @@ _POLL_S = 0.25
 _CONNECT_TIMEOUT_S = 2.0
 
 
+class FixedPolicy(FixedScalingPolicy):  # type: ignore[misc]
+    """Runs in Ray Train's controller: always the number of workers that the job wants.
+
+    Ray's own policy tells the same to an actor that keeps requests to the autoscaler, and that one imports Ray Data and
+    wakes a hundred times a second. A pending placement group is request enough for a group that never grows.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Start no such actor."""
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Start all workers."""
+        return ResizeDecision(self.scaling_config.num_workers, ray_private.resources_per_worker(self.scaling_config))
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        """Leave the group as it is."""
+        return NoopDecision()
+
+
 class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
     """Runs in Ray Train's controller.
 

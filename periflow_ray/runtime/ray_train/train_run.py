@@ -39,6 +39,8 @@ def set_train_environment(is_elastic: bool = False) -> None:
     # The monitor watches for machines that go, and saves at an agreed step; Ray's watcher would be a second one.
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Gauges for Ray's dashboard, which controller and workers would renew all the time.
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     # The patched print hands every line on twice, to Ray's log and to the output that we copy.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
