@@ -45,6 +45,14 @@ class ObservedMonitor(Monitor):
         self.described: set[tuple[int, SnapshotId]] = set()
         """Which node has described which snapshot."""
 
+    def has_unsettled_checkpoints(self) -> bool:
+        """Whether somebody may still wait for a checkpoint."""
+        return self._checkpoints.has_pending
+
+    def knows_speed(self) -> bool:
+        """Whether it can say which step a rank will be at."""
+        return self._context.attempt.step_time_s() is not None
+
     async def begin_checkpoint(
         self, attempt: int, node_rank: int, snapshot: SnapshotId, files: Sequence[LocalFile]
     ) -> Assignment:

@@ -72,8 +72,8 @@ class WrappedMonitor(MonitorCalls):
     def __init__(self, monitor: MonitorClient) -> None:
         self.monitor = monitor
 
-    def call(self, name: str, call: Callable[[], Answer]) -> Answer:
-        """Make a call, which has this name."""
+    def call(self, name: str, args: tuple[object, ...], call: Callable[[], Answer]) -> Answer:
+        """Make a call, which has this name and arguments."""
         return call()
 
     def _ask(
@@ -82,7 +82,7 @@ class WrappedMonitor(MonitorCalls):
         *args: Params.args,
         **kwargs: Params.kwargs,
     ) -> Answer:
-        return self.call(method.__name__, lambda: getattr(self.monitor, method.__name__)(*args, **kwargs))
+        return self.call(method.__name__, args, lambda: getattr(self.monitor, method.__name__)(*args, **kwargs))
 
     def _tell(
         self,
@@ -100,7 +100,7 @@ class SlowCopies(WrappedMonitor):
         super().__init__(monitor)
         self._pace = pace
 
-    def call(self, name: str, call: Callable[[], Answer]) -> Answer:
+    def call(self, name: str, args: tuple[object, ...], call: Callable[[], Answer]) -> Answer:
         answer = call()
         if name == "announce_snapshot":
             time.sleep(self._pace.snapshot_s())
@@ -232,6 +232,7 @@ class TrainingNode:
         save_every: steps between periodic checkpoints; 0 for none.
         asks: whether the script asks ``is_emergency_save``.
         prepared: set when the script may begin.
+        client: its way to the monitor; None for the monitor's own.
     """
 
     def __init__(
@@ -247,13 +248,14 @@ class TrainingNode:
         num_steps: int = 1_000_000,
         asks: bool = True,
         prepared: threading.Event | None = None,
+        client: MonitorClient | None = None,
     ) -> None:
         self.emergency_steps: list[int] = []
         """Where ``is_emergency_save`` was True."""
         self.saved_steps: list[int] = []
         """Where it saved, asked or not."""
         self.last_step = 0
-        self._monitor = SlowCopies(monitor.client, pace)
+        self._monitor = SlowCopies(client or monitor.client, pace)
         self._root = root
         self._dir = base_dir / f"training-{node_rank}"
         self._facts = facts_of(node_rank, num_nodes)

@@ -164,16 +164,6 @@ def test_a_late_rank_says_so_to_its_agent(agent, join_rank, wait_until):
     assert train(late, 5) == []
 
 
-def test_the_save_that_was_announced_is_the_first_from_its_step_on(agent):
-    assert agent.server.is_last_save(5) is False
-    agent.server.announce(5)
-    assert [agent.server.is_last_save(step) for step in (4, 5, 6)] == [False, True, True]
-    agent.server.announce(SAVE_NOW)
-    assert agent.server.is_last_save(1) is True
-    agent.server.announce(NO_STEP)
-    assert [agent.server.is_last_save(step) for step in (1, 5, 100)] == [False] * 3
-
-
 def test_a_rank_that_joins_after_the_withdrawal_hears_of_nothing(agent, join_rank):
     agent.server.announce(SAVE_NOW)
     agent.server.announce(NO_STEP)

@@ -188,10 +188,10 @@ class Member:
             running.follow()
             failure = self._shell.wait()
             running.reporter.is_finishing = True
-            running.saving.ended.set()
+            running.saving.release()
             upload_error = None if uploads is None else uploads.finish()
             self._shell.close()
-        if running.saving.ending.is_set():
+        if running.saving.is_ending:
             return None
         if failure is None and upload_error is not None:
             failure = self._failure(f"the last checkpoint could not be saved: {upload_error}")
@@ -259,10 +259,10 @@ class _Running:
 
     def _end(self, order: EndAttempt) -> None:
         if self._shell.restarts_in_place:
-            self.saving.ending.set()
+            self.saving.end()
             self._shell.end(order)
         elif order.cause in _LEAVING_CAUSES:
-            self.saving.ending.set()
+            self.saving.end()
             self._leave_beside(order.text)
 
     def _leave_beside(self, reason: str) -> None:

@@ -39,21 +39,39 @@ class Saving:
         self._uploads = uploads
         self._reporter = reporter
         self._num_saves_by_step: Counter[int] = Counter()
+        self._changed = threading.Condition()
         self._announced_step = NO_STEP
-        self.ending = threading.Event()
-        """The monitor has ended the attempt."""
-        self.ended = threading.Event()
-        """The user's code has ended."""
+        self._num_announced = 0
+        self._is_ending = False
+        self._has_ended = threading.Event()
 
     def announce(self, step: int) -> None:
         """The monitor has announced a save at this step; ``NO_STEP`` takes that back."""
-        self._announced_step = step
+        with self._changed:
+            self._announced_step = step
+            self._num_announced += 1
+            self._changed.notify_all()
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the monitor has ended the attempt."""
+        return self._is_ending
+
+    def end(self) -> None:
+        """The monitor has ended the attempt."""
+        with self._changed:
+            self._is_ending = True
+            self._changed.notify_all()
+
+    def release(self) -> None:
+        """The user's code has ended: nobody makes a step any more."""
+        self._has_ended.set()
 
     def save(self, step: int, replace_waiting: bool) -> None:
         """Copy the output directory aside; the upload goes on beside the training.
 
         After the announced save it stays until the attempt's end: steps after it would be lost. They go on if it is
-        not committed.
+        not committed, or if the monitor announces another one because not all ranks saved this one.
 
         Raises:
             OSError: the copy failed.
@@ -71,19 +89,25 @@ class Saving:
                 self._reporter.give_back(report)
                 raise
         self._meet(snapshot_id, "copied")
-        if self._is_last(step):
-            self._wait_for_end(snapshot_id)
+        with self._changed:
+            is_last = self._announced_step != NO_STEP and step >= self._announced_step
+            num_announced = self._num_announced
+        if is_last:
+            self._wait_for_end(snapshot_id, num_announced)
 
-    def _wait_for_end(self, snapshot_id: SnapshotId) -> None:
+    def _wait_for_end(self, snapshot_id: SnapshotId, num_announced: int) -> None:
         if self._uploads is not None:
             self._uploads.wait_until_settled()
         self._meet(snapshot_id, "settled")
-        if self._monitor.has_committed(snapshot_id) and self.ending.wait(END_TIMEOUT_S):
+        if not self._monitor.has_committed(snapshot_id):
+            return
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._is_ending or self._num_announced != num_announced, timeout=END_TIMEOUT_S
+            )
+        if self._is_ending:
             # Until the user's code has ended: ranks that are released from their last save would make a step more.
-            self.ended.wait()
-
-    def _is_last(self, step: int) -> bool:
-        return self._announced_step != NO_STEP and step >= self._announced_step
+            self._has_ended.wait()
 
     def _meet(self, snapshot_id: SnapshotId, phase: Phase) -> None:
         if self._shell.meets_others:

@@ -36,6 +36,7 @@ class AnnouncedSave:
         self._attempt: Attempt | None = None
         self._nodes: set[int] = set()
         self._deadline_unix_s = 0.0
+        self._reason = ""
         self._record: SaveRecord | None = None
         self._announced_step = NO_STEP
         self._running: asyncio.Task[bool] | None = None
@@ -54,12 +55,17 @@ class AnnouncedSave:
             self._attempt, self._nodes, self._running, self._record = attempt, set(), None, None
             self._announced_step = NO_STEP
         self._nodes |= set(nodes)
-        self._context.note(reason)
-        if self._running is not None and (not self._running.done() or self._running.result()):
+        is_joined = self._running is not None and (not self._running.done() or self._running.result())
+        if not (is_joined and reason == self._reason):
+            # A request that was sent twice is told once.
+            self._context.note(reason)
+        self._reason = reason
+        if is_joined:
             self._deadline_unix_s = min(self._deadline_unix_s, deadline_unix_s)
         else:
             self._deadline_unix_s = deadline_unix_s
             self._running = asyncio.create_task(self._save(attempt, deadline_unix_s))
+        assert self._running is not None
         return await asyncio.shield(self._running)
 
     def describe(self, attempt: Attempt) -> SaveRecord | None:

@@ -52,9 +52,10 @@ class JobContext:
         self.tell_members()
 
     def order(self, attempt: Attempt, order: Order) -> None:
-        """Tell all members of an attempt to do something."""
-        attempt.orders.append(order)
-        self._orders.tell()
+        """Tell all members of an attempt to do something, unless they were told to leave."""
+        if attempt.cause is None:
+            attempt.orders.append(order)
+            self._orders.tell()
 
     def end(self, attempt: Attempt, cause: EndCause, text: str, how: str = "ended") -> bool:
         """Order the members of an attempt to leave; False if they were ordered to before.

@@ -1,0 +1,98 @@
+"""A member's log while its storage is slow, fails, or is gone: nobody who writes a line waits for it or fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from periflow_ray.errors import StorageError
+from periflow_ray.jobs.logs import LogWriter, read_logs
+from periflow_ray.runtime.function_jobs.output import copy_output
+from periflow_ray.runtime.member import log as log_module
+from periflow_ray.runtime.member.log import MemberLog
+from periflow_ray.store.root import StorageRoot
+
+
+class LogRoot(StorageRoot):
+    """A storage root whose first writes of a log do what a test wants."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.num_flushes = 0
+        self.on_flush: Callable[[int], None] = lambda number: None
+
+    def create_exclusive(self, key: str, content: bytes) -> bool:
+        if "/logs/" in key:
+            self.num_flushes += 1
+            self.on_flush(self.num_flushes)
+        return super().create_exclusive(key, content)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LogRoot:
+    monkeypatch.setattr(log_module, "LOCAL_FLUSH_INTERVAL_S", 0.01)
+    return LogRoot(str(tmp_path / "storage"))
+
+
+@pytest.fixture
+def log(root: LogRoot) -> Iterator[MemberLog]:
+    with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
+        yield log
+
+
+def read_lines(root: StorageRoot) -> list[str]:
+    return [line.text for line in read_logs(root, 1)]
+
+
+def test_writing_a_line_never_waits_for_the_storage(root, log, wait_until):
+    is_held, is_free = threading.Event(), threading.Event()
+
+    def hold(number: int) -> None:
+        is_held.set()
+        is_free.wait(60)
+
+    root.on_flush = hold
+    log.write("first")
+    assert is_held.wait(30)
+    # Far more than a pipe holds, while the flush stands still.
+    with copy_output(log.write):
+        for number in range(1000):
+            print(f"line {number} {'x' * 300}")
+    assert not is_free.is_set()
+    is_free.set()
+    wait_until(lambda: len(read_lines(root)) == 1001)
+
+
+@pytest.mark.parametrize("error", [StorageError("503 SlowDown"), OSError(5, "I/O error"), RuntimeError("a bug")])
+def test_a_flush_that_fails_ends_nothing_and_loses_nothing(root, log, wait_until, error):
+    def fail_twice(number: int) -> None:
+        if number <= 2:
+            raise error
+
+    root.on_flush = fail_twice
+    log.write("first")
+    wait_until(lambda: root.num_flushes > 2)
+    log.write("second")
+    # Streaming goes on while the job runs.
+    wait_until(lambda: read_lines(root) == ["first", "second"])
+
+
+@pytest.mark.parametrize("error", [StorageError("503 SlowDown"), RuntimeError("a bug")])
+def test_a_storage_that_is_gone_at_the_end_is_told_and_not_raised(root, capsys, error):
+    def fail(number: int) -> None:
+        raise error
+
+    root.on_flush = fail
+    with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
+        log.write("lost")
+    log.flush()
+    assert str(error) in capsys.readouterr().err
+
+
+def test_secrets_are_masked_before_anything_is_stored(root):
+    with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True, secrets=["hunter2", ""]) as log:
+        assert log.write("the password is hunter2") == "the password is ***"
+    assert read_lines(root) == ["the password is ***"]
