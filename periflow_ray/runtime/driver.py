@@ -85,10 +85,10 @@ def _run(
     cloud_variables: Mapping[str, str],
     notifier: Notifier | None,
 ) -> bool:
+    secrets_key, secrets = _open_secrets(root, job_id)
     set_train_environment(is_elastic=plan.min_num_nodes < plan.num_nodes)
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = _resources_per_node(plan)
-    secrets = _open_secrets(root, job_id)
     wandb_run = read_wandb_run(plan, read_record(root, job_id), state.note)
     if wandb_run is not None:
         secrets = {**wandb_environment(plan, wandb_run), **secrets}
@@ -119,6 +119,7 @@ def _run(
         monitor=supervision.monitor,
         secrets=secrets,
         cloud_variables=cloud_variables,
+        secrets_key=secrets_key,
     )
     # The monitor decides on restarts; Ray's own counters stay out of it.
     trainer = _AgentTrainer(
@@ -175,10 +176,10 @@ def _resources_per_node(plan: JobPlan) -> dict[str, float]:
     return resources
 
 
-def _open_secrets(root: StorageRoot, job_id: int) -> dict[str, str]:
+def _open_secrets(root: StorageRoot, job_id: int) -> tuple[str, dict[str, str]]:
     # Removed from the environment, so that no process inherits the key.
-    key = os.environ.pop(sealed_secrets.KEY_VARIABLE, None)
-    return {} if key is None else sealed_secrets.unseal(root, job_id, key)
+    key = os.environ.pop(sealed_secrets.KEY_VARIABLE, "")
+    return key, sealed_secrets.unseal(root, job_id, key) if key else {}
 
 
 def _stop_with(state: StateKeeper, supervision: Supervision) -> Callable[[float], None]:

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from periflow_ray.errors import ClusterError
+from periflow_ray.plan import drop_internal_variables
 from periflow_ray.processes import Command
 from periflow_ray.submit.local_cluster import START_TIMEOUT_S, LocalCluster, LocalClusterDir
 from periflow_ray.submit.ray_jobs import RayJobs, connect
@@ -106,7 +107,9 @@ def _head_argv(dashboard_port: int, temp_dir: Path) -> list[str]:
 
 def _head_env(directory: LocalClusterDir, temp_dir: Path) -> dict[str, str]:
     autoscaler_metrics, dashboard_metrics = _free_ports(2)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    # The shell may itself be part of a job.
+    variables = drop_internal_variables(os.environ)
+    inherited = {name: value for name, value in variables.items() if not name.startswith("RAY_")}
     return {
         **inherited,
         "RAY_AUTH_MODE": "token",

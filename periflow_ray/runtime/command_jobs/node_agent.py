@@ -54,6 +54,8 @@ class AgentTask:
     monitor: Any
     secrets: Mapping[str, str] = field(repr=False)
     cloud_variables: Mapping[str, str] = field(repr=False)
+    # Only to be masked, in case it gets into an output after all; empty without secrets.
+    secrets_key: str = field(repr=False, default="")
 
 
 def run_agent(task: AgentTask) -> None:
@@ -80,7 +82,7 @@ class NodeAgent:
         self._root = task.root
         self._sandbox = Sandbox(task.root.uri, task.job_id, node_rank)
         self._events = EventWriter(self._root, task.job_id, f"node-{node_rank}")
-        self._log = NodeLog(self._root, task.job_id, node_rank, self._secrets.values())
+        self._log = NodeLog(self._root, task.job_id, node_rank, (*self._secrets.values(), task.secrets_key))
         self._dataset: DatasetMount | None = None
         self._attempt = 0
         self._ended = threading.Event()

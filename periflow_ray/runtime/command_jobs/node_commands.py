@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import periflow_ray.sdk
-from periflow_ray.plan import JobPlan, device_environment, node_environment, rewrite_paths
+from periflow_ray.plan import JobPlan, device_environment, drop_internal_variables, node_environment, rewrite_paths
 from periflow_ray.processes import Command
 from periflow_ray.runtime.command_jobs.node_log import NodeLog
 from periflow_ray.runtime.diagnosis import Failure, diagnose
@@ -103,7 +103,7 @@ class NodeCommands:
     def _build_env(self, env: Mapping[str, str]) -> dict[str, str]:
         built = {
             name: value
-            for name, value in os.environ.items()
+            for name, value in drop_internal_variables(os.environ).items()
             if name not in _DROPPED_NAMES and not name.startswith(_DROPPED_PREFIXES)
         }
         shim_dir = Path(periflow_ray.sdk.__file__).parent / "shim"
