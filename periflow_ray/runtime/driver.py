@@ -43,7 +43,6 @@ from periflow_ray.runtime.ray_train.train_run import (
     train_run_config,
 )
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
-from periflow_ray.store.checkpoints.retention import KeepBest
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
@@ -102,7 +101,7 @@ def _run(
             devices_per_member=plan.devices_per_node,
             max_failures=plan.max_failures,
             hang_timeout_s=plan.hang_timeout_s,
-            retention=Retention(plan.keep_last, KeepBest(**plan.keep_best.model_dump()) if plan.keep_best else None),
+            retention=Retention(plan.keep_last, plan.keep_best),
             wandb_run=wandb_run,
         ),
         notifier=notifier,

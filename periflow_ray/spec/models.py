@@ -143,7 +143,7 @@ class CheckpointInput(Section):
 
 
 class KeepBest(Section):
-    """Which checkpoint is never deleted to make room: the best one by a metric."""
+    """Which checkpoint is never deleted to make room: the best one by a metric; ``periflow_ray.KeepBest`` in Python."""
 
     metric: Text = Field(description="Name of the metric, as the script reports it with pf.metric.")
     mode: Annotated[Literal["min", "max"], BeforeValidator(choice_reader("min", "max"))] = Field(
