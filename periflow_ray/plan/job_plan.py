@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from periflow_ray.errors import PlanError
 from periflow_ray.plan.catalogue import VmType
@@ -18,6 +18,14 @@ from periflow_ray.spec.models import CheckpointInput, DataSpec, JobSpec, KeepBes
 NUM_RESERVED_VCPUS = 1
 
 
+class ElasticPlan(BaseModel):
+    """How few nodes an elastic job goes on with while machines are missing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_num_nodes: int
+
+
 class JobPlan(BaseModel):
     """Everything that running a job needs, as plain data; ``submit`` and ``runtime`` meet only through its JSON.
 
@@ -25,8 +33,8 @@ class JobPlan(BaseModel):
     what the command line added; the values of ``secret_names`` are never part of a plan. ``cpus_per_device``,
     ``memory_bytes_per_device`` and ``gpus_per_device`` are what to ask Ray for. ``upload_bandwidth_bytes_per_s`` is
     the most that one node's checkpoint uploads may use. ``hang_timeout_s`` is how long no rank may make a step; None
-    for ever. ``min_num_nodes`` is below ``num_nodes`` only in an elastic job. ``storage_credential`` is a name, never
-    a value; None leaves the storage root to its cloud's usual chain.
+    for ever. ``elastic`` is None where the template asks for no fewer nodes. ``storage_credential`` is a name, never a
+    value; None leaves the storage root to its cloud's usual chain.
     ``price_per_hour_usd`` is for all nodes; None where it is unknown or moves (spot).
     """
 
@@ -59,11 +67,26 @@ class JobPlan(BaseModel):
     gpus_per_device: int
     max_failures: int
     hang_timeout_s: float | None
-    min_num_nodes: int
+    elastic: ElasticPlan | None
     storage_uri: str
     storage_credential: str | None
     price_per_hour_usd: float | None
     plugin: PluginSpec | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_number_of_nodes(cls, given: Any) -> Any:
+        # Plans that were stored before `elastic` had min_num_nodes: below num_nodes in an elastic job only.
+        if not isinstance(given, Mapping) or "min_num_nodes" not in given:
+            return given
+        fields = {name: value for name, value in given.items() if name != "min_num_nodes"}
+        is_elastic = given["min_num_nodes"] != given.get("num_nodes")
+        return {**fields, "elastic": {"min_num_nodes": given["min_num_nodes"]} if is_elastic else None}
+
+    @property
+    def min_num_nodes(self) -> int:
+        """Nodes that are enough to go on; all of them unless the job is elastic."""
+        return self.num_nodes if self.elastic is None else self.elastic.min_num_nodes
 
     @property
     def mount_paths(self) -> tuple[str, ...]:
@@ -140,7 +163,7 @@ def build_plan(
         gpus_per_device=0 if vm.accelerator == "CPU" else 1,
         max_failures=spec.max_failures,
         hang_timeout_s=spec.hang_timeout_s,
-        min_num_nodes=_min_num_nodes(spec, grid),
+        elastic=_plan_elastic(spec, grid),
         storage_uri=storage_uri,
         storage_credential=storage_credential,
         price_per_hour_usd=price,
@@ -148,9 +171,9 @@ def build_plan(
     )
 
 
-def _min_num_nodes(spec: JobSpec, grid: WorkerGrid) -> int:
+def _plan_elastic(spec: JobSpec, grid: WorkerGrid) -> ElasticPlan | None:
     if spec.elastic is None:
-        return grid.num_nodes
+        return None
     min_devices, per_node = spec.elastic.min_devices, grid.devices_per_node
     if min_devices % per_node:
         fewer, more = min_devices // per_node * per_node, (min_devices // per_node + 1) * per_node
@@ -160,7 +183,7 @@ def _min_num_nodes(spec: JobSpec, grid: WorkerGrid) -> int:
             f"Use {allowed}.",
             ("elastic", "min_devices"),
         )
-    return min_devices // per_node
+    return ElasticPlan(min_num_nodes=min_devices // per_node)
 
 
 def _one_bash_text(command: str | SetupAndRun) -> str:

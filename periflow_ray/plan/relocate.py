@@ -7,7 +7,7 @@ import math
 from periflow_ray.errors import PlanError
 from periflow_ray.plan.catalogue import VmType
 from periflow_ray.plan.grid import WorkerGrid, split_devices
-from periflow_ray.plan.job_plan import NUM_RESERVED_VCPUS, JobPlan
+from periflow_ray.plan.job_plan import NUM_RESERVED_VCPUS, ElasticPlan, JobPlan
 
 
 def move_plan(
@@ -55,16 +55,17 @@ def move_plan(
             "gpus_per_device": 0 if vm.accelerator == "CPU" else 1,
             "storage_uri": storage_uri,
             "storage_credential": storage_credential,
-            "min_num_nodes": _min_num_nodes(plan, grid),
+            "elastic": _move_elastic(plan, grid),
             "price_per_hour_usd": None if price is None else round(grid.num_nodes * price, 4),
         }
     )
 
 
-def _min_num_nodes(plan: JobPlan, grid: WorkerGrid) -> int:
-    if plan.min_num_nodes == plan.num_nodes:
-        return grid.num_nodes
-    return min(grid.num_nodes, math.ceil(plan.min_num_nodes * plan.devices_per_node / grid.devices_per_node))
+def _move_elastic(plan: JobPlan, grid: WorkerGrid) -> ElasticPlan | None:
+    if plan.elastic is None:
+        return None
+    min_num_devices = plan.elastic.min_num_nodes * plan.devices_per_node
+    return ElasticPlan(min_num_nodes=min(grid.num_nodes, math.ceil(min_num_devices / grid.devices_per_node)))
 
 
 def _share_cpus(vm: VmType, grid: WorkerGrid, num_local_cpus: int | None) -> float:
