@@ -13,6 +13,7 @@ import pytest
 
 from periflow_ray.errors import PeriFlowError
 from periflow_ray.jobs.metrics import Metric
+from periflow_ray.sdk import wire
 
 UNTRACKED = "Training goes on, but its progress, metrics and checkpoints are no longer recorded."
 
@@ -257,3 +258,22 @@ def test_closing_ends_the_receivers_thread(agent, join_rank, wait_until):
     assert any(thread.name == "periflow-receiver" for thread in threading.enumerate())
     session.use_channel_factory(None)
     wait_until(lambda: not any(thread.name == "periflow-receiver" for thread in threading.enumerate()))
+
+
+def test_a_script_whose_sdk_speaks_another_version_is_told_so(agent, start_rank, monkeypatch):
+    monkeypatch.setenv("PERIFLOW_SESSION_VERSION", "2")
+    exit_code, _, errors = start_rank("pf.init(3)\n").finish()
+    assert exit_code == 1
+    assert errors.splitlines()[-1] == (
+        "periflow_ray.errors.PeriFlowError: the periflow-ray that this script imports speaks version 1 with the job's "
+        "node, and the one that runs the job version 2: steps and checkpoints would not be recorded. Let the script "
+        "import the same periflow-ray that is installed on the cluster."
+    )
+    assert not agent.server.has_had_session
+
+
+def test_a_script_of_the_same_version_is_served(agent, start_rank, monkeypatch):
+    monkeypatch.setenv("PERIFLOW_SESSION_VERSION", str(wire.PROTOCOL_VERSION))
+    assert start_rank("pf.init(3)\n").finish() == (0, "", "")
+    agent.server.finish()
+    assert (agent.server.has_had_session, agent.notices) == (True, [])

@@ -18,6 +18,7 @@ from periflow_ray.runtime.command_jobs.node_log import NodeLog
 from periflow_ray.runtime.diagnosis import Failure, diagnose
 from periflow_ray.runtime.monitor.meeting import Meeting
 from periflow_ray.runtime.worker.sandbox import Sandbox
+from periflow_ray.sdk import wire
 
 GRACE_S = 5.0
 # Where the attempt is lost, or saved as a whole, nothing of what a rank still does is kept; and everybody waits for it.
@@ -117,6 +118,7 @@ class NodeCommands:
             **self._secrets,
             marker_name: marker_value,
             "PERIFLOW_SESSION": str(self._sandbox.socket_path),
+            wire.VERSION_VARIABLE: str(wire.PROTOCOL_VERSION),
             # For periflow_ray.dataset(): the root that this job is in.
             "PERIFLOW_STORAGE": self._plan.storage_uri,
             "PERIFLOW_STORAGE_CREDENTIAL": self._plan.storage_credential or "",
