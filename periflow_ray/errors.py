@@ -1,7 +1,7 @@
 """Every error that periflow-ray raises on purpose, with the exit code the command line gives it.
 
 Exit codes: 1 something failed, 2 the user's input is wrong (the command was not started).
-A message says where, what was given, what is allowed and what to do; see ``STYLE`` in the README's design notes.
+A message says where, what was given, what is allowed and what to do; see "Style of code and messages" in the README.
 All classes pickle, because they cross Ray process boundaries.
 """
 

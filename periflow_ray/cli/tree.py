@@ -1,4 +1,4 @@
-"""A directory as a tree with sizes, as ``datastore view`` and ``submit`` show it."""
+"""A directory as a tree with sizes, as ``checkpoint view`` and ``submit`` show it."""
 
 from __future__ import annotations
 

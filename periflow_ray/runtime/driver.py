@@ -23,6 +23,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from periflow_ray.credentials.cloud_environment import read_cloud_environment
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.jobs import read_claim, read_record, sealed_secrets
+from periflow_ray.jobs.stop_times import SIGNAL_SAVE_TIMEOUT_S
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.command_jobs.node_agent import AgentTask, run_agent
 from periflow_ray.runtime.job_requests import JobRequests
@@ -45,9 +46,6 @@ from periflow_ray.runtime.ray_train.train_run import (
 from periflow_ray.runtime.supervision import Supervision, describe_error, remove_sandboxes
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
-
-# Ray kills a driver that takes longer to end (RAY_JOB_STOP_WAIT_TIME_S).
-STOP_SAVE_TIMEOUT_S = 45.0
 
 
 def main() -> None:
@@ -107,8 +105,8 @@ def _run(
         notifier=notifier,
     )
     stop = _stop_with(state, supervision)
-    signal.signal(signal.SIGTERM, lambda signum, frame: stop(STOP_SAVE_TIMEOUT_S))
-    signal.signal(signal.SIGINT, lambda signum, frame: stop(STOP_SAVE_TIMEOUT_S))
+    signal.signal(signal.SIGTERM, lambda signum, frame: stop(SIGNAL_SAVE_TIMEOUT_S))
+    signal.signal(signal.SIGINT, lambda signum, frame: stop(SIGNAL_SAVE_TIMEOUT_S))
     JobRequests(root, job_id, supervision, on_stop=stop)
     task = AgentTask(
         plan_json=plan.model_dump_json(),

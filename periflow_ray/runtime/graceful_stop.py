@@ -11,12 +11,9 @@ from typing import Any
 
 import ray
 
+from periflow_ray.jobs.stop_times import END_TIMEOUT_S, SIGNAL_SAVE_TIMEOUT_S
 from periflow_ray.runtime.job_state import StateKeeper
 
-# What the save may take; a container's grace time is often shorter, then the save is cut off.
-SAVE_TIMEOUT_S = 45.0
-# Ranks that do not leave within this time are ended.
-LEAVE_TIMEOUT_S = 60.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -65,7 +62,8 @@ class GracefulStop:
             self.is_asked = True
             raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
         self.signum = signal.Signals(signum)
-        self.ask(SAVE_TIMEOUT_S)
+        # A container's grace time is often shorter; then the save is cut off.
+        self.ask(SIGNAL_SAVE_TIMEOUT_S)
 
     def _stop(self, timeout_s: float) -> None:
         if self._state.status != "stopping":
@@ -76,5 +74,5 @@ class GracefulStop:
             has_ranks = ray.get(self._monitor.stop.remote(timeout_s))
         except ray.exceptions.RayError:
             has_ranks = False
-        if not has_ranks or not self._closed.wait(LEAVE_TIMEOUT_S):
+        if not has_ranks or not self._closed.wait(END_TIMEOUT_S):
             self._end_now()

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from periflow_ray.errors import ClusterError
+from periflow_ray.jobs.stop_times import RAY_STOP_WAIT_S
 from periflow_ray.plan import drop_internal_variables
 from periflow_ray.processes import Command
 from periflow_ray.submit.local_cluster import START_TIMEOUT_S, LocalCluster, LocalClusterDir
@@ -116,7 +117,7 @@ def _head_env(directory: LocalClusterDir, temp_dir: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(directory.token_path),
         "RAY_USAGE_STATS_ENABLED": "0",
         # A driver that is told to stop gets this long; after Ray's 3 s it would leave its sandboxes behind.
-        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        "RAY_JOB_STOP_WAIT_TIME_S": str(RAY_STOP_WAIT_S),
         # Without it Ray replaces 127.0.0.1 by the machine's own address on Linux, and listens there.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Their defaults are fixed ports, which two clusters on one machine cannot share.

@@ -19,11 +19,12 @@ from periflow_ray.credentials.cloud_environment import set_cloud_environment
 from periflow_ray.errors import JobFailedError, NotFoundError, StorageError
 from periflow_ray.jobs.attempts import EndCause
 from periflow_ray.jobs.events import EventWriter
+from periflow_ray.jobs.stop_times import COMMAND_GRACE_S, END_TIMEOUT_S
 from periflow_ray.plan import JobPlan, rewritten_mounts
 from periflow_ray.processes import end_leftovers
 from periflow_ray.runtime.command_jobs.data_mount import DatasetMount, mount_dataset
 from periflow_ray.runtime.command_jobs.monitor_signals import MonitorSignals
-from periflow_ray.runtime.command_jobs.node_commands import GRACE_S, LOST_GRACE_S, NodeCommands
+from periflow_ray.runtime.command_jobs.node_commands import LOST_GRACE_S, NodeCommands
 from periflow_ray.runtime.command_jobs.node_log import NodeLog
 from periflow_ray.runtime.command_jobs.reporter import Reporter
 from periflow_ray.runtime.command_jobs.session_server import SessionServer
@@ -38,9 +39,6 @@ from periflow_ray.runtime.worker.sandbox import Sandbox
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.root import StorageRoot
-
-# After the last save's commit the monitor ends the attempt; this only bounds the wait for a monitor that is gone.
-END_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -223,6 +221,7 @@ class NodeAgent:
             # The ranks wait here for the end: steps after this one would be lost. They go on if it is not committed.
             uploads.wait_until_settled()
             if uploads.last_error is None:
+                # The monitor ends the attempt; this only bounds the wait for a monitor that is gone.
                 self._ended.wait(END_TIMEOUT_S)
 
     def _report_start(self, meeting: Meeting) -> None:
@@ -261,4 +260,4 @@ class NodeAgent:
 def _end(commands: NodeCommands, ending: threading.Event, cause: EndCause | None) -> None:
     ending.set()
     # Whoever stops a job by hand lets its script tidy up.
-    commands.stop(GRACE_S if cause in (None, "stop") else LOST_GRACE_S)
+    commands.stop(COMMAND_GRACE_S if cause in (None, "stop") else LOST_GRACE_S)

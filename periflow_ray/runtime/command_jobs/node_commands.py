@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import periflow_ray.sdk
+from periflow_ray.jobs.stop_times import COMMAND_GRACE_S
 from periflow_ray.plan import JobPlan, device_environment, drop_internal_variables, node_environment, rewrite_paths
 from periflow_ray.processes import Command
 from periflow_ray.runtime.command_jobs.node_log import NodeLog
@@ -20,7 +21,6 @@ from periflow_ray.runtime.monitor.meeting import Meeting
 from periflow_ray.runtime.worker.sandbox import Sandbox
 from periflow_ray.sdk import wire
 
-GRACE_S = 5.0
 # Where the attempt is lost, or saved as a whole, nothing of what a rank still does is kept; and everybody waits for it.
 LOST_GRACE_S = 0.5
 NUM_KEPT_LINES = 400
@@ -85,7 +85,7 @@ class NodeCommands:
             thread.join()
         return failures[0] if failures else None
 
-    def stop(self, grace_s: float = GRACE_S) -> None:
+    def stop(self, grace_s: float = COMMAND_GRACE_S) -> None:
         """Ask every command to end, within the grace time; ``wait`` returns then."""
         for run in self._runs:
             run.command.stop(grace_s)
@@ -96,7 +96,7 @@ class NodeCommands:
             ["bash", "-c", self._rewrite(self._plan.command)],
             env=self._build_env(env),
             working_dir=self._sandbox.path_of(self._plan.workspace_mount_path),
-            grace_s=GRACE_S,
+            grace_s=COMMAND_GRACE_S,
             on_line=lambda text: lines.append(self._log.write(text)),
         )
         return _Run(command, rank, lines)

@@ -15,6 +15,7 @@ import ray.train
 from ray.train.v2._internal.execution.context import get_train_context
 
 from periflow_ray.errors import PeriFlowError
+from periflow_ray.jobs.stop_times import END_TIMEOUT_S
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.function_jobs.output_tee import OutputCopy
 from periflow_ray.runtime.function_jobs.signals import RankSignals
@@ -29,8 +30,6 @@ from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.root import StorageRoot
 
 OUTPUT_MOUNT_PATH = "/ckpt"
-# After the commit of the announced save the monitor ends the attempt; this bounds the wait for one that is gone.
-END_TIMEOUT_S = 60.0
 # How long a rank that has to leave stays for its own uploads, and for the other ranks' last words.
 LEAVE_TIMEOUT_S = 30.0
 
@@ -142,6 +141,7 @@ class FunctionRank:
                 self._uploads.wait_until_settled()
             ray.get(self.monitor.meet.remote(self.rank, checkpoint, "settled"))
             if ray.get(self.monitor.has_committed.remote(step)):
+                # The monitor ends the attempt; this bounds the wait for one that is gone.
                 self.signals.wait_for_end(END_TIMEOUT_S)
 
     def finish_uploads(self) -> None:

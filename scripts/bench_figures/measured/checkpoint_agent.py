@@ -48,7 +48,7 @@ def main() -> None:
 
 
 class Agent:
-    """The parts of ``runtime.node_agent`` that a checkpoint goes through, put together in the same way."""
+    """The parts of ``runtime.command_jobs.node_agent`` that a checkpoint goes through, put together in the same way."""
 
     def __init__(self, root: StorageRoot, output_dir: Path, agent_dir: Path) -> None:
         self._root = root
