@@ -14,6 +14,7 @@ from pathlib import Path
 
 from periflow_ray.credentials.stored import CREDENTIALS_FILE_VARIABLE, credentials_path
 from periflow_ray.errors import StorageError
+from periflow_ray.private_files import create_private
 
 CLOUD_ENVIRONMENT_VARIABLE = "PERIFLOW_CLOUD_ENV_FILE"
 
@@ -50,9 +51,7 @@ def write_cloud_environment(
     variables |= driver_variables or {}
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = directory / f"{uuid.uuid4().hex}.json"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(variables, file)
+    create_private(path, json.dumps(variables).encode())
     return path
 
 

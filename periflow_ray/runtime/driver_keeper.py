@@ -22,6 +22,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from types import FrameType
 
+from periflow_ray.private_files import create_private
+
 # A driver that lives longer than this did some work: the count of quick deaths begins anew.
 LONG_LIFE_S = 60.0
 MAX_QUICK_DEATHS = 3
@@ -88,9 +90,7 @@ class _CloudFile:
     def put_back(self) -> None:
         if self._path is None or self._content is None or self._path.exists():
             return
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(self._content)
+        create_private(self._path, self._content)
 
     def remove(self) -> None:
         if self._path is not None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from periflow_ray.errors import PeriflowRayError, StorageError
+from periflow_ray.errors import MASK, PeriflowRayError, StorageError
 from periflow_ray.store.failures import describe_failure, is_missing_container, is_transient
 
 _FIRST_PAUSE_S = 0.25
@@ -110,6 +110,6 @@ class Operations:
         """The error for a user: key, URI and reason, without secrets."""
         reason = describe_failure(err)
         for secret in self.secrets:
-            reason = reason.replace(secret, "***")
+            reason = reason.replace(secret, MASK)
         root = self.place_of_root.format(uri=self.uri)
         return StorageError(f"'{key}' in {root}: {reason}" if key else f"{root}: {reason}")

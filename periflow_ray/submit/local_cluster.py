@@ -22,6 +22,7 @@ from pathlib import Path
 import platformdirs
 
 from periflow_ray.errors import ClusterError
+from periflow_ray.private_files import create_private
 from periflow_ray.submit.ray_jobs import RayJobs, connect
 
 DIR_VARIABLE = "PERIFLOW_LOCAL_CLUSTER_DIR"
@@ -92,9 +93,7 @@ class LocalClusterDir:
     def create_token(self) -> None:
         """Make a new token, readable by this user only."""
         self.token_path.unlink(missing_ok=True)
-        descriptor = os.open(self.token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
+        create_private(self.token_path, secrets.token_hex(32).encode())
 
 
 def ensure_local_cluster() -> RayJobs:

@@ -7,13 +7,12 @@ import threading
 import time
 from collections.abc import Iterable
 
-from periflow_ray.errors import StorageError
+from periflow_ray.errors import MASK, StorageError
 from periflow_ray.jobs.logs import LogWriter
 from periflow_ray.store.root import StorageRoot
 
 # Each flush to an object store is a request, and rewrites the last segment.
 REMOTE_FLUSH_INTERVAL_S = 3.0
-MASK = "***"
 
 
 class NodeLog:

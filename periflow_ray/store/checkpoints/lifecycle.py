@@ -13,7 +13,6 @@ Where manifest.json stands beside one of the other two, it wins: they are remain
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -21,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError
+from periflow_ray.names import nearest_names
 from periflow_ray.store.checkpoints.manifest import (
     DELETED,
     MANIFEST,
@@ -240,7 +240,7 @@ def _describe_missing(root: StorageRoot, checkpoint_id: str, parsed: tuple[int |
     job = checkpoint_id.partition("/")[0]
     of_job = [f"{job}/{name}" for name in list_checkpoint_names(root, int(job))] if is_job_number(job) else []
     known = [*of_job, *list_checkpoint_names(root, None)]
-    nearest = difflib.get_close_matches(checkpoint_id, known, n=1) or of_job[-1:]
+    nearest = nearest_names(checkpoint_id, known) or of_job[-1:]
     suggestion = f" Did you mean '{nearest[0]}'?" if nearest else ""
     return (
         f"checkpoint '{checkpoint_id}' does not exist.{suggestion} An ID is <job>/<name>, for example "
