@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "settings": {"credentials", "store"},
     "processes": set(),
     "sdk": set(),
-    "resumable": set(),
+    "resumable": {"sdk"},
     "submit": {"plan", "jobs", "store", "credentials", "processes"},
     "runtime": {"plan", "sdk", "jobs", "store", "credentials", "processes"},
     "cli": {"submit", "jobs", "store", "credentials", "settings", "plan", "spec"},

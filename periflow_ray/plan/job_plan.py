@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,10 +11,8 @@ from periflow_ray.errors import PlanError
 from periflow_ray.plan.catalogue import VmType
 from periflow_ray.plan.grid import WorkerGrid, split_devices
 from periflow_ray.plan.mounts import Mount
+from periflow_ray.plan.resources import require_local_gpus, round_down, share_cpus
 from periflow_ray.spec.models import CheckpointInput, DataSpec, JobSpec, KeepBest, PluginSpec, SetupAndRun
-
-# Ray's own processes, the node agent and the monitor share this vCPU of a VM; the rest is for the devices.
-NUM_RESERVED_VCPUS = 1
 
 
 class ElasticPlan(BaseModel):
@@ -128,12 +125,7 @@ def build_plan(
     """
     docker = spec.job_setting.docker
     grid = split_devices(spec.num_devices, vm)
-    if vm.is_local and vm.accelerator != "CPU" and num_local_gpus is not None and spec.num_devices > num_local_gpus:
-        raise PlanError(
-            f"num_devices {spec.num_devices} is more than the {num_local_gpus} GPUs of this machine. "
-            f"Use at most {num_local_gpus}, or run on a cluster.",
-            ("num_devices",),
-        )
+    require_local_gpus(vm, spec.num_devices, num_local_gpus)
     env = {**docker.env_var, **(extra_env or {})}
     price = None if vm.price_per_hour_usd is None else round(grid.num_nodes * vm.price_per_hour_usd, 4)
     return JobPlan(
@@ -247,15 +239,12 @@ def _declared_mounts(spec: JobSpec, workspace_dir_name: str | None) -> Iterator[
 def _cpus_per_device(spec: JobSpec, vm: VmType, grid: WorkerGrid, num_local_cpus: int | None) -> float:
     resources = spec.job_setting.resources
     asked = resources.cpus if resources else None
-    if vm.num_vcpus is None:
-        share = math.inf if num_local_cpus is None else num_local_cpus / spec.num_devices
-        return _round_down(min(1.0 if asked is None else asked, share))
-    if asked is None:
-        return _round_down((vm.num_vcpus - NUM_RESERVED_VCPUS) / vm.num_devices)
+    if vm.num_vcpus is None or asked is None:
+        return share_cpus(vm, spec.num_devices, num_local_cpus, at_most=1.0 if asked is None else asked)
     if asked * grid.devices_per_node > vm.num_vcpus:
         raise PlanError(
             f"job_setting.resources.cpus is {asked:g} for each of {grid.devices_per_node} devices, but vm {vm.name!r} "
-            f"has {vm.num_vcpus} vCPUs. Use at most {_round_down(vm.num_vcpus / grid.devices_per_node):g}.",
+            f"has {vm.num_vcpus} vCPUs. Use at most {round_down(vm.num_vcpus / grid.devices_per_node):g}.",
             ("job_setting", "resources", "cpus"),
         )
     return asked
@@ -270,12 +259,7 @@ def _memory_bytes_per_device(spec: JobSpec, vm: VmType, grid: WorkerGrid) -> int
         raise PlanError(
             f"job_setting.resources.memory is {asked_bytes / 2**30:g} GiB for each of {grid.devices_per_node} devices, "
             f"but vm {vm.name!r} has {vm.memory_gib:g} GiB. "
-            f"Use at most {_round_down(vm.memory_gib / grid.devices_per_node):g}GiB.",
+            f"Use at most {round_down(vm.memory_gib / grid.devices_per_node):g}GiB.",
             ("job_setting", "resources", "memory"),
         )
     return asked_bytes
-
-
-def _round_down(amount: float) -> float:
-    # Ray counts resources in steps of 1/10,000; rounding up could ask for more than there is.
-    return math.floor(amount * 10_000) / 10_000
