@@ -2,7 +2,8 @@
 
 ``import periflow_ray as pf`` in a training script gives PeriFlow's SDK: ``pf.init``, ``pf.train_step``,
 ``pf.metric``, ``pf.upload_checkpoint``, ``pf.is_emergency_save``. ``periflow_ray.TorchTrainer`` runs a Python
-function as a job and imports Ray only when it is used; ``periflow_ray.dataset`` opens a dataset by its name;
+function as a job and imports Ray only when it is used (``periflow_ray.KeepBest`` says which of its checkpoints is never
+deleted); ``periflow_ray.dataset`` opens a dataset by its name;
 ``periflow_ray.resumable_sampler`` goes on in the middle of an epoch and imports torch only when it is used.
 """
 
@@ -26,11 +27,13 @@ from periflow_ray.sdk import (
 if TYPE_CHECKING:
     from periflow_ray.dataset_handle import dataset
     from periflow_ray.resumable import resumable_sampler
+    from periflow_ray.spec import KeepBest
     from periflow_ray.torch_trainer import TorchTrainer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "KeepBest",
     "PeriFlowError",
     "PeriflowRayError",
     "TorchTrainer",
@@ -53,6 +56,10 @@ def __getattr__(name: str) -> Any:
         from periflow_ray.torch_trainer import TorchTrainer
 
         return TorchTrainer
+    if name == "KeepBest":
+        from periflow_ray.spec import KeepBest
+
+        return KeepBest
     if name == "dataset":
         from periflow_ray.dataset_handle import dataset
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from periflow_ray.errors import UsageError
+from periflow_ray.names import HUGGINGFACE_PREFIX
 from periflow_ray.settings import choose_root
 from periflow_ray.store.datasets import list_dataset_files, locate_dataset, read_dataset
-from periflow_ray.store.datasets.huggingface import HUGGINGFACE_PREFIX
 from periflow_ray.store.datasets.local import LocalDataset, open_dataset
 from periflow_ray.store.datasets.packs import open_packed
 from periflow_ray.store.root import StorageRoot

@@ -7,6 +7,9 @@ All classes pickle, because they cross Ray process boundaries.
 
 from __future__ import annotations
 
+# Stands for a secret in every message, view and log.
+MASK = "***"
+
 
 class PeriflowRayError(Exception):
     """Base of all errors that a user can act on; ``exit_code`` is what the command line returns."""

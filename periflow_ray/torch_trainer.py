@@ -32,8 +32,8 @@ from periflow_ray.runtime.ray_train.train_run import (
     train_run_config,
 )
 from periflow_ray.settings import ChosenRoot, choose_root
+from periflow_ray.spec import KeepBest
 from periflow_ray.store.checkpoints import latest_committed
-from periflow_ray.store.checkpoints.retention import KeepBest
 from periflow_ray.store.root import StorageRoot
 
 
@@ -67,7 +67,8 @@ class TorchTrainer:
         resume: number of an ended function job to go on with, under its number and from its latest committed
             checkpoint, on as many devices as are asked for now.
         keep_last: committed checkpoints to keep; older ones are deleted. None keeps all.
-        keep_best: also keep the one with the best value of a metric.
+        keep_best: also keep the one with the best value of a metric:
+            ``periflow_ray.KeepBest(metric="val_loss", mode="min")``.
         torch_config: passed on to Ray's TorchTrainer.
         datasets: Ray Data datasets, passed on to Ray's TorchTrainer.
     """

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,30 @@ def test_test_modules_have_different_names():
 def test_every_example_explains_itself_in_both_languages(directory: Path):
     assert (directory / "README.md").is_file()
     assert (directory / "README.ko.md").is_file()
+
+
+# Distributions that are not called as what they give.
+DISTRIBUTION_OF = {"yaml": "PyYAML"}
+# Parts of declared distributions, and what is looked for in the user's environment and not required.
+UNDECLARED = {"pydantic_core", "lightning"}
+
+
+def test_what_the_package_imports_is_declared():
+    project = (REPOSITORY_DIR / "pyproject.toml").read_text("utf-8")
+    package_dir = REPOSITORY_DIR / "periflow_ray"
+    imported = {
+        name.split(".")[0]
+        for path in package_dir.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [str(node.module)]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    foreign = imported - set(sys.stdlib_module_names) - {"periflow_ray", "__future__"} - UNDECLARED
+    names = {DISTRIBUTION_OF.get(name, name.replace("_", "-")) for name in foreign}
+    assert len(names) > 10
+    assert [name for name in sorted(names) if not re.search(rf'"{name}[\["<>=]', project)] == []

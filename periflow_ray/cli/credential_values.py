@@ -10,6 +10,7 @@ import click
 
 from periflow_ray.credentials.credential_types import CredentialType, CredentialValue, describe_alternatives
 from periflow_ray.errors import UsageError
+from periflow_ray.submit.environment import parse_assignments, unquote
 
 
 def ask_values(kind: CredentialType) -> dict[str, str]:
@@ -106,14 +107,8 @@ def _parse_json(text: str, where: str) -> dict[str, object]:
 
 def _parse_lines(text: str, where: str) -> dict[str, object]:
     values: dict[str, object] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        assignment = line.strip().removeprefix("export ")
-        if not assignment or assignment.startswith("#"):
-            continue
-        key, has_value, value = assignment.partition("=")
-        if not has_value:
+    for number, key, value in parse_assignments(text):
+        if value is None:
             raise UsageError(f"{where}:{number}: not a line of KEY=VALUE (the file may also be a JSON object).")
-        value = value.strip()
-        is_quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""
-        values[key.strip()] = value[1:-1] if is_quoted else value
+        values[key] = unquote(value.strip())
     return values

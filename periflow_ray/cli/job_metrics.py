@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from periflow_ray.cli.series import Point, Series, build_series, thin_numbers
 from periflow_ray.errors import NotFoundError, UsageError
 from periflow_ray.jobs import read_record
 from periflow_ray.jobs.metrics import Metric, list_metric_names, read_metrics
+from periflow_ray.names import suggest_names
 from periflow_ray.store.root import StorageRoot
 
 _COMMANDS = {
@@ -142,8 +142,7 @@ def _read_ranks(root: StorageRoot, job_id: int, rank: int | None) -> list[Metric
 def _check_names(names: Sequence[str], known: Sequence[str], job_id: int) -> list[str]:
     for name in names:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-            suggestion = f" Did you mean {' or '.join(repr(near) for near in nearest)}?" if nearest else ""
+            suggestion = suggest_names(name, known, num_names=2, cutoff=0.5)
             raise NotFoundError(f"job {job_id} has no metric '{name}'.{suggestion} All: {', '.join(known)}")
     return list(dict.fromkeys(names)) or list(known)
 

@@ -33,8 +33,9 @@ def stop(job_id: int, save_timeout_s: float | None, is_now: bool, root: StorageR
       periflow-ray job stop 3
       periflow-ray job stop 3 --now
     """
+    from periflow_ray.jobs.stop_times import SAVE_TIMEOUT_S
     from periflow_ray.submit.jobs import check_state
-    from periflow_ray.submit.stop import SAVE_TIMEOUT_S, stop_job, stop_job_now
+    from periflow_ray.submit.stop import stop_job, stop_job_now
 
     if is_now and save_timeout_s is not None:
         raise UsageError("--now saves nothing; it cannot be used with --timeout.")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from typing import Any
 
 import click
+
+from periflow_ray.names import suggest_names
 
 LazyCommands = Mapping[str, tuple[str, str]]
 """Command name -> (``module:object``, one line for the group's help)."""
@@ -46,8 +47,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = self._hidden_aliases.get(args[0], args[0])
         if name not in self._lazy_commands and not name.startswith("-") and not ctx.resilient_parsing:
-            nearest = difflib.get_close_matches(name, self._lazy_commands, n=1, cutoff=0.5)
-            suggestion = f" Did you mean '{nearest[0]}'?" if nearest else ""
+            suggestion = suggest_names(name, self._lazy_commands, cutoff=0.5)
             ctx.fail(f"no such command '{name}'.{suggestion} Commands: {', '.join(self._lazy_commands)}")
         return super().resolve_command(ctx, [name, *args[1:]])
 

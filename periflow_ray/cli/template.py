@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import click
 
 from periflow_ray.cli.lazy import LazyGroup
+from periflow_ray.names import nearest_names
 from periflow_ray.plan.catalogue import LOCAL_VM_NAME, load_catalogue
 from periflow_ray.spec import build_json_schema, load_template
 
@@ -170,7 +170,7 @@ def _check_vm(answer: str) -> str:
     name = answer.strip()
     if name in catalogue:
         return name
-    nearest = difflib.get_close_matches(name.lower(), catalogue, n=3, cutoff=0.4)
+    nearest = nearest_names(name, catalogue, num_names=3, cutoff=0.4)
     suggestion = f" Near: {', '.join(nearest)}." if nearest else ""
     raise click.UsageError(f"VM type '{name}' is not in the catalogue.{suggestion}")
 

@@ -1,4 +1,4 @@
-"""Cloud variables of the submitting shell on their way to the driver of a job on the embedded cluster.
+"""Cloud variables of the submitting shell and the key of the secrets on their way to a driver of the embedded cluster.
 
 The cluster may have been started by another shell, so the driver's own variables are that one's. They travel in a file
 of mode 0600, of which the driver's environment has only the path: Ray writes the variables of a job into its logs.
@@ -15,6 +15,7 @@ from pathlib import Path
 from periflow_ray.credentials.credential_types import CREDENTIAL_TYPES
 from periflow_ray.credentials.stored import CREDENTIALS_FILE_VARIABLE, credentials_path
 from periflow_ray.errors import StorageError
+from periflow_ray.private_files import create_private
 
 CLOUD_ENVIRONMENT_VARIABLE = "PERIFLOW_CLOUD_ENV_FILE"
 
@@ -23,33 +24,36 @@ _PREFIXES = tuple(prefix for each in CREDENTIAL_TYPES.values() for prefix in eac
 _PATH_VARIABLES = frozenset(name for each in CREDENTIAL_TYPES.values() for name in each.path_variables)
 
 
-def write_cloud_environment(directory: Path, environ: Mapping[str, str]) -> Path:
+def write_cloud_environment(
+    directory: Path, environ: Mapping[str, str], driver_variables: Mapping[str, str] | None = None
+) -> Path:
     """Write a shell's cloud variables and the path of its credentials file into a new file that only this user reads.
 
     Args:
         directory: where to put it; created with mode 0700.
         environ: the shell's variables.
+        driver_variables: what the driver gets beside them, and no other process of the job.
     Returns:
         The file, for ``PERIFLOW_CLOUD_ENV_FILE`` of the driver.
     """
     variables = {name: _absolute(name, value) for name, value in environ.items() if _is_cloud_variable(name)}
     variables[CREDENTIALS_FILE_VARIABLE] = str(credentials_path())
+    variables |= driver_variables or {}
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = directory / f"{uuid.uuid4().hex}.json"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(variables, file)
+    create_private(path, json.dumps(variables).encode())
     return path
 
 
 def read_cloud_environment() -> dict[str, str]:
-    """Put the submitting shell's cloud variables into this process's environment, and delete their file.
+    """Put the submitting shell's cloud variables and the driver's own into this process's environment; delete the file.
 
     To be called first of all by the driver, once. Cloud variables that the shell did not have are removed, so that the
     shell's account is used and not a mixture of two. Without ``PERIFLOW_CLOUD_ENV_FILE`` nothing happens.
 
     Returns:
-        What was set, for ``set_cloud_environment`` in the job's other processes on this machine; empty without a file.
+        The cloud variables, for ``set_cloud_environment`` in the job's other processes on this machine; empty without a
+        file.
     Raises:
         StorageError: the file is gone or damaged.
     """
@@ -65,8 +69,15 @@ def read_cloud_environment() -> dict[str, str]:
             f"the cloud variables of the submitting shell cannot be read from '{path}' ({type(err).__name__}). "
             "Submit the job again."
         ) from None
-    set_cloud_environment(variables)
-    return variables
+    # Nothing goes to other processes unless it is known to be theirs.
+    cloud_variables = {
+        name: value
+        for name, value in variables.items()
+        if _is_cloud_variable(name) or name == CREDENTIALS_FILE_VARIABLE
+    }
+    set_cloud_environment(cloud_variables)
+    os.environ.update(variables)
+    return cloud_variables
 
 
 def set_cloud_environment(variables: Mapping[str, str]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from periflow_ray.errors import UsageError
+from periflow_ray.names import suggest_names
+from periflow_ray.urls import judge_http_url
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def find_credential_type(name: str) -> CredentialType:
     """
     if name not in CREDENTIAL_TYPES:
         raise UsageError(
-            f"credential type '{name}' is unknown.{suggest_nearest(name, CREDENTIAL_TYPES)} "
+            f"credential type '{name}' is unknown.{suggest_names(name, CREDENTIAL_TYPES, cutoff=0.5)} "
             f"Types: {', '.join(CREDENTIAL_TYPES)}"
         )
     return CREDENTIAL_TYPES[name]
@@ -155,7 +155,7 @@ def check_values(type_name: str, values: Mapping[str, object]) -> dict[str, str]
         if name not in kind.value_names:
             raise UsageError(
                 f"a credential of type '{type_name}' has no value '{name}'."
-                f"{suggest_nearest(name, kind.value_names)} Values: {', '.join(kind.value_names)}"
+                f"{suggest_names(name, kind.value_names, cutoff=0.5)} Values: {', '.join(kind.value_names)}"
             )
         checked[name] = _check_value(next(each for each in kind.values if each.name == name), value)
     given = tuple(name for name in kind.value_names if name in checked and name not in kind.optional_names)
@@ -172,12 +172,6 @@ def describe_alternatives(kind: CredentialType) -> str:
     return ", or ".join(" and ".join(names) for names in kind.alternatives)
 
 
-def suggest_nearest(given: str, names: Iterable[str]) -> str:
-    """`` Did you mean 'x'?``, or nothing when no name is near."""
-    nearest = difflib.get_close_matches(given.lower(), list(names), n=1, cutoff=0.5)
-    return f" Did you mean '{nearest[0]}'?" if nearest else ""
-
-
 def _check_value(value: CredentialValue, given: object) -> str:
     if value.is_document:
         return _check_document(value, given)
@@ -190,15 +184,10 @@ def _check_value(value: CredentialValue, given: object) -> str:
 
 
 def _check_url(value: CredentialValue, text: str) -> None:
-    try:
-        url = urlsplit(text)
-        is_usable = url.scheme in ("http", "https") and bool(url.hostname)
-        has_login = url.username is not None
-    except ValueError:
-        is_usable = has_login = False
-    if not is_usable:
+    judgement = judge_http_url(text)
+    if judgement == "unusable":
         raise UsageError(f"'{value.name}' must be a URL that starts with http:// or https://")
-    if has_login:
+    if judgement == "has a login":
         # It is shown by lists and views.
         raise UsageError(f"'{value.name}' must not hold a login; give the keys as values of their own.")
 

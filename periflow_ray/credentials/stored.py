@@ -21,8 +21,10 @@ from typing import Any
 
 import platformdirs
 
-from periflow_ray.credentials.credential_types import CREDENTIAL_TYPES, check_values, suggest_nearest
+from periflow_ray.credentials.credential_types import CREDENTIAL_TYPES, check_values
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
+from periflow_ray.names import suggest_names
+from periflow_ray.private_files import create_private
 
 CREDENTIALS_FILE_VARIABLE = "PERIFLOW_CREDENTIALS_FILE"
 
@@ -65,7 +67,7 @@ def read_credential(name: str) -> Credential:
     if name not in known:
         raise NotFoundError(
             f"credential '{name}' does not exist in '{path}' on machine '{platform.node()}'."
-            f"{suggest_nearest(name, known)} Known there: {', '.join(sorted(known)) or 'none'}. "
+            f"{suggest_names(name, known, cutoff=0.5)} Known there: {', '.join(sorted(known)) or 'none'}. "
             f"Create it on that machine: periflow-ray credential create {name} --type TYPE"
         )
     return known[name]
@@ -186,12 +188,7 @@ def _write(path: Path, credentials: Mapping[str, Credential]) -> None:
     }
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        # With its mode from the first moment on: there is no time at which others could open it.
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump({"credentials": entries}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        create_private(partial, json.dumps({"credentials": entries}, indent=1).encode(), is_durable=True)
         partial.replace(path)
     except OSError as err:
         raise StorageError(f"the credentials in '{path}' cannot be written: {err.strerror or err}") from err

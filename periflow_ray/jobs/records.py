@@ -27,6 +27,7 @@ JobStatus = Literal[
     "failed",
     "stopping",
     "stopped",
+    # PeriFlow's word for a job that was stopped before it ran. No job gets it here, but `job list --status` takes it.
     "cancelled",
 ]
 JOB_STATUSES: tuple[JobStatus, ...] = get_args(JobStatus)

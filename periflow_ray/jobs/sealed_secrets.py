@@ -1,4 +1,4 @@
-"""Secrets of a job: encrypted in the storage root, the key in the Ray job's environment; one is no use alone."""
+"""Secrets of a job: encrypted in the storage root, while the key is with the job's driver; one is no use alone."""
 
 from __future__ import annotations
 

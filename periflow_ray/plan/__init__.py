@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from periflow_ray.plan.grid import WorkerGrid, split_devices
     from periflow_ray.plan.job_plan import JobPlan, build_plan
     from periflow_ray.plan.mounts import Mount, rewrite_paths, rewritten_mounts
+    from periflow_ray.plan.variables import drop_internal_variables
 
 __all__ = [
     "LOCAL_VM_NAME",
@@ -27,6 +28,7 @@ __all__ = [
     "build_plan",
     "describe_plan",
     "device_environment",
+    "drop_internal_variables",
     "find_vm",
     "load_catalogue",
     "local_vm",
@@ -44,6 +46,7 @@ _MODULES = {
     "grid": ("WorkerGrid", "split_devices"),
     "job_plan": ("JobPlan", "build_plan"),
     "mounts": ("Mount", "rewrite_paths", "rewritten_mounts"),
+    "variables": ("drop_internal_variables",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -6,7 +6,6 @@ spot variants. Nothing here imports pydantic, so that ``periflow-ray vm list`` s
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from periflow_ray.errors import PlanError
+from periflow_ray.names import suggest_names
 
 LOCAL_VM_NAME = "local"
 
@@ -70,8 +70,7 @@ def find_vm(name: str) -> VmType:
     catalogue = load_catalogue()
     if name in catalogue:
         return catalogue[name]
-    nearest = difflib.get_close_matches(name.strip().lower(), catalogue, n=2, cutoff=0.6)
-    suggestion = f" Did you mean {' or '.join(repr(near) for near in nearest)}?" if nearest else ""
+    suggestion = suggest_names(name, catalogue, num_names=2)
     raise PlanError(f"vm {name!r} is not in the catalogue.{suggestion}  List all: periflow-ray vm list", ("vm",))
 
 

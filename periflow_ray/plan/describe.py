@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from periflow_ray.errors import MASK
 from periflow_ray.plan.environment import NodeFacts, device_environment, node_environment
 from periflow_ray.plan.job_plan import JobPlan
-from periflow_ray.plan.masking import MASK, mask_address, mask_environment, mask_text
+from periflow_ray.plan.masking import mask_address, mask_environment, mask_text
 from periflow_ray.plan.mounts import Mount, rewrite_paths
 
 SANDBOX_PLACEHOLDER = "<sandbox>"

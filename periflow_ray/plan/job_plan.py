@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from periflow_ray.errors import PlanError
 from periflow_ray.plan.catalogue import VmType
 from periflow_ray.plan.grid import WorkerGrid, split_devices
 from periflow_ray.plan.mounts import Mount
+from periflow_ray.plan.resources import require_local_gpus, round_down, share_cpus
 from periflow_ray.spec.models import CheckpointInput, DataSpec, JobSpec, KeepBest, LaunchMode, PluginSpec, SetupAndRun
 
-# Ray's own processes, the node agent and the monitor share this vCPU of a VM; the rest is for the devices.
-NUM_RESERVED_VCPUS = 1
+
+class ElasticPlan(BaseModel):
+    """How few nodes an elastic job goes on with while machines are missing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_num_nodes: int
 
 
 class JobPlan(BaseModel):
@@ -25,8 +30,8 @@ class JobPlan(BaseModel):
     what the command line added; the values of ``secret_names`` are never part of a plan. ``cpus_per_device``,
     ``memory_bytes_per_device`` and ``gpus_per_device`` are what to ask Ray for. ``upload_bandwidth_bytes_per_s`` is
     the most that one node's checkpoint uploads may use. ``hang_timeout_s`` is how long no rank may make a step; None
-    forever. ``min_num_nodes`` is below ``num_nodes`` only in an elastic job. ``storage_credential`` is a name, never
-    a value; None leaves the storage root to its cloud's usual chain.
+    forever. ``elastic`` is None where the template asks for no fewer nodes. ``storage_credential`` is a name, never a
+    value; None leaves the storage root to its cloud's usual chain.
     ``price_per_hour_usd`` is for all nodes; None where it is unknown or moves (spot).
     """
 
@@ -60,11 +65,26 @@ class JobPlan(BaseModel):
     gpus_per_device: int
     max_failures: int
     hang_timeout_s: float | None
-    min_num_nodes: int
+    elastic: ElasticPlan | None
     storage_uri: str
     storage_credential: str | None
     price_per_hour_usd: float | None
     plugin: PluginSpec | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_number_of_nodes(cls, given: Any) -> Any:
+        # Plans that were stored before `elastic` had min_num_nodes: below num_nodes in an elastic job only.
+        if not isinstance(given, Mapping) or "min_num_nodes" not in given:
+            return given
+        fields = {name: value for name, value in given.items() if name != "min_num_nodes"}
+        is_elastic = given["min_num_nodes"] != given.get("num_nodes")
+        return {**fields, "elastic": {"min_num_nodes": given["min_num_nodes"]} if is_elastic else None}
+
+    @property
+    def min_num_nodes(self) -> int:
+        """Nodes that are enough to go on; all of them unless the job is elastic."""
+        return self.num_nodes if self.elastic is None else self.elastic.min_num_nodes
 
     @property
     def mount_paths(self) -> tuple[str, ...]:
@@ -106,12 +126,7 @@ def build_plan(
     """
     docker = spec.job_setting.docker
     grid = split_devices(spec.num_devices, vm)
-    if vm.is_local and vm.accelerator != "CPU" and num_local_gpus is not None and spec.num_devices > num_local_gpus:
-        raise PlanError(
-            f"num_devices {spec.num_devices} is more than the {num_local_gpus} GPUs of this machine. "
-            f"Use at most {num_local_gpus}, or run on a cluster.",
-            ("num_devices",),
-        )
+    require_local_gpus(vm, spec.num_devices, num_local_gpus)
     env = {**docker.env_var, **(extra_env or {})}
     price = None if vm.price_per_hour_usd is None else round(grid.num_nodes * vm.price_per_hour_usd, 4)
     return JobPlan(
@@ -141,7 +156,7 @@ def build_plan(
         gpus_per_device=0 if vm.accelerator == "CPU" else 1,
         max_failures=spec.max_failures,
         hang_timeout_s=spec.hang_timeout_s,
-        min_num_nodes=_min_num_nodes(spec, grid),
+        elastic=_plan_elastic(spec, grid),
         storage_uri=storage_uri,
         storage_credential=storage_credential,
         price_per_hour_usd=price,
@@ -149,9 +164,9 @@ def build_plan(
     )
 
 
-def _min_num_nodes(spec: JobSpec, grid: WorkerGrid) -> int:
+def _plan_elastic(spec: JobSpec, grid: WorkerGrid) -> ElasticPlan | None:
     if spec.elastic is None:
-        return grid.num_nodes
+        return None
     min_devices, per_node = spec.elastic.min_devices, grid.devices_per_node
     if min_devices % per_node:
         fewer, more = min_devices // per_node * per_node, (min_devices // per_node + 1) * per_node
@@ -161,7 +176,7 @@ def _min_num_nodes(spec: JobSpec, grid: WorkerGrid) -> int:
             f"Use {allowed}.",
             ("elastic", "min_devices"),
         )
-    return min_devices // per_node
+    return ElasticPlan(min_num_nodes=min_devices // per_node)
 
 
 def _one_bash_text(command: str | SetupAndRun) -> str:
@@ -225,15 +240,12 @@ def _declared_mounts(spec: JobSpec, workspace_dir_name: str | None) -> Iterator[
 def _cpus_per_device(spec: JobSpec, vm: VmType, grid: WorkerGrid, num_local_cpus: int | None) -> float:
     resources = spec.job_setting.resources
     asked = resources.cpus if resources else None
-    if vm.num_vcpus is None:
-        share = math.inf if num_local_cpus is None else num_local_cpus / spec.num_devices
-        return _round_down(min(1.0 if asked is None else asked, share))
-    if asked is None:
-        return _round_down((vm.num_vcpus - NUM_RESERVED_VCPUS) / vm.num_devices)
+    if vm.num_vcpus is None or asked is None:
+        return share_cpus(vm, spec.num_devices, num_local_cpus, at_most=1.0 if asked is None else asked)
     if asked * grid.devices_per_node > vm.num_vcpus:
         raise PlanError(
             f"job_setting.resources.cpus is {asked:g} for each of {grid.devices_per_node} devices, but vm {vm.name!r} "
-            f"has {vm.num_vcpus} vCPUs. Use at most {_round_down(vm.num_vcpus / grid.devices_per_node):g}.",
+            f"has {vm.num_vcpus} vCPUs. Use at most {round_down(vm.num_vcpus / grid.devices_per_node):g}.",
             ("job_setting", "resources", "cpus"),
         )
     return asked
@@ -248,12 +260,7 @@ def _memory_bytes_per_device(spec: JobSpec, vm: VmType, grid: WorkerGrid) -> int
         raise PlanError(
             f"job_setting.resources.memory is {asked_bytes / 2**30:g} GiB for each of {grid.devices_per_node} devices, "
             f"but vm {vm.name!r} has {vm.memory_gib:g} GiB. "
-            f"Use at most {_round_down(vm.memory_gib / grid.devices_per_node):g}GiB.",
+            f"Use at most {round_down(vm.memory_gib / grid.devices_per_node):g}GiB.",
             ("job_setting", "resources", "memory"),
         )
     return asked_bytes
-
-
-def _round_down(amount: float) -> float:
-    # Ray counts resources in steps of 1/10,000; rounding up could ask for more than there is.
-    return math.floor(amount * 10_000) / 10_000

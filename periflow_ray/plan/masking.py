@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-MASK = "***"
+from periflow_ray.errors import MASK
 
 # TOKENIZERS_PARALLELISM and its like are settings that people need to see.
 _SECRET_WORD = r"(?:KEY|TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|CREDENTIAL)"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from periflow_ray.errors import PlanError
 from periflow_ray.plan.catalogue import VmType
 from periflow_ray.plan.grid import WorkerGrid, split_devices
-from periflow_ray.plan.job_plan import NUM_RESERVED_VCPUS, JobPlan
+from periflow_ray.plan.job_plan import ElasticPlan, JobPlan
+from periflow_ray.plan.resources import require_local_gpus, share_cpus
 
 
 def move_plan(
@@ -36,12 +36,7 @@ def move_plan(
         PlanError: the devices do not divide over VMs, or are more than this machine's GPUs.
     """
     grid = split_devices(num_devices, vm)
-    if vm.is_local and vm.accelerator != "CPU" and num_local_gpus is not None and num_devices > num_local_gpus:
-        raise PlanError(
-            f"num_devices {num_devices} is more than the {num_local_gpus} GPUs of this machine. "
-            f"Use at most {num_local_gpus}, or run on a cluster.",
-            ("num_devices",),
-        )
+    require_local_gpus(vm, num_devices, num_local_gpus)
     is_same_vm = vm.name == plan.vm.name and not vm.is_local
     price = vm.price_per_hour_usd
     return plan.model_copy(
@@ -50,30 +45,19 @@ def move_plan(
             "num_devices": num_devices,
             "num_nodes": grid.num_nodes,
             "devices_per_node": grid.devices_per_node,
-            "cpus_per_device": plan.cpus_per_device if is_same_vm else _share_cpus(vm, grid, num_local_cpus),
+            "cpus_per_device": plan.cpus_per_device if is_same_vm else share_cpus(vm, num_devices, num_local_cpus),
             "memory_bytes_per_device": plan.memory_bytes_per_device if is_same_vm else None,
             "gpus_per_device": 0 if vm.accelerator == "CPU" else 1,
             "storage_uri": storage_uri,
             "storage_credential": storage_credential,
-            "min_num_nodes": _min_num_nodes(plan, grid),
+            "elastic": _move_elastic(plan, grid),
             "price_per_hour_usd": None if price is None else round(grid.num_nodes * price, 4),
         }
     )
 
 
-def _min_num_nodes(plan: JobPlan, grid: WorkerGrid) -> int:
-    if plan.min_num_nodes == plan.num_nodes:
-        return grid.num_nodes
-    return min(grid.num_nodes, math.ceil(plan.min_num_nodes * plan.devices_per_node / grid.devices_per_node))
-
-
-def _share_cpus(vm: VmType, grid: WorkerGrid, num_local_cpus: int | None) -> float:
-    """What a device gets where the template asks for nothing."""
-    if vm.num_vcpus is not None:
-        share = (vm.num_vcpus - NUM_RESERVED_VCPUS) / vm.num_devices
-    elif num_local_cpus is None:
-        share = 1.0
-    else:
-        share = min(1.0, num_local_cpus / (grid.num_nodes * grid.devices_per_node))
-    # Ray counts resources in steps of 1/10,000; rounding up could ask for more than there is.
-    return math.floor(share * 10_000) / 10_000
+def _move_elastic(plan: JobPlan, grid: WorkerGrid) -> ElasticPlan | None:
+    if plan.elastic is None:
+        return None
+    min_num_devices = plan.elastic.min_num_nodes * plan.devices_per_node
+    return ElasticPlan(min_num_nodes=min(grid.num_nodes, math.ceil(min_num_devices / grid.devices_per_node)))

@@ -9,7 +9,7 @@ import numpy
 import torch
 import torch.distributed as dist
 
-from periflow_ray.resumable.process_group import has_process_group
+from periflow_ray.sdk.rank import has_process_group
 
 
 def gather_rng_states() -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from periflow_ray.errors import PeriFlowError
-from periflow_ray.resumable.process_group import find_rank
+from periflow_ray.sdk.rank import find_place
 
 _CHUNK_SIZE = 1 << 16
 # What decides an epoch's order; a place in the middle of another order would mean nothing.
@@ -49,7 +49,7 @@ def resumable_sampler(
         )
     if (rank is None) != (world_size is None):
         raise PeriFlowError(f"rank is {rank} and world_size is {world_size}; give both of them, or none.")
-    own_rank, num_ranks = find_rank() if rank is None or world_size is None else (rank, world_size)
+    own_rank, num_ranks = find_place() if rank is None or world_size is None else (rank, world_size)
     if not 0 <= own_rank < num_ranks:
         raise PeriFlowError(f"rank is {own_rank}; with world_size {num_ranks} it must be 0 to {num_ranks - 1}.")
     return ResumableSampler(

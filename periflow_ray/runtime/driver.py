@@ -36,7 +36,6 @@ from periflow_ray.runtime.ray_train.train_run import (
     set_train_environment,
     train_run_config,
 )
-from periflow_ray.store.checkpoints.retention import KeepBest
 from periflow_ray.store.documents import read_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
@@ -75,16 +74,16 @@ def _run(
     cloud_variables: Mapping[str, str],
     notifier: Notifier | None,
 ) -> bool:
+    secrets_key, secrets = _open_secrets(root, job_id)
     set_train_environment(is_elastic=plan.min_num_nodes < plan.num_nodes)
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = _resources_per_node(plan)
-    secrets = _open_secrets(root, job_id)
     sinks = plan_sinks(plan, read_record(root, job_id), state.note)
     secrets = {**sink_environment(sinks, plan), **secrets}
     claim = read_claim(root, job_id)
 
     def make_trainer(monitor: RayMonitor) -> MonitoredTrainer:
-        task = NodeTask(plan.model_dump_json(), job_id, claim, root, monitor, secrets, cloud_variables)
+        task = NodeTask(plan.model_dump_json(), job_id, claim, root, monitor, secrets, cloud_variables, secrets_key)
         # The monitor decides on restarts; Ray's own counters stay out of it.
         return _NodeTrainer(
             _run_node_loop,
@@ -106,7 +105,7 @@ def _run(
             devices_per_member=plan.devices_per_node,
             max_failures=plan.max_failures,
             hang_timeout_s=plan.hang_timeout_s,
-            retention=Retention(plan.keep_last, KeepBest(**plan.keep_best.model_dump()) if plan.keep_best else None),
+            retention=Retention(plan.keep_last, plan.keep_best),
             sinks=sinks,
         ),
         num_sandboxes=plan.num_nodes,
@@ -139,10 +138,10 @@ def _resources_per_node(plan: JobPlan) -> dict[str, float]:
     return resources
 
 
-def _open_secrets(root: StorageRoot, job_id: int) -> dict[str, str]:
+def _open_secrets(root: StorageRoot, job_id: int) -> tuple[str, dict[str, str]]:
     # Removed from the environment, so that no process inherits the key.
-    key = os.environ.pop(sealed_secrets.KEY_VARIABLE, None)
-    return {} if key is None else sealed_secrets.unseal(root, job_id, key)
+    key = os.environ.pop(sealed_secrets.KEY_VARIABLE, "")
+    return key, sealed_secrets.unseal(root, job_id, key) if key else {}
 
 
 if __name__ == "__main__":

@@ -9,13 +9,10 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from periflow_ray.jobs.stop_times import END_TIMEOUT_S, SIGNAL_SAVE_TIMEOUT_S
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.client import MonitorClient
 
-# What the save may take; a container's grace time is often shorter, then the save is cut off.
-SAVE_TIMEOUT_S = 45.0
-# Members that do not leave within this time are ended.
-LEAVE_TIMEOUT_S = 60.0
 _END_INTERVAL_S = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -82,7 +79,8 @@ class GracefulStop:
         self.signum = signal.Signals(signum)
         if self._is_interactive:
             print("Saving and stopping the job. Once more ends it at once.", file=sys.stderr, flush=True)
-        self.ask(SAVE_TIMEOUT_S)
+        # A container's grace time is often shorter; then the save is cut off.
+        self.ask(SIGNAL_SAVE_TIMEOUT_S)
 
     def _stop(self, timeout_s: float) -> None:
         self._attached.wait()
@@ -92,7 +90,7 @@ class GracefulStop:
         except Exception as err:
             print(f"the job is ended without a save: {type(err).__name__}: {err}", file=sys.stderr)
             has_members = False
-        if has_members and self._closed.wait(LEAVE_TIMEOUT_S):
+        if has_members and self._closed.wait(END_TIMEOUT_S):
             return
         # Until it has an effect: what is to be ended may only be about to begin.
         while not self._closed.wait(_END_INTERVAL_S if has_members else 0.1):

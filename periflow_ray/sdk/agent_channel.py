@@ -49,6 +49,7 @@ class AgentChannel:
         )
 
     def open(self, hello: Hello, on_announced_step: Callable[[int], bool], read_step: Callable[[], int]) -> None:
+        wire.require_same_version(os.environ.get(wire.VERSION_VARIABLE))
         self._on_announced_step = on_announced_step
         self._read_step = read_step
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

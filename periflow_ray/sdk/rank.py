@@ -12,8 +12,25 @@ def find_rank() -> tuple[int, int, int | None]:
     local_world_size = int(env["LOCAL_WORLD_SIZE"]) if env.get("LOCAL_WORLD_SIZE") else None
     local_rank = int(env.get("LOCAL_RANK") or 0)
     rank = int(env.get("RANK") or int(env.get("NODE_RANK") or 0) * int(env.get("NPROC_PER_NODE") or 1) + local_rank)
-    if "torch" in sys.modules:  # Never import torch here: scripts without it must not pay for it.
-        distributed = sys.modules["torch"].distributed
-        if distributed.is_available() and distributed.is_initialized():
-            rank = distributed.get_rank()
+    if has_process_group():
+        rank = sys.modules["torch"].distributed.get_rank()
     return rank, local_rank, local_world_size
+
+
+def find_place() -> tuple[int, int]:
+    """Rank and number of ranks: of the process group, else as torchrun set them, else (0, 1)."""
+    if has_process_group():
+        distributed = sys.modules["torch"].distributed
+        return distributed.get_rank(), distributed.get_world_size()
+    # A command that runs once per node has a WORLD_SIZE, but no RANK: torchrun gives that to its processes.
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return 0, 1
+
+
+def has_process_group() -> bool:
+    """Whether ``torch.distributed`` is in use."""
+    if "torch" not in sys.modules:  # Never import torch here: scripts without it must not pay for it.
+        return False
+    distributed = sys.modules["torch"].distributed
+    return bool(distributed.is_available() and distributed.is_initialized())

@@ -12,7 +12,38 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+from periflow_ray.errors import PeriFlowError
+
 PROTOCOL_VERSION = 1
+# The agent's version, for the script; a script's is in its hello.
+VERSION_VARIABLE = "PERIFLOW_SESSION_VERSION"
+
+
+def require_same_version(agent_version: str | None) -> None:
+    """Refuse to speak to an agent that means something else by these messages.
+
+    Args:
+        agent_version: value of ``PERIFLOW_SESSION_VERSION``.
+    Raises:
+        PeriFlowError: it is another version than this one.
+    """
+    if agent_version is not None and agent_version != str(PROTOCOL_VERSION):
+        raise PeriFlowError(
+            f"the periflow-ray that this script imports speaks version {PROTOCOL_VERSION} with the job's node, and the "
+            f"one that runs the job version {agent_version}: steps and checkpoints would not be recorded. Let the "
+            "script import the same periflow-ray that is installed on the cluster."
+        )
+
+
+def describe_other_version(rank: int, version: object) -> str | None:
+    """What to say of a rank that speaks another version; None if it speaks this one."""
+    if version == PROTOCOL_VERSION:
+        return None
+    return (
+        f"rank {rank} imports a periflow-ray that speaks version {version} with the job's node, which speaks version "
+        f"{PROTOCOL_VERSION}: its steps and checkpoints are not recorded. Let the script import the same periflow-ray "
+        "that is installed on the cluster."
+    )
 
 
 def encode(kind: str, **fields: Any) -> bytes:

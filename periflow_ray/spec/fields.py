@@ -6,16 +6,17 @@ gives (``PlainScalar`` for unquoted numbers, booleans and dates) as well as ordi
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from periflow_ray.names import suggest_names
+from periflow_ray.urls import judge_http_url
 
 # Ray counts resources in 64-bit integers of 1/10,000; a million devices is far beyond any cluster and far below that.
 MAX_COUNT = 1_000_000
@@ -90,9 +91,7 @@ def suggest_name(given: str, names: list[str]) -> str:
     """`` Did you mean 'x'?``, or nothing when no name is near."""
     if len(given) > MAX_SHOWN_CHARS:
         return ""
-    by_folded_name = {name.lower(): name for name in names}
-    nearest = difflib.get_close_matches(given.lower(), list(by_folded_name), n=1)
-    return f" Did you mean {by_folded_name[nearest[0]]!r}?" if nearest else ""
+    return suggest_names(given, names)
 
 
 def refuse(problem: str, key: str | None = None) -> PydanticCustomError:
@@ -135,16 +134,11 @@ def read_absolute_path(value: object) -> str:
 def read_http_url(value: object) -> str:
     """A URL for requests: http or https, with a host and without a login."""
     text = read_text(value)
-    try:
-        url = urlsplit(text)
-        is_usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and " " not in text
-        has_login = url.username is not None
-    except ValueError:
-        is_usable = has_login = False
+    judgement = judge_http_url(text)
     # The text itself is not repeated: such a URL is often a secret.
-    if not is_usable:
+    if judgement == "unusable":
         raise refuse("must be a URL that starts with http:// or https://, for example 'https://example.com/hook'")
-    if has_login:
+    if judgement == "has a login":
         raise refuse("holds a login; put the URL and an authorization into a credential, and name it in credential_id")
     return text
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
+from periflow_ray.names import HUGGINGFACE_PREFIX
 from periflow_ray.spec.duration import Duration, parse_duration_s
 from periflow_ray.spec.fields import (
     ENV_VAR_NAME_PATTERN,
@@ -30,7 +31,6 @@ from periflow_ray.spec.fields import (
     refuse,
 )
 
-HUGGINGFACE_PREFIX = "huggingface:"
 DEFAULT_WORKSPACE_MOUNT_PATH = "/workspace"
 # How the two forms of a command appear in the locations of validation errors.
 COMMAND_TEXT_TAG = "<text>"
@@ -145,7 +145,7 @@ class CheckpointInput(Section):
 
 
 class KeepBest(Section):
-    """Which checkpoint is never deleted to make room: the best one by a metric."""
+    """Which checkpoint is never deleted to make room: the best one by a metric; ``periflow_ray.KeepBest`` in Python."""
 
     metric: Text = Field(description="Name of the metric, as the script reports it with pf.metric.")
     mode: Annotated[Literal["min", "max"], BeforeValidator(choice_reader("min", "max"))] = Field(

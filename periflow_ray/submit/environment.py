@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from periflow_ray.errors import UsageError
@@ -23,17 +23,15 @@ def collect_env(assignments: Sequence[str], files: Sequence[Path], environ: Mapp
     env: dict[str, str] = {}
     for path in files:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as err:
             raise UsageError(f"--env-file '{path}' cannot be read: {err}") from err
-        for number, line in enumerate(lines, start=1):
-            text = line.strip().removeprefix("export ")
-            if text and not text.startswith("#"):
-                name, value = _read_assignment(text, environ, f"{path}:{number}")
-                env[name] = _unquote(value)
+        for number, name, value in parse_assignments(text):
+            known, value = _complete(name, value, environ, f"{path}:{number}")
+            env[known] = unquote(value)
     for assignment in assignments:
-        name, value = _read_assignment(assignment, environ, "--env")
-        env[name] = value
+        known, value = _complete(*_split(assignment), environ, "--env")
+        env[known] = value
     return env
 
 
@@ -56,18 +54,33 @@ def collect_secrets(names: Sequence[str], environ: Mapping[str, str]) -> dict[st
     return secrets
 
 
-def _read_assignment(text: str, environ: Mapping[str, str], where: str) -> tuple[str, str]:
-    name, has_value, value = text.partition("=")
-    name = name.strip()
+def parse_assignments(text: str) -> Iterator[tuple[int, str, str | None]]:
+    """Line number, name and value of each ``K=V`` line of a file; the value is None in a line without ``=``.
+
+    Blank lines and lines that start with ``#`` are skipped. A value is as it was written: see ``unquote``.
+    """
+    for number, line in enumerate(text.splitlines(), start=1):
+        assignment = line.strip().removeprefix("export ")
+        if assignment and not assignment.startswith("#"):
+            yield number, *_split(assignment)
+
+
+def unquote(value: str) -> str:
+    """A value without the quotes around it."""
+    is_quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if is_quoted else value
+
+
+def _split(assignment: str) -> tuple[str, str | None]:
+    name, has_value, value = assignment.partition("=")
+    return name.strip(), value if has_value else None
+
+
+def _complete(name: str, value: str | None, environ: Mapping[str, str], where: str) -> tuple[str, str]:
     if not _NAME.fullmatch(name):
         raise UsageError(f"{where}: '{name}' is not a variable name (letters, digits and '_', not first a digit).")
-    if has_value:
+    if value is not None:
         return name, value
     if name not in environ:
         raise UsageError(f"{where}: the variable '{name}' is not set here. Set it, or give a value: {name}=VALUE")
     return name, environ[name]
-
-
-def _unquote(value: str) -> str:
-    is_quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""
-    return value[1:-1] if is_quoted else value

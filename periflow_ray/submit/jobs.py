@@ -100,7 +100,8 @@ def start_driver(
     try:
         driver_env = {sealed_secrets.KEY_VARIABLE: sealed_secrets.seal(root, job_id, secrets)} if secrets else {}
         if cloud_environment_dir is not None:
-            cloud_path = cloud_environment.write_cloud_environment(cloud_environment_dir, os.environ)
+            cloud_path = cloud_environment.write_cloud_environment(cloud_environment_dir, os.environ, driver_env)
+            driver_env = {}
         entrypoint = _entrypoint(root, plan, job_id, python, cloud_path)
         cluster.submit(entrypoint, record.ray_submission_id, driver_env)
     except (PeriflowRayError, OSError) as err:

@@ -21,6 +21,7 @@ from pathlib import Path
 import platformdirs
 
 from periflow_ray.errors import ClusterError, DamagedDocumentError
+from periflow_ray.private_files import create_private
 from periflow_ray.store.documents import dump_document, parse_document
 from periflow_ray.submit.ray_jobs import RayJobs, connect
 
@@ -96,9 +97,7 @@ class LocalClusterDir:
     def create_token(self) -> None:
         """Make a new token, readable by this user only."""
         self.token_path.unlink(missing_ok=True)
-        descriptor = os.open(self.token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
+        create_private(self.token_path, secrets.token_hex(32).encode())
 
 
 def ensure_local_cluster() -> RayJobs:

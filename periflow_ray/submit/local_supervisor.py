@@ -16,7 +16,9 @@ import time
 from pathlib import Path
 
 from periflow_ray.errors import ClusterError, NewerFormatError
+from periflow_ray.jobs.stop_times import RAY_STOP_WAIT_S
 from periflow_ray.loops import Faults
+from periflow_ray.plan import drop_internal_variables
 from periflow_ray.processes import Command
 from periflow_ray.submit.local_cluster import START_TIMEOUT_S, LocalCluster, LocalClusterDir
 from periflow_ray.submit.ray_jobs import RayJobs, connect
@@ -123,7 +125,9 @@ def _head_argv(dashboard_port: int, temp_dir: Path) -> list[str]:
 
 def _head_env(directory: LocalClusterDir, temp_dir: Path) -> dict[str, str]:
     autoscaler_metrics, dashboard_metrics = _free_ports(2)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    # The shell may itself be part of a job.
+    variables = drop_internal_variables(os.environ)
+    inherited = {name: value for name, value in variables.items() if not name.startswith("RAY_")}
     return {
         **inherited,
         **_QUIET,
@@ -131,7 +135,7 @@ def _head_env(directory: LocalClusterDir, temp_dir: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(directory.token_path),
         "RAY_USAGE_STATS_ENABLED": "0",
         # A driver that is told to stop gets this long; after Ray's 3 s it would leave its sandboxes behind.
-        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        "RAY_JOB_STOP_WAIT_TIME_S": str(RAY_STOP_WAIT_S),
         # Without it Ray replaces 127.0.0.1 by the machine's own address on Linux, and listens there.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Their defaults are fixed ports, which two clusters on one machine cannot share.

@@ -68,7 +68,8 @@ class RayJobs:
         Args:
             entrypoint: a shell command.
             submission_id: the Ray job's id, chosen by us.
-            env: environment variables of the driver only.
+            env: environment variables of the Ray job; Ray gives them to all of its workers, unless its entrypoint takes
+                them out before ``ray.init``.
         Raises:
             ClusterError: the cluster refused.
         """

@@ -10,13 +10,11 @@ from periflow_ray import jobs
 from periflow_ray.errors import ClusterError
 from periflow_ray.jobs import JobRecord, JobState
 from periflow_ray.jobs.requests import StopRequest, post_request
+from periflow_ray.jobs.stop_times import END_TIMEOUT_S, SAVE_TIMEOUT_S
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.jobs import SUSPECT_AFTER_S, check_state, connect_to_job
 from periflow_ray.submit.ray_jobs import ENDED_RAY_STATUSES
 
-SAVE_TIMEOUT_S = 60.0
-# From the save, or from Ray's signal, to the end: Ray itself gives a driver 30 s.
-END_TIMEOUT_S = 60.0
 # The driver looks for requests about once a second; its storage root may be slow.
 ANSWER_TIMEOUT_S = 10.0
 # What the driver is given to end the job by itself, without a save, before Ray does it.

@@ -10,6 +10,7 @@ from pathlib import Path
 from pathspec import GitIgnoreSpec
 
 from periflow_ray.errors import WorkspaceError
+from periflow_ray.store.local_files import walk_files
 
 IGNORE_FILES = (".gitignore", ".pfignore")
 ALWAYS_IGNORED = frozenset({".git", "__pycache__", ".venv", ".ipynb_checkpoints", ".DS_Store"})
@@ -50,9 +51,7 @@ def scan_workspace(directory: Path, max_bytes: int = MAX_WORKSPACE_BYTES) -> Wor
         raise WorkspaceError(f"workspace '{directory}' {what}. Give the directory with your script: -d DIR")
     if not resolved.name:
         raise WorkspaceError(f"workspace '{directory}' is the root of the file system. Give a directory below it.")
-    files: dict[str, int] = {}
-    _collect(resolved, resolved, [], files)
-    workspace = Workspace(resolved, dict(sorted(files.items())))
+    workspace = Workspace(resolved, dict(sorted(_collect(resolved).items())))
     if workspace.size > max_bytes:
         raise WorkspaceError(_describe_offenders(directory, workspace, max_bytes))
     return workspace
@@ -74,21 +73,25 @@ def pack_workspace(workspace: Workspace, target: Path) -> None:
                 raise WorkspaceError(f"cannot read '{workspace.directory / relative}': {err.strerror or err}") from err
 
 
-def _collect(root: Path, directory: Path, rules: list[tuple[Path, GitIgnoreSpec]], files: dict[str, int]) -> None:
-    rules = [*rules, *_read_rules(directory)]
-    try:
-        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
-    except OSError as err:
-        raise WorkspaceError(f"cannot read '{directory}': {err.strerror or err}") from err
-    for entry in entries:
+def _collect(root: Path) -> dict[str, int]:
+    rules_of = {root: _read_rules(root)}
+
+    def is_wanted(entry: os.DirEntry[str]) -> bool:
         path = Path(entry.path)
         is_dir = entry.is_dir(follow_symlinks=False)
+        rules = rules_of[path.parent]
         if entry.name in ALWAYS_IGNORED or _is_ignored(path, is_dir, rules):
-            continue
+            return False
         if is_dir:
-            _collect(root, path, rules, files)
-        elif entry.is_symlink() or entry.is_file():
-            files[path.relative_to(root).as_posix()] = _size_of(path, root)
+            rules_of[path] = [*rules, *_read_rules(path)]
+        return True
+
+    try:
+        # A link stays one where it leads to something inside, so none is followed.
+        found = walk_files(root, follows_links=False, wants=is_wanted)
+        return {path: _size_of(root / path, root) for path in found}
+    except OSError as err:
+        raise WorkspaceError(f"cannot read '{err.filename or root}': {err.strerror or err}") from err
 
 
 def _read_rules(directory: Path) -> list[tuple[Path, GitIgnoreSpec]]:

@@ -22,6 +22,7 @@ from periflow_ray.credentials import CREDENTIALS_FILE_VARIABLE, create_credentia
 from periflow_ray.credentials.credential_types import CREDENTIAL_TYPES
 from periflow_ray.dataset_handle import DatasetHandle
 from periflow_ray.plan import NodeFacts, build_plan, device_environment, load_catalogue, local_vm, node_environment
+from periflow_ray.plan.variables import PUBLIC_VARIABLES
 from periflow_ray.settings import STORAGE_VARIABLE
 from periflow_ray.spec import JobSpec, load_template
 from periflow_ray.store.backends import open_filesystem
@@ -60,6 +61,7 @@ INTERNAL_VARIABLES = {
     "PERIFLOW_SANDBOX",
     "PERIFLOW_SECRETS_KEY",
     "PERIFLOW_SESSION",
+    "PERIFLOW_SESSION_VERSION",
 }
 
 
@@ -248,7 +250,7 @@ def test_the_table_of_variables_has_every_one_that_a_user_may_set() -> None:
 
     rows = read_document("docs/settings.md").find_table("Variables of the commands")
     shown = [row[0].strip("`") for row in rows]
-    assert sorted(shown) == sorted(read - INTERNAL_VARIABLES)
+    assert sorted(shown) == sorted(read - INTERNAL_VARIABLES) == sorted(PUBLIC_VARIABLES)
 
 
 def test_every_storage_root_of_the_table_opens() -> None:

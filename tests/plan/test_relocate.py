@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from periflow_ray.errors import PlanError
 from periflow_ray.plan import JobPlan, build_plan, find_vm, local_vm
+from periflow_ray.plan.job_plan import ElasticPlan
 from periflow_ray.plan.relocate import move_plan
 from periflow_ray.spec import JobSpec
 
@@ -67,3 +69,22 @@ def test_an_elastic_job_keeps_its_least_number_of_devices_where_it_can():
 def test_the_least_number_of_devices_is_one_of_whole_nodes():
     with pytest.raises(PlanError, match=r"min_devices 6 is not a whole number of nodes, .* Use 4 or 8\."):
         plan_of(SPOT, num_devices=16, min_devices=6)
+
+
+def test_an_elastic_job_that_moves_to_its_least_number_of_nodes_stays_elastic():
+    plan = plan_of(SPOT, num_devices=16, min_devices=16)
+    assert plan.elastic == ElasticPlan(min_num_nodes=4)
+    smaller = move_plan(plan, vm=plan.vm, num_devices=8, storage_uri="/storage")
+    assert smaller.elastic == ElasticPlan(min_num_nodes=2)
+    assert move_plan(smaller, vm=plan.vm, num_devices=16, storage_uri="/storage").elastic == ElasticPlan(
+        min_num_nodes=2
+    )
+    assert move_plan(plan_of(SPOT), vm=plan.vm, num_devices=16, storage_uri="/storage").elastic is None
+
+
+@pytest.mark.parametrize(("min_devices", "stored"), [(None, 2), (4, 1)])
+def test_a_plan_that_was_stored_with_a_number_of_nodes_is_read(min_devices, stored):
+    plan = plan_of(SPOT, min_devices=min_devices)
+    document = json.loads(plan.model_dump_json())
+    del document["elastic"]
+    assert JobPlan.model_validate_json(json.dumps(document | {"min_num_nodes": stored})) == plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+from periflow_ray.jobs import sealed_secrets
+from periflow_ray.runtime.driver_keeper import take_secrets_key
 
 KEEPER = (
     "import sys; sys.executable = {driver!r}; from periflow_ray.runtime.driver_keeper import main; sys.exit(main())"
@@ -19,7 +24,7 @@ RESTARTED = "the job's driver was killed by signal 9; starting it again"
 class Keeper:
     """A keeper whose driver is a shell script; ``run`` is the number of the script's run."""
 
-    def __init__(self, directory: Path, script: str) -> None:
+    def __init__(self, directory: Path, script: str, env: dict[str, str]) -> None:
         self.runs = directory / "runs"
         driver = directory / "driver"
         driver.write_text(f'#!/bin/bash\necho "$@" >> {self.runs}\nrun=$(wc -l < {self.runs})\n{script}\n')
@@ -29,7 +34,7 @@ class Keeper:
         self.cloud_file.chmod(0o600)
         self.process = subprocess.Popen(
             [sys.executable, "-c", KEEPER.format(driver=str(driver)), "--job-id", "7"],
-            env={**os.environ, "PERIFLOW_CLOUD_ENV_FILE": str(self.cloud_file)},
+            env={**os.environ, "PERIFLOW_CLOUD_ENV_FILE": str(self.cloud_file), **env},
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -49,8 +54,8 @@ def keep(tmp_path):
     """Starts a keeper; its driver runs the given script."""
     keepers: list[Keeper] = []
 
-    def start(script: str) -> Keeper:
-        keepers.append(Keeper(tmp_path, script))
+    def start(script: str, **env: str) -> Keeper:
+        keepers.append(Keeper(tmp_path, script, env))
         return keepers[-1]
 
     yield start
@@ -92,6 +97,38 @@ def test_a_driver_that_never_read_the_cloud_variables_leaves_none_either(keep):
     keeper = keep("exit 1")
     assert keeper.finish() == (1, [])
     assert not keeper.cloud_file.exists()
+
+
+def test_every_driver_gets_the_key_of_the_secrets_and_no_worker_of_its_job_does(keep, tmp_path):
+    config = {
+        "runtime_env": {"env_vars": {sealed_secrets.KEY_VARIABLE: "the-key", "MORE": "1"}},
+        "metadata": {"a": "b"},
+    }
+    keeper = keep(
+        f"env > {tmp_path}/env-$run; [ $run -lt 2 ] && kill -KILL $$; exit 0",
+        **{sealed_secrets.KEY_VARIABLE: "the-key", RAY_JOB_CONFIG_JSON_ENV_VAR: json.dumps(config)},
+    )
+    assert keeper.finish() == (0, [RESTARTED])
+    for run in (1, 2):
+        env = dict(line.split("=", 1) for line in (tmp_path / f"env-{run}").read_text().splitlines() if "=" in line)
+        assert env[sealed_secrets.KEY_VARIABLE] == "the-key"
+        assert json.loads(env[RAY_JOB_CONFIG_JSON_ENV_VAR]) == {
+            "runtime_env": {"env_vars": {"MORE": "1"}},
+            "metadata": {"a": "b"},
+        }
+
+
+@pytest.mark.parametrize("config", ["{}", '{"runtime_env": null}', '{"runtime_env": {"env_vars": {"MORE": "1"}}}'])
+def test_what_ray_is_told_of_a_job_without_secrets_stays_as_it_is(config):
+    environ = {RAY_JOB_CONFIG_JSON_ENV_VAR: config}
+    assert take_secrets_key(environ) == {}
+    assert environ == {RAY_JOB_CONFIG_JSON_ENV_VAR: config}
+
+
+def test_the_key_is_gone_from_the_environment_that_it_was_taken_from():
+    environ = {sealed_secrets.KEY_VARIABLE: "the-key", "HOME": "/ada"}
+    assert take_secrets_key(environ) == {sealed_secrets.KEY_VARIABLE: "the-key"}
+    assert environ == {"HOME": "/ada"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

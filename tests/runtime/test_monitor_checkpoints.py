@@ -19,6 +19,7 @@ from simulated_nodes import (
 from periflow_ray.jobs.checkpoint_status import list_all
 from periflow_ray.jobs.metrics import Metric
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
+from periflow_ray.spec import KeepBest
 from periflow_ray.store.checkpoints import (
     Manifest,
     StoredFile,
@@ -28,7 +29,6 @@ from periflow_ray.store.checkpoints import (
     read_manifest,
     restore,
 )
-from periflow_ray.store.checkpoints.retention import KeepBest
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer, UploadItem
 
@@ -263,7 +263,9 @@ def test_only_the_newest_and_the_best_checkpoints_are_kept(run_monitor, nodes, r
             await node.record(step, [Metric(step, 0, 0, 1.0, {"loss": loss})])
             assert await node.save((step, 1)) is None
 
-    run_monitor(scenario, num_members=1, retention=Retention(keep_last=2, keep_best=KeepBest("loss", "min")))
+    run_monitor(
+        scenario, num_members=1, retention=Retention(keep_last=2, keep_best=KeepBest(metric="loss", mode="min"))
+    )
     assert [manifest.step for manifest in list_committed(root, 1)] == [20, 30, 40]
 
 

@@ -28,10 +28,12 @@ class Rank:
     def say(self, kind: str, **fields: Any) -> None:
         self.connection.sendall(wire.encode(kind, **fields))
 
-    def greet(self, rank: int, of: int | None = None, total_train_steps: int | None = None) -> None:
+    def greet(
+        self, rank: int, of: int | None = None, total_train_steps: int | None = None, version: int | None = 1
+    ) -> None:
         self.say(
             "hello",
-            version=1,
+            version=version,
             rank=rank,
             local_rank=rank,
             local_world_size=of,
@@ -246,6 +248,19 @@ def test_a_stray_program_is_cut_off_and_the_ranks_go_on(server, connect, notices
     assert notices[0].endswith("); it was cut off")
     rank.save(1)
     assert (rank.hear(), snapshots) == (SAVED, [1])
+
+
+@pytest.mark.parametrize("version", [2, 0, None])
+def test_a_rank_that_speaks_another_version_is_cut_off_and_the_user_is_told(server, connect, notices, version):
+    rank = connect()
+    rank.greet(3, version=version)
+    assert rank.hear() is None
+    assert notices == [
+        f"rank 3 imports a periflow-ray that speaks version {version} with the job's node, which speaks version 1: its "
+        "steps and checkpoints are not recorded. Let the script import the same periflow-ray that is installed on the "
+        "cluster."
+    ]
+    assert server.has_had_session is False
 
 
 def test_messages_may_arrive_in_pieces_and_a_cut_one_is_dropped(server, connect):

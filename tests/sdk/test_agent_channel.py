@@ -16,6 +16,7 @@ import pytest
 
 from periflow_ray.errors import PeriFlowError
 from periflow_ray.jobs.metrics import Metric
+from periflow_ray.sdk import wire
 from periflow_ray.sdk.agent_channel import AgentChannel
 from periflow_ray.sdk.channel import Hello
 
@@ -292,3 +293,22 @@ def test_a_message_that_makes_no_sense_does_not_end_the_receiver(tmp_path, caplo
     assert announced == [7]
     told = [record for record in caplog.records if "a message of the node agent" in record.getMessage()]
     assert len(told) == num_warnings
+
+
+def test_a_script_whose_sdk_speaks_another_version_is_told_so(agent, start_rank, monkeypatch):
+    monkeypatch.setenv("PERIFLOW_SESSION_VERSION", "2")
+    exit_code, _, errors = start_rank("pf.init(3)\n").finish()
+    assert exit_code == 1
+    assert errors.splitlines()[-1] == (
+        "periflow_ray.errors.PeriFlowError: the periflow-ray that this script imports speaks version 1 with the job's "
+        "node, and the one that runs the job version 2: steps and checkpoints would not be recorded. Let the script "
+        "import the same periflow-ray that is installed on the cluster."
+    )
+    assert not agent.server.has_had_session
+
+
+def test_a_script_of_the_same_version_is_served(agent, start_rank, monkeypatch):
+    monkeypatch.setenv("PERIFLOW_SESSION_VERSION", str(wire.PROTOCOL_VERSION))
+    assert start_rank("pf.init(3)\n").finish() == (0, "", "")
+    agent.server.finish()
+    assert (agent.server.has_had_session, agent.notices) == (True, [])

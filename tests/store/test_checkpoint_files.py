@@ -40,6 +40,13 @@ def test_a_link_to_a_file_counts_as_a_file_and_a_broken_one_as_nothing(tmp_path)
     assert [(file.path, file.size) for file in describe_files(tmp_path)] == [("epoch=1.ckpt", 7), ("last.ckpt", 7)]
 
 
+def test_a_linked_directory_is_part_of_a_checkpoint(tmp_path):
+    write_tree(tmp_path, {"big/weights.bin": b"w", "ckpt/config.json": b"{}"})
+    (tmp_path / "ckpt" / "unet").symlink_to(tmp_path / "big")
+    found = [(file.path, file.size) for file in describe_files(tmp_path / "ckpt")]
+    assert found == [("config.json", 2), ("unet/weights.bin", 1)]
+
+
 def test_nodes_with_equal_files_upload_them_once():
     model, optimizer = LocalFile("model.pt", 7, "aa"), LocalFile("optimizer.pt", 9, "bb")
     assert merge_files({1: [model, optimizer], 0: [LocalFile("model.pt", 7, "aa")]}) == [

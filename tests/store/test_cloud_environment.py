@@ -56,6 +56,14 @@ def test_the_file_is_for_this_user_only_and_is_read_once(tmp_path, monkeypatch, 
     assert read_cloud_environment() == {}
 
 
+def test_the_drivers_own_variables_are_given_to_no_other_process(tmp_path, monkeypatch, shell):
+    path = write_cloud_environment(tmp_path / "cloud", {"AWS_PROFILE": "team"}, {"PERIFLOW_SECRETS_KEY": "the-key"})
+    monkeypatch.setenv("PERIFLOW_CLOUD_ENV_FILE", str(path))
+    monkeypatch.setenv("PERIFLOW_SECRETS_KEY", "to be removed after the test")
+    assert sorted(read_cloud_environment()) == ["AWS_PROFILE", "PERIFLOW_CREDENTIALS_FILE"]
+    assert os.environ["PERIFLOW_SECRETS_KEY"] == "the-key"
+
+
 def test_files_that_variables_name_are_found_from_another_directory(tmp_path, monkeypatch, shell):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PERIFLOW_CREDENTIALS_FILE", "own.json")

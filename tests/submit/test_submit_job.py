@@ -12,6 +12,7 @@ from periflow_ray import jobs
 from periflow_ray.errors import ClusterError
 from periflow_ray.jobs import JobState
 from periflow_ray.jobs.events import read_events
+from periflow_ray.jobs.sealed_secrets import KEY_VARIABLE, unseal
 from periflow_ray.plan import JobPlan, build_plan, local_vm
 from periflow_ray.spec import JobSpec
 from periflow_ray.store.root import StorageRoot
@@ -63,6 +64,30 @@ def test_cloud_variables_reach_a_local_driver_in_a_file_and_not_through_ray(root
     stored = [file.read_bytes() for file in Path(root.base_path).rglob("*") if file.is_file()]
     assert len(stored) > 0
     assert not any(b"s3cr3t" in content for content in [*stored, json.dumps(server.requests).encode()])
+
+
+def test_the_key_of_the_secrets_reaches_a_local_driver_in_that_file_and_another_with_the_ray_job(
+    root, server, tmp_path
+):
+    cluster, secrets = RayJobs(server.address), {"TOKEN": "t0k3n"}
+    for directory in (tmp_path / "cloud", None):
+        submit_job(
+            root,
+            plan_of(root, secret_names=("TOKEN",)),
+            cluster,
+            workspace=None,
+            secrets=secrets,
+            created_by="ada",
+            cloud_environment_dir=directory,
+        )
+    (path,) = (tmp_path / "cloud").iterdir()
+    (_, _, local), (_, _, remote) = server.requests
+    key = json.loads(path.read_text())[KEY_VARIABLE]
+    assert sorted(local) == ["entrypoint", "submission_id"]
+    assert key not in json.dumps(local)
+    assert unseal(root, 1, key) == secrets
+    assert remote["runtime_env"]["env_vars"].keys() == {KEY_VARIABLE}
+    assert unseal(root, 2, remote["runtime_env"]["env_vars"][KEY_VARIABLE]) == secrets
 
 
 def test_a_cluster_that_refuses_leaves_no_cloud_variables_behind(root, server, tmp_path):

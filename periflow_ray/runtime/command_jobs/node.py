@@ -37,6 +37,8 @@ class NodeTask:
     monitor: RayMonitor
     secrets: Mapping[str, str] = field(repr=False)
     cloud_variables: Mapping[str, str] = field(repr=False)
+    # Only to be masked, in case it gets into an output after all; empty without secrets.
+    secrets_key: str = field(repr=False, default="")
 
 
 def run_node(task: NodeTask) -> None:
@@ -66,7 +68,12 @@ def run_node(task: NodeTask) -> None:
     writer = LogWriter(task.root, task.job_id, node_rank)
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(
-            MemberLog(writer, f"node {node_rank}", is_local=task.root.is_local, secrets=task.secrets.values())
+            MemberLog(
+                writer,
+                f"node {node_rank}",
+                is_local=task.root.is_local,
+                secrets=(*task.secrets.values(), task.secrets_key),
+            )
         )
         shell = CommandShell(plan, task.root, task.job_id, node_rank, task.claim, task.secrets, log, note)
         outcome = Member(

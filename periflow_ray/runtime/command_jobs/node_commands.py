@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import periflow_ray.sdk
-from periflow_ray.plan import JobPlan, NodeFacts, rewrite_paths
+from periflow_ray.jobs.stop_times import COMMAND_GRACE_S
+from periflow_ray.plan import JobPlan, NodeFacts, drop_internal_variables, rewrite_paths
 from periflow_ray.processes import Command, CommandResult
 from periflow_ray.runtime.command_jobs.launchers import LAUNCHERS, Run
 from periflow_ray.runtime.diagnosis import Failure, diagnose
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.monitor.contract import AttemptStart
+from periflow_ray.sdk import wire
 
-GRACE_S = 5.0
 # Where the attempt is lost, or saved as a whole, nothing of what a rank still does is kept; and everybody waits for it.
 LOST_GRACE_S = 0.5
 NUM_KEPT_LINES = 400
@@ -77,7 +78,7 @@ class NodeCommands:
             thread.join()
         return failures[0] if failures else None
 
-    def stop(self, grace_s: float = GRACE_S) -> None:
+    def stop(self, grace_s: float = COMMAND_GRACE_S) -> None:
         """Ask every command to end, within the grace time; ``wait`` returns then."""
         for running in self._running:
             running.command.stop(grace_s)
@@ -88,7 +89,7 @@ class NodeCommands:
             ["bash", "-c", self._rewrite(self._plan.command)],
             env=self._build_env(run.environment),
             working_dir=self._sandbox.path_of(self._plan.workspace_mount_path),
-            grace_s=GRACE_S,
+            grace_s=COMMAND_GRACE_S,
             on_line=lambda text: lines.append(self._log.write(text)),
         ).start()
         return _Running(command, run.rank, lines)
@@ -108,7 +109,7 @@ class NodeCommands:
     def _build_env(self, env: Mapping[str, str]) -> dict[str, str]:
         built = {
             name: value
-            for name, value in os.environ.items()
+            for name, value in drop_internal_variables(os.environ).items()
             if name not in _DROPPED_NAMES and not name.startswith(_DROPPED_PREFIXES)
         }
         shim_dir = Path(periflow_ray.sdk.__file__).parent / "shim"
@@ -122,6 +123,7 @@ class NodeCommands:
             **self._secrets,
             marker_name: marker_value,
             "PERIFLOW_SESSION": str(self._sandbox.socket_path),
+            wire.VERSION_VARIABLE: str(wire.PROTOCOL_VERSION),
             # For periflow_ray.dataset(): the root that this job is in.
             "PERIFLOW_STORAGE": self._plan.storage_uri,
             "PERIFLOW_STORAGE_CREDENTIAL": self._plan.storage_credential or "",

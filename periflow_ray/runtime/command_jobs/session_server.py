@@ -206,6 +206,11 @@ class SessionServer:
             self._save_if_all_wait()
 
     def _greet(self, key: int, connection: socket.socket, message: dict[str, Any]) -> None:
+        refusal = wire.describe_other_version(message["rank"], message["version"])
+        if refusal is not None:
+            self._on_notice(refusal)
+            _hang_up(connection)
+            return
         rank = RankState(
             rank=message["rank"],
             local_rank=message["local_rank"],

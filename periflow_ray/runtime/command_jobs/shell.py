@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from periflow_ray.jobs.stop_times import COMMAND_GRACE_S
 from periflow_ray.plan import JobPlan, rewritten_mounts
 from periflow_ray.processes import end_leftovers
 from periflow_ray.runtime.command_jobs.data_mount import DatasetMount, mount_dataset
-from periflow_ray.runtime.command_jobs.node_commands import GRACE_S, LOST_GRACE_S, NodeCommands
+from periflow_ray.runtime.command_jobs.node_commands import LOST_GRACE_S, NodeCommands
 from periflow_ray.runtime.command_jobs.session_server import SessionServer
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.member.log import MemberLog
@@ -97,7 +98,7 @@ class CommandShell:
     def end(self, order: EndAttempt) -> None:
         if self._commands is not None:
             # A user who stops a job lets its script tidy up.
-            self._commands.stop(GRACE_S if order.cause in (None, "stop") else LOST_GRACE_S)
+            self._commands.stop(COMMAND_GRACE_S if order.cause in (None, "stop") else LOST_GRACE_S)
 
     def leave_group(self, reason: str) -> None:
         raise AssertionError("a command can be ended")

@@ -8,14 +8,13 @@ import time
 from collections.abc import Iterable
 from types import TracebackType
 
-from periflow_ray.errors import StorageError
+from periflow_ray.errors import MASK, StorageError
 from periflow_ray.jobs.logs import LogWriter
 from periflow_ray.loops import BackgroundLoop, Faults
 
 LOCAL_FLUSH_INTERVAL_S = 0.5
 # Each flush to an object store is a request, and rewrites the last segment.
 REMOTE_FLUSH_INTERVAL_S = 3.0
-MASK = "***"
 
 
 class MemberLog:

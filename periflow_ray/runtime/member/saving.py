@@ -5,15 +5,13 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
+from periflow_ray.jobs.stop_times import END_TIMEOUT_S
 from periflow_ray.runtime.member.reporter import Reporter
 from periflow_ray.runtime.member.shell import Shell
 from periflow_ray.runtime.member.uploads import CheckpointUploads
 from periflow_ray.runtime.monitor.client import MonitorClient
 from periflow_ray.runtime.monitor.contract import Phase, SnapshotId
 from periflow_ray.sdk.session import NO_STEP
-
-# After the last save's commit the monitor ends the attempt; this only bounds the wait for a monitor that is gone.
-END_TIMEOUT_S = 60.0
 
 
 class Saving:

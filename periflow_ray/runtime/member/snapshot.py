@@ -6,27 +6,22 @@ other is cloned where the file system can (reflink), else copied in the kernel.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from periflow_ray.store.checkpoints import LocalFile
 from periflow_ray.store.checksum import checksum_file
+from periflow_ray.store.local_files import copy_content, walk_files
 
-_FICLONE = 0x40049409  # Linux's fs.h: make a file share another one's blocks.
 # Writes within one tick of the kernel's clock (10 ms at most) may leave the same time stamp.
 _SAFE_AGE_NS = 50_000_000
 _NUM_COPY_TRIES = 3
 _NUM_COPIERS = 4
-# How a file system or kernel says that it cannot copy in this way; any other error is a real failure.
-_UNSUPPORTED = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.EPERM}
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ class Snapshots:
         """Every file with size and checksum, by path; a file that was linked is not read again."""
         files = []
         checksums: dict[tuple[int, ...], str] = {}
-        for path in sorted(_find_files(snapshot.directory)):
+        for path in sorted(walk_files(snapshot.directory)):
             stat = os.stat(snapshot.directory / path)
             # Not the inode alone: its number is used again once the last link to it is gone.
             identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
@@ -106,7 +101,7 @@ class Snapshots:
 
 
 def _copy_tree(source: Path, target: Path, previous: Snapshot | None) -> dict[str, _Stamp]:
-    paths = list(_find_files(source))
+    paths = list(walk_files(source))
     for parent in {os.path.dirname(path) for path in paths}:
         (target / parent).mkdir(parents=True, exist_ok=True)
     # Linking takes microseconds, so that threads would cost more than they save.
@@ -117,22 +112,6 @@ def _copy_tree(source: Path, target: Path, previous: Snapshot | None) -> dict[st
             copied = copiers.map(lambda path: _copy_consistently(source / path, target / path), changed)
             stamps.update(zip(changed, copied, strict=True))
     return {path: stamp for path, stamp in stamps.items() if stamp is not None}
-
-
-def _find_files(directory: Path) -> Iterator[str]:
-    """Paths of files below a directory, relative to it; links to directories are followed, but never in a circle."""
-    waiting = [("", frozenset({os.path.realpath(directory)}))]
-    while waiting:
-        prefix, above = waiting.pop()
-        with os.scandir(directory / prefix) as entries:
-            for entry in entries:
-                path = f"{prefix}{entry.name}"
-                if entry.is_dir():
-                    real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-                    if real not in above:
-                        waiting.append((f"{path}/", above | {real}))
-                elif entry.is_file():
-                    yield path
 
 
 def _link_unchanged(source: Path, target: Path, path: str, previous: Snapshot) -> _Stamp | None:
@@ -153,7 +132,8 @@ def _copy_consistently(source: Path, target: Path) -> _Stamp | None:
         for _ in range(_NUM_COPY_TRIES):
             now_ns = time.time_ns()
             stamp = _stamp_of(source)
-            _copy(source, target)
+            target.unlink(missing_ok=True)
+            copy_content(os.fspath(source), os.fspath(target))
             if _stamp_of(source) == stamp:
                 is_safe = now_ns - max(stamp.modified_ns, stamp.changed_ns) > _SAFE_AGE_NS
                 return stamp if is_safe else None
@@ -167,28 +147,3 @@ def _copy_consistently(source: Path, target: Path) -> _Stamp | None:
 def _stamp_of(path: Path | str) -> _Stamp:
     stat = os.stat(path)
     return _Stamp(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with open(source, "rb") as reader, open(target, "wb") as writer:
-        size = os.fstat(reader.fileno()).st_size
-        try:
-            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
-            return
-        except OSError as err:
-            if err.errno not in _UNSUPPORTED:
-                raise
-        copied = 0
-        try:
-            while copied < size and hasattr(os, "copy_file_range"):
-                num_bytes = os.copy_file_range(reader.fileno(), writer.fileno(), size - copied)
-                if num_bytes == 0:
-                    break
-                copied += num_bytes
-        except OSError as err:
-            if err.errno not in _UNSUPPORTED:
-                raise
-        if copied < size:
-            reader.seek(copied)
-            writer.seek(copied)
-            shutil.copyfileobj(reader, writer, 1 << 20)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from periflow_ray.errors import StorageError
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import CheckpointSummary, Manifest
-from periflow_ray.store.checkpoints.retention import KeepBest, choose_expired
+from periflow_ray.store.checkpoints.retention import BestRule, choose_expired
 from periflow_ray.store.root import StorageRoot
 
 
@@ -18,7 +18,7 @@ class Retention:
     """Which committed checkpoints to keep; without any rule all of them."""
 
     keep_last: int | None = None
-    keep_best: KeepBest | None = None
+    keep_best: BestRule | None = None
 
 
 class KeptCheckpoints:

@@ -10,6 +10,7 @@ from pathlib import Path
 from periflow_ray.errors import CorruptCheckpointError
 from periflow_ray.store.checkpoints.manifest import LocalFile, Manifest, PlannedFile, StoredFile, checkpoint_key
 from periflow_ray.store.checksum import checksum_file
+from periflow_ray.store.local_files import walk_files
 from periflow_ray.store.root import StorageRoot
 
 
@@ -26,12 +27,11 @@ class FilesPlace:
 
 
 def describe_files(directory: Path) -> list[LocalFile]:
-    """Every file below a directory with size and checksum, by path; a link to a file counts as a file."""
-    files = []
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            files.append(LocalFile(path.relative_to(directory).as_posix(), path.stat().st_size, checksum_file(path)))
-    return files
+    """Every file below a directory with size and checksum, by path; for links see ``walk_files``."""
+    return [
+        LocalFile(path, (directory / path).stat().st_size, checksum_file(directory / path))
+        for path in walk_files(directory)
+    ]
 
 
 def merge_files(

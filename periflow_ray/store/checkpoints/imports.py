@@ -21,6 +21,7 @@ from periflow_ray.store.checkpoints.manifest import (
 )
 from periflow_ray.store.checkpoints.trash import purge_expired
 from periflow_ray.store.checkpoints.verifying import measure_files
+from periflow_ray.store.local_files import walk_files
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer, UploadItem
 
@@ -134,7 +135,7 @@ def _check_new_name(root: StorageRoot, name: str) -> None:
 
 def _read_stamps(directory: Path) -> dict[Path, tuple[int, int]]:
     """What changes when a file does: size and time of the last write."""
-    stats = {path: path.stat() for path in directory.rglob("*") if path.is_file()}
+    stats = {directory / path: (directory / path).stat() for path in walk_files(directory)}
     return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from periflow_ray.errors import CorruptCheckpointError, DocumentError, NewerFormatError, NotFoundError, StorageError
+from periflow_ray.names import nearest_names
 from periflow_ray.store.checkpoints.manifest import (
     DELETED,
     MANIFEST,
@@ -286,7 +286,7 @@ def _describe_missing(root: StorageRoot, checkpoint_id: str, parsed: tuple[int |
     job = checkpoint_id.partition("/")[0]
     of_job = [f"{job}/{name}" for name in list_checkpoint_names(root, int(job))] if is_job_number(job) else []
     known = [*of_job, *list_checkpoint_names(root, None)]
-    nearest = difflib.get_close_matches(checkpoint_id, known, n=1) or of_job[-1:]
+    nearest = nearest_names(checkpoint_id, known) or of_job[-1:]
     suggestion = f" Did you mean '{nearest[0]}'?" if nearest else ""
     return (
         f"checkpoint '{checkpoint_id}' does not exist.{suggestion} An ID is <job>/<name>, for example "

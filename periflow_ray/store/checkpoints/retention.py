@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from periflow_ray.store.checkpoints.manifest import CheckpointSummary, Manifest
 
 Checkpoint = TypeVar("Checkpoint", bound=Manifest | CheckpointSummary)
 
 
-@dataclass(frozen=True)
-class KeepBest:
-    """Keep the ``num_kept`` checkpoints whose metric is the smallest (``min``) or the largest (``max``)."""
+class BestRule(Protocol):
+    """Keep the checkpoint whose metric is the lowest (``min``) or the highest (``max``), as ``KeepBest`` says."""
 
-    metric: str
-    mode: Literal["min", "max"]
-    num_kept: int = 1
+    @property
+    def metric(self) -> str: ...
+
+    @property
+    def mode(self) -> Literal["min", "max"]: ...
 
 
 def choose_expired(
-    manifests: Sequence[Checkpoint], keep_last: int | None = None, keep_best: KeepBest | None = None
+    manifests: Sequence[Checkpoint], keep_last: int | None = None, keep_best: BestRule | None = None
 ) -> list[Checkpoint]:
     """The checkpoints that neither rule keeps, oldest first; never the newest one, which a restart needs.
 
@@ -36,19 +36,19 @@ def choose_expired(
     """
     if keep_last is None and keep_best is None:
         return []
-    best = [] if keep_best is None else _choose_best(manifests, keep_best)
-    if keep_last is None and not best:
+    best = None if keep_best is None else _find_best(manifests, keep_best)
+    if keep_last is None and best is None:
         return []
     newest = manifests[-max(1, keep_last or 1) :]
-    kept = {manifest.checkpoint for manifest in (*newest, *best)}
+    kept = {manifest.checkpoint for manifest in (*newest, *([] if best is None else [best]))}
     return [manifest for manifest in manifests if manifest.checkpoint not in kept]
 
 
-def _choose_best(manifests: Sequence[Checkpoint], rule: KeepBest) -> list[Checkpoint]:
+def _find_best(manifests: Sequence[Checkpoint], rule: BestRule) -> Checkpoint | None:
     valued = []
     for index, manifest in enumerate(manifests):
         value = manifest.metrics.get(rule.metric)
         # A loss of NaN compares as neither better nor worse; it is never the best.
         if isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value):
             valued.append((value if rule.mode == "max" else -value, index))
-    return [manifests[index] for _, index in sorted(valued, reverse=True)[: rule.num_kept]]
+    return manifests[max(valued)[1]] if valued else None

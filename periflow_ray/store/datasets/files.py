@@ -14,6 +14,7 @@ from typing import Any
 
 from periflow_ray.errors import StorageError, UsageError
 from periflow_ray.store.checksum import checksum_file
+from periflow_ray.store.local_files import walk_files
 from periflow_ray.store.root import StorageRoot
 
 _NUM_READERS = 8
@@ -153,24 +154,18 @@ def _walk(source: Path, contents_only: bool) -> Iterator[tuple[str, Path]]:
     # Made absolute without following links: "." has a name then, and a link keeps the one the user typed.
     top = Path(os.path.abspath(source))
     base = top if contents_only else top.parent
-    for path in _walk_directory(top, frozenset()):
-        yield path.relative_to(base).as_posix(), path
+    for path in walk_files(top, on_circle=_refuse_circle, on_other=_refuse_other):
+        yield (top / path).relative_to(base).as_posix(), top / path
 
 
-def _walk_directory(directory: Path, above: frozenset[str]) -> Iterator[Path]:
-    real = os.path.realpath(directory)
-    if real in above:
-        raise UsageError(f"'{directory}' is a link to a directory that it is in: the files would have no end.")
-    for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
-        path = Path(entry.path)
-        if entry.is_dir():
-            yield from _walk_directory(path, above | {real})
-        elif entry.is_file():
-            yield path
-        elif not path.exists():
-            raise UsageError(f"'{path}' is a link to nothing. Remove it, or put back what it points to.")
-        else:
-            raise UsageError(f"'{path}' is neither a file nor a directory.")
+def _refuse_circle(path: str) -> None:
+    raise UsageError(f"'{path}' is a link to a directory that it is in: the files would have no end.")
+
+
+def _refuse_other(path: str) -> None:
+    if not os.path.exists(path):
+        raise UsageError(f"'{path}' is a link to nothing. Remove it, or put back what it points to.")
+    raise UsageError(f"'{path}' is neither a file nor a directory.")
 
 
 def _describe(source: Path, path: str) -> SourceFile:

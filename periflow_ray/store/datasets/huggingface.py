@@ -8,8 +8,6 @@ from pathlib import Path
 from periflow_ray.errors import StorageError
 from periflow_ray.store.read_only import remove_tree
 
-HUGGINGFACE_PREFIX = "huggingface:"
-
 
 def save_huggingface_dataset(name: str, directory: Path) -> None:
     """Load a public dataset and save it; the download has the ``datasets`` package's own cache below ``HF_HOME``.

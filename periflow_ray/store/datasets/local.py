@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.names import HUGGINGFACE_PREFIX
 from periflow_ray.store.datasets.cache import CacheUse, DatasetCache
 from periflow_ray.store.datasets.files import identify_content
-from periflow_ray.store.datasets.huggingface import HUGGINGFACE_PREFIX, save_huggingface_dataset
+from periflow_ray.store.datasets.huggingface import save_huggingface_dataset
 from periflow_ray.store.datasets.packs import download_packs
 from periflow_ray.store.datasets.records import list_dataset_files, locate_dataset, read_dataset
 from periflow_ray.store.root import StorageRoot
