@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 REPOSITORY_DIR = Path(__file__).resolve().parents[1]
-MAX_MODULE_LINES = 350
+# Past it a module says in its docstring why it is long: a smell that needs a reason, and no knife.
+LONG_MODULE_LINES = 300
+REASON = "Long because "
 TEXT_SUFFIXES = {".cfg", ".ini", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml", ""}
 # Written in pieces, so that this file keeps its own rules.
 UNFINISHED = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "X" * 3 + r"\b")))
@@ -55,13 +57,13 @@ def test_no_path_belongs_to_one_machine():
     assert find_lines(MACHINE_PATHS) == []
 
 
-def test_modules_are_short():
-    long = {
-        str(path.relative_to(REPOSITORY_DIR)): num_lines
-        for path in FILES
-        if path.suffix == ".py" and (num_lines := len(path.read_text("utf-8").splitlines())) >= MAX_MODULE_LINES
-    }
-    assert long == {}
+def test_a_long_module_says_why():
+    unexplained = []
+    for path in FILES:
+        text = path.read_text("utf-8") if path.suffix == ".py" else ""
+        if text.count("\n") > LONG_MODULE_LINES and REASON not in (ast.get_docstring(ast.parse(text)) or ""):
+            unexplained.append(str(path.relative_to(REPOSITORY_DIR)))
+    assert unexplained == []
 
 
 def test_test_modules_have_different_names():

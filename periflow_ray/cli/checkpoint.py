@@ -1,4 +1,7 @@
-"""``checkpoint``: checkpoints that jobs have saved or that came from elsewhere."""
+"""``checkpoint``: checkpoints that jobs have saved or that came from elsewhere.
+
+Long because it has the whole group of commands.
+"""
 
 from __future__ import annotations
 

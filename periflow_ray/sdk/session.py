@@ -2,6 +2,8 @@
 
 The step path (``start_step``, ``end_step``, ``metric``, ``is_emergency_save``) only touches plain attributes
 and a deque: no I/O, no lock, no wait. A background thread drains the deque into the session's channel.
+
+Long because it is the whole public surface of the SDK, with its docstrings.
 """
 
 from __future__ import annotations

@@ -51,8 +51,14 @@ def encode(kind: str, **fields: Any) -> bytes:
     return json.dumps({"kind": kind, **fields}, separators=(",", ":")).encode() + b"\n"
 
 
-def read_messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
-    """Yield messages until the peer closes; a line that is none, or cut short by the peer's death, is dropped."""
+def read_messages(connection: socket.socket, *, is_strict: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield messages until the peer closes; a last line cut short by the peer's death is dropped.
+
+    Args:
+        is_strict: whether a line that is no message is an error; else it is dropped, too.
+    Raises:
+        ValueError: the peer does not speak this language.
+    """
     buffered = b""
     while True:
         try:
@@ -65,7 +71,11 @@ def read_messages(connection: socket.socket) -> Iterator[dict[str, Any]]:
         for line in lines:
             try:
                 message = json.loads(line)
-            except (ValueError, RecursionError):
+            except (ValueError, RecursionError) as err:
+                if is_strict:
+                    raise ValueError(str(err)) from err
                 continue
             if isinstance(message, dict):
                 yield message
+            elif is_strict:
+                raise ValueError("not a JSON object")

@@ -2,6 +2,8 @@
 
 Unknown keys are errors at every level, and a key with nothing behind it counts as absent. The descriptions are what
 editors show (see ``schema``) and what the error for a missing key says.
+
+Long because it is the template's schema, key for key.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Nodes of one rank each that train: members and sessions as they are, ranks in threads, times as a test wants."""
+"""Nodes of one rank each that train: members and sessions as they are, ranks in threads, times as a test wants.
+
+Long because it is the shell, the rank and the pace of a simulated member.
+"""
 
 from __future__ import annotations
 

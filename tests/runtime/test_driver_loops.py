@@ -14,7 +14,7 @@ from periflow_ray import jobs
 from periflow_ray.jobs import JobState
 from periflow_ray.jobs.events import read_events
 from periflow_ray.jobs.metrics import Metric, read_metrics
-from periflow_ray.jobs.requests import post_request
+from periflow_ray.jobs.requests import Request, StopRequest, post_request
 from periflow_ray.runtime import job_requests, job_state
 from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
@@ -102,19 +102,19 @@ def test_requests_of_the_user(
         turns()
         return take_requests(*arguments)
 
-    def stop(timeout_s: float) -> None:
+    def carry_out(request: Request) -> None:
         if place == "carry_out":
             turns()
-        asked.append(timeout_s)
+        assert isinstance(request, StopRequest)
+        asked.append(request.timeout_s)
 
     if place == "look":
         monkeypatch.setattr(job_requests, "take_requests", take)
-    post_request(root, 1, "stop", timeout_s=99.0)  # Of an earlier driver.
-    supervision: Any = None
-    with JobRequests(root, 1, supervision, on_stop=stop, on_problem=problems.append):
+    post_request(root, 1, StopRequest(99.0))  # Of an earlier driver.
+    with JobRequests(root, 1, carry_out, on_problem=problems.append):
         for timeout_s in (1.0, 2.0, 3.0):
             turns.is_last = timeout_s == 3.0
-            post_request(root, 1, "stop", timeout_s=timeout_s)
+            post_request(root, 1, StopRequest(timeout_s))
             wait_until(lambda: root.list_names("jobs/1/requests") == [])
         wait_until(lambda: len(asked) >= (3 if place == "look" else 2))
     assert turns.num_raised == 1

@@ -1,6 +1,8 @@
 """An error at every call of a member to its monitor: it costs neither a checkpoint nor a metric, and nobody waits.
 
 Each call fails the first, the second and the last time, before it arrives or after.
+
+Long because every call and every time of it is a case.
 """
 
 from __future__ import annotations

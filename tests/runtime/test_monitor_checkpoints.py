@@ -1,3 +1,8 @@
+"""What becomes of checkpoints in the monitor.
+
+Long because it follows one checkpoint through all that may become of it.
+"""
+
 from __future__ import annotations
 
 import asyncio

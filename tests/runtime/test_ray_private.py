@@ -1,4 +1,7 @@
-"""What this project relies on in Ray's private modules, one test for each name in ``runtime/ray_private.py``."""
+"""What this project relies on in Ray's private modules, one test for each name in ``runtime/ray_private.py``.
+
+Long because it has one test for each symbol.
+"""
 
 from __future__ import annotations
 

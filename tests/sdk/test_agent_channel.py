@@ -1,4 +1,7 @@
-"""Ranks talk to a real session server over a real socket."""
+"""Ranks talk to a real session server over a real socket.
+
+Long because it has each message in both directions.
+"""
 
 from __future__ import annotations
 
@@ -310,5 +313,5 @@ def test_a_script_whose_sdk_speaks_another_version_is_told_so(agent, start_rank,
 def test_a_script_of_the_same_version_is_served(agent, start_rank, monkeypatch):
     monkeypatch.setenv("PERIFLOW_SESSION_VERSION", str(wire.PROTOCOL_VERSION))
     assert start_rank("pf.init(3)\n").finish() == (0, "", "")
-    agent.server.finish()
+    agent.server.close()
     assert (agent.server.has_had_session, agent.notices) == (True, [])

@@ -1,3 +1,8 @@
+"""What becomes of checkpoints in the monitor.
+
+Long because it has each of the SDK's calling rules.
+"""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,8 @@
+"""What becomes of checkpoints in the monitor.
+
+Long because it follows a checkpoint through its whole life.
+"""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,8 @@
+"""What becomes of checkpoints in the monitor.
+
+Long because it has a case for each command on datasets.
+"""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,8 @@
+"""What becomes of checkpoints in the monitor.
+
+Long because it has each failure of a transfer.
+"""
+
 from __future__ import annotations
 
 import os

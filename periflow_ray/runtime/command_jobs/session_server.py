@@ -2,6 +2,8 @@
 
 Keeps each rank's step and hands on metrics; makes ``upload_checkpoint`` a meeting of the node's ranks, so that the
 snapshot is taken when none of them is writing.
+
+Long because the ranks' messages and their meeting at a save share one lock and one table of ranks.
 """
 
 from __future__ import annotations
@@ -171,7 +173,7 @@ class SessionServer:
     def _serve(self, connection: socket.socket) -> None:
         key = connection.fileno()
         try:
-            for message in wire.read_messages(connection):
+            for message in wire.read_messages(connection, is_strict=True):
                 self._handle(key, connection, message)
         except (ValueError, KeyError, TypeError) as err:
             # Only the SDK speaks here; anything else is a stray program that found the socket.

@@ -2,6 +2,8 @@
 
 No coroutine waits for the storage while others need what it knows, so that a slow one does not hold up the ranks'
 reports.
+
+Long because it is one state machine: a checkpoint is announced, described, brought, committed or given up.
 """
 
 from __future__ import annotations

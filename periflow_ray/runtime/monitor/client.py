@@ -2,6 +2,8 @@
 
 Calls wait for the answer. A connection that breaks once leaves it open whether a call has arrived: those that are safe
 to repeat are repeated until it is known, for as long as ``RETRY_TIMEOUT_S``.
+
+Long because every call stands twice: what it promises, and how it is asked.
 """
 
 from __future__ import annotations

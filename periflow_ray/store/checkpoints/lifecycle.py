@@ -8,6 +8,8 @@ jobs/<job>/checkpoints/<checkpoint>/deleted.json       in the manifest's place w
 checkpoints/<checkpoint>/...                           the same for one that no job made
 
 Where manifest.json stands beside one of the other two, it wins: they are remains of something that was cut short.
+
+Long because every change of a checkpoint stands here, so that their orders can be compared.
 """
 
 from __future__ import annotations
