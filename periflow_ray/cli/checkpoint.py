@@ -1,4 +1,7 @@
-"""``checkpoint``: what jobs have saved, and checkpoints that came from elsewhere."""
+"""``checkpoint``: what jobs have saved, and checkpoints that came from elsewhere.
+
+Long because each command of the group is a dozen lines, most of them its options and help.
+"""
 
 from __future__ import annotations
 

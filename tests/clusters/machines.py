@@ -5,6 +5,8 @@
         first.power_off()
 
 Everything that a machine starts is below one keeper, so that a lost machine leaves nothing behind.
+
+Long because a machine and the cluster around it start and end together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What the README shows is true: commands parse, templates load, code compiles, links lead somewhere."""
+"""What the README shows is true: commands parse, templates load, code compiles, links lead somewhere.
+
+Long because each kind of thing that the README shows has its check.
+"""
 
 from __future__ import annotations
 

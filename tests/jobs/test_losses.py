@@ -1,4 +1,7 @@
-"""Losses of every kind, and stops at every moment: no job ends with another state than undisturbed, and none waits."""
+"""Losses of every kind, and stops at every moment: no job ends with another state than undisturbed, and none waits.
+
+Long because the losses are compared with one undisturbed run.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,8 @@
+"""How nodes and the monitor make a checkpoint.
+
+Long because these are the rules of one protocol, each played through by nodes.
+"""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,8 @@
+"""The SDK's calls outside and inside a job.
+
+Long because each rule of PeriFlow's calls has its example.
+"""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,8 @@
+"""Datasets in a storage root: uploaded, linked, listed, changed, deleted.
+
+Long because each promise about datasets has its example, on the same small one.
+"""
+
 from __future__ import annotations
 
 import os

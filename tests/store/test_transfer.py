@@ -1,3 +1,8 @@
+"""Files on their way to and from a storage root.
+
+Long because each promise about transfers has its example, on the same files.
+"""
+
 from __future__ import annotations
 
 import os

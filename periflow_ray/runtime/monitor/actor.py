@@ -1,4 +1,7 @@
-"""The job's one actor: members meet here, report progress, agree on checkpoints, and learn what to do next."""
+"""The job's one actor: members meet here, report progress, agree on checkpoints, and learn what to do next.
+
+Long because Ray calls one object, and each of its calls is a method here.
+"""
 
 from __future__ import annotations
 

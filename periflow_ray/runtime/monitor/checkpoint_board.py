@@ -2,6 +2,8 @@
 
 Lives in the monitor and shares its condition. The storage is never touched while the condition is held, so that a
 slow one does not hold up the ranks' reports.
+
+Long because announcing, uploading and committing a checkpoint change the same entries under one condition.
 """
 
 from __future__ import annotations
