@@ -1,10 +1,10 @@
 """periflow-ray: run pf-template.yml training jobs on your own Ray cluster.
 
 ``import periflow_ray as pf`` in a training script gives PeriFlow's SDK: ``pf.init``, ``pf.train_step``,
-``pf.metric``, ``pf.upload_checkpoint``, ``pf.is_emergency_save``. ``periflow_ray.TorchTrainer`` runs a Python
-function as a job and imports Ray only when it is used (``periflow_ray.KeepBest`` says which of its checkpoints is never
-deleted); ``periflow_ray.dataset`` opens a dataset by its name;
-``periflow_ray.resumable_sampler`` goes on in the middle of an epoch and imports torch only when it is used.
+``pf.metric``, ``pf.upload_checkpoint``, ``pf.is_emergency_save``, ``pf.resumed_step``. ``periflow_ray.TorchTrainer``
+runs a Python function as a job and imports Ray only when it is used; ``periflow_ray.KeepBest`` says which of its
+checkpoints is never deleted. ``periflow_ray.dataset`` opens a dataset by its name; ``periflow_ray.resumable_sampler``
+goes on in the middle of an epoch and imports torch only when it is used.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from periflow_ray.sdk import (
     is_initialized,
     latest_checkpoint_dir,
     metric,
+    resumed_step,
     start_step,
     train_step,
     upload_checkpoint,
@@ -45,6 +46,7 @@ __all__ = [
     "latest_checkpoint_dir",
     "metric",
     "resumable_sampler",
+    "resumed_step",
     "start_step",
     "train_step",
     "upload_checkpoint",

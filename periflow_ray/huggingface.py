@@ -44,7 +44,7 @@ class PeriFlowCallback(TrainerCallback):  # type: ignore[misc]
         self._is_in_step = False
         if not pf.is_initialized():
             # A restarted job whose training was already complete has nothing to count.
-            is_complete = state.max_steps <= int(os.environ.get("PROCESSED_ITERS") or 0)
+            is_complete = state.max_steps <= pf.resumed_step()
             pf.init(None if is_complete else state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

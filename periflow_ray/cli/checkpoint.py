@@ -1,6 +1,6 @@
 """``checkpoint``: checkpoints that jobs have saved or that came from elsewhere.
 
-Long because it has the whole group of commands.
+Long because each command of the group is a dozen lines, most of them its options and help.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import torch
 
 import periflow_ray as pf
 from periflow_ray.lightning.checkpoints import (
-    find_resumed_step,
     make_emergency_path,
     upload_after_saving,
     use_job_checkpoint_dir,
@@ -51,11 +50,11 @@ class PeriFlowCallback(pl.Callback):  # type: ignore[misc]
         if pf.is_initialized():
             return
         total_train_steps = count_train_batches(trainer)
-        if total_train_steps is not None and total_train_steps <= find_resumed_step():
+        if total_train_steps is not None and total_train_steps <= pf.resumed_step():
             logger.warning(
                 "periflow-ray: this training has %d steps and the job resumes at step %d; progress is not shown.",
                 total_train_steps,
-                find_resumed_step(),
+                pf.resumed_step(),
             )
             total_train_steps = None
         pf.init(total_train_steps)

@@ -44,24 +44,19 @@ def latest_checkpoint(directory: str | os.PathLike[str] | None = None) -> Path |
 
 def make_resume_options(ckpt_path: Any, weights_only: bool | None) -> dict[str, Any]:
     """Build ``fit``'s keyword arguments: as the user gave them, else the newest checkpoint of a job that resumes."""
-    if ckpt_path is None and find_resumed_step() > 0:
+    if ckpt_path is None and pf.resumed_step() > 0:
         ckpt_path = latest_checkpoint()
         if ckpt_path is None:
             logger.warning(
                 "periflow-ray: the job resumes at step %d, but there is no usable Lightning checkpoint in %s; "
                 "training starts anew.",
-                find_resumed_step(),
+                pf.resumed_step(),
                 os.environ.get("CKPT_DIR") or "CKPT_DIR, which is not set",
             )
         elif weights_only is None and "weights_only" in inspect.signature(pl.Trainer.fit).parameters:
             weights_only = False  # The job's own file: hyperparameters of any class may be in it.
     # Older Lightning 2 has no weights_only, and loads as if it were False.
     return {"ckpt_path": ckpt_path} if weights_only is None else {"ckpt_path": ckpt_path, "weights_only": weights_only}
-
-
-def find_resumed_step() -> int:
-    """The step that this job resumes from; 0 at its first start and outside a job."""
-    return int(os.environ.get("PROCESSED_ITERS") or 0)
 
 
 def use_job_checkpoint_dir(trainer: Any) -> None:

@@ -3,7 +3,7 @@
 The step path (``start_step``, ``end_step``, ``metric``, ``is_emergency_save``) only touches plain attributes
 and a deque: no I/O, no lock, no wait. A background thread drains the deque into the session's channel.
 
-Long because it is the whole public surface of the SDK, with its docstrings.
+Long because the calls carry their documentation, with examples that a test runs.
 """
 
 from __future__ import annotations
@@ -79,6 +79,11 @@ class Session:
     def start_step(self) -> None:
         """Begin a training step; the current step becomes the resumed step + 1, + 2, ...
 
+        >>> pf.init(total_train_steps=2)
+        >>> pf.start_step()
+        >>> loss = 0.5
+        >>> pf.end_step()
+
         Raises:
             PeriFlowError: ``init`` was not called, or the previous step has not ended.
         """
@@ -90,6 +95,13 @@ class Session:
     def end_step(self) -> None:
         """End the current training step.
 
+        >>> pf.init(total_train_steps=2)
+        >>> pf.end_step()
+        Traceback (most recent call last):
+        periflow_ray.errors.PeriFlowError: end_step() was called without start_step().
+        >>> pf.start_step()
+        >>> pf.end_step()
+
         Raises:
             PeriFlowError: ``init`` was not called, or no step was started.
         """
@@ -98,11 +110,27 @@ class Session:
         self._is_in_step = False
 
     def train_step(self) -> _TrainStep:
-        """``with train_step():`` is ``start_step()`` before the block and ``end_step()`` after it."""
+        """``with train_step():`` is ``start_step()`` before the block and ``end_step()`` after it.
+
+        >>> pf.init(total_train_steps=3)
+        >>> for step in range(pf.resumed_step() + 1, 4):
+        ...     with pf.train_step():
+        ...         print("step", step)
+        step 1
+        step 2
+        step 3
+        """
         return self._train_step
 
     def metric(self, msg: Mapping[str, Any]) -> None:
         """Record a mapping of names to numbers; step, rank and local rank are added.
+
+        >>> pf.init(total_train_steps=1, local_log_name="metrics.log")
+        >>> with pf.train_step():
+        ...     pf.metric({"loss": 0.25})
+        >>> pf.upload_checkpoint()  # What was recorded before is written now.
+        >>> print(open("metrics.log").read().strip())
+        {"step": 1, "rank": 0, "local_rank": 0, "loss": 0.25}
 
         Raises:
             PeriFlowError: ``init`` was not called.
@@ -114,6 +142,17 @@ class Session:
 
     def is_emergency_save(self) -> bool:
         """Whether to save a checkpoint at this step because a machine is about to be taken away.
+
+        True once, at the same step on all ranks; never outside a job.
+
+        >>> pf.init(total_train_steps=2)
+        >>> for step in range(pf.resumed_step() + 1, 3):
+        ...     with pf.train_step():
+        ...         pass
+        ...     if step % 2 == 0 or pf.is_emergency_save():
+        ...         print("saves at step", step)
+        ...         pf.upload_checkpoint()
+        saves at step 2
 
         Raises:
             PeriFlowError: ``init`` was not called.
@@ -135,6 +174,8 @@ class Session:
     def init(self, total_train_steps: int | None = None, local_log_name: str | None = None) -> None:
         """Open the session. Call it before every other SDK function, on all ranks.
 
+        >>> pf.init(total_train_steps=100)
+
         Args:
             total_train_steps: steps of the whole training, counted from 0, for progress and time left.
             local_log_name: file for metrics outside a job; default ``periflow_trainer_<unix seconds>[_<rank>].log``.
@@ -142,7 +183,7 @@ class Session:
             PeriFlowError: not a positive whole number, or not above the step this job resumes from. A job that was
                 restarted after its last step gets through: its script has only its end left to do.
         """
-        resumed_step = int(os.environ.get("PROCESSED_ITERS") or 0)
+        resumed_step = self.resumed_step()
         _check_total(total_train_steps, resumed_step)
         self._close()
         self._announced = [NO_STEP]
@@ -164,10 +205,18 @@ class Session:
         self._sender.start()
         self._append_metric = self._metrics.append
 
+    def resumed_step(self) -> int:
+        """The step that this job resumes from; 0 at its first start and outside a job. Also before ``init``.
+
+        >>> first_step = pf.resumed_step() + 1
+        >>> first_step
+        1
+        """
+        return int(os.environ.get("PROCESSED_ITERS") or 0)
+
     def latest_checkpoint_dir(self) -> Path | None:
         """The directory that holds the checkpoint to resume from; None at a job's first start and outside a job."""
-        is_resumed = int(os.environ.get("PROCESSED_ITERS") or 0) > 0
-        return Path(os.environ["CKPT_DIR"]) if is_resumed and "CKPT_DIR" in os.environ else None
+        return Path(os.environ["CKPT_DIR"]) if self.resumed_step() > 0 and "CKPT_DIR" in os.environ else None
 
     def is_initialized(self) -> bool:
         """Whether ``init`` was called in this process, so that the other functions may be."""
@@ -178,6 +227,15 @@ class Session:
 
         Collective: call on all ranks. Returns when the files may be changed again; the upload goes on beside
         the training and is finished before the job ends. While two are on their way, a third waits.
+
+        >>> import os
+        >>> from pathlib import Path
+        >>> directory = Path(os.environ.get("CKPT_DIR", "checkpoints"))
+        >>> directory.mkdir(exist_ok=True)
+        >>> pf.init(total_train_steps=1)
+        >>> with pf.train_step():
+        ...     num_bytes = (directory / "model.pt").write_bytes(b"weights")
+        >>> pf.upload_checkpoint()
 
         Args:
             replace_waiting: take the place of the one that waits for its upload, rather than wait.
@@ -317,5 +375,6 @@ metric = _session.metric
 upload_checkpoint = _session.upload_checkpoint
 is_emergency_save = _session.is_emergency_save
 is_initialized = _session.is_initialized
+resumed_step = _session.resumed_step
 latest_checkpoint_dir = _session.latest_checkpoint_dir
 use_channel_factory = _session.use_channel_factory

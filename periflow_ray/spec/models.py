@@ -3,7 +3,7 @@
 Unknown keys are errors at every level, and a key with nothing behind it counts as absent. The descriptions are what
 editors show (see ``schema``) and what the error for a missing key says.
 
-Long because it is the template's schema, key for key.
+Long because the template is one document, and its sections read best in its order.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """The storage root: one URI under which everything of the product is kept, resolved here and nowhere else.
 
 Keys are relative paths with forward slashes, for example ``jobs/12/plan.json``.
+
+Long because all that can be done with a key is a method of the root.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Losses of every kind, and stops at every moment: no job ends with another state than undisturbed, and none waits.
 
-Long because it has each cause of loss on a whole job.
+Long because the losses are compared with one undisturbed run.
 """
 
 from __future__ import annotations

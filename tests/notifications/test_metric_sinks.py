@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from periflow_ray.runtime.monitor.meeting import JobRules
 
 from periflow_ray.credentials import create_credential
 from periflow_ray.jobs import JobRecord
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
+from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.monitor.sinks import open_sinks, plan_sinks, sink_environment
 from periflow_ray.store.root import StorageRoot
 

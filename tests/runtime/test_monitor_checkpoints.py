@@ -1,6 +1,6 @@
-"""What becomes of checkpoints in the monitor.
+"""How nodes and the monitor make a checkpoint.
 
-Long because it follows one checkpoint through all that may become of it.
+Long because these are the rules of one protocol, each played through by nodes.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from periflow_ray.runtime.monitor import membership
 from periflow_ray.runtime.monitor.changes import Changes
 from periflow_ray.runtime.monitor.contract import Rehearse
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
+from periflow_ray.spec import KeepBest
 from periflow_ray.store.checkpoints import LocalFile
-from periflow_ray.store.checkpoints.retention import KeepBest
 
 NUM_COMMITS = 25
 NUM_FILES = 512
@@ -41,7 +41,8 @@ def size_of(*roots: object) -> int:
 
 
 @pytest.mark.parametrize(
-    "retention", [Retention(), Retention(keep_last=2), Retention(keep_last=2, keep_best=KeepBest("loss", "min"))]
+    "retention",
+    [Retention(), Retention(keep_last=2), Retention(keep_last=2, keep_best=KeepBest(metric="loss", mode="min"))],
 )
 def test_settled_checkpoints_leave_memory(run_monitor, retention):
     async def scenario(monitor: ObservedMonitor) -> None:

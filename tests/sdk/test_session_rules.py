@@ -1,6 +1,6 @@
-"""What becomes of checkpoints in the monitor.
+"""The SDK's calls outside and inside a job.
 
-Long because it has each of the SDK's calling rules.
+Long because each rule of PeriFlow's calls has its example.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import pytest
 from support.checkpoint_samples import STEP_10, STEP_20, BreakingRoot, save
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError
+from periflow_ray.spec import KeepBest
 from periflow_ray.store.checkpoints import (
     CheckpointSummary,
     Manifest,
@@ -33,7 +34,7 @@ from periflow_ray.store.checkpoints import (
     sweep_partials,
     verify,
 )
-from periflow_ray.store.checkpoints.retention import KeepBest, choose_expired
+from periflow_ray.store.checkpoints.retention import choose_expired
 
 
 def test_a_second_checkpoint_of_a_step_gets_a_number(root):
@@ -247,8 +248,8 @@ def test_a_summary_has_no_files_and_needs_none(root, tmp_path):
     summaries = read_summaries(root, 1, names)
     assert summaries == [first.summary(), second.summary()]
     assert summaries == [CheckpointSummary(STEP_10, 10, {"loss": 0.5}), CheckpointSummary(STEP_20, 20, {"loss": 0.25})]
-    assert choose_expired(summaries, keep_best=KeepBest("loss", "max")) == []
-    assert choose_expired(summaries, keep_best=KeepBest("loss", "min")) == [first.summary()]
+    assert choose_expired(summaries, keep_best=KeepBest(metric="loss", mode="max")) == []
+    assert choose_expired(summaries, keep_best=KeepBest(metric="loss", mode="min")) == [first.summary()]
 
 
 def test_a_removed_checkpoint_is_gone_with_its_files_and_others_stay(root, tmp_path):

@@ -1,6 +1,6 @@
-"""What becomes of checkpoints in the monitor.
+"""Datasets in a storage root: uploaded, linked, listed, changed, deleted.
 
-Long because it has a case for each command on datasets.
+Long because each promise about datasets has its example, on the same small one.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def test_a_request_is_taken_once_with_all_it_says(root, request_: StopRequest | 
     key = post_request(root, 3, request_)
     document = json.loads(root.read_bytes(key))
     assert before_unix_s <= document.pop("time_unix_s") <= time.time()
-    assert document == stored
+    assert document == {"format": 1, **stored}
     assert take_requests(root, 3) == [request_]
     assert not root.exists(key)
     assert take_requests(root, 3) == []

@@ -4,7 +4,7 @@ import resource
 import threading
 
 import pytest
-from flaky_storage import flaky_storage
+from support.flaky_storage import flaky_storage
 
 from periflow_ray.errors import StorageError
 from periflow_ray.store import segments

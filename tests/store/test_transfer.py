@@ -1,6 +1,6 @@
-"""What becomes of checkpoints in the monitor.
+"""Files on their way to and from a storage root.
 
-Long because it has each failure of a transfer.
+Long because each promise about transfers has its example, on the same files.
 """
 
 from __future__ import annotations

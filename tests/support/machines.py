@@ -6,7 +6,7 @@
 
 Everything that a machine starts is below one keeper, so that a lost machine leaves nothing behind.
 
-Long because it starts, watches and ends whole clusters.
+Long because a machine and the cluster around it start and end together.
 """
 
 from __future__ import annotations

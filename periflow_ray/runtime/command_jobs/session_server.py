@@ -3,7 +3,7 @@
 Keeps each rank's step and hands on metrics; makes ``upload_checkpoint`` a meeting of the node's ranks, so that the
 snapshot is taken when none of them is writing.
 
-Long because the ranks' messages and their meeting at a save share one lock and one table of ranks.
+Long because the ranks' barrier and the announced step share the table of connected ranks.
 """
 
 from __future__ import annotations
