@@ -59,10 +59,11 @@ def main() -> None:
     with StateKeeper(root, options.job_id) as state:
         notifier = make_notifier(plan, options.job_id, state.note)
         succeeded = _run(plan, root, options.job_id, state, cloud_variables, notifier)
-    if notifier is not None:
-        kind: MessageKind = "success" if succeeded else "stopped" if state.status == "stopped" else "failed"
-        notifier.notify(kind, state.message or "", attempt=state.attempt)
-        notifier.close()
+        # Before the final state is waited for: a storage that is away must not hold up the last message.
+        if notifier is not None:
+            kind: MessageKind = "success" if succeeded else "stopped" if state.status == "stopped" else "failed"
+            notifier.notify(kind, state.message or "", attempt=state.attempt)
+            notifier.close()
     sys.exit(0 if succeeded else 1)
 
 

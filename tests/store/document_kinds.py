@@ -205,9 +205,9 @@ KINDS = {
     "request": Kind(
         "jobs/1/requests",
         lambda root: post_request(root, 1, StopRequest(60.0)),
-        lambda root: take_requests(root, 1),
+        lambda root: ["unknown" if isinstance(asked, UnknownRequest) else asked for asked in take_requests(root, 1)],
         damaged=[],
-        too_new=[],
+        too_new=["unknown"],
     ),
     "embedded cluster": Kind(
         "cluster.json",
