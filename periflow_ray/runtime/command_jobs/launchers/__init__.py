@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from periflow_ray.runtime.command_jobs.launchers.device import DeviceLauncher
 from periflow_ray.runtime.command_jobs.launchers.launcher import Launcher, Run
 from periflow_ray.runtime.command_jobs.launchers.node import NodeLauncher
-from periflow_ray.spec.models import LaunchMode
 
 __all__ = ["LAUNCHERS", "Launcher", "Run"]
 
-LAUNCHERS: Mapping[LaunchMode, Launcher] = {
+LAUNCHERS: Mapping[str, Launcher] = {
     "node": NodeLauncher(),
     "device": DeviceLauncher(),
 }
