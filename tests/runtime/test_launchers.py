@@ -52,7 +52,7 @@ def test_launch_mode_device_runs_once_per_device_and_each_run_is_a_rank():
 
 
 @pytest.mark.parametrize("launch_mode", LAUNCHERS)
-def test_lines_without_a_report_are_kept_but_for_empty_ones_and_torchs_own_log(launch_mode: LaunchMode):
+def test_lines_without_a_report_are_kept_but_for_empty_ones_and_torchs_own_log(launch_mode: str):
     error = raised("ValueError: the loss is not finite").split("\n")
     logged = "W1126 10:00:00.000000 4242 site-packages/torch/distributed/run.py:803] Setting OMP_NUM_THREADS"
     assert LAUNCHERS[launch_mode].read_failure([logged, "epoch 1", "", *error]) == FailureReport(("epoch 1", *error))
