@@ -24,7 +24,7 @@ from periflow_ray.jobs import (
 )
 from periflow_ray.jobs.attempts import AttemptRecord, SaveRecord, read_attempts, write_attempt
 from periflow_ray.jobs.experiments import create_experiment, read_experiment
-from periflow_ray.jobs.requests import StopRequest, post_request, take_requests
+from periflow_ray.jobs.requests import StopRequest, UnknownRequest, post_request, take_requests
 from periflow_ray.jobs.resumes import claim_resume, read_resumed_attempts
 from periflow_ray.plan import JobPlan, build_plan, find_vm
 from periflow_ray.spec import JobSpec
