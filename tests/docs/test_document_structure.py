@@ -58,7 +58,9 @@ def test_every_page_is_reached_from_the_front_page() -> None:
 
 @pytest.mark.parametrize("document", PRESENT_DOCUMENTS.values(), ids=PRESENT_DOCUMENTS)
 def test_files_and_folders_in_the_text_exist(document: Document) -> None:
-    mentioned = re.findall(r"(?<![\w./])((?:scripts|examples|periflow_ray|tests|docs)/[\w./<>-]*\w)", document.text)
+    # The table of promises names tests, as folder/file; its own test looks for them.
+    text = "\n".join(line for line in document.text.splitlines() if "examples_resume_exactly" not in line)
+    mentioned = re.findall(r"(?<![\w./])((?:scripts|examples|periflow_ray|tests|docs)/[\w./<>-]*\w)", text)
 
     # A name with angle brackets stands for many; the recipes' test looks for their folders.
     assert [path for path in mentioned if "<" not in path and not (ROOT_DIR / path).exists()] == []

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from support.command_chain_job import HashChainJob, WriteJob
 from support.hash_chain import HashChain
-from support.workbench import Workbench, find_agent, find_driver, wait_until
+from support.workbench import Workbench, find_agent, find_driver, processes_with, wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.events import read_events
@@ -150,6 +150,49 @@ def test_a_rank_that_dies_while_the_storage_root_is_full_starts_again_and_everyt
     assert (first.cause, second.cause) == ("failure", None)
     assert second.resumed_step == first.resumable_step >= 25
     assert re.search(r"checkpoint at step \d+ was not saved: .*No space left on device", events_of(job))
+    assert job.read_states(tmp_path / "final") == job.expected_states
+
+
+def find_actor(job: HashChainJob, name: str) -> int | None:
+    """A process of the job's own that Ray names after its class: the monitor, or Ray Train's controller."""
+    driver = find_driver(job.workbench.root.uri, job.job_id)
+    for pid in processes_with(str(job.workbench.ray_dir)) if driver is not None else []:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(f"ray::{name}".encode()):
+                return pid
+    return None
+
+
+@pytest.mark.parametrize("name", ["Monitor", "TrainController"])
+def test_a_job_whose_own_process_dies_goes_on_from_its_checkpoint(
+    start_job: StartJob, tmp_path: Path, name: str
+) -> None:
+    job = start_job(extra="max_failures: 0")
+    victim = find_actor(job, name)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: len(job.attempts()) == 2, "the second attempt begins")
+    job.hurry()
+    first, second = job.finish()
+    # Neither the script nor a machine is at fault: it costs none of the job's failures.
+    assert (first.cause, second.cause) == ("driver", None)
+    assert second.resumed_step >= 25
+    assert "of the job died; it is started again" in events_of(job)
+    assert job.read_states(tmp_path / "final") == job.expected_states
+
+
+def test_a_job_that_was_resumed_and_whose_checkpoints_rotated_can_be_resumed_again(
+    start_job: StartJob, tmp_path: Path
+) -> None:
+    job = start_job(extra="  keep_last: 1\nmax_failures: 0")
+    for _ in range(2):
+        step = job.checkpoint_step()
+        job.workbench.run("job", "stop", job.job_id)
+        wait_for_status(job, "stopped")
+        job.resume()
+        job.wait_for_checkpoint(step + 50)
+    job.hurry()
+    assert job.finish()[-1].cause is None
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 
