@@ -228,6 +228,19 @@ class TrainingShell:
         is_over.set()
 
 
+class FunctionLikeShell(TrainingShell):
+    """Of the kind whose ranks meet those of other members, and that ends with its process."""
+
+    restarts_in_place = False
+    meets_others = True
+
+    def end(self, order: EndAttempt) -> None:
+        raise AssertionError("a function cannot be ended from outside")
+
+    def leave_group(self, reason: str) -> None:
+        super().end(EndAttempt())
+
+
 class TrainingNode:
     """A node with one rank that makes steps and saves.
 

@@ -28,6 +28,7 @@ from simulated_nodes import (
     wait_for,
 )
 from simulated_ranks import (
+    FunctionLikeShell,
     Lockstep,
     Pace,
     Rank,
@@ -106,13 +107,6 @@ class FailingMonitor(WrappedMonitor):
         if name == "next_orders":
             self.num_orders += len(answer)  # type: ignore[arg-type]
         return answer
-
-
-class FunctionLikeShell(TrainingShell):
-    """Of the kind whose ranks meet those of other members, and that ends with its process."""
-
-    restarts_in_place = False
-    meets_others = True
 
 
 class Job:
