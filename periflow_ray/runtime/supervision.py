@@ -11,6 +11,7 @@ from types import TracebackType
 import ray
 import ray.train
 
+from periflow_ray.errors import StorageError
 from periflow_ray.jobs.attempts import AttemptRecord
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.client import MonitorLostError, RayMonitor, start_monitor
@@ -21,6 +22,7 @@ from periflow_ray.store.root import StorageRoot
 
 WAIT_NOTE_S = 10.0
 FINISH_TIMEOUT_S = 30.0
+RETRY_INTERVAL_S = 1.0
 
 
 class Supervision:
@@ -105,7 +107,7 @@ class Supervision:
                 self._waiting.clear()
                 number = news.number
                 self._state.enter("preparing", f"attempt {number} starts on {news.num_members} worker(s)", number)
-                self._on_attempt(news)
+                self._tell_attempt(news)
                 self.monitor.wait_for_start(number)
                 self._state.enter("running", f"attempt {number} runs", number)
                 if self._notifier is not None and number > 1:
@@ -116,8 +118,15 @@ class Supervision:
                 if not self._is_finishing:
                     self._on_lost()
                 return
-            except Exception:  # The job goes on; the next attempt is told again.
+            except Exception:  # The job goes on, and so does this.
                 traceback.print_exc()
+                self._closed.wait(RETRY_INTERVAL_S)
+
+    def _tell_attempt(self, news: AttemptNews) -> None:
+        try:
+            self._on_attempt(news)
+        except (OSError, StorageError) as err:  # The next attempt is told again.
+            print(f"attempt {news.number} is not recorded: {err}", file=sys.stderr)
 
     def _tell_waits(self) -> None:
         """Say what the job waits for, while it does."""
