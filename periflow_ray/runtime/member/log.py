@@ -68,10 +68,11 @@ class MemberLog:
                 self._writer.write(text, time_unix_ms)
             try:
                 self._writer.flush()
+            # Not to ``sys.stderr``, which a function job's worker copies into this very log.
             except (OSError, StorageError) as err:  # The lines stay buffered; the next flush tries again.
-                print(f"log lines of {self._name} are delayed: {err}", file=sys.stderr)
+                print(f"log lines of {self._name} are delayed: {err}", file=sys.__stderr__)
             except Exception:
-                traceback.print_exc()
+                traceback.print_exc(file=sys.__stderr__)
 
     def _flush_until_closed(self) -> None:
         while not self._closing.wait(self._interval_s):
