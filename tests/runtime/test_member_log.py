@@ -81,7 +81,7 @@ def test_a_flush_that_fails_ends_nothing_and_loses_nothing(root, log, wait_until
 
 
 @pytest.mark.parametrize("error", [StorageError("503 SlowDown"), RuntimeError("a bug")])
-def test_a_storage_that_is_gone_at_the_end_is_told_and_not_raised(root, capsys, error):
+def test_a_storage_that_is_gone_at_the_end_is_told_and_not_raised(root, capfd, error):
     def fail(number: int) -> None:
         raise error
 
@@ -89,7 +89,7 @@ def test_a_storage_that_is_gone_at_the_end_is_told_and_not_raised(root, capsys, 
     with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
         log.write("lost")
     log.flush()
-    assert str(error) in capsys.readouterr().err
+    assert str(error) in capfd.readouterr().err
 
 
 def test_secrets_are_masked_before_anything_is_stored(root):

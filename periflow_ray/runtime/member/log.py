@@ -36,7 +36,7 @@ class MemberLog:
         self._lock = threading.Lock()
         # Held during storage I/O, by flushes alone.
         self._flushing = threading.Lock()
-        self._faults = Faults(f"the log of {name}")
+        self._faults = Faults(f"the log of {name}", write_trace=lambda text: print(text, file=sys.__stderr__))
         self._loop = BackgroundLoop("log-flush", self.flush, self._interval_s, faults=self._faults)
 
     def __enter__(self) -> MemberLog:
@@ -66,7 +66,8 @@ class MemberLog:
                 self._writer.write(text, time_unix_ms)
             try:
                 self._writer.flush()
+            # Not to ``sys.stderr``, which a function job's worker copies into this very log.
             except (OSError, StorageError) as err:  # The lines stay buffered; the next flush tries again.
-                print(f"log lines of {self._name} are delayed: {err}", file=sys.stderr)
+                print(f"log lines of {self._name} are delayed: {err}", file=sys.__stderr__)
             except Exception as err:
                 self._faults.take(err)
