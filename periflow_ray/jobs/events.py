@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,9 @@ from periflow_ray.store.documents import describe_key, dump_document, parse_docu
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.segments import SegmentWriter, read_lines
+
+# As earlier versions stored them. A notice is now a cloud's word that a machine goes, and nothing else.
+_FORMER_KINDS = {"notice": "note"}
 
 
 @dataclass(frozen=True)
@@ -71,4 +75,5 @@ def parse_events(lines: Iterable[bytes], where: str) -> Iterator[Event]:
     """
     for line in lines:
         with contextlib.suppress(DamagedDocumentError):
-            yield parse_document(Event, line, where)
+            event = parse_document(Event, line, where)
+            yield dataclasses.replace(event, kind=_FORMER_KINDS.get(event.kind, event.kind))

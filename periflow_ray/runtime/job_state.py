@@ -83,7 +83,7 @@ class StateKeeper:
 
     def note(self, text: str) -> None:
         """A sentence for the user that changes nothing."""
-        self._tell("notice", text, self._state.attempt)
+        self._tell("note", text, self._state.attempt)
 
     def enter(self, status: JobStatus, text: str | None, attempt: int | None = None) -> None:
         """Change the status; ``text`` is the event's sentence, and an ended job's message."""

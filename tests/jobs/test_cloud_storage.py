@@ -145,7 +145,7 @@ for step in range(start + 1, 7):
 
     assert outcome.exit_code == 0, outcome
     assert "\nstarts with as of step 2\n" in outcome.stdout
-    notices = [event.text for event in read_events(workbench.root, job_id) if event.kind == "notice"]
+    notices = [event.text for event in read_events(workbench.root, job_id) if event.kind == "note"]
     [reason] = [notice for notice in notices if "is not used" in notice]
     assert reason.startswith("checkpoint step-00000004 is not used: ")
     assert "'files/state.txt' has checksum" in reason

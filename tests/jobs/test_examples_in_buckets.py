@@ -83,7 +83,7 @@ def test_the_cifar_example_goes_on_from_a_bucket_after_its_ranks_were_killed(
 
     job_id = _run_and_kill_once(cloud, "cifar", text, tmp_path)
 
-    notices = [event.text for event in read_events(cloud.root, job_id) if event.kind == "notice"]
+    notices = [event.text for event in read_events(cloud.root, job_id) if event.kind == "note"]
     assert [notice.split(",")[0] for notice in notices if notice.startswith("fetches")] == [
         f"fetches dataset '{name}': 3 files"
     ]

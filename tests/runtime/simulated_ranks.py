@@ -321,7 +321,7 @@ def run_member(
             group=worker_group,
             shell=shell,
             log=log,
-            note=lambda text: notes.write("notice", text),
+            note=lambda text: notes.write("note", text),
         ).run()
 
 

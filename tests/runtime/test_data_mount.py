@@ -42,7 +42,7 @@ def test_a_fetched_dataset_appears_at_the_mount_path_of_every_node(bucket_root, 
     upload_dataset(bucket_root, "cifar", source, contents_only=True)
     notices = []
     mounts = [
-        mount_dataset(bucket_root, DATA, tmp_path / f"node-{rank}" / "workspace" / "data", on_notice=notices.append)
+        mount_dataset(bucket_root, DATA, tmp_path / f"node-{rank}" / "workspace" / "data", on_note=notices.append)
         for rank in range(2)
     ]
     assert notices == ["fetches dataset 'cifar': 1 files, 6 bytes"]

@@ -318,7 +318,7 @@ def test_a_checkpoint_that_one_node_finds_damaged_is_used_by_none(run_monitor, n
         assert [start.checkpoint.step for start in await join_all(pair, "group-3")] == [10, 10]
 
     run_monitor(scenario)
-    assert ("notice", "checkpoint step-00000020 is not used: 'model.pt' differs") in event_texts(root)
+    assert ("note", "checkpoint step-00000020 is not used: 'model.pt' differs") in event_texts(root)
 
 
 def test_a_member_that_fails_while_restoring_does_not_keep_the_others_waiting(run_monitor, nodes):

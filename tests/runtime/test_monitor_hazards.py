@@ -178,7 +178,7 @@ def test_a_drill_kills_the_rank_or_the_node_that_it_names(run_monitor, nodes, ro
         assert await monitor.next_orders(1, 0) == [Rehearse(KillRankDrill(3)), Rehearse(KillNodeDrill(1))]
 
     run_monitor(scenario)
-    assert event_texts(root) == [("notice", "drill: kills rank 3"), ("notice", "drill: kills node 1")]
+    assert event_texts(root) == [("note", "drill: kills rank 3"), ("note", "drill: kills node 1")]
 
 
 def test_a_drill_of_an_attempt_that_is_over_kills_nobody(run_monitor, nodes, root):

@@ -215,7 +215,7 @@ def test_metrics_and_events_survive_a_storage_that_fails_for_a_while(run_monitor
 
     run_monitor(scenario)
     assert read_metrics(root, 1, rank=None) == [Metric(1, 0, 0, 1.0, {"loss": 0.5})]
-    assert event_texts(root) == [("notice", "drill: kills rank 0"), ("notice", "drill: kills node 1")]
+    assert event_texts(root) == [("note", "drill: kills rank 0"), ("note", "drill: kills node 1")]
 
 
 def test_the_speed_is_that_of_rank_0(run_monitor, nodes, root, monkeypatch):

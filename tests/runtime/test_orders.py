@@ -94,7 +94,7 @@ def test_an_order_that_is_not_known_is_told_and_not_taken_for_another(run_monito
 
     run_monitor(scenario, num_members=1)
     text = f"an order that this version does not know was not carried out: {Dance()}"
-    assert event_texts(root) == [("notice", text)]
+    assert event_texts(root) == [("note", text)]
 
 
 def test_what_comes_after_an_order_that_is_not_known_is_carried_out(run_monitor, root, tmp_path, wait_until):
@@ -130,12 +130,12 @@ def test_a_request_that_is_not_known_is_told_and_neither_stops_nor_kills(root: S
     documents = ['{"kind": "dance"}', '{"kind": "drill", "what": "kill_cluster"}', '{"kind": "stop"}']
     for number, document in enumerate(documents):
         root.write_bytes(job_key(1, "requests", f"000000000000{number}-x.json"), document.encode())
-    state = StateKeeper(root, 1)
-    stop = GracefulStop(state, is_interactive=False)
-    setup = JobSetup(1, 1, {}, JobRules(1, 0, Retention()))
-    driver = _Driver(root, 1, state, setup, _make_no_trainer, stop)
-    for request in take_requests(root, 1):
-        driver._carry_out(request)
+    with StateKeeper(root, 1) as state:
+        stop = GracefulStop(state, is_interactive=False)
+        setup = JobSetup(1, 1, {}, JobRules(1, 0, Retention()))
+        driver = _Driver(root, 1, state, setup, _make_no_trainer, stop)
+        for request in take_requests(root, 1):
+            driver._carry_out(request)
     assert not stop.is_asked
     refused = "a request was refused: this job's version of periflow-ray does not know"
     assert [text for _, text in event_texts(root)] == [

@@ -95,7 +95,7 @@ def test_files_that_are_elsewhere_are_fetched_once(memory_root, source, cache):
     link_dataset(memory_root, "linked", "memory://images/pets")
     for name in ("uploaded", "linked"):
         fetched, notices = [], []
-        opened = open_dataset(memory_root, name, cache=cache, on_bytes=fetched.append, on_notice=notices.append)
+        opened = open_dataset(memory_root, name, cache=cache, on_bytes=fetched.append, on_note=notices.append)
         assert contents_of(opened.path) == CONTENTS
         assert not opened.is_in_place
         assert (sum(fetched), notices) == (38, [f"fetches dataset '{name}': 2 files, 38 bytes"])

@@ -13,17 +13,22 @@ def test_events_read_back_in_time_order_from_all_writers(root):
     before_unix_s = time.time()
     driver, node = EventWriter(root, 1, "driver"), EventWriter(root, 1, "node-0")
     driver.write("allocating", "asks for 2 x (1 CPU)")
-    node.write("notice", "mount paths are rewritten", attempt=1)
+    node.write("note", "mount paths are rewritten", attempt=1)
     driver.write("failed", "node 0, rank 1: it ended with exit code 3.", attempt=1)
     events = read_events(root, 1)
     times = [event.time_unix_s for event in events]
     assert events == [
         Event(times[0], "allocating", "asks for 2 x (1 CPU)", 0),
-        Event(times[1], "notice", "mount paths are rewritten", 1),
+        Event(times[1], "note", "mount paths are rewritten", 1),
         Event(times[2], "failed", "node 0, rank 1: it ended with exit code 3.", 1),
     ]
     assert before_unix_s <= times[0] <= times[1] <= times[2] <= time.time()
     assert read_events(root, 2) == []
+
+
+def test_a_note_that_an_earlier_version_stored_under_another_kind_is_a_note(root):
+    EventWriter(root, 1, "driver").write("notice", "mount paths are rewritten")
+    assert [event.kind for event in read_events(root, 1)] == ["note"]
 
 
 def test_log_lines_of_all_nodes_are_merged_in_time_order(root):
@@ -49,6 +54,15 @@ def test_log_lines_keep_their_text_as_it_was(root):
     writer.write("half a pair \ud83d", time_unix_ms=100)
     writer.flush()
     assert [line.text for line in read_logs(root, 1)] == [*lines, "two", "lines", "half a pair ?"]
+
+
+def test_ranks_of_a_function_job_write_streams_of_their_own_and_are_read_as_their_node(root):
+    for node_rank, rank in ((0, 0), (0, 1), (1, 2)):
+        writer = LogWriter(root, 1, node_rank, rank)
+        writer.write(f"rank {rank}", time_unix_ms=rank)
+        writer.flush()
+    assert root.list_names("jobs/1/logs") == ["node-0-rank-0", "node-0-rank-1", "node-1-rank-2"]
+    assert read_logs(root, 1) == [LogLine(0, 0, "rank 0"), LogLine(1, 0, "rank 1"), LogLine(2, 1, "rank 2")]
 
 
 def test_a_follower_gets_lines_and_events_once_also_of_nodes_that_join_later(root):

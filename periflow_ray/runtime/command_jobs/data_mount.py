@@ -40,7 +40,7 @@ def mount_dataset(
     data: DataSpec,
     target: Path,
     *,
-    on_notice: Callable[[str], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> DatasetMount:
     """Make the job's dataset appear at a path; what an earlier attempt linked there is replaced.
 
@@ -50,12 +50,12 @@ def mount_dataset(
     Args:
         root: the job's storage root.
         target: where ``data.mount_path`` is on this machine.
-        on_notice: called with a line when the dataset is fetched or waited for.
+        on_note: called with a line when the dataset is fetched or waited for.
     Raises:
         NotFoundError: there is no such dataset.
         StorageError: it cannot be fetched, or something else is at the target.
     """
-    dataset = open_dataset(root, data.name, on_notice=on_notice)
+    dataset = open_dataset(root, data.name, on_note=on_note)
     try:
         _link(dataset.path, target)
     except BaseException:

@@ -63,7 +63,7 @@ def run_node(task: NodeTask) -> None:
         lifeline.keep_pace(start.report_interval_s)
 
     def note(text: str) -> None:
-        events.write("notice", text, attempt)
+        events.write("note", text, attempt)
 
     writer = LogWriter(task.root, task.job_id, node_rank)
     with contextlib.ExitStack() as stack:

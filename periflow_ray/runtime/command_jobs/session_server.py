@@ -62,7 +62,7 @@ class SessionServer:
         socket_path: where to listen.
         save_snapshot: called when all ranks of the node wait, with the step and whether it may take the place of a
             checkpoint whose upload has not begun; an exception's text goes to the ranks.
-        on_notice: called with sentences the user should read.
+        on_note: called with sentences the user should read.
         on_late: called with the announced step when a rank is already beyond it, or the ranks saved at different ones.
     """
 
@@ -70,11 +70,11 @@ class SessionServer:
         self,
         socket_path: Path,
         save_snapshot: Callable[[int, bool], None],
-        on_notice: Callable[[str], None],
+        on_note: Callable[[str], None],
         on_late: Callable[[int], None] = lambda step: None,
     ) -> None:
         self._save_snapshot = save_snapshot
-        self._on_notice = on_notice
+        self._on_note = on_note
         self._on_late = on_late
         self._lock = threading.Lock()
         self._ranks: dict[int, RankState] = {}
@@ -177,7 +177,7 @@ class SessionServer:
                 self._handle(key, connection, message)
         except (ValueError, KeyError, TypeError) as err:
             # Only the SDK speaks here; anything else is a stray program that found the socket.
-            self._on_notice(f"a process sent something that is not a session message ({err}); it was cut off")
+            self._on_note(f"a process sent something that is not a session message ({err}); it was cut off")
         finally:
             with self._lock:
                 self._ranks.pop(key, None)
@@ -210,7 +210,7 @@ class SessionServer:
     def _greet(self, key: int, connection: socket.socket, message: dict[str, Any]) -> None:
         refusal = wire.describe_other_version(message["rank"], message["version"])
         if refusal is not None:
-            self._on_notice(refusal)
+            self._on_note(refusal)
             _hang_up(connection)
             return
         rank = RankState(
@@ -257,7 +257,7 @@ class SessionServer:
                     rank.waiting_step = None
                 notice = self._describe_missing_calls(passed_by, step)
         if notice is not None:
-            self._on_notice(notice)
+            self._on_note(notice)
         if any(rank.waiting_step is not None for rank in waiting):
             return
         error: str | None = None

@@ -131,7 +131,7 @@ class CommandShell:
     def _fill_mount(self, kind: str, target: Path) -> None:
         data, checkpoint_input = self._plan.data, self._plan.checkpoint_input
         if kind == "data" and data is not None:
-            self._dataset = mount_dataset(self._root, data, target, on_notice=self._note)
+            self._dataset = mount_dataset(self._root, data, target, on_note=self._note)
             return
         target.mkdir(parents=True, exist_ok=True)
         if kind == "checkpoint_input" and checkpoint_input is not None:

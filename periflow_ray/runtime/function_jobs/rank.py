@@ -70,7 +70,7 @@ def run_function(task: FunctionTask) -> Any:
             group=worker_group(),
             shell=shell,
             log=log,
-            note=lambda text: events.write("notice", text),
+            note=lambda text: events.write("note", text),
             on_join=lambda start: lifeline.keep_pace(start.report_interval_s),
         ).run()
     if outcome.following is None:

@@ -44,7 +44,7 @@ class JobContext:
 
     def note(self, text: str) -> None:
         """A sentence for the user that changes nothing."""
-        self.write_event("notice", text)
+        self.write_event("note", text)
 
     def begin(self, attempt: Attempt) -> None:
         """Put an attempt in the place of the one before; whoever waits for orders of that one is sent away."""

@@ -100,7 +100,7 @@ class KeptCheckpoints:
 
     def _warn(self, text: str) -> None:
         if not self._has_warned:
-            self._write_event("notice", text)
+            self._write_event("note", text)
         self._has_warned = True
 
     def _summarize(self, manifest: Manifest) -> CheckpointSummary:

@@ -45,7 +45,7 @@ def open_dataset(
     name: str,
     *,
     cache: DatasetCache | None = None,
-    on_notice: Callable[[str], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> LocalDataset:
     """Make a dataset's files available on this machine.
@@ -57,13 +57,13 @@ def open_dataset(
     Args:
         name: a dataset's, or ``huggingface:<dataset>``.
         cache: default is the one that the environment names.
-        on_notice: called with a line about what takes time.
+        on_note: called with a line about what takes time.
         on_bytes: called with the number of bytes whenever some were fetched, from any thread.
     Raises:
         NotFoundError: there is no such dataset, or its files are not where it says.
         StorageError: it cannot be fetched.
     """
-    notice = on_notice or (lambda text: None)
+    notice = on_note or (lambda text: None)
     count = on_bytes or (lambda num_bytes: None)
 
     def tell_waiting() -> None:
