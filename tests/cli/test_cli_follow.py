@@ -21,7 +21,7 @@ from periflow_ray.cli.log_view import LogView
 from periflow_ray.errors import JobFailedError, NotFoundError
 from periflow_ray.jobs import JobProgress, JobState, write_progress, write_record, write_state
 from periflow_ray.jobs.logs import LogWriter
-from periflow_ray.jobs.requests import Request
+from periflow_ray.jobs.requests import Request, StopRequest
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
@@ -201,7 +201,7 @@ def test_ctrl_c_on_a_terminal_asks_and_can_stop_the_job_with_a_save(running_root
         terminal.wait_for("Stopping job (1) with a save. Without: periflow-ray job stop 1 --now")
         terminal.wait_for("[node 0] saved")
         assert terminal.process.wait(DEADLINE_S) == 1
-    assert [(request.kind, request.fields) for request in driver.requests] == [("stop", {"timeout_s": 60.0})]
+    assert driver.requests == [StopRequest(60.0)]
 
 
 class Terminal:
