@@ -18,6 +18,7 @@ from periflow_ray.runtime.monitor.client import MonitorLostError, MonitorUnreach
 PING_INTERVAL_S = 2.0
 # Ray gives a machine up after a minute of silence by default: by then nothing of the job runs on it any more.
 LOST_AFTER_S = 20.0
+MAX_LOST_AFTER_S = 55.0
 _LOOK_INTERVAL_S = 0.5
 
 
@@ -31,10 +32,12 @@ class Lifeline:
         self._monitor = monitor
         self._has_ended = False
         self._ping_interval_s = PING_INTERVAL_S
+        self._lost_after_s = LOST_AFTER_S
 
     def keep_pace(self, report_interval_s: float) -> None:
         """Ask only where not even the reports of this member are answered: many members would be many questions."""
-        self._ping_interval_s = max(PING_INTERVAL_S, 1.5 * report_interval_s)
+        self._ping_interval_s = max(PING_INTERVAL_S, 1.2 * report_interval_s)
+        self._lost_after_s = min(MAX_LOST_AFTER_S, max(LOST_AFTER_S, 2.2 * report_interval_s))
 
     def start(self) -> None:
         """Begin to watch, in background threads that last as long as this process."""
@@ -58,12 +61,14 @@ class Lifeline:
 
     def _watch(self) -> None:
         silent_s, answered_s = 0.0, self._monitor.last_answer_s
-        while silent_s < LOST_AFTER_S and not self._has_ended:
+        while silent_s < self._lost_after_s and not self._has_ended:
             time.sleep(_LOOK_INTERVAL_S)
             # Counted in looks: while this process stands still, it is not the monitor that is silent.
             silent_s += _LOOK_INTERVAL_S
             if self._monitor.last_answer_s != answered_s:
                 silent_s, answered_s = 0.0, self._monitor.last_answer_s
         if not self._has_ended:
-            print(f"the job's monitor did not answer for {LOST_AFTER_S:.0f} s: this process ends", file=sys.stderr)
+            print(
+                f"the job's monitor did not answer for {self._lost_after_s:.0f} s: this process ends", file=sys.stderr
+            )
             os.kill(os.getpid(), SIGKILL)

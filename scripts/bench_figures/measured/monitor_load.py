@@ -23,6 +23,7 @@ from periflow_ray.jobs.requests import KillRankDrill
 from periflow_ray.runtime.monitor.client import start_monitor
 from periflow_ray.runtime.monitor.contract import AttemptStart, MemberFacts, Rehearse, Report
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
+from periflow_ray.runtime.monitor.membership import MAX_REPORTS_PER_S
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.ray_train.train_run import ensure_ray, set_train_environment
 from periflow_ray.store.root import StorageRoot
@@ -30,7 +31,7 @@ from periflow_ray.store.root import StorageRoot
 NUM_MEMBERS = 1000
 NUM_RANKS = 8
 NUM_LOADS = 4
-WARM_UP_S = 8.0
+WARM_UP_S = 26.0
 STEADY_S = 30.0
 NUM_ORDERS = 5
 
@@ -43,7 +44,9 @@ class EmptyMonitor:
         self._changed = asyncio.Condition()
 
     async def join(self, key: Any, facts: MemberFacts) -> AttemptStart:
-        return AttemptStart(1, NUM_MEMBERS, report_interval_s=0.5 if facts.member == 0 else NUM_MEMBERS / 150)
+        return AttemptStart(
+            1, NUM_MEMBERS, report_interval_s=0.5 if facts.member == 0 else NUM_MEMBERS / MAX_REPORTS_PER_S
+        )
 
     async def report(self, report: Report) -> None:
         return
