@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -43,13 +44,19 @@ RULES = JobRules(devices_per_member=1, max_failures=-1, retention=Retention())
 ANSWER_TIMEOUT_S = 60.0
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """Ray on loopback."""
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ray on loopback where a chosen test needs it; before the first test, because it outlasts all of them."""
+    if not any(item.path == request.path and item.get_closest_marker("ray") for item in request.session.items):
+        yield
+        return
+    before = dict(os.environ)
     set_train_environment()
     ensure_ray()
     yield
     ray.shutdown()
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
 
 
 @pytest.fixture(params=["in_process", pytest.param("ray", marks=pytest.mark.ray)])
@@ -57,7 +64,6 @@ def ending(request: pytest.FixtureRequest, root: StorageRoot) -> Iterator[tuple[
     """The monitor of job 1, which has two members, and what ends it."""
     with contextlib.ExitStack() as stack:
         if request.param == "ray":
-            request.getfixturevalue("ray_cluster")
             actor = start_monitor(root, 1, RULES, num_members=2)
             stack.callback(actor.end)
             yield actor, actor.end

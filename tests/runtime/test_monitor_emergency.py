@@ -170,7 +170,7 @@ def test_a_notice_before_the_first_step_moves_the_job_at_once(run_monitor, root,
         training = asyncio.create_task(train_all(trained))
         await monitor.wait_for_attempt(1)
         await notice(monitor)
-        prepared.set()
+        # The scripts have not even begun.
         await training
         assert await monitor.decide(1) == "new_group"
 

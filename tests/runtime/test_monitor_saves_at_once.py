@@ -37,6 +37,22 @@ def test_now_is_nothing_unless_it_is_the_same_step_everywhere(run_monitor, nodes
     assert [manifest.num_nodes for manifest in list_committed(root, 1)] == [2]
 
 
+def test_a_node_that_has_not_reported_yet_may_be_behind_all_others(run_monitor, nodes, root):
+    async def scenario(monitor: ObservedMonitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        await pair[0].record(20)
+        orders, leaving = Orders(monitor), notice(monitor)
+        assert await orders.next_save(pair[:1], 20) == SAVE_NOW
+        # Node 0 is beyond that step, but it was asked to save as well: the files of one node are no checkpoint.
+        late = "node 0 was beyond step 16 when it should have saved"
+        assert [await pair[1].save((16, 1)), await pair[0].save((20, 1))] == [late, late]
+        leaving.cancel()
+
+    run_monitor(scenario)
+    assert list_committed(root, 1) == []
+
+
 def test_ranks_that_are_never_at_the_same_step_are_not_asked_for_ever(run_monitor, nodes, root, monkeypatch):
     # More than the notice has: there is no step that all can still reach.
     monkeypatch.setattr(announced_save_module, "ANNOUNCE_S", 100.0)

@@ -1,4 +1,7 @@
-"""Every call to the monitor is made twice at its place, as after a broken connection: the job's course is the same."""
+"""Every call to the monitor is made twice at its place, as after a broken connection: the job's course is the same.
+
+Long because the courses of whole jobs need a job of their own, beside the single calls.
+"""
 
 from __future__ import annotations
 

@@ -109,8 +109,9 @@ class Attempt:
 
     @property
     def lowest_step(self) -> int:
-        """The lowest step of any rank, as far as is known."""
-        return min((known.lowest_step for known in self.progress.values() if known.steps), default=self.resumed_step)
+        """No rank is before this step; a member that has not reported yet may be where the attempt began."""
+        reported = [known.lowest_step for known in self.progress.values() if known.steps]
+        return self.resumed_step if len(reported) < self.num_members else min(reported)
 
     @property
     def num_devices(self) -> int:
