@@ -34,6 +34,7 @@ def run_monitor(root: StorageRoot, monkeypatch: pytest.MonkeyPatch) -> Callable[
     """Runs a scenario on the loop of job 1's monitor: ``run_monitor(scenario, num_members=2)``."""
     # The steps of simulated ranks take milliseconds.
     monkeypatch.setattr(membership_module, "REPORT_INTERVAL_S", 0.02)
+    monkeypatch.setattr(membership_module, "MAX_REPORTS_PER_S", 1e6)
 
     def run(
         scenario: Callable[[ObservedMonitor], Awaitable[None]],
