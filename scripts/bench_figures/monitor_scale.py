@@ -6,6 +6,7 @@ size of the manifests of the committed checkpoints.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import tempfile
@@ -27,7 +28,7 @@ from periflow_ray.store.transfer import Transfer
 LOAD_PROGRAM = MEASURED_DIR / "monitor_load.py"
 TIMEOUT_S = 300.0
 NUM_FILES = 512
-NUM_COMMITS = 40
+NUM_COMMITS = 200
 CPU_GOAL = Goal("<=", 0.10, "cores")
 ORDER_GOAL = Goal("<=", 1.0, "s")
 MEMORY_GOAL = Goal("<=", 10.0, "MiB")
@@ -70,9 +71,11 @@ def _measure_memory() -> Row:
                 for step in range(1, 11):
                     save(step)
                 tracemalloc.start()
+                gc.collect()
                 before, _ = tracemalloc.get_traced_memory()
                 for step in range(11, 11 + NUM_COMMITS):
                     save(step)
+                gc.collect()
                 after, _ = tracemalloc.get_traced_memory()
                 tracemalloc.stop()
         manifest_bytes = len(root.read_bytes(job_key(1, "checkpoints", "step-00000010", "manifest.json")))

@@ -15,7 +15,12 @@ from typing import TypeVar
 
 from bench_figures.programs import note
 from bench_figures.row import FigureError, Goal, Row
-from periflow_ray.store.checkpoints import Manifest, StoredFile, checkpoint_key, latest_committed, sweep
+from periflow_ray.runtime.monitor.actor import Monitor
+from periflow_ray.runtime.monitor.client import InProcessMonitor, MonitorClient
+from periflow_ray.runtime.monitor.contract import MemberFacts
+from periflow_ray.runtime.monitor.kept_checkpoints import Retention
+from periflow_ray.runtime.monitor.rules import JobRules
+from periflow_ray.store.checkpoints import Manifest, StoredFile, checkpoint_key
 from periflow_ray.store.checkpoints.manifest import MANIFEST, manifest_bytes
 from periflow_ray.store.root import StorageRoot
 
@@ -62,7 +67,7 @@ class DistantRoot(StorageRoot):
 
 
 def measure_restart_cost() -> list[Row]:
-    """Seconds that a new driver and a further attempt need of the storage root before their ranks may begin."""
+    """Seconds from the start of the monitor to the answer to ``join``, and to that of the next attempt's ``join``."""
     few_s = _restart(NUM_FEW)
     many_s = _restart(NUM_CHECKPOINTS)
     return [
@@ -74,23 +79,24 @@ def measure_restart_cost() -> list[Row]:
 def _restart(num_checkpoints: int) -> tuple[float, float]:
     root = DistantRoot(f"memory://periflow-bench-restart-{num_checkpoints}")
     newest = _fill(root.uri, num_checkpoints)
-    first_s, committed = _join(root, newest, known=())
-    again_s, _ = _join(root, newest, known=committed)
+    rules = JobRules(devices_per_member=1, max_failures=0, retention=Retention(keep_last=num_checkpoints))
+    began_s = time.monotonic()
+    with InProcessMonitor(lambda: Monitor(root, JOB_ID, rules)) as monitor:
+        first_s = _join(monitor, root, "group-1", newest, began_s)
+        again_s = _join(monitor, root, "group-2", newest, time.monotonic())
     return first_s, again_s
 
 
-def _join(root: DistantRoot, newest: str, known: tuple[str, ...]) -> tuple[float, tuple[str, ...]]:
-    """What the monitor asks the storage root when an attempt begins; seconds, and the names of what is committed."""
-    root.requests.clear()
-    began_s = time.monotonic()
-    swept = sweep(root, JOB_ID, "the attempt before ended", known=set(known))
-    latest = latest_committed(root, JOB_ID)
+def _join(monitor: MonitorClient, root: DistantRoot, group: str, newest: str, began_s: float) -> float:
+    start = monitor.join((group, 0), MemberFacts(0, 1, 0, "127.0.0.1", 1, "machine"))
     seconds = time.monotonic() - began_s
-    if latest is None or latest.checkpoint != newest or swept.committed[-1] != newest:
-        raise FigureError(f"the newest checkpoint is {newest}, but {latest and latest.checkpoint} was found")
+    found = start.checkpoint and start.checkpoint.checkpoint
+    if found != newest:
+        raise FigureError(f"the newest checkpoint is {newest}, but {found} was found")
     requests = ", ".join(f"{number} x {kind}" for kind, number in sorted(root.requests.items()))
-    note(f"restart_cost: {len(swept.committed)} checkpoints, {len(known)} of them known: {seconds:.2f} s, {requests}")
-    return seconds, tuple(swept.committed)
+    note(f"restart_cost: attempt {start.attempt}, newest {newest}: {seconds:.2f} s, {requests}")
+    root.requests.clear()
+    return seconds
 
 
 def _fill(uri: str, num_checkpoints: int) -> str:

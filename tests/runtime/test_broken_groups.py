@@ -61,7 +61,7 @@ def test_an_upload_that_only_the_dead_could_finish_is_not_waited_for(run_monitor
         await join_all(pair)
         saving = [await pair[0].begin_save((10, 1)), await pair[1].begin_save((10, 1), dead)]
         await wait_for(dead.is_held.is_set)
-        assert await asyncio.wait_for(monitor.may_replace_group(GroupLoss(1, {1: "died"})), timeout=10)
+        assert await asyncio.wait_for(monitor.may_replace_group(GroupLoss(1, {1: "died"})), timeout=18)
         assert not any(task.done() for task in saving)
 
     dead = HeldTransfer(root)
