@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workbench import Workbench
+from support.workbench import Workbench
 
 from periflow_ray.errors import StorageError
 from periflow_ray.jobs.sealed_secrets import KEY_VARIABLE, unseal
