@@ -182,7 +182,8 @@ def mortal_agent(tmp_path):
     script = (
         "import sys\nfrom pathlib import Path\n"
         "from periflow_ray.runtime.command_jobs.session_server import SessionServer\n"
-        "server = SessionServer(Path(sys.argv[1]), print, print)\nserver.start()\nprint('listens', flush=True)\nsys.stdin.read()\n"
+        "server = SessionServer(Path(sys.argv[1]), print, print)\nserver.start()\n"
+        "print('listens', flush=True)\nsys.stdin.read()\n"
     )
     path = tmp_path / "mortal.sock"
     process = subprocess.Popen(
