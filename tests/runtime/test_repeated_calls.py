@@ -82,14 +82,21 @@ class Job:
         self._base_dir = base_dir
         self._shell_type = shell_type
         self._locksteps: dict[int, Lockstep] = {}
+        self._shells: list[TrainingShell] = []
         self._lock = threading.Lock()
 
     async def run_group(self, group: str = "group-1") -> list[Outcome]:
         """Two members, as the workers of one group of Ray Train."""
         return await asyncio.gather(*(in_thread(self._member(rank, group)) for rank in range(2)))
 
+    def end_group(self) -> None:
+        """As Ray does with the workers that are left."""
+        for shell in self._shells:
+            shell.leave_group("Ray ends the worker group")
+
     def _member(self, rank: int, group: str) -> Callable[[], Outcome]:
         shell = self._shell_type(self._base_dir / f"member-{rank}", rank, self._train, Pace())
+        self._shells.append(shell)
         return lambda: run_member(self._client, self._root, facts_of(rank, 2), shell, group)
 
     def _train(self, rank: Rank) -> None:
@@ -231,11 +238,11 @@ def test_a_failed_functions_last_words_have_the_same_course(run_monitor, root, t
         job.is_to_fail = True
         group = asyncio.create_task(job.run_group())
         await wait_for(lambda: client.num_repeated["settle_uploads"] and client.num_repeated["leave"])
-        # Ray ends the other one.
         assert await in_thread(lambda: client.may_replace_group(GroupLoss(1, {}))) is True
         ending = await in_thread(client.describe_end)
         assert [failure.summary for failure in ending.failures] == ["ValueError: the loss is nan"]
-        group.cancel()
+        job.end_group()
+        await group
 
     run_monitor(scenario)
     assert [record.cause for record in read_attempts(root, 1)] == ["failure"]
