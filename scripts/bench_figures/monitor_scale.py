@@ -67,10 +67,10 @@ def _measure_memory() -> Row:
                     uploads.save(output_dir, (step, 1), Report(attempt, 0, step, {0: step}))
                     uploads.wait_until_settled()
 
-                # Caches fill, and the newest manifest is there.
+                # What the newest checkpoint takes is known before, because each commit replaces it.
+                tracemalloc.start()
                 for step in range(1, 11):
                     save(step)
-                tracemalloc.start()
                 gc.collect()
                 before, _ = tracemalloc.get_traced_memory()
                 for step in range(11, 11 + NUM_COMMITS):
