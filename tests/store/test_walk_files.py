@@ -68,10 +68,19 @@ def test_a_directory_that_goes_meanwhile_has_no_files(tree):
 
 
 def test_directories_may_be_deeper_than_pythons_stack(tmp_path):
-    for depth in range(1, 1101):
-        os.mkdir(tmp_path / ("d/" * depth))
-    (tmp_path / ("d/" * 1100) / "leaf").write_text("")
-    assert list(walk_files(tmp_path)) == ["d/" * 1100 + "leaf"]
+    directories = [tmp_path / ("d/" * depth) for depth in range(1, 1101)]
+    leaf = directories[-1] / "leaf"
+    try:
+        for directory in directories:
+            directory.mkdir()
+        leaf.write_text("")
+        assert list(walk_files(tmp_path)) == ["d/" * 1100 + "leaf"]
+    finally:
+        # Shorter than Python's stack again, for whoever removes the test's directory.
+        leaf.unlink(missing_ok=True)
+        for directory in reversed(directories):
+            if directory.is_dir():
+                directory.rmdir()
 
 
 def test_a_directory_that_is_not_there_is_an_error(tmp_path):
