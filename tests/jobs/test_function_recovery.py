@@ -154,7 +154,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_save(job: FunctionJob) -> None:
 
 def test_ctrl_c_while_the_job_waits_for_machines_ends_it(job: FunctionJob) -> None:
     job.start(resources_per_device={"CPU": 1, "no-such-thing": 1})
-    wait_until(lambda: jobs.read_state(job.bench.root, 1).status == "allocating", "it waits", TIMEOUT_S)
+    job.wait_for_machines()
     job.press_ctrl_c()
     assert job.finish("stopped") == []
     assert job.wait().exit_code == 77

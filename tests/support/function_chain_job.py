@@ -12,6 +12,7 @@ from pathlib import Path
 
 from periflow_ray import jobs
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
+from periflow_ray.jobs.events import read_events
 from periflow_ray.jobs.logs import read_logs
 from periflow_ray.store import checkpoints
 from support.workbench import Outcome, Workbench, wait_until
@@ -118,6 +119,12 @@ class FunctionJob:
 
     def wait_for_checkpoint(self) -> None:
         self._wait_until(lambda: checkpoints.latest_committed(self.bench.root, self.job_id) is not None, "a checkpoint")
+
+    def wait_for_machines(self) -> None:
+        """Until it waits for them."""
+        self._wait_until(
+            lambda: any(event.kind == "allocating" for event in read_events(self.bench.root, self.job_id)), "it waits"
+        )
 
     def wait(self) -> Outcome:
         assert self._process is not None
