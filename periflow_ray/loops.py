@@ -90,11 +90,6 @@ class BackgroundLoop:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    @property
-    def is_closing(self) -> bool:
-        """Whether it was told to end, so that this time is one of the last."""
-        return self._is_closing
-
     def start(self) -> BackgroundLoop:
         """Begin; a second call changes nothing."""
         with self._start_lock:
