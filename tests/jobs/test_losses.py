@@ -239,6 +239,8 @@ def test_random_kills_in_one_run(start_job: StartJob, tmp_path: Path, victims: d
         killed_attempt = job.attempts()[-1].number
         wait_until(partial(kill_found, find[victim]), f"there is a {victim} to kill")
         assert not jobs.read_state(job.workbench.root, job.job_id).has_ended
+    # Before, the rank that was not killed might hear of the hurry and pass a step at which the other one saved.
+    wait_until(partial(makes_steps, job, killed_attempt), "steps are made")
     job.hurry()
     attempts = job.finish()
     assert attempts[-1].cause is None

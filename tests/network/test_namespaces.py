@@ -54,14 +54,17 @@ def test_nothing_outside_can_be_reached(network: Network) -> None:
     assert call(machine, "198.51.100.1") == "Network is unreachable"
 
 
-def test_a_machine_has_its_own_name_processes_and_temporary_files(network: Network) -> None:
+def test_a_machine_has_its_own_name_processes_and_temporary_files(
+    network: Network, wait_until: Callable[..., None]
+) -> None:
     one, other = network.add_machine("one"), network.add_machine("other")
     assert one.run("hostname").stdout == "one\n"
     one.run("touch", "/dev/shm/mine")
     assert one.run("ls", "/dev/shm").stdout == "mine\n"
     assert other.run("ls", "/dev/shm").stdout == ""
     one.run("bash", "-c", "sleep 600 >/dev/null 2>&1 &")
-    assert list(one.find_processes().values()) == ["sleep 600"]
+    # Until the new process runs the program, it has its parent's command line.
+    wait_until(lambda: list(one.find_processes().values()) == ["sleep 600"])
     assert other.find_processes() == {}
 
 
