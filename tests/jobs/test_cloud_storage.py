@@ -43,33 +43,16 @@ for step in range(1, 9):
             file.write(f"as of step {step}")
         pf.upload_checkpoint()
 """
-
-
-def test_a_job_starts_from_the_checkpoint_of_another_that_kept_its_last_two(s3: Workbench, write_job: WriteJob) -> None:
-    outcome, earlier = s3.submit(*write_job(KEEPING_SCRIPT, extra="  keep_last: 2\n"))
-
-    assert outcome.exit_code == 0, outcome
-    checkpoints_key = f"jobs/{earlier.record.job_id}/checkpoints"
-    assert s3.root.list_names(checkpoints_key) == ["step-00000006", "step-00000008"]
-    checkpoint_id = f"{earlier.record.job_id}/step-00000006"
-    script = """
+# Starts from another job's checkpoint.
+STARTING_SCRIPT = """
 import os, sys
 import periflow_sdk as pf
 pf.init(1)
 print(os.environ["PROCESSED_ITERS"], os.listdir(os.environ["CKPT_DIR"]), open(sys.argv[1]).read())
 """
-    job = write_job(
-        script,
-        command="cd /workspace/app && python main.py /workspace/init/state.txt",
-        extra=f"  input:\n    id: {checkpoint_id}\n    mount_path: /workspace/init\n",
-    )
-    outcome, _ = s3.submit(*job)
-
-    assert outcome.exit_code == 0, outcome
-    assert "\n0 [] as of step 6\n" in outcome.stdout
 
 
-def test_a_stored_credential_opens_the_bucket_and_shows_up_nowhere_else(
+def test_a_stored_credential_opens_the_bucket_for_two_jobs_and_shows_up_nowhere_else(
     workbench: Workbench, s3: Workbench, write_job: WriteJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = f"only-in-the-credentials-file-{uuid4().hex}"
@@ -83,7 +66,7 @@ def test_a_stored_credential_opens_the_bucket_and_shows_up_nowhere_else(
     for name in [name for name in bench.env if name.startswith("AWS_") and not name.endswith("_FILE")]:
         del bench.env[name]
 
-    job_id = bench.start(*write_job(KEEPING_SCRIPT))
+    job_id = bench.start(*write_job(KEEPING_SCRIPT, extra="  keep_last: 2\n"))
     seen: set[int] = set()
 
     def has_ended() -> bool:
@@ -91,12 +74,24 @@ def test_a_stored_credential_opens_the_bucket_and_shows_up_nowhere_else(
         return jobs.read_state(s3.root, job_id).has_ended
 
     wait_until(has_ended, "the job ends")
-    outcome, job = bench.follow(job_id)
+    outcome, earlier = bench.follow(job_id)
 
-    assert (outcome.exit_code, job.state.status) == (0, "success"), outcome
-    assert [m.step for m in checkpoints.list_committed(s3.root, job_id)] == [2, 4, 6, 8]
+    assert (outcome.exit_code, earlier.state.status) == (0, "success"), outcome
+    # Only those that were to be kept.
+    assert s3.root.list_names(f"jobs/{job_id}/checkpoints") == ["step-00000006", "step-00000008"]
     assert not seen, "command lines and environments"
-    assert secret not in outcome.stdout + outcome.stderr
+
+    started = write_job(
+        STARTING_SCRIPT,
+        command="cd /workspace/app && python main.py /workspace/init/state.txt",
+        extra=f"  input:\n    id: {job_id}/step-00000006\n    mount_path: /workspace/init\n",
+    )
+    next_outcome, _ = bench.submit(*started)
+
+    assert next_outcome.exit_code == 0, next_outcome
+    assert "\n0 [] as of step 6\n" in next_outcome.stdout
+    for printed in (outcome, next_outcome):
+        assert secret not in printed.stdout + printed.stderr
     assert [key for key in s3.root.list_files("") if secret.encode() in s3.root.read_bytes(key)] == []
     ray_files = [path for path in bench.ray_dir.rglob("*") if path.is_file()]
     assert any(path.name.startswith("job-driver-periflow") for path in ray_files)
@@ -188,13 +183,13 @@ if __name__ == "__main__":
 
 
 def test_a_function_job_in_a_bucket_gives_rays_result_with_the_committed_checkpoint(
-    s3: Workbench, tmp_path: Path
+    workbench: Workbench, s3: Workbench, tmp_path: Path
 ) -> None:
     (tmp_path / "train.py").write_text(FUNCTION_SCRIPT)
     done = subprocess.run(
         [sys.executable, "train.py", s3.root.uri, "result"],
         cwd=tmp_path,
-        env=s3.env,
+        env={**s3.env, **workbench.ray_env()},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

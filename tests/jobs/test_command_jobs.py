@@ -237,28 +237,6 @@ def test_a_storage_root_that_was_made_anew_has_nothing_of_its_former_jobs(
     assert "new, with []" in outcome.stdout
 
 
-def test_secrets_and_variables_reach_a_command_without_the_sdk_and_secrets_nothing_else(
-    workbench: Workbench, write_job: WriteJob
-) -> None:
-    script = """
-import os
-print("plain", os.environ["PLAIN"], "secret", os.environ["MY_SECRET"], len(os.environ["MY_SECRET"]))
-"""
-    template, workspace = write_job(script)
-    # It asks for no checkpoints, and need not report steps either.
-    template.write_text(template.read_text().split("checkpoint:")[0])
-    workbench.env["MY_SECRET"] = "correct-horse-battery"
-    try:
-        outcome, job = workbench.submit(template, workspace, "--env", "PLAIN=value", "--secret", "MY_SECRET")
-    finally:
-        del workbench.env["MY_SECRET"]
-
-    assert outcome.exit_code == 0, outcome
-    assert "plain value secret *** 21" in outcome.stdout
-    stored = workbench.root.local_path(f"jobs/{job.record.job_id}")
-    assert not [path for path in stored.rglob("*") if path.is_file() and b"correct-horse" in path.read_bytes()]
-
-
 @pytest.mark.long
 def test_a_dataset_is_linked_at_its_mount_path(workbench: Workbench, write_job: WriteJob, tmp_path: Path) -> None:
     source = tmp_path / "numbers"

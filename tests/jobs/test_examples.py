@@ -48,12 +48,10 @@ def test_an_example_trains_on_two_devices(workbench: Workbench, name: str) -> No
 def test_the_function_example_returns_rays_result(workbench: Workbench, tmp_path: Path, script: str) -> None:
     # A copy, because workers get the script's folder on their path and may leave byte code there.
     folder = shutil.copytree(EXAMPLES_DIR / "function", tmp_path / "function")
-    # By itself a script starts Ray on its machine; the other one joins a cluster that is there.
-    cluster = {} if script == "main.py" else workbench.ray_env()
     done = subprocess.run(
         [sys.executable, script, "--num-devices", "2"],
         cwd=folder,
-        env={**workbench.env, **cluster},
+        env={**workbench.env, **workbench.ray_env()},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

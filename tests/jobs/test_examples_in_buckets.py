@@ -25,9 +25,9 @@ pytestmark = pytest.mark.ray
 
 EXAMPLES_DIR = Path(__file__).parents[2] / "examples"
 # How the examples' commands differ here from their templates: some more checkpoints.
-NUM_CIFAR_STEPS = 200
+NUM_CIFAR_STEPS = 100
 CIFAR_CHANGES = {"--total-epochs 5": f"--total-steps {NUM_CIFAR_STEPS}", "--save-interval 50": "--save-interval 25"}
-LIGHTNING_CHANGES = {"--num-epochs 3": "--num-epochs 3 --save-interval 20"}
+LIGHTNING_CHANGES = {"--num-epochs 3": "--num-epochs 2 --save-interval 20"}
 # Each example on one of them, and every pair where time does not count.
 S3, ABFS = "moto_server", "azurite_server"
 # The same sums on any number of cores.
@@ -109,7 +109,7 @@ def test_the_lightning_example_goes_on_from_a_bucket_after_its_rank_was_killed(
 
     downloaded = cloud.run("checkpoint", "download", job_id, "-d", tmp_path / "downloaded")
     assert downloaded.exit_code == 0, downloaded
-    arguments = "--data-path {data} --checkpoint-dir {ckpt} --num-epochs 3 --save-interval 20"
+    arguments = "--data-path {data} --checkpoint-dir {ckpt} --num-epochs 2 --save-interval 20"
     [expected_path] = train_undisturbed("pth-lightning", 1, arguments).glob("*.ckpt")
     expected = torch.load(expected_path, weights_only=True)
     actual = torch.load(tmp_path / "downloaded" / expected_path.name, weights_only=True)

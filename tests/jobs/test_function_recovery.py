@@ -7,8 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from support.function_chain_job import NUM_STEPS, TIMEOUT_S, FunctionJob, after_emergency_save, make_job
-from support.hash_chain import HashChain
+from support.function_chain_job import (
+    NUM_STEPS,
+    SAVE_EVERY,
+    TIMEOUT_S,
+    FunctionJob,
+    expected_chain,
+    expected_states,
+    make_job,
+)
 from support.workbench import Workbench, wait_until
 
 from periflow_ray import jobs
@@ -40,55 +47,34 @@ def lone_job(tmp_path: Path) -> Iterator[FunctionJob]:
     made.end()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, workbench: Workbench) -> list[list[object]]:
-    """What both ranks print at the end of a job that nothing happens to."""
-    made = make_job(tmp_path_factory.mktemp("undisturbed"), workbench.ray_env())
-    made.start(step_time_s=0)
-    (attempt,) = made.finish()
-    assert (attempt.cause, attempt.last_step, attempt.ended_unix_s is not None) == (None, NUM_STEPS, True)
-    states = made.final_states()
-    assert [state[:2] for state in states] == [[rank, HashChain(NUM_STEPS).final_state(rank)] for rank in range(2)]
-    return states
-
-
-def test_a_notice_costs_no_step(job: FunctionJob, undisturbed: list[list[object]]) -> None:
-    job.start()
+def test_a_job_goes_through_a_notice_a_killed_rank_a_hang_and_stops_without_a_wrong_step(job: FunctionJob) -> None:
+    job.start(max_failures=2, hang_timeout_s=10)
     job.wait_for_checkpoint()
-    drill = job.run("job", "drill", 1, "--notice", "30s")
-    assert drill.exit_code == 0, drill
-    first, second = job.finish()
-    assert (first.cause, second.cause) == ("preemption", None)
-    assert first.save is not None
-    # Saved where both ranks stopped: nothing is made twice.
-    assert first.last_step == first.save.step == first.resumable_step == second.resumed_step
-    assert job.final_states() == after_emergency_save(undisturbed, second.resumed_step)
-
-
-def test_a_killed_rank_costs_only_the_steps_after_the_last_checkpoint(
-    job: FunctionJob, undisturbed: list[list[object]]
-) -> None:
-    job.start(max_failures=1)
-    job.wait_for_checkpoint()
-    drill = job.run("job", "drill", 1, "--kill-rank", 1)
-    assert drill.exit_code == 0, drill
-    first, second = job.finish()
-    # The other rank lost its connection then, and is not taken for the cause.
-    assert (first.cause, first.text) == ("lost", "rank 1 was lost: its process or its machine died")
-    assert second.resumed_step == first.resumable_step >= 50
-    assert job.final_states() == undisturbed
-
-
-def test_a_stopped_job_is_saved_where_it_stood_and_goes_on_from_there(
-    job: FunctionJob, undisturbed: list[list[object]]
-) -> None:
-    job.start()
+    for options in (["--notice", "30s"], ["--kill-rank", 1]):
+        drill = job.run("job", "drill", 1, *options)
+        assert drill.exit_code == 0, drill
+        job.wait_for_checkpoint()
+    job.hang()
+    # Only the next attempt makes another one.
     job.wait_for_checkpoint()
     stop = job.run("job", "stop", 1)
     assert stop.exit_code == 0, stop
-    (stopped,) = job.finish("stopped")
+    noticed, killed, hung, stopped = job.finish("stopped")
+
+    assert (noticed.cause, killed.cause, hung.cause, stopped.cause) == ("preemption", "lost", "hang", "stop")
+    assert noticed.save is not None
+    # Saved where both ranks stopped: nothing is made twice.
+    assert noticed.last_step == noticed.save.step == noticed.resumable_step == killed.resumed_step
+    # The other rank lost its connection then, and is not taken for the cause.
+    assert killed.text == "rank 1 was lost: its process or its machine died"
+    assert hung.resumed_step == killed.resumable_step > killed.resumed_step
+    assert hung.text.endswith(f"s after step {hung.last_step}")
+    assert stopped.resumed_step == hung.resumable_step > hung.resumed_step
+    lines = [line.text for line in read_logs(job.bench.root, 1)]
+    for rank in range(2):
+        assert any(line.startswith(f"[rank {rank}] ") and "train (train.py:" in line for line in lines), lines
     step = stopped.resumable_step
-    assert (stopped.cause, stopped.last_step) == ("stop", step)
+    assert stopped.last_step == step
     assert stop.stderr == (
         f"Job (1) ended: stopped; saved at step {step}.\nGo on with it: TorchTrainer(..., resume=1)\n"
     )
@@ -101,24 +87,39 @@ def test_a_stopped_job_is_saved_where_it_stood_and_goes_on_from_there(
         "Error: job 1 was started from Python, not from a template: run its script again. "
         "To go on from its newest checkpoint: TorchTrainer(..., resume=1)\n",
     )
+
+    # The second Ctrl-C does not wait for a save that will never come.
     job.start(resume=1)
-    assert job.finish()[-1].resumed_step == step
-    assert job.final_states() == after_emergency_save(undisturbed, step)
+    job.wait_for_checkpoint()
+    job.hang()
+    job.press_ctrl_c()
+    job.wait_for_output("Once more ends it at once.")
+    job.press_ctrl_c()
+    assert job.wait().exit_code == 77
+    ended = job.finish("stopped")[-1]
+    assert (ended.cause, ended.resumed_step, ended.resumable_step) == ("stop", step, job.checkpoint_step())
+
+    job.hurry()
+    job.start(resume=1)
+    last = job.finish()[-1]
+    assert (last.cause, last.resumed_step) == (None, ended.resumable_step)
+    assert (last.last_step, last.ended_unix_s is not None) == (NUM_STEPS, True)
+    assert job.final_states() == expected_states(noticed.resumable_step, step)
 
 
 @pytest.mark.long
 def test_a_job_is_stopped_at_once_without_a_save(job: FunctionJob) -> None:
-    job.start(num_steps=100_000)
+    job.start()
     job.wait_for_checkpoint()
     stop = job.run("job", "stop", 1, "--now")
     assert stop.exit_code == 0, stop
     (stopped,) = job.finish("stopped")
-    assert (stopped.cause, stopped.save, stopped.resumable_step % 50) == ("stop", None, 0)
+    assert (stopped.cause, stopped.save, stopped.resumable_step % SAVE_EVERY) == ("stop", None, 0)
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("SIGTERM", marks=pytest.mark.long)])
 def test_a_signal_saves_and_stops_and_then_does_what_it_always_did(
-    lone_job: FunctionJob, undisturbed: list[list[object]], how: str
+    lone_job: FunctionJob, tmp_path: Path, how: str
 ) -> None:
     lone_job.start()
     lone_job.wait_for_checkpoint()
@@ -134,22 +135,7 @@ def test_a_signal_saves_and_stops_and_then_does_what_it_always_did(
     # Ray has set a handler of SIGTERM that leaves with the signal's number.
     assert outcome.exit_code == (77 if how == "Ctrl-C" else signal.SIGTERM), outcome
     assert outcome.stdout.endswith("interrupted\n") == (how == "Ctrl-C")
-    if how == "Ctrl-C":
-        lone_job.start(resume=1)
-        lone_job.finish()
-        assert lone_job.final_states() == after_emergency_save(undisturbed, step)
-
-
-def test_a_second_ctrl_c_does_not_wait_for_the_save(job: FunctionJob) -> None:
-    job.start(harm="hang")
-    job.wait_for_checkpoint()
-    wait_until(lambda: jobs.read_progress(job.bench.root, 1).step >= 60, "it stands still", TIMEOUT_S)
-    job.press_ctrl_c()
-    wait_until(lambda: "Once more ends it at once." in job.output, "the first is taken", TIMEOUT_S)
-    job.press_ctrl_c()
-    assert job.wait().exit_code == 77
-    (stopped,) = job.finish("stopped")
-    assert (stopped.cause, stopped.resumable_step) == ("stop", 50)
+    assert lone_job.saved_states(tmp_path / "saved") == [(step, expected_chain(rank, step)) for rank in range(2)]
 
 
 def test_ctrl_c_while_the_job_waits_for_machines_ends_it(job: FunctionJob) -> None:
@@ -160,27 +146,15 @@ def test_ctrl_c_while_the_job_waits_for_machines_ends_it(job: FunctionJob) -> No
     assert job.wait().exit_code == 77
 
 
-def test_a_hang_shows_every_ranks_stack_and_the_job_goes_on(job: FunctionJob, undisturbed: list[list[object]]) -> None:
-    job.start(harm="hang", hang_timeout_s=10, max_failures=1)
-    first, second = job.finish()
-    # Rank 0 has begun the next step, and waits in it for the other's gradients.
-    assert (first.cause, first.last_step, second.resumed_step) == ("hang", 61, 50)
-    assert first.text.endswith("s after step 61")
-    lines = [line.text for line in read_logs(job.bench.root, 1)]
-    for rank in range(2):
-        assert any(line.startswith(f"[rank {rank}] ") and "train (train.py:" in line for line in lines), lines
-    assert job.final_states() == undisturbed
-
-
 @pytest.mark.long
-def test_what_was_saved_before_the_function_raises_is_not_lost(
-    job: FunctionJob, undisturbed: list[list[object]]
-) -> None:
-    job.start(harm="raise", max_failures=1)
+def test_what_was_saved_before_the_function_raises_is_not_lost(job: FunctionJob) -> None:
+    job.raise_after_save()
+    job.hurry()
+    job.start(max_failures=1)
     first, second = job.finish()
-    assert (first.cause, first.resumable_step, second.resumed_step) == ("failure", 50, 50)
+    assert (first.cause, first.resumable_step, second.resumed_step) == ("failure", SAVE_EVERY, SAVE_EVERY)
     assert "rank 1: the function raised ValueError: boom right after the save" in first.text
-    assert job.final_states() == undisturbed
+    assert job.final_states() == expected_states()
 
 
 LIGHTNING_SCRIPT = """

@@ -71,18 +71,31 @@ def wait_for_status(job: HashChainJob, status: str) -> None:
     wait_until(lambda: jobs.read_state(job.workbench.root, job.job_id).status == status, f"the job is {status}")
 
 
-def test_a_rank_that_stands_still_is_found_and_its_stack_shown_before_the_job_goes_on(
-    start_job: StartJob, tmp_path: Path
-) -> None:
+def test_drills_and_a_rank_that_stands_still_tell_what_each_loss_costs(start_job: StartJob, tmp_path: Path) -> None:
     job = start_job(extra="max_failures: 3\nhang_timeout: 8s")
+    number = r"[\d.]+"
+    resumed = rf"resumed at step \d+ after {number} s"
+    told = {
+        ("--notice", "30s"): rf"drill: node 1 was taken away, 30 s notice; saved at step \d+, {number} s after the "
+        rf"notice; {resumed}; lost 0 steps, 0 device-seconds",
+        ("--kill-rank", "1"): rf"node 1, rank 1 was killed by SIGKILL at step \d+; {resumed}; lost \d+ steps?, "
+        rf"{number} device-seconds",
+        ("--kill-node", "0"): rf"node 0 was lost: its agent or its machine died at step \d+; {resumed}; "
+        rf"lost \d+ steps?, {number} device-seconds",
+    }
+    for attempt, (options, account) in enumerate(told.items(), start=1):
+        drill = job.workbench.run("job", "drill", job.job_id, *options)
+        assert drill.exit_code == 0, drill
+        assert re.fullmatch(rf"Attempt {attempt}: {account}\n", drill.stdout), drill.stdout
     rank = job.find_rank(1)
     assert rank is not None
     os.kill(rank, signal.SIGSTOP)
-    wait_until(lambda: len(job.attempts()) == 2, "the second attempt begins")
+    wait_until(lambda: len(job.attempts()) == 5, "the fifth attempt begins")
     job.hurry()
-    first, second = job.finish()
-    assert (first.cause, second.cause) == ("hang", None)
-    assert re.fullmatch(r"no rank made a step for (8|9|1\d) s after step \d+", first.text)
+    *_, hung, last = attempts = job.finish()
+    assert [attempt.cause for attempt in attempts] == ["preemption", "failure", "lost", "hang", None]
+    assert re.fullmatch(r"no rank made a step for (8|9|1\d) s after step \d+", hung.text)
+    assert last.resumed_step == hung.resumable_step
     log = [line.text for line in read_logs(job.workbench.root, job.job_id) if line.node_rank is not None]
     # The stopped one in its step or between two, the other one in a checkpoint that cannot be completed.
     assert any(re.match(r"\[rank 1\] .*main\.py", line) for line in log)
@@ -163,36 +176,60 @@ def find_actor(job: HashChainJob, name: str) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("name", ["Monitor", "TrainController"])
-def test_a_job_whose_own_process_dies_goes_on_from_its_checkpoint(
-    start_job: StartJob, tmp_path: Path, name: str
-) -> None:
+def test_a_job_whose_own_processes_die_goes_on_from_its_checkpoint(start_job: StartJob, tmp_path: Path) -> None:
     job = start_job(extra="max_failures: 0")
-    victim = find_actor(job, name)
-    assert victim is not None
-    os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: len(job.attempts()) == 2, "the second attempt begins")
+    for num_attempts, name in enumerate(["Monitor", "TrainController"], start=2):
+        victim = find_actor(job, name)
+        assert victim is not None
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda count=num_attempts: len(job.attempts()) == count, "the next attempt begins")
+        job.wait_for_checkpoint(job.checkpoint_step() + 25)
     job.hurry()
-    first, second = job.finish()
+    *killed, last = job.finish()
     # Neither the script nor a machine is at fault: it costs none of the job's failures.
-    assert (first.cause, second.cause) == ("driver", None)
-    assert second.resumed_step >= 25
-    assert "of the job died; it is started again" in events_of(job)
+    assert [attempt.cause for attempt in (*killed, last)] == ["driver", "driver", None]
+    assert [attempt.resumed_step for attempt in (*killed[1:], last)] == [attempt.resumable_step for attempt in killed]
+    assert min(attempt.resumable_step for attempt in killed) >= 25
+    assert events_of(job).count("of the job died; it is started again") == 2
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 
-def test_a_job_that_was_resumed_and_whose_checkpoints_rotated_can_be_resumed_again(
+def test_a_job_can_be_stopped_and_resumed_again_and_again_while_its_checkpoints_rotate(
     start_job: StartJob, tmp_path: Path
 ) -> None:
     job = start_job(extra="  keep_last: 1\nmax_failures: 0")
-    for _ in range(2):
-        step = job.checkpoint_step()
-        job.workbench.run("job", "stop", job.job_id)
-        wait_for_status(job, "stopped")
+
+    def end_driver() -> None:
+        driver = find_driver(job.workbench.root.uri, job.job_id)
+        assert driver is not None
+        os.kill(driver, signal.SIGTERM)
+
+    def stop() -> None:
+        stop = job.workbench.run("job", "stop", job.job_id)
+        assert stop.exit_code == 0, stop
+
+    for number, ask in enumerate([end_driver, stop]):
+        ask()
+        stopped = job.finish("stopped")[number]
+        assert stopped.cause == "stop"
+        assert stopped.last_step == stopped.resumable_step == job.checkpoint_step()
         job.resume()
-        job.wait_for_checkpoint(step + 50)
+        job.wait_for_checkpoint(stopped.resumable_step + 25)
+        assert job.attempts()[-1].resumed_step == stopped.resumable_step
+
+    # A stop whose save takes too long is ended by another one.
+    job.slow_save_path.touch()
+    first = start_command(job, "job", "stop", job.job_id)
+    wait_for_status(job, "stopping")
+    now = job.workbench.run("job", "stop", job.job_id, "--now")
+    assert (first.wait(timeout=60), now.exit_code) == (0, 0), now
+    stopped = job.finish("stopped")[-1]
+    assert stopped.cause == "stop"
+    assert f"its newest checkpoint is of step {stopped.resumable_step}" in now.stderr
     job.hurry()
-    assert job.finish()[-1].cause is None
+    job.resume()
+    last = job.finish()[-1]
+    assert (last.cause, last.resumed_step) == (None, stopped.resumable_step)
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 
@@ -247,44 +284,6 @@ def test_random_kills_in_one_run(start_job: StartJob, tmp_path: Path, victims: d
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 
-def test_a_driver_that_is_asked_to_end_saves_first_and_the_job_can_be_resumed(
-    start_job: StartJob, tmp_path: Path
-) -> None:
-    job = start_job()
-    driver = find_driver(job.workbench.root.uri, job.job_id)
-    assert driver is not None
-    os.kill(driver, signal.SIGTERM)
-    (stopped,) = job.finish("stopped")
-    assert stopped.cause == "stop"
-    assert stopped.last_step == stopped.resumable_step == job.checkpoint_step()
-    job.resume()
-    job.hurry()
-    _, second = job.finish()
-    assert (second.cause, second.resumed_step) == (None, stopped.resumable_step)
-    assert job.read_states(tmp_path / "final") == job.expected_states
-
-
-def test_drills_on_a_running_job_tell_what_each_loss_costs(start_job: StartJob, tmp_path: Path) -> None:
-    job = start_job()
-    number = r"[\d.]+"
-    resumed = rf"resumed at step \d+ after {number} s"
-    told = {
-        ("--notice", "30s"): rf"drill: node 1 was taken away, 30 s notice; saved at step \d+, {number} s after the "
-        rf"notice; {resumed}; lost 0 steps, 0 device-seconds",
-        ("--kill-rank", "1"): rf"node 1, rank 1 was killed by SIGKILL at step \d+; {resumed}; lost \d+ steps?, "
-        rf"{number} device-seconds",
-        ("--kill-node", "0"): rf"node 0 was lost: its agent or its machine died at step \d+; {resumed}; "
-        rf"lost \d+ steps?, {number} device-seconds",
-    }
-    for attempt, (options, account) in enumerate(told.items(), start=1):
-        drill = job.workbench.run("job", "drill", job.job_id, *options)
-        assert drill.exit_code == 0, drill
-        assert re.fullmatch(rf"Attempt {attempt}: {account}\n", drill.stdout), drill.stdout
-    job.hurry()
-    assert [attempt.cause for attempt in job.finish()] == ["preemption", "failure", "lost", None]
-    assert job.read_states(tmp_path / "final") == job.expected_states
-
-
 @pytest.mark.long
 def test_a_second_stop_joins_the_first(start_job: StartJob, tmp_path: Path) -> None:
     job = start_job(emergency_save_time_s=8, save_every=50)
@@ -299,23 +298,6 @@ def test_a_second_stop_joins_the_first(start_job: StartJob, tmp_path: Path) -> N
     job.resume()
     job.hurry()
     job.finish()
-    assert job.read_states(tmp_path / "final") == job.expected_states
-
-
-def test_stop_now_ends_a_stop_that_takes_too_long_and_the_job_goes_on_from_its_last_checkpoint(
-    start_job: StartJob, tmp_path: Path
-) -> None:
-    job = start_job(emergency_save_time_s=600)
-    first = start_command(job, "job", "stop", job.job_id)
-    wait_for_status(job, "stopping")
-    now = job.workbench.run("job", "stop", job.job_id, "--now")
-    assert (first.wait(timeout=60), now.exit_code) == (0, 0), now
-    (stopped,) = job.finish("stopped")
-    assert stopped.cause == "stop"
-    assert f"its newest checkpoint is of step {stopped.resumable_step}" in now.stderr
-    job.resume()
-    job.hurry()
-    assert job.finish()[-1].resumed_step == stopped.resumable_step
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 

@@ -22,13 +22,13 @@ from periflow_ray.submit.workspace import scan_workspace
 pytestmark = pytest.mark.ray
 
 WriteJob = Callable[..., tuple[Path, Path]]
+SECRET = "correct-horse-battery"
 
 # Looks into every process of its cluster that has the key's name in its environment, as a curious script would.
 SCRIPT = """
 import os
 from pathlib import Path
-import periflow_sdk as pf
-pf.init(1)
+print("plain", os.environ.get("PLAIN"), "secret", os.environ["MY_SECRET"], len(os.environ["MY_SECRET"]))
 cluster = f"RAY_AUTH_TOKEN_PATH={os.environ['PERIFLOW_LOCAL_CLUSTER_DIR']}/token"
 
 def read(pid, name):
@@ -71,18 +71,22 @@ def read_stored(root: StorageRoot, job_id: int) -> str:
     return "".join(path.read_bytes().decode(errors="replace") for path in files)
 
 
-def test_neither_the_command_nor_any_worker_has_the_key_of_the_secrets(
+def test_variables_and_secrets_reach_a_command_without_the_sdk_and_no_worker_has_their_key(
     workbench: Workbench, write_job: WriteJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(workbench.env, "MY_SECRET", "correct-horse-battery")
-    job = write_job(SCRIPT, command="cd /workspace/app && env && python main.py")
-    outcome, job = workbench.submit(*job, "--secret", "MY_SECRET")
+    monkeypatch.setitem(workbench.env, "MY_SECRET", SECRET)
+    template, workspace = write_job(SCRIPT, command="cd /workspace/app && env && python main.py")
+    # It asks for no checkpoints, and need not report steps either.
+    template.write_text(template.read_text().split("checkpoint:")[0])
+    outcome, job = workbench.submit(template, workspace, "--env", "PLAIN=value", "--secret", "MY_SECRET")
 
     assert outcome.exit_code == 0, outcome
+    assert f"plain value secret *** {len(SECRET)}" in outcome.stdout
     assert "MY_SECRET=***" in outcome.stdout
     assert "workers above: 1" in outcome.stdout
     assert "ray::JobSupervisor" in outcome.stdout
     stored = read_stored(workbench.root, job.record.job_id)
+    assert SECRET not in outcome.stdout + outcome.stderr + stored
     assert KEY_VARIABLE not in outcome.stdout + outcome.stderr + stored
     assert not opens(workbench.root, job.record.job_id, outcome.stdout + outcome.stderr + stored)
     # Ray's own logs and records neither.
@@ -115,7 +119,7 @@ def test_on_another_cluster_rays_own_process_has_it_and_what_a_script_prints_of_
         ),
         cluster,
         workspace=scan_workspace(workspace),
-        secrets={"MY_SECRET": "correct-horse-battery"},
+        secrets={"MY_SECRET": SECRET},
         created_by="ada",
         python=sys.executable,
         # As on a cluster that this machine shares no files with.

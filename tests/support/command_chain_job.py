@@ -34,8 +34,16 @@ class HashChainJob:
         self, workbench: Workbench, write_job: WriteJob, chain: HashChain, extra: str = "max_failures: 3"
     ) -> None:
         self.workbench = workbench
-        self._hurry_path = workbench.cluster_dir.parent / f"hurry-{uuid4().hex}"
-        self._chain = replace(chain, num_slow_starts=sys.maxsize, hurry_path=str(self._hurry_path))
+        signs_dir = workbench.cluster_dir.parent / f"signs-{uuid4().hex}"
+        signs_dir.mkdir()
+        self._hurry_path, self.slow_save_path = signs_dir / "hurry", signs_dir / "slow-save"
+        """A save that the job asked for takes as long as the second file is there."""
+        self._chain = replace(
+            chain,
+            num_slow_starts=sys.maxsize,
+            hurry_path=str(self._hurry_path),
+            slow_save_path=str(self.slow_save_path),
+        )
         template, workspace = write_job(self._chain.script(), extra=f"{extra}\n")
         text = template.read_text().replace("num_devices: 1", f"num_devices: {NUM_RANKS}")
         template.write_text(text.replace("type: custom", "type: custom\n  launch_mode: device"))

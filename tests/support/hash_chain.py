@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from periflow_ray import jobs
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
+from periflow_ray.jobs.events import read_events
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.root import StorageRoot
@@ -47,6 +49,8 @@ while step < chain.num_steps:
         time.sleep(chain.save_time_s if is_slow else 0)
         if chain.emergency_save_time_s and pf.is_emergency_save():
             time.sleep(chain.emergency_save_time_s)
+        while os.path.exists(chain.slow_save_path) and pf.is_emergency_save():
+            time.sleep(0.1)
         if chain.weights_bytes:
             (directory / f"weights-{rank}").write_bytes(bytes([step % 251]) * chain.weights_bytes)
         if rank == writer:
@@ -72,6 +76,7 @@ class HashChain:
         is_elastic: the state of rank 0 is the job's, so that any number of ranks can go on.
         is_chatty: each rank prints its host's name, its number and each step.
         hurry_path: as soon as this file is there, it takes no time and saves after the last step only.
+        slow_save_path: as long as this file is there, a save that the job asked for takes.
     """
 
     num_steps: int = 300
@@ -87,6 +92,7 @@ class HashChain:
     is_elastic: bool = False
     is_chatty: bool = False
     hurry_path: str = ""
+    slow_save_path: str = ""
 
     def script(self) -> str:
         """The job's ``main.py``."""
@@ -160,6 +166,18 @@ def finish(root: StorageRoot, job_id: int) -> list[AttemptRecord]:
     state = jobs.read_state(root, job_id)
     assert state.status == "success", state
     return read_attempts(root, job_id)
+
+
+def wait_for_notice(root: StorageRoot, job_id: int, deadline_unix_s: float, num_notices: int = 1) -> None:
+    """Wait until a job has heard of so many notices, and until the last one's deadline."""
+
+    def has_heard() -> bool:
+        texts = [event.text for event in read_events(root, job_id) if event.kind == "note"]
+        return sum("is taken away in" in text for text in texts) >= num_notices
+
+    wait_until(has_heard, "the job has heard of it")
+    # On a slow machine the deadline is over by then; the drain has begun all the same.
+    wait_until(lambda: time.time() >= deadline_unix_s, "the deadline")
 
 
 def find_checkpoint(root: StorageRoot, job_id: int, step: int) -> Manifest:

@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 
@@ -31,7 +30,7 @@ from periflow_ray.processes import Command
 from periflow_ray.processes.keeper import find_descendants
 from periflow_ray.store.root import StorageRoot
 from support.children import keep_child
-from support.workbench import Outcome, wait_until
+from support.workbench import Outcome, processes_with, wait_until
 
 START_TIMEOUT_S = 120
 COMMAND_TIMEOUT_S = 180
@@ -190,9 +189,13 @@ class Cluster:
         return [*kept, *self.start_machines(num_machines - len(kept))]
 
     def machine_of(self, job_id: int, node_rank: int) -> Machine:
-        """The machine that runs a node of a job, as long as the job was nowhere else."""
+        """The machine that runs a node of a job."""
         (machine,) = (
-            machine for machine in self._machines if [*machine.temp_dir.glob(f"periflow-*/*-{job_id}/node-{node_rank}")]
+            machine
+            for machine in self._machines
+            for sandbox in machine.temp_dir.glob(f"periflow-*/*-{job_id}/node-{node_rank}")
+            # An earlier attempt's stays where it was.
+            if processes_with(str(sandbox))
         )
         return machine
 
@@ -308,11 +311,6 @@ class NoticeWatcher:
         """End it, as the end of its machine would."""
         self._process.kill()
         self._process.wait()
-
-
-def format_aws_time(unix_s: float) -> str:
-    """As EC2's metadata has it, in UTC."""
-    return datetime.fromtimestamp(unix_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _free_ports(num_ports: int) -> Sequence[int]:

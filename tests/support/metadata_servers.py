@@ -13,8 +13,11 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, TypeVar
 
@@ -203,3 +206,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+def announce_loss(service: FakeMetadata, notice_s: float) -> float:
+    """Announce that the service's machine goes in so many seconds; returns the Unix time of now."""
+    now_unix_s = time.time()
+    if isinstance(service, FakeAws):
+        service.interruption = json.dumps({"action": "terminate", "time": format_aws_time(now_unix_s + notice_s)})
+    elif isinstance(service, FakeAzure):
+        service.announce("Preempt", "event-1", not_before=formatdate(now_unix_s + notice_s, usegmt=True))
+    return now_unix_s
+
+
+def format_aws_time(unix_s: float) -> str:
+    """As EC2's metadata has it, in UTC."""
+    return datetime.fromtimestamp(unix_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

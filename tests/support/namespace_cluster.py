@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from support.namespaces import Machine, Network
 from support.workbench import Outcome, wait_until
@@ -44,8 +45,8 @@ class RayCluster:
         self.head = network.add_machine("head")
         self.workers = [network.add_machine(name) for name in names]
         self._start_head()
-        for worker in self.workers:
-            self._start_worker(worker)
+        with ThreadPoolExecutor(len(self.workers)) as starters:
+            list(starters.map(self._start_worker, self.workers))
         self.wait_until_alive(self.workers)
 
     def run(self, *arguments: object) -> Outcome:
