@@ -102,9 +102,9 @@ def test_a_job_outlives_two_notices_a_lost_machine_and_its_head(
     assert second.cause == "preemption"
     assert third.resumed_step == second.resumable_step > second.resumed_step
 
-    # Without another machine in the place of one that is gone without a word, the job says what it waits for.
+    # Without another machine in the place of one whose Ray dies without a word, the job says what it waits for.
     cluster.provide_machines(2)
-    cluster.machine_of(job_id, 1).power_off()
+    cluster.machine_of(job_id, 1).kill_raylet()
     wait_until(lambda: jobs.read_state(cluster.root, job_id).status == "allocating", "the job asks for machines")
     wait_until(lambda: jobs.read_state(cluster.root, job_id).message is not None, "it says what it waits for")
     state = jobs.read_state(cluster.root, job_id)
