@@ -29,7 +29,7 @@ MAX_UNBORN_GROUPS = 5
 # Members report this often, and less often where that would be more reports a second than the monitor should take: a
 # call to an actor of Ray costs it about 2 ms, whatever the call does.
 REPORT_INTERVAL_S = 0.5
-MAX_REPORTS_PER_S = 40.0
+MAX_REPORTS_PER_S = 32.0
 
 
 class Membership:
