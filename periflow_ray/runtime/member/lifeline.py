@@ -83,6 +83,7 @@ class Lifeline:
                 silent_s, answered_s = 0.0, self._monitor.last_answer_s
         if not self._has_ended:
             print(
-                f"the job's monitor did not answer for {self._pace.lost_after_s:.0f} s: this process ends", file=sys.stderr
+                f"the job's monitor did not answer for {self._pace.lost_after_s:.0f} s: this process ends",
+                file=sys.stderr,
             )
             os.kill(os.getpid(), SIGKILL)
