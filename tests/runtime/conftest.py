@@ -15,7 +15,7 @@ from simulated_nodes import Node, ObservedMonitor
 from periflow_ray.runtime.monitor import actor as monitor_module
 from periflow_ray.runtime.monitor import attempt as attempt_module
 from periflow_ray.runtime.monitor import membership as membership_module
-from periflow_ray.runtime.monitor.client import InProcessMonitor
+from periflow_ray.runtime.monitor.in_process import InProcessMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.store.root import StorageRoot
