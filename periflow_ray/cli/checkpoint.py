@@ -23,8 +23,7 @@ from periflow_ray.jobs import read_record
 from periflow_ray.jobs.checkpoint_status import CheckpointEntry, find_entry, list_all
 from periflow_ray.store.checkpoints import destroy, latest_committed
 from periflow_ray.store.checkpoints.manifest import Manifest, is_job_number
-from periflow_ray.store.checkpoints.trash import delete as delete_checkpoint
-from periflow_ray.store.checkpoints.trash import purge_expired, undelete
+from periflow_ray.store.checkpoints.trash import purge, trash, untrash
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
 
@@ -153,7 +152,7 @@ def delete(checkpoint_id: str, is_confirmed: bool, root: StorageRoot) -> None:
     if not is_confirmed:
         click.confirm(_describe_deletion(root, entry), abort=True, err=True)
     if entry.status == "committed":
-        until = format_time(delete_checkpoint(root, checkpoint_id))
+        until = format_time(trash(root, checkpoint_id))
         click.echo(
             f"Checkpoint '{checkpoint_id}' is deleted. Until {until} it can be undeleted: "
             f"periflow-ray checkpoint undelete {checkpoint_id}",
@@ -162,7 +161,7 @@ def delete(checkpoint_id: str, is_confirmed: bool, root: StorageRoot) -> None:
     else:
         destroy(root, entry.job_id, entry.name)
         click.echo(f"Checkpoint '{checkpoint_id}' is deleted.", err=True)
-    purge_expired(root, entry.job_id, time.time())
+    purge(root, entry.job_id, time.time())
 
 
 @click.command("undelete")
@@ -175,7 +174,7 @@ def undelete_command(checkpoint_id: str, root: StorageRoot) -> None:
     Example:
       periflow-ray checkpoint undelete 12/step-00000400
     """
-    manifest = undelete(root, checkpoint_id)
+    manifest = untrash(root, checkpoint_id)
     click.echo(f"Checkpoint '{manifest.checkpoint_id}' is undeleted.", err=True)
 
 
@@ -213,7 +212,7 @@ def _list_entries(root: StorageRoot, job_id: int | None) -> list[CheckpointEntry
         if len(kept) < len(found):
             # A user who may only read here still gets the list; someone else's listing will delete the files.
             with contextlib.suppress(OSError, StorageError):
-                purge_expired(root, owner, now_unix_s)
+                purge(root, owner, now_unix_s)
         entries += kept
     return entries
 
