@@ -20,9 +20,9 @@ from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.recorder import Recorder
 from periflow_ray.runtime.monitor.sinks import DEFAULT_SINKS, open_sinks
-from periflow_ray.runtime.notices import watch
+from periflow_ray.runtime.notices import departure
+from periflow_ray.runtime.notices.departure import Watcher
 from periflow_ray.runtime.notices.notice import Notice
-from periflow_ray.runtime.notices.watch import Watcher
 from periflow_ray.runtime.outbox import Outbox
 from periflow_ray.store.root import StorageRoot
 
@@ -198,7 +198,7 @@ def test_the_watcher_s_own_loop(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
             raise KeyboardInterrupt
 
     monkeypatch.setattr(watcher, "tick", tick)
-    monkeypatch.setattr(watch.time, "sleep", sleep)
+    monkeypatch.setattr(departure.time, "sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
         watcher.run()
     assert (turns.num, turns.num_raised) == (5, 1)
