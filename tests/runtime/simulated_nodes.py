@@ -208,6 +208,11 @@ async def save_all(nodes: Sequence[Node], snapshot: SnapshotId) -> list[str | No
     return await asyncio.gather(*(node.save(snapshot) for node in nodes))
 
 
+async def leave_all(nodes: Sequence[Node]) -> None:
+    for node in nodes:
+        await node.leave()
+
+
 def failure_of(node_rank: int, time_unix_s: float = 1.0) -> Failure:
     return Failure(node_rank, time_unix_s, exit_code=1)
 

@@ -10,6 +10,7 @@ from simulated_nodes import (
     failure_of,
     join_all,
     join_ranks_of_one_node,
+    leave_all,
     report_of,
     save_all,
 )
@@ -114,8 +115,7 @@ def test_the_newest_commit_is_known_when_all_have_left(run_monitor, nodes):
             assert newest is not None
             assert newest.step == step
         assert [await monitor.has_committed((step, 1)) for step in (5, 10, 15)] == [True, True, False]
-        for node in pair:
-            await node.leave()
+        await leave_all(pair)
         assert await monitor.newest_commit() == newest
 
     run_monitor(scenario)
