@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from support.checkpoint_samples import read_tree, write_tree
+from support.trees import read_tree, write_tree
 
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
 from periflow_ray.jobs.checkpoint_status import list_all

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from support.checkpoint_samples import CREATED_UNIX_S, STEP_10, STEP_20, save
+from support.stored_checkpoints import CREATED_UNIX_S, STEP_10, STEP_20, save
 
 from periflow_ray.errors import NotFoundError
 from periflow_ray.jobs import JobState

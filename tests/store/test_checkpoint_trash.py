@@ -3,7 +3,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from support.checkpoint_samples import STEP_10, STEP_20, BreakingRoot, read_tree, save
+from support.stored_checkpoints import STEP_10, STEP_20, BreakingRoot, save
+from support.trees import read_tree
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError, UsageError
 from periflow_ray.store.checkpoints import (

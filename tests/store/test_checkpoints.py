@@ -9,7 +9,7 @@ import json
 from collections import Counter
 
 import pytest
-from support.checkpoint_samples import STEP_10, STEP_20, BreakingRoot, save
+from support.stored_checkpoints import STEP_10, STEP_20, BreakingRoot, save
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError
 from periflow_ray.spec import KeepBest
