@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from injected_errors import TIMES, Turns
 from ray.experimental import internal_kv
 from simulated_cluster import FakeCluster, SlowRoot
 from simulated_nodes import Node, ObservedMonitor
@@ -96,3 +97,15 @@ def nodes(root: StorageRoot, tmp_path: Path) -> Callable[..., list[Node]]:
         return made
 
     return make
+
+
+@pytest.fixture(params=TIMES)
+def turns(request: pytest.FixtureRequest) -> Turns:
+    """The turns of a loop, of which the first, the second or the last one fails."""
+    return Turns(request.param)
+
+
+@pytest.fixture
+def problems() -> list[str]:
+    """What was told to the user."""
+    return []

@@ -27,18 +27,6 @@ from periflow_ray.runtime.outbox import Outbox
 from periflow_ray.store.root import StorageRoot
 
 
-@pytest.fixture(params=TIMES)
-def turns(request: pytest.FixtureRequest) -> Turns:
-    """One for each time."""
-    return Turns(request.param)
-
-
-@pytest.fixture
-def problems() -> list[str]:
-    """What was told to the user."""
-    return []
-
-
 @pytest.fixture
 def add_state(root: StorageRoot) -> None:
     """Job 1 waits for its driver."""
