@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from announced_saves import Orders, join_and_train, notice
-from simulated_nodes import ObservedMonitor, event_texts, failure_of, join_all, leave_all, save_all
+from simulated_nodes import ObservedMonitor, event_texts, failure_of, join_all, leave_all, record_all, save_all
 from simulated_ranks import Pace, TrainingNode, train_all
 
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
@@ -95,8 +95,7 @@ def test_a_node_that_trains_on_where_another_saves_makes_it_void(run_monitor, no
     async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
-        for node in pair:
-            await node.record(1)
+        await record_all(pair, 1)
         orders, leaving = Orders(monitor), notice(monitor)
         assert await orders.next_save(pair, 1) == SAVE_NOW
         saving = await pair[0].begin_save((1, 1))
@@ -189,8 +188,7 @@ def test_a_first_step_just_after_the_notice_is_either_saved_or_given_up_at_once(
                 await node.record(0, is_answer=True)
             for _ in range(num_yields):
                 await asyncio.sleep(0)
-            for node in pair:
-                await node.record(1)
+            await record_all(pair, 1)
             orders = [ReportSteps()]
             while all(isinstance(order, ReportSteps) for order in orders):
                 orders = await monitor.next_orders(num_yields + 1, 0)

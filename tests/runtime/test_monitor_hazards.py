@@ -5,7 +5,17 @@ from __future__ import annotations
 import asyncio
 
 from simulated_cluster import FakeCluster
-from simulated_nodes import ObservedMonitor, event_texts, facts_of, failure_of, join_all, leave_all, report_of, save_all
+from simulated_nodes import (
+    ObservedMonitor,
+    event_texts,
+    facts_of,
+    failure_of,
+    join_all,
+    leave_all,
+    record_all,
+    report_of,
+    save_all,
+)
 from simulated_ranks import Pace, TrainingNode, train_all, wait_for_steps
 
 from periflow_ray.jobs.attempts import read_attempts
@@ -76,8 +86,7 @@ def test_a_second_machine_that_drains_during_the_save_joins_it(run_monitor, node
         await wait_for_looks(cluster, 3)
         cluster.drain("ray-node-1")
         await wait_for_looks(cluster, 3)
-        for node in pair:
-            await node.record(1)
+        await record_all(pair, 1)
         # The speed is unknown: all save at once.
         while not any(text.startswith("all ranks are asked to save at once") for _, text in event_texts(root)):
             await asyncio.sleep(0.01)
@@ -119,8 +128,7 @@ def test_ranks_that_stand_still_are_a_hang_and_their_stacks_are_asked_for(run_mo
     async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
-        for node in pair:
-            await node.record(7)
+        await record_all(pair, 7)
         assert [type(order) for order in await monitor.next_orders(1, 0)] == [DumpStacks, EndAttempt]
         await leave_all(pair)
         assert await monitor.decide(1) == "restart"
@@ -135,8 +143,7 @@ def test_a_hang_before_the_first_step_is_one(run_monitor, nodes, cluster):
         pair = nodes(monitor)
         await join_all(pair)
         # pf.init() was called, and then the ranks wait for each other for ever.
-        for node in pair:
-            await node.record(0)
+        await record_all(pair, 0)
         assert [type(order) for order in await monitor.next_orders(1, 0)] == [DumpStacks, EndAttempt]
 
     run_monitor(scenario, hang_timeout_s=0.1)

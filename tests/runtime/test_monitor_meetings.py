@@ -11,6 +11,7 @@ from simulated_nodes import (
     join_all,
     join_ranks_of_one_node,
     leave_all,
+    record_all,
     report_of,
     save_all,
 )
@@ -64,8 +65,7 @@ def test_a_new_worker_group_is_a_new_attempt_from_the_latest_checkpoint(run_moni
         pair = nodes(monitor)
         await join_all(pair)
         await save_all(pair, (10, 1))
-        for node in pair:
-            await node.record(17)
+        await record_all(pair, 17)
         await asyncio.gather(*(node.leave(failure_of(node.node_rank)) for node in pair))
         assert len((await monitor.describe_end()).failures) == 2
 

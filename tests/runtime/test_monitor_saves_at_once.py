@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from announced_saves import Orders, join_and_train, notice
-from simulated_nodes import ObservedMonitor, join_all, save_all
+from simulated_nodes import ObservedMonitor, join_all, record_all, save_all
 
 from periflow_ray.runtime.monitor import announced_save as announced_save_module
 from periflow_ray.runtime.monitor import attempt as attempt_module
@@ -21,8 +21,7 @@ def test_now_is_nothing_unless_it_is_the_same_step_everywhere(run_monitor, nodes
     async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
-        for node in pair:
-            await node.record(1)
+        await record_all(pair, 1)
         orders, leaving = Orders(monitor), notice(monitor)
         assert await orders.next_save(pair, 1) == SAVE_NOW
         mixed = "nodes saved at different steps (1, 2)"
@@ -79,8 +78,7 @@ def test_ranks_whose_speed_is_not_known_yet_are_asked_until_it_is(run_monitor, n
     async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
-        for node in pair:
-            await node.record(1)
+        await record_all(pair, 1)
         orders, leaving = Orders(monitor), notice(monitor)
         step = 1
         while (asked := await orders.next_save(pair, step)) == SAVE_NOW:
