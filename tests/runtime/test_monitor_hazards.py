@@ -25,7 +25,7 @@ from periflow_ray.store.checkpoints import list_committed
 
 
 async def wait_for_looks(cluster: FakeCluster, num_looks: int) -> None:
-    """Until the monitor has looked at the cluster so many times more."""
+    """Until the monitor has looked at the cluster this many times more."""
     wanted = cluster.num_looks + num_looks
     while cluster.num_looks < wanted:
         await asyncio.sleep(0.01)
