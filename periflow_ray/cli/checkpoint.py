@@ -1,7 +1,4 @@
-"""``checkpoint``: checkpoints that jobs have saved or that came from elsewhere.
-
-Long because each command of the group is a dozen lines, most of them its options and help.
-"""
+"""``checkpoint``: checkpoints that jobs have saved or that came from elsewhere, listed and shown."""
 
 from __future__ import annotations
 
@@ -16,15 +13,14 @@ from rich.console import Console
 from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.format import NOTHING, format_time, format_value, iso_time
 from periflow_ray.cli.lazy import LazyGroup
-from periflow_ray.cli.options import storage_option, yes_option
+from periflow_ray.cli.options import storage_option
 from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
-from periflow_ray.errors import NotFoundError, StorageError, UsageError
+from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.jobs import read_record
 from periflow_ray.jobs.checkpoint_status import CheckpointEntry, find_entry, list_all
-from periflow_ray.store.checkpoints import destroy, latest_committed
+from periflow_ray.store.checkpoints import latest_committed
 from periflow_ray.store.checkpoints.manifest import Manifest, is_job_number
-from periflow_ray.store.checkpoints.trash import delete as delete_checkpoint
-from periflow_ray.store.checkpoints.trash import purge_expired, undelete
+from periflow_ray.store.checkpoints.trash import purge
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
 
@@ -39,8 +35,8 @@ _COMMANDS = {
     ),
     "upload": ("periflow_ray.cli.checkpoint_transfer:upload", "Make a checkpoint of a directory of this machine."),
     "create": ("periflow_ray.cli.checkpoint_transfer:create", "Make a checkpoint of files that stay where they are."),
-    "delete": ("periflow_ray.cli.checkpoint:delete", "Delete a checkpoint; for a week it can be undeleted."),
-    "undelete": ("periflow_ray.cli.checkpoint:undelete_command", "Take a deletion back."),
+    "delete": ("periflow_ray.cli.checkpoint_delete:delete", "Delete a checkpoint; for a week it can be undeleted."),
+    "undelete": ("periflow_ray.cli.checkpoint_delete:undelete", "Take a deletion back."),
     "verify": ("periflow_ray.cli.checkpoint_transfer:verify_command", "Read every byte again and compare."),
 }
 _FORMER_NAMES = {"restore": "undelete"}
@@ -129,56 +125,6 @@ def view(checkpoint_id: str, root: StorageRoot, output: str) -> None:
     write_output(output, document, draw)
 
 
-@click.command()
-@click.argument("checkpoint_id", metavar="ID")
-@yes_option
-@storage_option
-def delete(checkpoint_id: str, is_confirmed: bool, root: StorageRoot) -> None:
-    """Delete a checkpoint. Its files stay for seven days, in which "undelete" takes the deletion back.
-
-    The rest of a partial checkpoint is deleted at once.
-
-    \b
-    Example:
-      periflow-ray checkpoint delete 12/step-00000400
-    """
-    entry = find_entry(root, checkpoint_id)
-    if entry.status == "deleted":
-        until = format_time(entry.restorable_until_unix_s)
-        raise UsageError(f"checkpoint '{checkpoint_id}' is deleted already; it can be undeleted until {until}.")
-    if entry.status == "uploading" and entry.job_id is not None:
-        raise UsageError(
-            f"checkpoint '{checkpoint_id}' is being uploaded by job {entry.job_id}; wait for it, or stop the job first."
-        )
-    if not is_confirmed:
-        click.confirm(_describe_deletion(root, entry), abort=True, err=True)
-    if entry.status == "committed":
-        until = format_time(delete_checkpoint(root, checkpoint_id))
-        click.echo(
-            f"Checkpoint '{checkpoint_id}' is deleted. Until {until} it can be undeleted: "
-            f"periflow-ray checkpoint undelete {checkpoint_id}",
-            err=True,
-        )
-    else:
-        destroy(root, entry.job_id, entry.name)
-        click.echo(f"Checkpoint '{checkpoint_id}' is deleted.", err=True)
-    purge_expired(root, entry.job_id, time.time())
-
-
-@click.command("undelete")
-@click.argument("checkpoint_id", metavar="ID")
-@storage_option
-def undelete_command(checkpoint_id: str, root: StorageRoot) -> None:
-    """Take the deletion of a checkpoint back, as long as "checkpoint list --all" shows it.
-
-    \b
-    Example:
-      periflow-ray checkpoint undelete 12/step-00000400
-    """
-    manifest = undelete(root, checkpoint_id)
-    click.echo(f"Checkpoint '{manifest.checkpoint_id}' is undeleted.", err=True)
-
-
 def resolve_id(root: StorageRoot, checkpoint_id: str) -> str:
     """The ID as it is; for the number of a job, the ID of the job's latest committed checkpoint.
 
@@ -213,7 +159,7 @@ def _list_entries(root: StorageRoot, job_id: int | None) -> list[CheckpointEntry
         if len(kept) < len(found):
             # A user who may only read here still gets the list; someone else's listing will delete the files.
             with contextlib.suppress(OSError, StorageError):
-                purge_expired(root, owner, now_unix_s)
+                purge(root, owner, now_unix_s)
         entries += kept
     return entries
 
@@ -285,19 +231,6 @@ def _document(entry: CheckpointEntry) -> dict[str, Any]:
 def _manifest_document(manifest: Manifest | None) -> dict[str, Any]:
     names = ("attempt", "world_size", "num_nodes", "created_by", "uri", "credential")
     return {} if manifest is None else {name: getattr(manifest, name) for name in names}
-
-
-def _describe_deletion(root: StorageRoot, entry: CheckpointEntry) -> str:
-    question = f"Delete checkpoint '{entry.checkpoint_id}'?"
-    if entry.status != "committed":
-        return f"{question} It is {entry.status} and cannot be undeleted."
-    if entry.manifest is not None and entry.manifest.uri is not None:
-        return f"{question} Its files at {entry.manifest.uri} stay."
-    if entry.job_id is not None:
-        latest = latest_committed(root, entry.job_id)
-        if latest is not None and latest.checkpoint == entry.name:
-            return f"{question} It is the latest one of job {entry.job_id}, from which a restart would go on."
-    return question
 
 
 def _format_number(number: int | None) -> str:

@@ -59,7 +59,7 @@ def follow_job(
     reader = _Reader(root, job_id, LogFollower(root, job_id), console, display)
     view = view or LogView(shows_node=record.num_nodes > 1)
     num_lines_left_out = num_past_lines
-    with _noticed_interrupts() as interrupts:
+    with _collected_interrupts() as interrupts:
         try:
             while True:
                 news = reader.read()
@@ -161,21 +161,21 @@ def _print_lines(lines: list[LogLine], view: LogView, display: ProgressDisplay) 
 
 
 @contextmanager
-def _noticed_interrupts() -> Iterator[list[int]]:
+def _collected_interrupts() -> Iterator[list[int]]:
     """Collects Ctrl-C instead of raising it anywhere, so that no line is lost; a second one does raise."""
-    noticed: list[int] = []
+    collected: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield noticed
+        yield collected
         return
 
-    def notice(number: int, frame: FrameType | None) -> None:
-        if noticed:
+    def collect(number: int, frame: FrameType | None) -> None:
+        if collected:
             raise KeyboardInterrupt
-        noticed.append(number)
+        collected.append(number)
 
-    before = signal.signal(signal.SIGINT, notice)
+    before = signal.signal(signal.SIGINT, collect)
     try:
-        yield noticed
+        yield collected
     finally:
         signal.signal(signal.SIGINT, before)
 

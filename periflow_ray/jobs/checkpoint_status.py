@@ -24,7 +24,7 @@ from periflow_ray.store.checkpoints.manifest import (
     parse_checkpoint_id,
     step_of,
 )
-from periflow_ray.store.checkpoints.trash import read_deleted
+from periflow_ray.store.checkpoints.trash import read_trashed
 from periflow_ray.store.root import StorageRoot
 
 CheckpointStatus = Literal["committed", "uploading", "partial", "deleted"]
@@ -86,7 +86,7 @@ def _read_entry(root: StorageRoot, job_id: int | None, name: str, has_ended: boo
     except NotFoundError:
         pass
     try:
-        deleted = read_deleted(root, job_id, name)
+        deleted = read_trashed(root, job_id, name)
     except CorruptCheckpointError as err:
         return CheckpointEntry(job_id, name, "partial", step_of(name), reason=str(err))
     except NewerFormatError as err:
@@ -99,7 +99,7 @@ def _read_entry(root: StorageRoot, job_id: int | None, name: str, has_ended: boo
             status="deleted",
             restorable_until_unix_s=deleted.restorable_until_unix_s,
         )
-    # Files, because some stores keep the empty directories of what was removed.
+    # Files, because some stores keep the empty directories of what was destroyed.
     if not root.list_files(checkpoint_key(job_id, name)):
         return None
     note = read_upload_note(root, job_id, name)

@@ -7,7 +7,7 @@ import math
 from periflow_ray.errors import PlanError
 from periflow_ray.plan.catalogue import VmType
 
-# Ray's own processes, the node agent and the monitor share this vCPU of a VM; the rest is for the devices.
+# Ray's own processes, the member and the monitor share this vCPU of a VM; the rest is for the devices.
 NUM_RESERVED_VCPUS = 1
 
 

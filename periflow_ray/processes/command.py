@@ -126,7 +126,7 @@ class Command:
 def end_leftovers(marker: tuple[str, str], grace_s: float = 0.0) -> list[int]:
     """End every process of this machine whose environment has ``marker`` (name, value); their ids.
 
-    For what a killed keeper and a killed agent left behind together.
+    For what a killed keeper and a killed member left behind together.
     """
     wanted = f"{marker[0]}={marker[1]}".encode()
     ended: list[int] = []

@@ -1,13 +1,13 @@
-"""The process between a node agent and the user's command; it sees to it that nothing of the command survives.
+"""The process between a member and the user's command; it sees to it that nothing of the command survives.
 
 Run as a script with a bare interpreter (standard library only, so that it starts in milliseconds):
 
     python -I keeper.py RESULT_FD GRACE_S COMMAND [ARG ...]
 
 It makes itself the "child subreaper": every orphaned descendant of the command becomes its child, so none can hide
-by starting a session of its own, as torchrun's workers do. Its standard input is a pipe from the agent: a line
-``terminate [GRACE_S]`` asks it to end the command, end-of-file means that the agent is dead and does the same. When the
-command has ended and nothing of it is left, the keeper writes one JSON line to the file descriptor RESULT_FD:
+by starting a session of its own, as torchrun's workers do. Its standard input is a pipe from the member: a line
+``terminate [GRACE_S]`` asks it to end the command, end-of-file means that the member is dead and does the same. When
+the command has ended and nothing of it is left, the keeper writes one JSON line to the file descriptor RESULT_FD:
 ``{"exit_code": int | null, "signal": int | null, "peak_memory_bytes": int}``.
 """
 
@@ -29,18 +29,18 @@ _POLL_S = 0.02
 
 
 def main(result_fd: int, grace_s: float, command: list[str]) -> None:
-    """Run the command to its end, or end it when asked to or when the agent dies."""
+    """Run the command to its end, or end it when asked to or when the member dies."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
-    # Signals meant for the agent's process group (Ctrl-C in a terminal) must not end the keeper before its charge.
+    # Signals meant for the member's process group (Ctrl-C in a terminal) must not end the keeper before its charge.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_reset_signals(libc))
     ending = threading.Event()
     asked_grace_s: list[float] = []
-    for wait in (child.wait, lambda: _wait_for_agent(asked_grace_s)):
-        # The command ended, the agent sent a line, or its end of the pipe closed: whichever comes first.
+    for wait in (child.wait, lambda: _wait_for_member(asked_grace_s)):
+        # The command ended, the member sent a line, or its end of the pipe closed: whichever comes first.
         threading.Thread(target=_set_after, args=(ending, wait), daemon=True).start()
     ending.wait()
     end_descendants(os.getpid(), asked_grace_s[0] if asked_grace_s else grace_s)
@@ -96,7 +96,7 @@ def find_descendants(pid: int) -> list[int]:
     return found
 
 
-def _wait_for_agent(asked_grace_s: list[float]) -> None:
+def _wait_for_member(asked_grace_s: list[float]) -> None:
     # Unbuffered, because a thread that holds the buffered reader's lock breaks the interpreter's exit.
     words = os.read(0, 64).split()
     asked_grace_s += map(float, words[1:])

@@ -1,1 +1,1 @@
-"""On the cluster: driver -> Ray Train worker group -> node agents -> the user's processes."""
+"""On the cluster: driver -> Ray Train worker group -> members -> the user's processes."""

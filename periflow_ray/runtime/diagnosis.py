@@ -16,7 +16,7 @@ RANK_PREFIX = re.compile(r"\[rank(\d+)\]: ?")
 
 @dataclass(frozen=True)
 class Failure:
-    """What a node agent reports when its command failed.
+    """What a member reports when its user code failed.
 
     ``time_unix_s`` orders failures of several nodes: the first is the cause, later ones are usually casualties.
     ``summary`` is for failures other than a command's exit.

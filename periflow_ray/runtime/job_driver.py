@@ -223,7 +223,7 @@ def _describe_cause(ending: Ending, error: BaseException | None) -> str:
 
 
 def remove_sandboxes(storage_uri: str, job_id: int, num_sandboxes: int) -> None:
-    """Delete what the job's members left on the cluster's machines."""
+    """Delete the job's folders on all machines of the cluster, however it ended."""
 
     def remove() -> None:
         for node_rank in range(num_sandboxes):

@@ -13,6 +13,7 @@ import ray.train
 
 from periflow_ray.errors import StorageError
 from periflow_ray.jobs.attempts import AttemptRecord
+from periflow_ray.loops import BackgroundLoop, Faults
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.client import MonitorLostError, RayMonitor, start_monitor
 from periflow_ray.runtime.monitor.contract import AttemptNews, Ending
@@ -26,7 +27,7 @@ RETRY_INTERVAL_S = 1.0
 
 
 class Supervision:
-    """A monitor, and a thread that follows it while it is open.
+    """A monitor, and threads that follow it while it is open.
 
     Args:
         num_members: Ray Train workers of the job.
@@ -59,12 +60,13 @@ class Supervision:
         self._is_finishing = False
         self._thread = threading.Thread(target=self._follow_attempts, name="attempts", daemon=True)
         self._waiting = threading.Event()
-        self._wait_thread = threading.Thread(target=self._tell_waits, name="waits", daemon=True)
         self._closed = threading.Event()
+        faults = Faults("looking for what the job waits for")
+        self._waits = BackgroundLoop("waits", self._tell_wait, WAIT_NOTE_S, faults=faults)
 
     def __enter__(self) -> Supervision:
         self._thread.start()
-        self._wait_thread.start()
+        self._waits.start()
         return self
 
     def __exit__(
@@ -72,10 +74,11 @@ class Supervision:
     ) -> None:
         self._is_finishing = True
         self._closed.set()
+        self._waits.begin_close()
         self.monitor.end()
         # A thread that still talks to Ray when the interpreter ends would end it with an error.
         self._thread.join(timeout=FINISH_TIMEOUT_S)
-        self._wait_thread.join(timeout=FINISH_TIMEOUT_S)
+        self._waits.close(FINISH_TIMEOUT_S)
 
     def finish(self) -> Ending | None:
         """Let the monitor write out everything; returns what it said of the job's end, None if it has died."""
@@ -128,16 +131,10 @@ class Supervision:
         except (OSError, StorageError) as err:  # The next attempt is told again.
             print(f"attempt {news.number} is not recorded: {err}", file=sys.stderr)
 
-    def _tell_waits(self) -> None:
-        """Say what the job waits for, while it does."""
-        while not self._closed.wait(WAIT_NOTE_S):
-            try:
-                if self._waiting.is_set() and _is_placement_pending():
-                    self._tell_wait()
-            except Exception as err:  # Ray may not answer for a while.
-                print(f"it is not known what the job waits for: {err}", file=sys.stderr)
-
     def _tell_wait(self) -> None:
+        """Say what the job waits for, if it does."""
+        if not (self._waiting.is_set() and _is_placement_pending()):
+            return
         wanted = self._describe_wanted()
         if self._state.status in ("preparing", "running"):
             # The machines of the attempt before are gone, and there are no others.

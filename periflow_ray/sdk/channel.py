@@ -1,4 +1,4 @@
-"""The seam between the SDK and whoever listens: a file, the node agent, or the Ray Train worker itself."""
+"""The seam between the SDK and whoever listens: a file, the member behind a socket, or the member of this process."""
 
 from __future__ import annotations
 

@@ -337,9 +337,9 @@ def _check_total(total_train_steps: int | None, resumed_step: int) -> None:
 def _default_channel(local_log_name: str | None) -> Channel:
     socket_path = os.environ.get("PERIFLOW_SESSION")
     if socket_path:
-        from periflow_ray.sdk.agent_channel import AgentChannel
+        from periflow_ray.sdk.socket_channel import SocketChannel
 
-        return AgentChannel(socket_path)
+        return SocketChannel(socket_path)
     from periflow_ray.sdk.local_channel import LocalChannel
 
     return LocalChannel(local_log_name)
@@ -355,7 +355,7 @@ def _new_faults() -> Faults:
 
 
 def _leave_import_mark() -> None:
-    # Lets the node agent tell a script that forgot init() from a command that does not use the SDK.
+    # Lets the member tell a script that forgot init() from a command that does not use the SDK.
     socket_path = os.environ.get("PERIFLOW_SESSION")
     if socket_path:
         with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
-"""Messages between a rank and its node agent: one JSON object a line over a Unix-domain socket.
+"""Messages between a rank and its node's member: one JSON object a line over a Unix-domain socket.
 
-Rank to agent:  hello, records (step and metrics), step (the answer to report), late (the announced step is over),
+Rank to member: hello, records (step and metrics), step (the answer to report), late (the announced step is over),
                 checkpoint, bye.
-Agent to rank:  report (say your step at once), announced (emergency step), checkpointed (an error text or null).
+Member to rank: report (say your step at once), announced (emergency step), checkpointed (an error text or null).
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 from periflow_ray.errors import PeriFlowError
 
 PROTOCOL_VERSION = 1
-# The agent's version, for the script; a script's is in its hello.
+# The member's version, for the script; a script's is in its hello.
 VERSION_VARIABLE = "PERIFLOW_SESSION_VERSION"
 
 
-def require_same_version(agent_version: str | None) -> None:
-    """Refuse to speak to an agent that means something else by these messages.
+def require_same_version(member_version: str | None) -> None:
+    """Refuse to speak to a member that means something else by these messages.
 
     Args:
-        agent_version: value of ``PERIFLOW_SESSION_VERSION``.
+        member_version: value of ``PERIFLOW_SESSION_VERSION``.
     Raises:
         PeriFlowError: it is another version than this one.
     """
-    if agent_version is not None and agent_version != str(PROTOCOL_VERSION):
+    if member_version is not None and member_version != str(PROTOCOL_VERSION):
         raise PeriFlowError(
             f"the periflow-ray that this script imports speaks version {PROTOCOL_VERSION} with the job's node, and the "
-            f"one that runs the job version {agent_version}: steps and checkpoints would not be recorded. Let the "
+            f"one that runs the job version {member_version}: steps and checkpoints would not be recorded. Let the "
             "script import the same periflow-ray that is installed on the cluster."
         )
 

@@ -113,7 +113,7 @@ def _wait_with_ray(root: StorageRoot, job_id: int, timeout_s: float) -> JobState
     while time.monotonic() < deadline:
         state = jobs.read_state(root, job_id)
         if state.has_ended:
-            # Ray itself takes its whole grace time to notice that a stopped driver has ended.
+            # Ray itself takes its whole grace time to see that a stopped driver has ended.
             return state
         ray_job = cluster.read(record.ray_submission_id)
         if ray_job is None or ray_job.status in ENDED_RAY_STATUSES:

@@ -1,4 +1,4 @@
-"""A job as far as checkpoints go: a rank, its node agent and the monitor, joined by the real SDK and the real Ray."""
+"""A job as far as checkpoints go: a rank, its member and the monitor, joined by the real SDK and the real Ray."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Save:
 
 
 class CheckpointJob:
-    """A rank that writes and saves checkpoints, and the agent that commits them to ``storage_uri``."""
+    """A rank that writes and saves checkpoints, and the member that commits them to ``storage_uri``."""
 
-    def __init__(self, agent: Helper, rank: Helper, output_dir: Path, storage_uri: str) -> None:
+    def __init__(self, member: Helper, rank: Helper, output_dir: Path, storage_uri: str) -> None:
         self.output_dir = output_dir
         self.storage_uri = storage_uri
-        self._agent = agent
+        self._member = member
         self._rank = rank
 
     def write_files(self) -> None:
@@ -62,20 +62,20 @@ class CheckpointJob:
 
     def wait_for_commit(self) -> float:
         """When the last saved checkpoint was committed."""
-        return float(self._agent.ask("commit"))
+        return float(self._member.ask("commit"))
 
     def delete_copies(self) -> None:
         """Delete all checkpoints and the baseline's copy from the storage root."""
-        self._agent.ask(f"delete {_CHECKPOINTS_KEY}")
-        self._agent.ask(f"delete {BASELINE_KEY}")
+        self._member.ask(f"delete {_CHECKPOINTS_KEY}")
+        self._member.ask(f"delete {BASELINE_KEY}")
 
     def mark_memory(self) -> None:
-        """Begin to measure the agent's memory."""
-        self._agent.ask("mark_memory")
+        """Begin to measure the member's memory."""
+        self._member.ask("mark_memory")
 
     def peak_memory_mib(self) -> float:
-        """What the agent had at most since ``mark_memory``, beyond what it had then."""
-        return float(self._agent.ask("peak_memory"))
+        """What the member had at most since ``mark_memory``, beyond what it had then."""
+        return float(self._member.ask("peak_memory"))
 
 
 @contextlib.contextmanager
@@ -88,8 +88,6 @@ def checkpoint_job(
         environment: how the storage server is reached.
     """
     job_dir = Path(tempfile.mkdtemp(prefix="job-", dir=directory))
-    output_dir = job_dir / "checkpoints"
-    output_dir.mkdir()
     try:
         with ExitStack() as helpers:
 
@@ -97,25 +95,26 @@ def checkpoint_job(
                 env = clean_environment(**env)
                 return helpers.enter_context(Helper(name, *arguments, env=env, answer_timeout_s=_ANSWER_TIMEOUT_S))
 
-            agent = start(
-                "checkpoint_agent",
+            member = start(
+                "checkpoint_member",
                 storage_uri,
-                str(output_dir),
-                str(job_dir),
+                # Its sandbox goes with the job.
+                TMPDIR=str(job_dir),
                 # Ray's logs go with the figure. Not below the job: Ray has sockets there, whose paths must be short.
                 RAY_TMPDIR=str(directory),
                 **(environment or {}),
             )
+            output_dir = Path(member.ask("output_folder"))
             rank = start(
                 "checkpoint_rank",
                 str(output_dir),
                 str(num_files),
                 str(num_bytes),
                 PERIFLOW_ENABLED="1",
-                PERIFLOW_SESSION=str(job_dir / "session"),
+                PERIFLOW_SESSION=member.ask("socket"),
                 CKPT_DIR=str(output_dir),
             )
-            yield CheckpointJob(agent, rank, output_dir, storage_uri)
+            yield CheckpointJob(member, rank, output_dir, storage_uri)
     finally:
         shutil.rmtree(job_dir, ignore_errors=True)
 

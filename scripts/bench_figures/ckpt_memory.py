@@ -1,4 +1,4 @@
-"""How much memory the node agent needs for an upload to S3, beyond what it has without one.
+"""How much memory a node's member needs for an upload to S3, beyond what it has without one.
 
 The column "baseline" is the checkpoint's own size.
 """
@@ -16,7 +16,7 @@ SHAPES = {"1file": (1, 1), "64files": (64, 1), "4x_size": (1, 4)}
 
 
 def measure_ckpt_memory() -> list[Row]:
-    """MiB of the agent's peak: one checkpoint in one file, in 64, and one of four times the size."""
+    """MiB of the member's peak: one checkpoint in one file, in 64, and one of four times the size."""
     with bench_directory() as directory, serve_s3(directory) as server:
         return [
             _measure_upload(directory, server, f"ckpt_memory_{shape}", num_files, scale * CHECKPOINT_BYTES)

@@ -11,7 +11,7 @@ from bench_figures.checkpoint_job import CHECKPOINT_BYTES, LAYOUTS, CheckpointJo
 from bench_figures.row import Goal, Row, row_of_pairs
 
 NUM_REPEATS = 7
-# After a commit the agent deletes the snapshot before; no training calls again at once.
+# After a commit the member deletes the snapshot before; no training calls again at once.
 PAUSE_S = 0.5
 CHANGED_GOAL = Goal("<=", 1.2)
 UNCHANGED_GOAL = Goal("<", 0.01)

@@ -22,7 +22,7 @@ _SUPERVISOR_MODULE = "local_supervisor"
 def find_job_machinery(supervisor_pid: int) -> dict[int, str]:
     """What is below the cluster's supervisor for its one job, but the ranks: process id and a short name.
 
-    The driver, the actors (monitor, node agents, Ray Train's controller, Ray's supervisor of the driver) and the
+    The driver, the actors (monitor, members, Ray Train's controller, Ray's supervisor of the driver) and the
     ranks' keepers. Ray's own daemons are not among them.
     """
     found = {}

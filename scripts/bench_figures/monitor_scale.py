@@ -17,8 +17,8 @@ from bench_figures.programs import MEASURED_DIR, REPOSITORY_DIR, clean_environme
 from bench_figures.row import Goal, Row
 from periflow_ray.runtime.member.uploads import CheckpointUploads
 from periflow_ray.runtime.monitor.actor import Monitor
-from periflow_ray.runtime.monitor.client import InProcessMonitor
 from periflow_ray.runtime.monitor.contract import MemberFacts, Report
+from periflow_ray.runtime.monitor.in_process import InProcessMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.store.keys import job_key

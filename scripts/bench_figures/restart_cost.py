@@ -16,8 +16,9 @@ from typing import TypeVar
 from bench_figures.programs import note
 from bench_figures.row import FigureError, Goal, Row
 from periflow_ray.runtime.monitor.actor import Monitor
-from periflow_ray.runtime.monitor.client import InProcessMonitor, MonitorClient
+from periflow_ray.runtime.monitor.client import MonitorClient
 from periflow_ray.runtime.monitor.contract import MemberFacts
+from periflow_ray.runtime.monitor.in_process import InProcessMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.store.checkpoints import Manifest, StoredFile, checkpoint_key

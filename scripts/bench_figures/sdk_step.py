@@ -43,24 +43,24 @@ def measure_sdk_step() -> list[Row]:
         def start(name: str, *arguments: str, **env: str) -> Helper:
             return helpers.enter_context(Helper(name, *arguments, env=clean_environment(**env)))
 
-        agent = start("session_peer", socket_path)
+        member = start("session_peer", socket_path)
         ours = start("step_timer", "periflow_ray", log_path, PERIFLOW_SESSION=socket_path, **job_env)
         start("fifo_peer", local_rank)
         cloud = start("step_timer", "periflow_sdk", log_path, **cloud_env, **theirs)
         local = start("step_timer", "periflow_sdk", log_path, **theirs)
         rows = [
-            _compare("sdk_step_cloud", ours, cloud, agent, CLOUD_GOAL),
-            _compare("sdk_step_local", ours, local, agent, LOCAL_GOAL),
+            _compare("sdk_step_cloud", ours, cloud, member, CLOUD_GOAL),
+            _compare("sdk_step_local", ours, local, member, LOCAL_GOAL),
         ]
-        note(f"sdk_step: the node agent received {_received(agent)} of the {ours.ask('count')} metrics of our side")
+        note(f"sdk_step: the member received {_received(member)} of the {ours.ask('count')} metrics of our side")
     return rows
 
 
-def _compare(name: str, ours: Helper, theirs: Helper, agent: Helper, goal: Goal) -> Row:
+def _compare(name: str, ours: Helper, theirs: Helper, member: Helper, goal: Goal) -> Row:
     pairs = []
     for _ in range(1 + NUM_REPEATS):
         ours_us = _time_steps(ours)
-        _wait_for_delivery(ours, agent)
+        _wait_for_delivery(ours, member)
         pairs.append((ours_us, _time_steps(theirs)))
     del pairs[0]  # Warm-up.
     return row_of_pairs(name, [pair[0] for pair in pairs], [pair[1] for pair in pairs], "us", goal)
@@ -70,24 +70,24 @@ def _time_steps(timer: Helper) -> float:
     return float(timer.ask("time"))
 
 
-def _wait_for_delivery(ours: Helper, agent: Helper) -> None:
-    """Wait until the agent has all metrics, so that their delivery does not slow the next measurement.
+def _wait_for_delivery(ours: Helper, member: Helper) -> None:
+    """Wait until the member has all metrics, so that their delivery does not slow the next measurement.
 
     Or until no more come: a machine that takes a step in less than a microsecond fills the SDK's buffer.
     """
     num_sent = int(ours.ask("count"))
-    num_received = _received(agent)
+    num_received = _received(member)
     last_news_s = time.monotonic()
     while num_received < num_sent and time.monotonic() - last_news_s < SILENCE_S:
         time.sleep(0.05)
-        if (now_received := _received(agent)) > num_received:
+        if (now_received := _received(member)) > num_received:
             num_received, last_news_s = now_received, time.monotonic()
     if num_received == 0:
-        raise FigureError(f"the agent received none of {num_sent} metrics within {SILENCE_S:.0f} s")
+        raise FigureError(f"the member received none of {num_sent} metrics within {SILENCE_S:.0f} s")
 
 
-def _received(agent: Helper) -> int:
-    return int(agent.ask())
+def _received(member: Helper) -> int:
+    return int(member.ask())
 
 
 def _install_baseline() -> None:

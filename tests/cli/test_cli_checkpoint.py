@@ -8,7 +8,7 @@ from support.sample_jobs import NEW_YEAR_UNIX_S
 
 from periflow_ray.jobs.checkpoint_status import find_entry, list_all
 from periflow_ray.store.checkpoints import find_checkpoint
-from periflow_ray.store.checkpoints.trash import delete, purge_expired
+from periflow_ray.store.checkpoints.trash import purge, trash
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_the_list_hides_what_cannot_be_resumed_from_until_it_is_asked_for(run_cl
         ("3/step-00000007", "uploading"),
     ]
     assert result.stderr == "1 partial or deleted ones are not shown. With them: --all\n"
-    until_unix_s = delete(saved_root, "1/step-00000010", keep_s=3600)
+    until_unix_s = trash(saved_root, "1/step-00000010", keep_s=3600)
     result = run_cli("checkpoint", "list", "--job", "1", "--all", "-o", "json")
     deleted, _, partial = json.loads(result.stdout)
     assert result.stderr == ""
@@ -91,7 +91,7 @@ def test_the_list_hides_what_cannot_be_resumed_from_until_it_is_asked_for(run_cl
 
 
 def test_listing_deletes_the_files_of_what_cannot_be_undeleted_any_more(run_cli, saved_root):
-    delete(saved_root, ID, keep_s=0)
+    trash(saved_root, ID, keep_s=0)
     assert run_cli("checkpoint", "list", "--job", "2", "--all", "-o", "json").stdout == "[]\n"
     assert saved_root.list_files("jobs/2/checkpoints") == {}
 
@@ -163,10 +163,10 @@ def test_the_former_name_of_undelete_still_works_but_is_not_shown(run_cli, saved
 
 
 def test_deleting_also_clears_what_was_deleted_long_ago(run_cli, saved_root):
-    delete(saved_root, "1/step-00000010", keep_s=0)
+    trash(saved_root, "1/step-00000010", keep_s=0)
     assert run_cli("checkpoint", "delete", "1/step-00000020", "-y").exit_code == 0
     assert [entry.name for entry in list_all(saved_root, 1)] == ["step-00000020", "step-00000030"]
-    assert purge_expired(saved_root, 1, NEW_YEAR_UNIX_S) == []
+    assert purge(saved_root, 1, NEW_YEAR_UNIX_S) == []
 
 
 def test_what_is_left_of_a_partial_checkpoint_is_deleted_at_once(run_cli, saved_root):

@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.sample_checkpoints import ID, NODES, read_tree, write_sample_checkpoints, write_tree
+from support.sample_checkpoints import ID, NODES, write_sample_checkpoints
+from support.trees import read_tree, write_tree
 
 from periflow_ray.jobs.checkpoint_status import list_all
 from periflow_ray.store.checkpoints import checkpoint_key

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 from support.driver_stand_in import running_state
-from support.job_cluster import serve_cluster
-from support.job_server import JobServer
+from support.job_server import JobServer, serve_jobs
 from support.sample_jobs import build_record
 
 from periflow_ray.errors import PeriflowRayError
@@ -37,7 +36,7 @@ STOPPED = JobState("stopped", 1000.0, 1010.0, 1009.0, attempt=2, message="stoppe
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobServer]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with serve_cluster() as server:
+    with serve_jobs() as server:
         yield server
 
 
@@ -106,7 +105,7 @@ def test_a_stopped_job_goes_on_under_its_number_where_it_was(run_cli, stopped_ro
 
 def test_it_can_go_on_elsewhere_and_on_another_number_of_devices(run_cli, stopped_root, cluster):
     before = read_plan(stopped_root)
-    with serve_cluster() as other:
+    with serve_jobs() as other:
         vm = "aws-16gb-v100-4g-us-east-2"
         options = ("--address", other.address, "--vm", vm, "--num-devices", "8", "--no-follow")
         result = run_cli("job", "resume", "1", *options)
@@ -121,7 +120,7 @@ def test_it_can_go_on_elsewhere_and_on_another_number_of_devices(run_cli, stoppe
 
 
 def test_the_job_server_that_the_shell_names_comes_before_the_old_one(run_cli, stopped_root, cluster, monkeypatch):
-    with serve_cluster() as other:
+    with serve_jobs() as other:
         monkeypatch.setenv("RAY_ADDRESS", other.address)
         assert run_cli("job", "resume", "1", "--no-follow").exit_code == 0
         assert (len(submitted(cluster)), len(submitted(other))) == (0, 1)

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.driver_stand_in import DriverStandIn, ended_attempt, running_state
-from support.job_cluster import serve_cluster
-from support.job_server import JobServer
+from support.job_server import JobServer, serve_jobs
 from support.sample_jobs import build_record
 
 from periflow_ray.jobs import JobState, read_state, write_record, write_state
@@ -22,7 +21,7 @@ SUBMISSION_ID = "periflow-1"
 
 @pytest.fixture
 def cluster() -> Iterator[JobServer]:
-    with serve_cluster() as server:
+    with serve_jobs() as server:
         server.jobs[SUBMISSION_ID] = {"status": "RUNNING", "message": None}
         yield server
 

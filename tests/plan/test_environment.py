@@ -1,9 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from periflow_ray.plan import JobPlan, NodeFacts, build_plan, device_environment, find_vm, node_environment
 from periflow_ray.spec import JobSpec
+
+SECOND_NODE = NodeFacts(
+    num_nodes=2,
+    node_rank=1,
+    master_addr="10.0.0.4",
+    master_port=29500,
+    attempt=1,
+    processed_iters=0,
+    output_checkpoint_dir=None,
+)
 
 
 def plan_with(env_var: dict[str, str]) -> JobPlan:
@@ -18,15 +29,7 @@ def plan_with(env_var: dict[str, str]) -> JobPlan:
 def test_a_node_learns_its_place_in_the_job() -> None:
     environment = node_environment(
         plan_with({"OMP_NUM_THREADS": "1"}),
-        NodeFacts(
-            num_nodes=2,
-            node_rank=1,
-            master_addr="10.0.0.4",
-            master_port=29500,
-            attempt=4,
-            processed_iters=300,
-            output_checkpoint_dir="/workspace/ckpt",
-        ),
+        dataclasses.replace(SECOND_NODE, attempt=4, processed_iters=300, output_checkpoint_dir="/workspace/ckpt"),
     )
     assert environment == {
         "OMP_NUM_THREADS": "1",
@@ -44,19 +47,7 @@ def test_a_node_learns_its_place_in_the_job() -> None:
 
 
 def test_a_device_learns_its_ranks_too() -> None:
-    environment = device_environment(
-        plan_with({}),
-        NodeFacts(
-            num_nodes=2,
-            node_rank=1,
-            master_addr="10.0.0.4",
-            master_port=29500,
-            attempt=1,
-            processed_iters=0,
-            output_checkpoint_dir=None,
-        ),
-        local_rank=2,
-    )
+    environment = device_environment(plan_with({}), SECOND_NODE, local_rank=2)
     assert environment == {
         "MASTER_ADDR": "10.0.0.4",
         "MASTER_PORT": "29500",
@@ -74,18 +65,8 @@ def test_a_device_learns_its_ranks_too() -> None:
 
 
 def test_the_template_may_choose_the_master_port_but_not_the_world_size() -> None:
-    environment = node_environment(
-        plan_with({"MASTER_PORT": "6000", "WORLD_SIZE": "1", "CKPT_DIR": "/elsewhere"}),
-        NodeFacts(
-            num_nodes=2,
-            node_rank=0,
-            master_addr="10.0.0.4",
-            master_port=29500,
-            attempt=1,
-            processed_iters=0,
-            output_checkpoint_dir=None,
-        ),
-    )
+    plan = plan_with({"MASTER_PORT": "6000", "WORLD_SIZE": "1", "CKPT_DIR": "/elsewhere"})
+    environment = node_environment(plan, SECOND_NODE)
     assert (environment["MASTER_PORT"], environment["WORLD_SIZE"], environment["CKPT_DIR"]) == (
         "6000",
         "8",
@@ -94,16 +75,6 @@ def test_the_template_may_choose_the_master_port_but_not_the_world_size() -> Non
 
 
 def test_an_elastic_job_that_lost_a_node_has_a_smaller_world() -> None:
-    environment = node_environment(
-        plan_with({}),
-        NodeFacts(
-            num_nodes=1,
-            node_rank=0,
-            master_addr="10.0.0.4",
-            master_port=29500,
-            attempt=2,
-            processed_iters=20,
-            output_checkpoint_dir=None,
-        ),
-    )
+    only_node = dataclasses.replace(SECOND_NODE, num_nodes=1, node_rank=0, attempt=2)
+    environment = node_environment(plan_with({}), only_node)
     assert (environment["WORLD_SIZE"], environment["NUM_NODES"], environment["NPROC_PER_NODE"]) == ("4", "1", "4")

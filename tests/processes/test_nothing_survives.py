@@ -119,7 +119,7 @@ def test_everything_ends_when_the_keeper_is_killed(start, marked, tmp_path, wait
 
 
 def test_what_killed_starter_and_keeper_left_behind_is_found_by_its_mark(marked, tmp_path, wait_until):
-    # A session of its own and nobody to keep it: an orphan, as after kill -9 of keeper and agent together.
+    # A session of its own and nobody to keep it: an orphan, as after kill -9 of keeper and member together.
     subprocess.run(
         [
             "bash",

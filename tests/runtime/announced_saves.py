@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from simulated_nodes import Node, join_all
+from simulated_nodes import Node, join_all, record_all
 
 from periflow_ray.jobs.requests import NoticeDrill
 from periflow_ray.runtime.monitor.actor import Monitor
@@ -43,8 +43,7 @@ async def join_and_train(nodes: list[Node]) -> None:
     await join_all(nodes)
     for step in (1, 2, 3):
         await asyncio.sleep(0.01)
-        for node in nodes:
-            await node.record(step)
+        await record_all(nodes, step)
 
 
 def notice(monitor: Monitor, notice_s: float = 3600.0, node_rank: int = 1) -> asyncio.Task[None]:

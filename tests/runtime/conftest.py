@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from injected_errors import TIMES, Turns
 from ray.experimental import internal_kv
 from simulated_cluster import FakeCluster, SlowRoot
 from simulated_nodes import Node, ObservedMonitor
@@ -15,7 +16,7 @@ from simulated_nodes import Node, ObservedMonitor
 from periflow_ray.runtime.monitor import actor as monitor_module
 from periflow_ray.runtime.monitor import attempt as attempt_module
 from periflow_ray.runtime.monitor import membership as membership_module
-from periflow_ray.runtime.monitor.client import InProcessMonitor
+from periflow_ray.runtime.monitor.in_process import InProcessMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.store.root import StorageRoot
@@ -96,3 +97,15 @@ def nodes(root: StorageRoot, tmp_path: Path) -> Callable[..., list[Node]]:
         return made
 
     return make
+
+
+@pytest.fixture(params=TIMES)
+def turns(request: pytest.FixtureRequest) -> Turns:
+    """The turns of a loop, of which the first, the second or the last one fails."""
+    return Turns(request.param)
+
+
+@pytest.fixture
+def problems() -> list[str]:
+    """What was told to the user."""
+    return []

@@ -204,8 +204,18 @@ async def join_ranks_of_one_node(monitor: Monitor, num_ranks: int = 2) -> None:
     await asyncio.gather(*(monitor.join(("group-1", 0), facts) for facts in ranks))
 
 
+async def record_all(nodes: Sequence[Node], step: int) -> None:
+    for node in nodes:
+        await node.record(step)
+
+
 async def save_all(nodes: Sequence[Node], snapshot: SnapshotId) -> list[str | None]:
     return await asyncio.gather(*(node.save(snapshot) for node in nodes))
+
+
+async def leave_all(nodes: Sequence[Node]) -> None:
+    for node in nodes:
+        await node.leave()
 
 
 def failure_of(node_rank: int, time_unix_s: float = 1.0) -> Failure:

@@ -123,7 +123,7 @@ def test_the_first_cause_of_an_end_stays(attempt):
 
 
 def test_nodes_are_found_by_their_machines(attempt):
-    # Two agents on one machine, as on an embedded cluster.
+    # Two members on one machine, as on an embedded cluster.
     attempt.add(dataclasses.replace(facts_of(2, 3), ray_node_id="ray-node-1"))
     assert attempt.ranks_on({"ray-node-1", "another machine of the cluster"}) == [1, 2]
     assert attempt.ranks_on({"another machine of the cluster"}) == []

@@ -22,18 +22,6 @@ from periflow_ray.submit import local_supervisor
 from periflow_ray.submit.local_cluster import LocalCluster, LocalClusterDir
 
 
-@pytest.fixture(params=TIMES)
-def turns(request: pytest.FixtureRequest) -> Turns:
-    """One for each time."""
-    return Turns(request.param)
-
-
-@pytest.fixture
-def problems() -> list[str]:
-    """What was told to the user."""
-    return []
-
-
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit, RecursionError])
 @pytest.mark.parametrize("failing", TIMES)
 def test_a_background_loop_goes_on_and_tells_the_user_once(

@@ -10,6 +10,7 @@ from simulated_nodes import (
     event_texts,
     join_all,
     join_ranks_of_one_node,
+    leave_all,
     save_all,
     wait_for,
 )
@@ -75,8 +76,7 @@ def test_an_error_after_everything_is_done_is_not_tried_again(run_monitor, nodes
         pair = nodes(monitor)
         await join_all(pair)
         await save_all(pair, (10, 1))
-        for node in pair:
-            await node.leave()
+        await leave_all(pair)
         assert await monitor.decide(1) == "end"
         assert not await monitor.may_replace_group(GroupLoss(1, {}))
 
@@ -132,8 +132,7 @@ def test_a_stop_has_members_that_leave_or_says_so(run_monitor, nodes, root):
         pair = nodes(monitor)
         await join_all(pair)
         assert await monitor.stop(timeout_s=0)
-        for node in pair:
-            await node.leave()
+        await leave_all(pair)
         assert not await monitor.stop(timeout_s=0)
 
     run_monitor(scenario)

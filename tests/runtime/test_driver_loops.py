@@ -1,8 +1,12 @@
-"""The loops of a driver, its monitor and a watcher get an unexpected error at their first, second and last time."""
+"""The loops of a driver, its monitor and a watcher get an unexpected error at their first, second and last time.
+
+Long because each loop needs a stand-in of what it talks to.
+"""
 
 from __future__ import annotations
 
 import importlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,28 +19,21 @@ from periflow_ray.jobs import JobState
 from periflow_ray.jobs.events import read_events
 from periflow_ray.jobs.metrics import Metric, read_metrics
 from periflow_ray.jobs.requests import Request, StopRequest, post_request
-from periflow_ray.runtime import job_requests, job_state
+from periflow_ray.runtime import job_requests, job_state, supervision
 from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
+from periflow_ray.runtime.monitor.client import MonitorLostError
+from periflow_ray.runtime.monitor.contract import AttemptNews
+from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.recorder import Recorder
+from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.monitor.sinks import DEFAULT_SINKS, open_sinks
-from periflow_ray.runtime.notices import watch
+from periflow_ray.runtime.notices import departure
+from periflow_ray.runtime.notices.departure import Watcher
 from periflow_ray.runtime.notices.notice import Notice
-from periflow_ray.runtime.notices.watch import Watcher
 from periflow_ray.runtime.outbox import Outbox
+from periflow_ray.runtime.supervision import Supervision
 from periflow_ray.store.root import StorageRoot
-
-
-@pytest.fixture(params=TIMES)
-def turns(request: pytest.FixtureRequest) -> Turns:
-    """One for each time."""
-    return Turns(request.param)
-
-
-@pytest.fixture
-def problems() -> list[str]:
-    """What was told to the user."""
-    return []
 
 
 @pytest.fixture
@@ -123,6 +120,59 @@ def test_requests_of_the_user(
     assert problems == ["looking for requests of the user failed unexpectedly (RuntimeError: injected) and goes on."]
 
 
+class MonitorWithoutMembers:
+    """Waits for the first attempt until it is ended."""
+
+    def __init__(self) -> None:
+        self._has_ended = threading.Event()
+
+    def wait_for_attempt(self, number: int) -> AttemptNews:
+        self._has_ended.wait()
+        raise MonitorLostError("it has ended")
+
+    def end(self) -> None:
+        self._has_ended.set()
+
+
+@pytest.mark.usefixtures("add_state")
+def test_what_a_job_waits_for(
+    turns: Turns,
+    root: StorageRoot,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    wait_until: WaitUntil,
+) -> None:
+    def is_pending() -> bool:
+        turns()
+        return True
+
+    monkeypatch.setattr(supervision, "WAIT_NOTE_S", INTERVAL_S)
+    monkeypatch.setattr(supervision, "start_monitor", lambda *arguments: MonitorWithoutMembers())
+    monkeypatch.setattr(supervision, "_is_placement_pending", is_pending)
+    monkeypatch.setattr(supervision.ray, "available_resources", lambda: {"CPU": 1.0})
+    with (
+        StateKeeper(root, 1) as state,
+        Supervision(
+            root,
+            1,
+            state,
+            num_members=2,
+            resources_per_member={"CPU": 1.0},
+            rules=JobRules(1, 0, Retention()),
+            notifier=None,
+            on_attempt=lambda news: None,
+            on_lost=lambda: None,
+        ),
+    ):
+        wait_until(lambda: turns.num >= 4)
+        turns.is_last = True
+        wait_until(lambda: turns.num_raised == 1)
+    texts = [event.text for event in read_events(root, 1) if event.kind == "waiting"]
+    assert texts == ["waits for 2 x (1 CPU); the cluster has 1 CPU free"]
+    trace = "looking for what the job waits for failed unexpectedly and goes on"
+    assert capfd.readouterr().err.count(trace) == 1
+
+
 class TurningSource:
     """A cloud that announces a preemption after the turn that fails."""
 
@@ -198,7 +248,7 @@ def test_the_watcher_s_own_loop(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
             raise KeyboardInterrupt
 
     monkeypatch.setattr(watcher, "tick", tick)
-    monkeypatch.setattr(watch.time, "sleep", sleep)
+    monkeypatch.setattr(departure.time, "sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
         watcher.run()
     assert (turns.num, turns.num_raised) == (5, 1)

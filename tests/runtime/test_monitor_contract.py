@@ -17,12 +17,7 @@ from periflow_ray.jobs.metrics import Metric, read_metrics
 from periflow_ray.jobs.requests import KillRankDrill
 from periflow_ray.runtime.member.uploads import CheckpointUploads
 from periflow_ray.runtime.monitor.actor import Monitor
-from periflow_ray.runtime.monitor.client import (
-    InProcessMonitor,
-    MonitorClient,
-    MonitorLostError,
-    start_monitor,
-)
+from periflow_ray.runtime.monitor.client import MonitorClient, MonitorLostError, start_monitor
 from periflow_ray.runtime.monitor.contract import (
     AttemptNews,
     EndAttempt,
@@ -33,6 +28,7 @@ from periflow_ray.runtime.monitor.contract import (
     ReportSteps,
     RestoreVerdict,
 )
+from periflow_ray.runtime.monitor.in_process import InProcessMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.ray_train.train_run import ensure_ray, set_train_environment

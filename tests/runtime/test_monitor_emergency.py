@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from announced_saves import Orders, join_and_train, notice
-from simulated_nodes import ObservedMonitor, event_texts, failure_of, join_all
+from simulated_nodes import ObservedMonitor, event_texts, failure_of, join_all, leave_all, record_all, save_all
 from simulated_ranks import Pace, TrainingNode, train_all
 
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
@@ -43,11 +43,10 @@ def test_a_late_rank_makes_the_step_void_for_every_node_and_a_later_one_is_agree
         assert await pair[1].save((step, 1)) == LATE
         # Twice the time for the announcement.
         assert later - step > step - 3
-        assert await asyncio.gather(*(node.save((later, 1)) for node in pair)) == [None, None]
+        assert await save_all(pair, (later, 1)) == [None, None]
         await leaving
         assert isinstance(await orders.next(), EndAttempt)
-        for node in pair:
-            await node.leave()
+        await leave_all(pair)
         assert await monitor.decide(1) == "new_group"
         assert [manifest.step for manifest in list_committed(root, 1)] == [later]
         save = only_attempt(root).save
@@ -84,7 +83,7 @@ def test_what_a_late_rank_says_of_a_step_before_the_last_announced_one_changes_n
         await monitor.miss_save(1, first)
         # Nor does a rank of an attempt before.
         await monitor.miss_save(0, second)
-        assert await asyncio.gather(*(node.save((second, 1)) for node in pair)) == [None, None]
+        assert await save_all(pair, (second, 1)) == [None, None]
         await leaving
 
     run_monitor(scenario)
@@ -96,8 +95,7 @@ def test_a_node_that_trains_on_where_another_saves_makes_it_void(run_monitor, no
     async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
-        for node in pair:
-            await node.record(1)
+        await record_all(pair, 1)
         orders, leaving = Orders(monitor), notice(monitor)
         assert await orders.next_save(pair, 1) == SAVE_NOW
         saving = await pair[0].begin_save((1, 1))
@@ -120,7 +118,7 @@ def test_a_periodic_checkpoint_on_its_way_survives_a_save_at_another_step(run_mo
         orders, leaving = Orders(monitor), notice(monitor)
         assert await orders.next_save(pair, 1) == SAVE_NOW
         await pair[0].announce((2, 1))
-        assert await asyncio.gather(*(node.save((1, 1)) for node in pair)) == [None, None]
+        assert await save_all(pair, (1, 1)) == [None, None]
         await leaving
 
     run_monitor(scenario)
@@ -156,7 +154,7 @@ def test_a_second_notice_after_a_save_that_failed_tries_again(run_monitor, nodes
         orders, second = Orders(monitor), notice(monitor, 3600.0, node_rank=0)
         assert isinstance(await orders.next(), Rehearse)
         step = await orders.next_save(pair, 3)
-        assert await asyncio.gather(*(node.save((step, 1)) for node in pair)) == [None, None]
+        assert await save_all(pair, (step, 1)) == [None, None]
         await second
         assert isinstance(await orders.next(), EndAttempt)
 
@@ -190,8 +188,7 @@ def test_a_first_step_just_after_the_notice_is_either_saved_or_given_up_at_once(
                 await node.record(0, is_answer=True)
             for _ in range(num_yields):
                 await asyncio.sleep(0)
-            for node in pair:
-                await node.record(1)
+            await record_all(pair, 1)
             orders = [ReportSteps()]
             while all(isinstance(order, ReportSteps) for order in orders):
                 orders = await monitor.next_orders(num_yields + 1, 0)
@@ -220,8 +217,7 @@ def test_a_training_that_comes_to_its_end_before_the_agreed_step_is_a_success(ru
         await join_and_train(pair)
         orders, leaving = Orders(monitor), notice(monitor)
         await orders.next_save(pair, 3)
-        for node in pair:
-            await node.leave()
+        await leave_all(pair)
         await leaving
         assert [await monitor.decide(1) for _ in pair] == ["end", "end"]
 

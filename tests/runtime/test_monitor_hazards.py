@@ -5,7 +5,17 @@ from __future__ import annotations
 import asyncio
 
 from simulated_cluster import FakeCluster
-from simulated_nodes import ObservedMonitor, event_texts, facts_of, failure_of, join_all, report_of
+from simulated_nodes import (
+    ObservedMonitor,
+    event_texts,
+    facts_of,
+    failure_of,
+    join_all,
+    leave_all,
+    record_all,
+    report_of,
+    save_all,
+)
 from simulated_ranks import Pace, TrainingNode, train_all, wait_for_steps
 
 from periflow_ray.jobs.attempts import read_attempts
@@ -15,7 +25,7 @@ from periflow_ray.store.checkpoints import list_committed
 
 
 async def wait_for_looks(cluster: FakeCluster, num_looks: int) -> None:
-    """Until the monitor has looked at the cluster so many times more."""
+    """Until the monitor has looked at the cluster this many times more."""
     wanted = cluster.num_looks + num_looks
     while cluster.num_looks < wanted:
         await asyncio.sleep(0.01)
@@ -76,12 +86,11 @@ def test_a_second_machine_that_drains_during_the_save_joins_it(run_monitor, node
         await wait_for_looks(cluster, 3)
         cluster.drain("ray-node-1")
         await wait_for_looks(cluster, 3)
-        for node in pair:
-            await node.record(1)
+        await record_all(pair, 1)
         # The speed is unknown: all save at once.
         while not any(text.startswith("all ranks are asked to save at once") for _, text in event_texts(root)):
             await asyncio.sleep(0.01)
-        assert await asyncio.gather(*(node.save((1, 1)) for node in pair)) == [None, None]
+        assert await save_all(pair, (1, 1)) == [None, None]
         while len(cluster.keys & {b"saved:ray-node-0", b"saved:ray-node-1"}) < 2:
             await asyncio.sleep(0.01)
 
@@ -119,11 +128,9 @@ def test_ranks_that_stand_still_are_a_hang_and_their_stacks_are_asked_for(run_mo
     async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
-        for node in pair:
-            await node.record(7)
+        await record_all(pair, 7)
         assert [type(order) for order in await monitor.next_orders(1, 0)] == [DumpStacks, EndAttempt]
-        for node in pair:
-            await node.leave()
+        await leave_all(pair)
         assert await monitor.decide(1) == "restart"
 
     run_monitor(scenario, hang_timeout_s=0.1)
@@ -136,8 +143,7 @@ def test_a_hang_before_the_first_step_is_one(run_monitor, nodes, cluster):
         pair = nodes(monitor)
         await join_all(pair)
         # pf.init() was called, and then the ranks wait for each other for ever.
-        for node in pair:
-            await node.record(0)
+        await record_all(pair, 0)
         assert [type(order) for order in await monitor.next_orders(1, 0)] == [DumpStacks, EndAttempt]
 
     run_monitor(scenario, hang_timeout_s=0.1)
@@ -162,7 +168,7 @@ def test_ranks_that_wait_for_the_upload_of_their_last_save_do_not_hang(run_monit
             await node.announce((1, 1))
             await node.record(1, is_pausing=True)
         await wait_for_looks(cluster, 50)
-        assert await asyncio.gather(*(node.save((1, 1)) for node in pair)) == [None, None]
+        assert await save_all(pair, (1, 1)) == [None, None]
         await drilling
         await asyncio.gather(*(node.leave() for node in pair))
         assert await monitor.decide(1) == "new_group"

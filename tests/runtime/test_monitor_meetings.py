@@ -10,6 +10,8 @@ from simulated_nodes import (
     failure_of,
     join_all,
     join_ranks_of_one_node,
+    leave_all,
+    record_all,
     report_of,
     save_all,
 )
@@ -63,8 +65,7 @@ def test_a_new_worker_group_is_a_new_attempt_from_the_latest_checkpoint(run_moni
         pair = nodes(monitor)
         await join_all(pair)
         await save_all(pair, (10, 1))
-        for node in pair:
-            await node.record(17)
+        await record_all(pair, 17)
         await asyncio.gather(*(node.leave(failure_of(node.node_rank)) for node in pair))
         assert len((await monitor.describe_end()).failures) == 2
 
@@ -114,8 +115,7 @@ def test_the_newest_commit_is_known_when_all_have_left(run_monitor, nodes):
             assert newest is not None
             assert newest.step == step
         assert [await monitor.has_committed((step, 1)) for step in (5, 10, 15)] == [True, True, False]
-        for node in pair:
-            await node.leave()
+        await leave_all(pair)
         assert await monitor.newest_commit() == newest
 
     run_monitor(scenario)

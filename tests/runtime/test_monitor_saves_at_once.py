@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from announced_saves import Orders, join_and_train, notice
-from simulated_nodes import ObservedMonitor, join_all
+from simulated_nodes import ObservedMonitor, join_all, record_all, save_all
 
 from periflow_ray.runtime.monitor import announced_save as announced_save_module
 from periflow_ray.runtime.monitor import attempt as attempt_module
@@ -21,8 +21,7 @@ def test_now_is_nothing_unless_it_is_the_same_step_everywhere(run_monitor, nodes
     async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
-        for node in pair:
-            await node.record(1)
+        await record_all(pair, 1)
         orders, leaving = Orders(monitor), notice(monitor)
         assert await orders.next_save(pair, 1) == SAVE_NOW
         mixed = "nodes saved at different steps (1, 2)"
@@ -30,7 +29,7 @@ def test_now_is_nothing_unless_it_is_the_same_step_everywhere(run_monitor, nodes
         # Now that two steps were seen, there is a speed.
         step = await orders.next_save(pair, 2)
         assert step > 2
-        assert await asyncio.gather(*(node.save((step, 1)) for node in pair)) == [None, None]
+        assert await save_all(pair, (step, 1)) == [None, None]
         await leaving
 
     run_monitor(scenario)
@@ -79,8 +78,7 @@ def test_ranks_whose_speed_is_not_known_yet_are_asked_until_it_is(run_monitor, n
     async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)
         await join_all(pair)
-        for node in pair:
-            await node.record(1)
+        await record_all(pair, 1)
         orders, leaving = Orders(monitor), notice(monitor)
         step = 1
         while (asked := await orders.next_save(pair, step)) == SAVE_NOW:
@@ -88,7 +86,7 @@ def test_ranks_whose_speed_is_not_known_yet_are_asked_until_it_is(run_monitor, n
             step += 1
         assert step > MAX_TIMES_AT_ONCE
         assert asked > step
-        assert await asyncio.gather(*(node.save((asked, 1)) for node in pair)) == [None, None]
+        assert await save_all(pair, (asked, 1)) == [None, None]
         await leaving
 
     run_monitor(scenario)

@@ -15,7 +15,17 @@ from typing import Literal, TypeVar
 
 import pytest
 from announced_saves import Orders, join_and_train, notice
-from simulated_nodes import HeldTransfer, ObservedMonitor, event_texts, facts_of, in_thread, join_all, wait_for
+from simulated_nodes import (
+    HeldTransfer,
+    ObservedMonitor,
+    event_texts,
+    facts_of,
+    in_thread,
+    join_all,
+    leave_all,
+    save_all,
+    wait_for,
+)
 from simulated_ranks import FunctionLikeShell, Lockstep, Pace, Rank, TrainingShell, WrappedMonitor, run_member
 
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
@@ -288,7 +298,7 @@ def test_a_withdrawal_is_told_once_and_harms_no_other_snapshot(run_monitor, node
             await monitor.withdraw_snapshot(1, (10, 1), "no room")
         assert await second.save((10, 1)) == "no room"
         await monitor.withdraw_snapshot(1, (10, 1), "no room")
-        assert await asyncio.gather(first.save((20, 1)), second.save((20, 1))) == [None, None]
+        assert await save_all([first, second], (20, 1)) == [None, None]
 
     run_monitor(scenario)
     assert [text for kind, text in event_texts(root) if kind == "checkpoint_failed"] == [
@@ -306,7 +316,7 @@ def test_a_missed_step_that_is_told_twice_voids_no_later_one(run_monitor, nodes,
         await monitor.miss_save(1, step)
         later = await orders.next_save(pair, step)
         await monitor.miss_save(1, step)
-        assert await asyncio.gather(*(node.save((later, 1)) for node in pair)) == [None, None]
+        assert await save_all(pair, (later, 1)) == [None, None]
         await leaving
 
     run_monitor(scenario)
@@ -320,11 +330,10 @@ def test_a_job_that_is_to_grow_twice_grows_once(run_monitor, nodes, root):
         growing = [asyncio.create_task(monitor.grow(4)) for _ in range(2)]
         orders = Orders(monitor)
         assert await orders.next_save(pair, 1) == SAVE_NOW
-        assert await asyncio.gather(*(node.save((1, 1)) for node in pair)) == [None, None]
+        assert await save_all(pair, (1, 1)) == [None, None]
         await asyncio.gather(*growing)
         assert isinstance(await orders.next(), EndAttempt)
-        for node in pair:
-            await node.leave()
+        await leave_all(pair)
         assert await monitor.decide(1) == "new_group"
 
     run_monitor(scenario)

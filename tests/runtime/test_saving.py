@@ -15,7 +15,7 @@ from periflow_ray.runtime.member.saving import Saving
 from periflow_ray.runtime.member.shell import Records
 from periflow_ray.runtime.member.uploads import CheckpointUploads
 from periflow_ray.runtime.monitor.actor import Monitor
-from periflow_ray.runtime.monitor.client import InProcessMonitor
+from periflow_ray.runtime.monitor.in_process import InProcessMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.sdk.session import NO_STEP, SAVE_NOW

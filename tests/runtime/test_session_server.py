@@ -1,4 +1,4 @@
-"""The node agent's end of the session, spoken to in plain messages over its socket."""
+"""The member's end of the session, spoken to in plain messages over its socket."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Rank:
 
 
 @pytest.fixture
-def notices() -> list[str]:
+def notes() -> list[str]:
     return []
 
 
@@ -60,8 +60,8 @@ def snapshots() -> list[int]:
 
 
 @pytest.fixture
-def server(tmp_path: Path, snapshots: list[int], notices: list[str]) -> Iterator[SessionServer]:
-    running = SessionServer(tmp_path / "session", lambda step, _: snapshots.append(step), notices.append)
+def server(tmp_path: Path, snapshots: list[int], notes: list[str]) -> Iterator[SessionServer]:
+    running = SessionServer(tmp_path / "session", lambda step, _: snapshots.append(step), notes.append)
     running.start()
     yield running
     running.close()
@@ -123,9 +123,9 @@ def test_a_snapshot_is_taken_when_all_ranks_of_the_node_wait(server, connect, sn
     assert (first.hear(), second.hear(), snapshots) == (SAVED, SAVED, [5, 10])
 
 
-def test_a_node_pauses_while_every_rank_saves_or_is_through_with_its_steps(tmp_path, notices, wait_until):
+def test_a_node_pauses_while_every_rank_saves_or_is_through_with_its_steps(tmp_path, notes, wait_until):
     is_copied = threading.Event()
-    server = SessionServer(tmp_path / "session", lambda step, _: is_copied.wait(30), notices.append)
+    server = SessionServer(tmp_path / "session", lambda step, _: is_copied.wait(30), notes.append)
     server.start()
 
     def is_pausing() -> bool:
@@ -152,9 +152,9 @@ def test_a_node_pauses_while_every_rank_saves_or_is_through_with_its_steps(tmp_p
     server.close()
 
 
-def test_a_save_may_replace_a_waiting_one_if_any_rank_says_so(tmp_path, notices):
+def test_a_save_may_replace_a_waiting_one_if_any_rank_says_so(tmp_path, notes):
     saves: list[tuple[int, bool]] = []
-    server = SessionServer(tmp_path / "session", lambda *save: saves.append(save), notices.append)
+    server = SessionServer(tmp_path / "session", lambda *save: saves.append(save), notes.append)
     server.start()
     first, second = Rank(tmp_path / "session"), Rank(tmp_path / "session")
     for number, rank in enumerate((first, second)):
@@ -186,7 +186,7 @@ def test_a_rank_that_never_connects_is_waited_for_only_so_long(server, connect, 
     assert (rank.hear(), snapshots) == (SAVED, [5])
 
 
-def test_a_long_wait_for_a_rank_is_reported_once(server, connect, notices, snapshots, monkeypatch, wait_until):
+def test_a_long_wait_for_a_rank_is_reported_once(server, connect, notes, snapshots, monkeypatch, wait_until):
     waiting, training = connect(), connect()
     for number, rank in enumerate((waiting, training)):
         rank.greet(number, of=2)
@@ -194,19 +194,19 @@ def test_a_long_wait_for_a_rank_is_reported_once(server, connect, notices, snaps
     assert (waiting.hear(), training.hear()) == (SAVED, SAVED)
     monkeypatch.setattr(session_server, "SLOW_MEETING_S", 0.0)
     waiting.save(5)
-    wait_until(lambda: bool(notices))
+    wait_until(lambda: bool(notes))
     for step in (1, 2, 3):
         training.say("records", step=step, metrics=[])
     training.save(5)
     assert (waiting.hear(), training.hear(), snapshots) == (SAVED, SAVED, [0, 5])
-    assert notices == ["rank 0 has waited 0 s in upload_checkpoint() at step 5 for rank 1. Every rank must call it."]
+    assert notes == ["rank 0 has waited 0 s in upload_checkpoint() at step 5 for rank 1. Every rank must call it."]
 
 
-def test_an_error_of_the_snapshot_goes_to_the_ranks(tmp_path, notices):
+def test_an_error_of_the_snapshot_goes_to_the_ranks(tmp_path, notes):
     def fail(step: int, replace_waiting: bool) -> None:
         raise OSError(28, "No space left on device")
 
-    server = SessionServer(tmp_path / "session", fail, notices.append)
+    server = SessionServer(tmp_path / "session", fail, notes.append)
     server.start()
     rank = Rank(tmp_path / "session")
     rank.greet(0)
@@ -238,24 +238,24 @@ def test_an_announced_step_reaches_all_ranks_even_later_ones(server, connect):
         b'{"kind": "checkpoint"}\n',
     ],
 )
-def test_a_stray_program_is_cut_off_and_the_ranks_go_on(server, connect, notices, snapshots, stray):
+def test_a_stray_program_is_cut_off_and_the_ranks_go_on(server, connect, notes, snapshots, stray):
     rank, other = connect(), connect()
     rank.greet(0)
     other.connection.sendall(stray)
     assert other.hear() is None
-    assert len(notices) == 1
-    assert notices[0].startswith("a process sent something that is not a session message (")
-    assert notices[0].endswith("); it was cut off")
+    assert len(notes) == 1
+    assert notes[0].startswith("a process sent something that is not a session message (")
+    assert notes[0].endswith("); it was cut off")
     rank.save(1)
     assert (rank.hear(), snapshots) == (SAVED, [1])
 
 
 @pytest.mark.parametrize("version", [2, 0, None])
-def test_a_rank_that_speaks_another_version_is_cut_off_and_the_user_is_told(server, connect, notices, version):
+def test_a_rank_that_speaks_another_version_is_cut_off_and_the_user_is_told(server, connect, notes, version):
     rank = connect()
     rank.greet(3, version=version)
     assert rank.hear() is None
-    assert notices == [
+    assert notes == [
         f"rank 3 imports a periflow-ray that speaks version {version} with the job's node, which speaks version 1: its "
         "steps and checkpoints are not recorded. Let the script import the same periflow-ray that is installed on the "
         "cluster."

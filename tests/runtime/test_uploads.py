@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from simulated_nodes import FailingTransfer, Node, ObservedMonitor, event_texts, in_thread, join_all
+from simulated_nodes import FailingTransfer, Node, ObservedMonitor, event_texts, in_thread, join_all, save_all
 
 from periflow_ray.runtime.member.snapshot import Snapshots
 from periflow_ray.runtime.member.uploads import CheckpointUploads
@@ -42,7 +42,7 @@ def test_an_upload_that_ends_with_any_error_is_settled_for_all_nodes(run_monitor
             reason,
             reason,
         ]
-        assert await asyncio.gather(first.save((20, 1)), second.save((20, 1))) == [None, None]
+        assert await save_all([first, second], (20, 1)) == [None, None]
 
     run_monitor(scenario)
     assert [manifest.step for manifest in list_committed(root, 1)] == [20]
@@ -51,7 +51,7 @@ def test_an_upload_that_ends_with_any_error_is_settled_for_all_nodes(run_monitor
 
 @pytest.mark.parametrize("error", UNEXPECTED, ids=lambda error: type(error).__name__)
 def test_the_same_thread_uploads_what_comes_after_any_error(run_monitor, nodes, root, tmp_path, error):
-    def save_all(node: Node) -> str | None:
+    def save_four(node: Node) -> str | None:
         transfer = FailsOnce(root, error)
         snapshots_dir = tmp_path / "snapshots"
         with CheckpointUploads(root, 1, 0, node.monitor.client, node.attempt, snapshots_dir, transfer) as uploads:
@@ -63,7 +63,7 @@ def test_the_same_thread_uploads_what_comes_after_any_error(run_monitor, nodes, 
     async def scenario(monitor: ObservedMonitor) -> None:
         (node,) = nodes(monitor, 1)
         await node.join()
-        assert await in_thread(lambda: save_all(node)) is None
+        assert await in_thread(lambda: save_four(node)) is None
 
     run_monitor(scenario, num_members=1)
     assert [manifest.step for manifest in list_committed(root, 1)] == [20, 30, 40]
@@ -91,7 +91,7 @@ def test_a_snapshot_that_cannot_be_taken_is_withdrawn_and_the_error_is_the_ranks
         reason = f"node 0: {error if isinstance(error, OSError) else f'{type(error).__name__}: {error}'}"
         # Nobody waits for what will not come.
         assert await second.save((10, 1)) == reason
-        assert await asyncio.gather(first.save((20, 1)), second.save((20, 1))) == [None, None]
+        assert await save_all([first, second], (20, 1)) == [None, None]
 
     run_monitor(scenario)
     assert [manifest.step for manifest in list_committed(root, 1)] == [20]

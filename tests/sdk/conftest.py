@@ -12,8 +12,8 @@ import pytest
 
 from periflow_ray.runtime.command_jobs import session_server
 from periflow_ray.runtime.command_jobs.session_server import SessionServer
-from periflow_ray.sdk.agent_channel import AgentChannel
 from periflow_ray.sdk.session import Session
+from periflow_ray.sdk.socket_channel import SocketChannel
 
 JOB_VARIABLES = (
     "CKPT_DIR",
@@ -60,17 +60,17 @@ def rank_environment(rank: int, num_ranks: int) -> dict[str, str]:
     return {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(num_ranks)}
 
 
-class Agent:
-    """A node agent's session server whose snapshots and notices are kept."""
+class Member:
+    """A node's member as far as its session server goes; its snapshots and notes are kept."""
 
     def __init__(self, socket_path: Path) -> None:
         self.socket_path = socket_path
         self.snapshots: list[int] = []
         self.num_replacing = 0
-        self.notices: list[str] = []
+        self.notes: list[str] = []
         self.late: list[int] = []
         self.on_snapshot: Callable[[int], None] = lambda step: None
-        self.server = SessionServer(socket_path, self._save_snapshot, self.notices.append, self.late.append)
+        self.server = SessionServer(socket_path, self._save_snapshot, self.notes.append, self.late.append)
         self.server.start()
 
     def _save_snapshot(self, step: int, replace_waiting: bool) -> None:
@@ -80,18 +80,20 @@ class Agent:
 
 
 @pytest.fixture
-def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
-    """An agent that waits for all ranks to connect, however slow this machine is."""
+def member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Member]:
+    """A member that waits for all ranks to connect, however slow this machine is."""
     monkeypatch.setattr(session_server, "CONNECT_WINDOW_S", 3600.0)
-    # Some of the ranks here are still connected when the agent closes.
+    # Some of the ranks here are still connected when the member closes.
     monkeypatch.setattr(session_server, "FINISH_TIMEOUT_S", 1.0)
-    running = Agent(tmp_path / "agent.sock")
+    running = Member(tmp_path / "member.sock")
     yield running
     running.server.close()
 
 
 @pytest.fixture
-def join_rank(agent: Agent, open_sessions: list[Session], monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Session]:
+def join_rank(
+    member: Member, open_sessions: list[Session], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int], Session]:
     """Opens the session of a rank in this process: ``session = join_rank(1, of=2)``."""
 
     def join(rank: int, of: int = 1, total_train_steps: int | None = None) -> Session:
@@ -99,7 +101,7 @@ def join_rank(agent: Agent, open_sessions: list[Session], monkeypatch: pytest.Mo
             monkeypatch.setenv(name, value)
         session = Session()
         open_sessions.append(session)
-        session.use_channel_factory(lambda local_log_name: AgentChannel(str(agent.socket_path)))
+        session.use_channel_factory(lambda local_log_name: SocketChannel(str(member.socket_path)))
         session.init(total_train_steps)
         return session
 
@@ -137,12 +139,12 @@ class RankProcess:
 
 
 @pytest.fixture
-def start_rank(agent: Agent) -> Iterator[Callable[..., RankProcess]]:
+def start_rank(member: Member) -> Iterator[Callable[..., RankProcess]]:
     """Starts a rank as a process; ``pf`` is imported and ``sys.stdin.readline()`` waits for ``go``."""
     ranks: list[RankProcess] = []
 
     def start(script: str, rank: int = 0, of: int = 1, socket_path: Path | None = None) -> RankProcess:
-        ranks.append(RankProcess(script, rank, of, socket_path or agent.socket_path))
+        ranks.append(RankProcess(script, rank, of, socket_path or member.socket_path))
         return ranks[-1]
 
     yield start

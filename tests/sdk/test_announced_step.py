@@ -153,31 +153,31 @@ def test_whoever_hears_in_time_saves_and_whoever_is_late_does_not(session, annou
         assert not is_in_time or is_replaced or wanted in asked
 
 
-def test_a_late_rank_says_so_to_its_agent(agent, join_rank, wait_until):
+def test_a_late_rank_says_so_to_its_member(member, join_rank, wait_until):
     in_time, late = join_rank(0, of=2), join_rank(1, of=2)
     assert train(late, 5) == []
-    agent.server.announce(4)
-    wait_until(lambda: agent.late == [4])
+    member.server.announce(4)
+    wait_until(lambda: member.late == [4])
     # Whoever answers this has heard the announcement before.
-    agent.server.ask_steps(timeout_s=60.0)
+    member.server.ask_steps(timeout_s=60.0)
     assert train(in_time, 5) == [4]
     assert train(late, 5) == []
 
 
-def test_a_rank_that_joins_after_the_withdrawal_hears_of_nothing(agent, join_rank):
-    agent.server.announce(SAVE_NOW)
-    agent.server.announce(NO_STEP)
+def test_a_rank_that_joins_after_the_withdrawal_hears_of_nothing(member, join_rank):
+    member.server.announce(SAVE_NOW)
+    member.server.announce(NO_STEP)
     rank = join_rank(0)
     # Its first answer comes after anything that it was told at the beginning.
     rank.upload_checkpoint()
     assert train(rank, 3) == []
 
 
-def test_ranks_of_a_node_that_save_now_at_different_steps_have_no_checkpoint(agent, join_rank):
+def test_ranks_of_a_node_that_save_now_at_different_steps_have_no_checkpoint(member, join_rank):
     first, second = join_rank(0, of=2), join_rank(1, of=2)
     # It asked at step 1 before it heard, so it saves at step 2.
     assert train(second, 1) == []
-    agent.server.announce(SAVE_NOW)
+    member.server.announce(SAVE_NOW)
     with ThreadPoolExecutor(2) as pool:
         first.start_step()
         at_first = pool.submit(first.upload_checkpoint)
@@ -187,16 +187,16 @@ def test_ranks_of_a_node_that_save_now_at_different_steps_have_no_checkpoint(age
         first.end_step()
         train(first, 2)
         at_second.result(timeout=60)
-    assert agent.snapshots == []
+    assert member.snapshots == []
     # Once, where both were waiting when it was found out; else each.
-    assert set(agent.late) == {SAVE_NOW}
+    assert set(member.late) == {SAVE_NOW}
 
 
-def test_ranks_of_a_node_that_save_now_at_one_step_have_one(agent, join_rank):
+def test_ranks_of_a_node_that_save_now_at_one_step_have_one(member, join_rank):
     sessions = [join_rank(rank, of=2) for rank in range(2)]
-    agent.server.announce(SAVE_NOW)
+    member.server.announce(SAVE_NOW)
     with ThreadPoolExecutor(2) as pool:
         for session in sessions:
             session.start_step()
         list(pool.map(lambda session: session.upload_checkpoint(), sessions))
-    assert (agent.snapshots, agent.late) == ([1], [])
+    assert (member.snapshots, member.late) == ([1], [])

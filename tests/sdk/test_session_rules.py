@@ -305,7 +305,7 @@ def test_importing_the_sdk_imports_nothing_heavy():
     script = """
 import sys
 import periflow_ray
-import periflow_ray.sdk.agent_channel
+import periflow_ray.sdk.socket_channel
 print(sorted({"ray", "torch", "click", "numpy", "fsspec", "pydantic", "rich", "yaml"} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

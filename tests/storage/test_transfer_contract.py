@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+from support.trees import read_tree
 
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.store.checksum import checksum_file
@@ -35,12 +36,6 @@ def write_files(directory: Path, sizes: dict[str, int]) -> dict[str, bytes]:
     return contents
 
 
-def read_files(directory: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
-    }
-
-
 def upload(root: StorageRoot, source: Path) -> None:
     Transfer(root, part_bytes=PART_BYTES).upload_files([UploadItem(source, "key")])
 
@@ -64,7 +59,7 @@ def test_files_of_every_size_come_back_as_they_went(any_root, tmp_path):
             for name, content in contents.items()
         ]
     )
-    assert read_files(tmp_path / "target") == contents
+    assert read_tree(tmp_path / "target") == contents
     assert (sum(uploaded.told), sum(downloaded.told)) == (sum(SIZES), sum(SIZES))
 
 
@@ -83,7 +78,7 @@ def test_many_small_files_come_back_as_they_went(any_root, tmp_path):
             for number, (name, content) in enumerate(contents.items())
         ]
     )
-    assert read_files(tmp_path / "target") == contents
+    assert read_tree(tmp_path / "target") == contents
 
 
 def test_an_upload_replaces_what_was_there(any_root, tmp_path):
@@ -124,10 +119,10 @@ def test_damaged_content_is_refused_with_both_checksums(any_root, tmp_path, size
         Transfer(any_root, part_bytes=PART_BYTES).download_files([item])
     for word in ("'key'", any_root.uri, item.checksum, checksum_file(damaged)):
         assert word in str(caught.value)
-    assert read_files(target.parent) == {}
+    assert read_tree(target.parent) == {}
     upload(any_root, source)
     Transfer(any_root, part_bytes=PART_BYTES).download_files([item])
-    assert read_files(target.parent) == {"model.pt": bytes(size)}
+    assert read_tree(target.parent) == {"model.pt": bytes(size)}
 
 
 @pytest.mark.parametrize("size", [99, 101])

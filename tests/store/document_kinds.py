@@ -34,11 +34,11 @@ from periflow_ray.store.checkpoints import (
     UploadNote,
     begin,
     commit,
-    hide,
+    put_into_trash,
     read_manifest,
     read_upload_note,
 )
-from periflow_ray.store.checkpoints.trash import read_deleted
+from periflow_ray.store.checkpoints.trash import read_trashed
 from periflow_ray.store.datasets import (
     link_dataset,
     read_dataset,
@@ -182,8 +182,8 @@ KINDS = {
     ),
     "deleted checkpoint": Kind(
         f"jobs/1/checkpoints/{STEP_10}/deleted.json",
-        lambda root: hide(root, MANIFEST, 2_000_000_000.0),
-        lambda root: read_deleted(root, 1, STEP_10),
+        lambda root: put_into_trash(root, MANIFEST, 2_000_000_000.0),
+        lambda root: read_trashed(root, 1, STEP_10),
         ("restorable_until_unix_s",),
         "restorable_until_unix_s",
         damaged=CorruptCheckpointError,

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from support.checkpoint_samples import STEP_10, read_tree, save, write_tree
+from support.stored_checkpoints import STEP_10, save
+from support.trees import read_tree, write_tree
 
 from periflow_ray.errors import CorruptCheckpointError
 from periflow_ray.store.checkpoints import (
@@ -11,8 +12,8 @@ from periflow_ray.store.checkpoints import (
     StoredFile,
     checkpoint_key,
     describe_files,
+    destroy_committed,
     merge_files,
-    remove,
     restore,
 )
 from periflow_ray.store.checkpoints.files import select_files
@@ -100,7 +101,7 @@ def test_a_checkpoint_with_copied_files_does_not_need_the_earlier_one(root, tmp_
     # Not even what is written over a file of the earlier one reaches the later one.
     root.write_bytes(checkpoint_key(1, STEP_10, "files", "frozen.pt"), b"damaged")
     restore(root, second, 0, tmp_path / "before")
-    remove(root, 1, STEP_10)
+    destroy_committed(root, 1, STEP_10)
     restore(root, second, 0, tmp_path / "after")
     assert read_tree(tmp_path / "before") == {"frozen.pt": b"never trained", "model.pt": b"trained"}
     assert read_tree(tmp_path / "after") == {"frozen.pt": b"never trained", "model.pt": b"trained"}

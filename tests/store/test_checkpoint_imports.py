@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from support.checkpoint_samples import read_tree, write_tree
+from support.trees import read_tree, write_tree
 
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
 from periflow_ray.jobs.checkpoint_status import list_all
@@ -18,7 +18,7 @@ from periflow_ray.store.checkpoints import (
     verify,
 )
 from periflow_ray.store.checkpoints.imports import link_checkpoint, upload_checkpoint_dir
-from periflow_ray.store.checkpoints.trash import delete, purge_expired, undelete
+from periflow_ray.store.checkpoints.trash import purge, trash, untrash
 from periflow_ray.store.checksum import checksum_file
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer
@@ -96,10 +96,10 @@ def test_files_of_an_object_store_can_be_linked(root, tmp_path):
 
 def test_deleting_a_linked_checkpoint_leaves_its_files_alone(root, source):
     manifest = link_checkpoint(root, str(source), "linked")
-    delete(root, "linked")
-    assert undelete(root, "linked") == manifest
-    until_unix_s = delete(root, "linked", keep_s=0)
-    assert purge_expired(root, None, until_unix_s) == ["linked"]
+    trash(root, "linked")
+    assert untrash(root, "linked") == manifest
+    until_unix_s = trash(root, "linked", keep_s=0)
+    assert purge(root, None, until_unix_s) == ["linked"]
     assert read_tree(source) == CONTENTS
 
 
@@ -112,11 +112,11 @@ def test_a_name_is_used_once_and_again_when_the_deletion_is_final(root, source):
             "checkpoint 'resnet' already exists. Delete it first (periflow-ray checkpoint delete resnet) or choose "
             "another name."
         )
-    delete(root, "resnet")
+    trash(root, "resnet")
     with pytest.raises(UsageError, match="is deleted and can still be undeleted"):
         upload_checkpoint_dir(root, source, "resnet")
-    undelete(root, "resnet")
-    assert delete(root, "resnet", keep_s=0) <= time.time()
+    untrash(root, "resnet")
+    assert trash(root, "resnet", keep_s=0) <= time.time()
     assert upload_checkpoint_dir(root, source, "resnet") == find_checkpoint(root, "resnet")
 
 

@@ -4,7 +4,8 @@ import os
 from dataclasses import replace
 
 import pytest
-from support.checkpoint_samples import STEP_10, read_tree, save, write_tree
+from support.stored_checkpoints import STEP_10, save
+from support.trees import read_tree, write_tree
 
 from periflow_ray.errors import CorruptCheckpointError, StorageError
 from periflow_ray.store.checkpoints import checkpoint_key, restore

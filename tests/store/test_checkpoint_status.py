@@ -1,19 +1,19 @@
 from __future__ import annotations
 
 import pytest
-from support.checkpoint_samples import CREATED_UNIX_S, STEP_10, STEP_20, save
+from support.stored_checkpoints import CREATED_UNIX_S, STEP_10, STEP_20, save
 
 from periflow_ray.errors import NotFoundError
 from periflow_ray.jobs import JobState
 from periflow_ray.jobs.checkpoint_status import CheckpointEntry, find_entry, list_all
 from periflow_ray.store.checkpoints import begin, checkpoint_key, mark_failed, read_upload_note
-from periflow_ray.store.checkpoints.trash import delete
+from periflow_ray.store.checkpoints.trash import trash
 
 
 def test_every_checkpoint_is_listed_with_what_became_of_it(root, tmp_path):
     committed = save(root, tmp_path, {0: {"model.pt": b"weights"}}, step=10)
     deleted = save(root, tmp_path, {0: {"model.pt": b"weights"}}, step=20)
-    until_unix_s = delete(root, f"1/{STEP_20}")
+    until_unix_s = trash(root, f"1/{STEP_20}")
     begin(root, 1, "step-00000030", step=30, attempt=1)
     mark_failed(root, 1, "step-00000030", "node 1 failed")
     begin(root, 1, "step-00000040", step=40, attempt=2)

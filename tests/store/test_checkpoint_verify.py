@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from support.checkpoint_samples import STEP_10, save, write_tree
+from support.stored_checkpoints import STEP_10, save
+from support.trees import write_tree
 
 from periflow_ray.store.checkpoints import checkpoint_key, verify
 from periflow_ray.store.checkpoints.verifying import Problem

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 
 import pytest
-from support.checkpoint_samples import STEP_10, STEP_20, BreakingRoot, save
+from support.stored_checkpoints import STEP_10, STEP_20, BreakingRoot, save
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError
 from periflow_ray.spec import KeepBest
@@ -21,17 +21,16 @@ from periflow_ray.store.checkpoints import (
     checkpoint_key,
     choose_name,
     commit,
+    destroy_committed,
     find_checkpoint,
-    hide,
     latest_committed,
     list_committed,
     mark_failed,
+    put_into_trash,
     read_manifest,
     read_summaries,
     read_upload_note,
-    remove,
     sweep,
-    sweep_partials,
     verify,
 )
 from periflow_ray.store.checkpoints.retention import choose_expired
@@ -179,7 +178,7 @@ def test_a_new_attempt_gives_up_what_the_one_before_left_uncommitted(root, tmp_p
     # A note that was cut short, a failure that was told before, and files that nobody has told of.
     root.write_bytes(checkpoint_key(1, "step-00000030", "uploading.json"), b'{"step": 3')
     root.write_json(checkpoint_key(1, "step-00000040", "uploading.json"), {"step": 40, "reason": "the disk is full"})
-    assert sweep_partials(root, 1, "attempt 1 ended before it was committed") == [
+    assert sweep(root, 1, "attempt 1 ended before it was committed").given_up == [
         STEP_20,
         "step-00000030",
         "step-00000050",
@@ -191,7 +190,7 @@ def test_a_new_attempt_gives_up_what_the_one_before_left_uncommitted(root, tmp_p
         assert set(root.list_files(checkpoint_key(1, f"step-{step:08d}"))) == {"uploading.json"}
         note = read_upload_note(root, 1, f"step-{step:08d}")
         assert (note.step, note.reason) == (step, reason or "attempt 1 ended before it was committed")
-    assert sweep_partials(root, 1, "another reason") == []
+    assert sweep(root, 1, "another reason").given_up == []
 
 
 class CountingRoot(BreakingRoot):
@@ -234,8 +233,8 @@ def test_a_sweep_asks_once_for_the_names_and_once_for_each_checkpoint_that_is_no
 def test_a_sweep_counts_what_is_deleted_or_gone_as_neither(root, tmp_path):
     for step in (10, 20, 30):
         save(root, tmp_path, {0: {"model.pt": b"weights"}}, step=step)
-    hide(root, read_manifest(root, 1, STEP_10), restorable_until_unix_s=2e9)
-    remove(root, 1, STEP_20)
+    put_into_trash(root, read_manifest(root, 1, STEP_10), restorable_until_unix_s=2e9)
+    destroy_committed(root, 1, STEP_20)
     swept = sweep(root, 1, "attempt 1 ended", known=["step-00000040"])
     assert (swept.given_up, swept.committed) == ([], ["step-00000030"])
 
@@ -255,11 +254,11 @@ def test_a_summary_has_no_files_and_needs_none(root, tmp_path):
 def test_a_removed_checkpoint_is_gone_with_its_files_and_others_stay(root, tmp_path):
     first = save(root, tmp_path, {0: {"model.pt": b"weights"}}, step=10)
     second = save(root, tmp_path, {0: {"model.pt": b"weights"}}, step=20, previous=first)
-    remove(root, 1, STEP_10)
+    destroy_committed(root, 1, STEP_10)
     assert {key.partition("/")[0] for key in root.list_files("jobs/1/checkpoints")} == {STEP_20}
     assert list_committed(root, 1) == [second]
     assert verify(root, second) == []
-    remove(root, 1, STEP_10)
+    destroy_committed(root, 1, STEP_10)
 
 
 @pytest.mark.parametrize("num_changes", range(5))
@@ -277,7 +276,7 @@ def test_wherever_a_commit_breaks_off_the_checkpoint_is_whole_or_not_there(root,
     else:
         # The note that is left over counts for nothing.
         commit(breaking, manifest)
-        assert sweep_partials(root, 1, "left over") == []
+        assert sweep(root, 1, "left over").given_up == []
         assert list_committed(root, 1) == [manifest]
         assert verify(root, manifest) == []
 
@@ -298,13 +297,13 @@ def test_a_commit_whose_answer_was_lost_is_a_commit(root, tmp_path):
 
 
 @pytest.mark.parametrize("num_changes", range(6))
-@pytest.mark.parametrize("give_up", ["mark_failed", "remove"])
+@pytest.mark.parametrize("give_up", ["mark_failed", "destroy_committed"])
 def test_wherever_giving_up_breaks_off_no_half_checkpoint_is_visible(root, tmp_path, num_changes, give_up):
     manifest = save(root, tmp_path, {0: {"a.pt": b"aa", "b.pt": b"bb"}, 1: {"a.pt": b"11"}})
     breaking = BreakingRoot(root.uri, num_changes)
     try:
-        if give_up == "remove":
-            remove(breaking, 1, STEP_10)
+        if give_up == "destroy_committed":
+            destroy_committed(breaking, 1, STEP_10)
         else:
             mark_failed(breaking, 1, STEP_10, "node 1 failed")
     except StorageError:

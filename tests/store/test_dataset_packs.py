@@ -7,6 +7,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from support.trees import read_tree
 
 from periflow_ray.errors import StorageError, UsageError
 from periflow_ray.store.datasets import edit_dataset, list_dataset_files, list_datasets, locate_dataset, upload_dataset
@@ -41,11 +42,6 @@ def cache(tmp_path: Path) -> DatasetCache:
     return DatasetCache(tmp_path / "cache", 10 << 20)
 
 
-def contents_of(directory: Path) -> dict[str, bytes]:
-    found = (path for path in directory.rglob("*") if path.is_file())
-    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in found}
-
-
 def packs_of(root: StorageRoot) -> list[str]:
     return root.list_names("datasets/images/packs")
 
@@ -59,7 +55,7 @@ def test_small_files_are_stored_together_and_fetched_as_they_were(memory_root, s
     assert list(memory_root.list_files("datasets/images/files")) == ["class-1/large.bin"]
     assert sent[-1] == ("uploading", dataset.size_bytes, dataset.size_bytes)
     opened = open_dataset(memory_root, "images", cache=cache, on_bytes=fetched.append)
-    assert contents_of(opened.path) == contents_of(source)
+    assert read_tree(opened.path) == read_tree(source)
     assert sum(fetched) == dataset.size_bytes
 
 
@@ -67,7 +63,7 @@ def test_the_content_is_the_same_packed_or_not(memory_root, local_root, source):
     packed = upload_dataset(memory_root, "images", source, contents_only=True)
     loose = upload_dataset(local_root, "images", source, contents_only=True)
     assert packed.content_id == loose.content_id
-    assert contents_of(Path(loose.uri)) == contents_of(source)
+    assert read_tree(Path(loose.uri)) == read_tree(source)
     assert packs_of(local_root) == []
 
 
@@ -108,7 +104,7 @@ def test_a_small_file_that_changes_while_it_is_uploaded_is_noticed(memory_root, 
         upload_dataset(memory_root, "images", source, contents_only=True, on_progress=change)
     assert packs_of(memory_root) == []
     upload_dataset(memory_root, "images", source, contents_only=True)
-    assert contents_of(open_dataset(memory_root, "images", cache=cache).path) == contents_of(source)
+    assert read_tree(open_dataset(memory_root, "images", cache=cache).path) == read_tree(source)
 
 
 def test_a_damaged_pack_names_the_file_and_the_rest_stays_for_the_next_try(memory_root, source, cache):
@@ -119,7 +115,7 @@ def test_a_damaged_pack_names_the_file_and_the_rest_stays_for_the_next_try(memor
     with pytest.raises(StorageError, match=r"is damaged: the checksum of 'class-2/119\.bin' in it is xxh3_128:"):
         open_dataset(memory_root, "images", cache=cache)
     memory_root.write_bytes(f"datasets/images/packs/{name}", content)
-    assert contents_of(open_dataset(memory_root, "images", cache=cache).path) == contents_of(source)
+    assert read_tree(open_dataset(memory_root, "images", cache=cache).path) == read_tree(source)
 
 
 def test_what_a_killed_fetch_left_half_written_does_not_appear(memory_root, source, cache):
@@ -132,13 +128,13 @@ def test_what_a_killed_fetch_left_half_written_does_not_appear(memory_root, sour
     entry.rename(partial)
     (partial / "files").chmod(0o755)
     (partial / "files" / ".labels.txt.0123abcd.partial").write_text("half")
-    assert contents_of(open_dataset(memory_root, "images", cache=cache).path) == contents_of(source)
+    assert read_tree(open_dataset(memory_root, "images", cache=cache).path) == read_tree(source)
 
 
 def test_packs_move_with_the_dataset_to_its_new_name(memory_root, source, cache):
     upload_dataset(memory_root, "pets", source, contents_only=True)
     edit_dataset(memory_root, "pets", new_name="images")
-    assert contents_of(open_dataset(memory_root, "images", cache=cache).path) == contents_of(source)
+    assert read_tree(open_dataset(memory_root, "images", cache=cache).path) == read_tree(source)
     assert memory_root.list_files("datasets/pets") == {}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from support.trees import read_tree
 
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.store.datasets import delete_dataset, link_dataset, upload_dataset
@@ -63,11 +64,6 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "cifar"
 
 
-def contents_of(directory: Path) -> dict[str, bytes]:
-    found = (path for path in directory.rglob("*") if path.is_file())
-    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in found}
-
-
 CONTENTS = {"labels.txt": b"cat\ndog\n", "train/img[1].bin": b"\0" * 30}
 
 
@@ -77,7 +73,7 @@ def test_files_in_a_directory_are_used_where_they_are(local_root, source, cache)
     for dataset in (uploaded, linked):
         opened = open_dataset(local_root, dataset.name, cache=cache)
         assert (opened.path, opened.is_in_place) == (Path(dataset.uri), True)
-        assert contents_of(opened.path) == CONTENTS
+        assert read_tree(opened.path) == CONTENTS
     assert not cache.directory.exists()
     # The user's own directory keeps its permissions.
     assert os.access(source / "labels.txt", os.W_OK)
@@ -96,7 +92,7 @@ def test_files_that_are_elsewhere_are_fetched_once(memory_root, source, cache):
     for name in ("uploaded", "linked"):
         fetched, notices = [], []
         opened = open_dataset(memory_root, name, cache=cache, on_bytes=fetched.append, on_note=notices.append)
-        assert contents_of(opened.path) == CONTENTS
+        assert read_tree(opened.path) == CONTENTS
         assert not opened.is_in_place
         assert (sum(fetched), notices) == (38, [f"fetches dataset '{name}': 2 files, 38 bytes"])
         again = open_dataset(memory_root, name, cache=cache, on_bytes=fetched.append)
@@ -133,7 +129,7 @@ def test_a_stored_file_that_is_damaged_is_not_used(memory_root, source, cache):
         open_dataset(memory_root, "cifar", cache=cache)
     assert os.listdir(cache.directory / "entries") == []
     memory_root.write_bytes("datasets/cifar/files/labels.txt", b"cat\ndog\n")
-    assert contents_of(open_dataset(memory_root, "cifar", cache=cache).path) == CONTENTS
+    assert read_tree(open_dataset(memory_root, "cifar", cache=cache).path) == CONTENTS
 
 
 def test_a_bucket_that_has_become_empty_is_an_error(memory_root, bucket, cache):
@@ -163,7 +159,7 @@ def _fake_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 @pytest.mark.usefixtures("_fake_datasets")
 def test_a_hugging_face_dataset_is_saved_once_for_load_from_disk(local_root, cache, monkeypatch):
     opened = open_dataset(local_root, "huggingface:org/squad", cache=cache)
-    assert contents_of(opened.path) == {"train/data.arrow": b"org/squad"}
+    assert read_tree(opened.path) == {"train/data.arrow": b"org/squad"}
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert open_dataset(local_root, "huggingface:org/squad", cache=cache).path == opened.path
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.flaky_storage import FlakyFileSystem, flaky_storage
+from support.trees import read_tree, write_tree
 
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.store.checksum import checksum_bytes
@@ -46,9 +47,7 @@ def flaky_root(flaky: type[FlakyFileSystem]) -> StorageRoot:
 
 
 def write_sources(directory: Path) -> list[UploadItem]:
-    for name, content in CONTENTS.items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_bytes(content)
+    write_tree(directory, CONTENTS)
     return [UploadItem(directory / name, f"a/{name}") for name in CONTENTS]
 
 
@@ -56,18 +55,12 @@ def item_for(key: str, target: Path, content: bytes) -> DownloadItem:
     return DownloadItem(key, target, len(content), checksum_bytes(content))
 
 
-def read_all(directory: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
-    }
-
-
 def test_files_go_up_and_come_down_as_they_are(root, tmp_path):
     Transfer(root, part_bytes=PART_BYTES).upload_files(write_sources(tmp_path / "source"))
     assert root.list_files("a") == {name: len(content) for name, content in CONTENTS.items()}
     items = [item_for(f"a/{name}", tmp_path / "target" / name, content) for name, content in CONTENTS.items()]
     Transfer(root, part_bytes=PART_BYTES).download_files(items)
-    assert read_all(tmp_path / "target") == CONTENTS
+    assert read_tree(tmp_path / "target") == CONTENTS
 
 
 def test_more_files_than_workers_are_all_moved(root, tmp_path):
@@ -78,7 +71,7 @@ def test_more_files_than_workers_are_all_moved(root, tmp_path):
     Transfer(root, num_workers=3).download_files(
         [DownloadItem(f"many/{name}", tmp_path / "down" / name, 3) for name in names]
     )
-    assert read_all(tmp_path / "down") == {name: name.encode() for name in names}
+    assert read_tree(tmp_path / "down") == {name: name.encode() for name in names}
 
 
 def test_every_byte_is_told_once(root, tmp_path):
@@ -149,7 +142,7 @@ def test_a_damaged_key_is_refused_and_the_target_stays_as_it_was(root, tmp_path,
     assert str(caught.value) == (
         f"'model.pt' in storage root '{root.uri}' is damaged: its checksum is {found}, not {expected}"
     )
-    assert read_all(tmp_path / "target") == {"model.pt": b"what was here before"}
+    assert read_tree(tmp_path / "target") == {"model.pt": b"what was here before"}
 
 
 @pytest.mark.parametrize(
@@ -194,7 +187,7 @@ def test_an_interrupted_download_goes_on_where_it_ended(flaky_root, flaky, tmp_p
         ("cat_file", 3 * PART_BYTES, 4 * PART_BYTES),
         ("cat_file", 4 * PART_BYTES, 5 * PART_BYTES + 1),
     ]
-    assert read_all(tmp_path) == {"model.pt": content}
+    assert read_tree(tmp_path) == {"model.pt": content}
 
 
 @pytest.mark.parametrize("sidecar", ['{"size": 1}\n0\n1\n', "", "no JSON\n0\n", None])
@@ -207,7 +200,7 @@ def test_parts_that_may_be_of_another_content_are_not_used(flaky_root, tmp_path,
         (tmp_path / "down" / "model.pt.part.done").write_text(sidecar)
     item = item_for("model.pt", tmp_path / "down" / "model.pt", content)
     Transfer(flaky_root, part_bytes=PART_BYTES).download_files([item])
-    assert read_all(tmp_path / "down") == {"model.pt": content}
+    assert read_tree(tmp_path / "down") == {"model.pt": content}
 
 
 def test_an_operation_that_fails_for_a_moment_is_tried_again(flaky_root, flaky, tmp_path):
@@ -256,7 +249,7 @@ def test_a_cancelled_transfer_ends_with_an_error_and_leaves_no_part_of_a_file(lo
         with pytest.raises(StorageError) as caught:
             transfer.upload_files([UploadItem(tmp_path / "source", "a/model.pt")])
         assert str(caught.value) == f"the transfer with storage root '{local_root.uri}' was cancelled"
-    assert read_all(Path(local_root.base_path)) == {}
+    assert read_tree(Path(local_root.base_path)) == {}
 
 
 def test_a_failure_to_tell_is_not_swallowed(root, tmp_path):

@@ -11,7 +11,7 @@ from periflow_ray.jobs.attempts import read_attempts, write_attempt
 from periflow_ray.jobs.checkpoint_status import find_entry, list_all
 from periflow_ray.jobs.experiments import create_experiment, list_experiments, read_experiment
 from periflow_ray.store.checkpoints import commit, latest_committed, list_committed, read_manifest
-from periflow_ray.store.checkpoints.trash import purge_expired
+from periflow_ray.store.checkpoints.trash import purge
 from periflow_ray.store.datasets import Dataset, list_datasets, read_dataset
 from periflow_ray.store.documents import write_document
 
@@ -56,7 +56,7 @@ def test_a_deleted_checkpoint_of_a_later_version_is_not_purged(root):
     root.write_json(key, {"format": 2, "until": 1.0})
     (entry,) = list_all(root, 1)
     assert (entry.status, entry.restorable_until_unix_s) == ("deleted", None)
-    assert purge_expired(root, 1, 2_000_000_000.0) == []
+    assert purge(root, 1, 2_000_000_000.0) == []
     assert root.exists(key)
 
 

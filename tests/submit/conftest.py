@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
-from support.job_server import JobServer
+from support.job_server import JobServer, serve_jobs
 
 
 @pytest.fixture
 def server() -> Iterator[JobServer]:
-    with JobServer() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serve_jobs() as running:
         yield running
-        running.shutdown()
-        thread.join()

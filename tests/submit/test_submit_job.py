@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.job_server import JobServer
 
 from periflow_ray import jobs
 from periflow_ray.errors import ClusterError
-from periflow_ray.jobs import JobState
+from periflow_ray.jobs import JobRecord, JobState
 from periflow_ray.jobs.events import read_events
 from periflow_ray.jobs.sealed_secrets import KEY_VARIABLE, unseal
 from periflow_ray.plan import JobPlan, build_plan, local_vm
@@ -30,11 +31,14 @@ def plan_of(root: StorageRoot, **options: Any) -> JobPlan:
     return build_plan(JobSpec.model_validate(template), local_vm(), storage_uri=root.uri, **options)
 
 
+def submit(root: StorageRoot, server: JobServer, plan: JobPlan | None = None, **options: Any) -> JobRecord:
+    options = {"workspace": None, "secrets": {}, "created_by": "ada", **options}
+    return submit_job(root, plan or plan_of(root), RayJobs(server.address), **options)
+
+
 def test_the_drivers_command_line_names_the_root_the_job_and_the_credential(root, server):
-    cluster = RayJobs(server.address)
-    submit_job(root, plan_of(root), cluster, workspace=None, secrets={}, created_by="ada")
-    plan = plan_of(root, storage_credential="team-s3")
-    submit_job(root, plan, cluster, workspace=None, secrets={}, created_by="ada", python="/opt/python")
+    submit(root, server)
+    submit(root, server, plan_of(root, storage_credential="team-s3"), python="/opt/python")
     assert [shlex.split(body["entrypoint"]) for _, _, body in server.requests] == [
         ["python", "-m", "periflow_ray.runtime.driver_keeper", "--storage", root.uri, "--job-id", "1"],
         [
@@ -47,15 +51,7 @@ def test_the_drivers_command_line_names_the_root_the_job_and_the_credential(root
 
 def test_cloud_variables_reach_a_local_driver_in_a_file_and_not_through_ray(root, server, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t")
-    submit_job(
-        root,
-        plan_of(root),
-        RayJobs(server.address),
-        workspace=None,
-        secrets={},
-        created_by="ada",
-        cloud_environment_dir=tmp_path / "cloud",
-    )
+    submit(root, server, cloud_environment_dir=tmp_path / "cloud")
     (path,) = (tmp_path / "cloud").iterdir()
     (request,) = server.requests
     assert sorted(request[2]) == ["entrypoint", "submission_id"]
@@ -69,17 +65,9 @@ def test_cloud_variables_reach_a_local_driver_in_a_file_and_not_through_ray(root
 def test_the_key_of_the_secrets_reaches_a_local_driver_in_that_file_and_another_with_the_ray_job(
     root, server, tmp_path
 ):
-    cluster, secrets = RayJobs(server.address), {"TOKEN": "t0k3n"}
+    plan, secrets = plan_of(root, secret_names=("TOKEN",)), {"TOKEN": "t0k3n"}
     for directory in (tmp_path / "cloud", None):
-        submit_job(
-            root,
-            plan_of(root, secret_names=("TOKEN",)),
-            cluster,
-            workspace=None,
-            secrets=secrets,
-            created_by="ada",
-            cloud_environment_dir=directory,
-        )
+        submit(root, server, plan, secrets=secrets, cloud_environment_dir=directory)
     (path,) = (tmp_path / "cloud").iterdir()
     (_, _, local), (_, _, remote) = server.requests
     key = json.loads(path.read_text())[KEY_VARIABLE]
@@ -93,15 +81,7 @@ def test_the_key_of_the_secrets_reaches_a_local_driver_in_that_file_and_another_
 def test_a_cluster_that_refuses_leaves_no_cloud_variables_behind(root, server, tmp_path):
     server.token = "asked-for"
     with pytest.raises(ClusterError):
-        submit_job(
-            root,
-            plan_of(root),
-            RayJobs(server.address),
-            workspace=None,
-            secrets={},
-            created_by="ada",
-            cloud_environment_dir=tmp_path / "cloud",
-        )
+        submit(root, server, cloud_environment_dir=tmp_path / "cloud")
     assert list((tmp_path / "cloud").iterdir()) == []
     assert jobs.read_state(root, 1).status == "failed"
 
@@ -118,7 +98,7 @@ def test_a_cluster_that_refuses_leaves_no_cloud_variables_behind(root, server, t
 def test_ray_s_success_is_believed_where_the_driver_could_not_write_it_down(
     root, server, silent_s, ray_status, status, message
 ):
-    record = submit_job(root, plan_of(root), RayJobs(server.address), workspace=None, secrets={}, created_by="ada")
+    record = submit(root, server)
     jobs.write_state(root, 1, JobState("running", heartbeat_unix_s=time.time() - silent_s, attempt=2))
     server.jobs[record.ray_submission_id]["status"] = ray_status
     state = check_state(root, 1)
@@ -133,7 +113,7 @@ def test_ray_s_success_is_believed_where_the_driver_could_not_write_it_down(
 
 
 def test_a_job_that_ended_is_not_asked_for(root, server):
-    submit_job(root, plan_of(root), RayJobs(server.address), workspace=None, secrets={}, created_by="ada")
+    submit(root, server)
     ended = JobState("stopped", heartbeat_unix_s=time.time() - 3600.0, message="stopped on request")
     jobs.write_state(root, 1, ended)
     num_requests = len(server.requests)

@@ -8,6 +8,7 @@ from periflow_ray.store.checkpoints import Manifest, begin, checkpoint_key, comm
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import upload_file
 from support.sample_jobs import NEW_YEAR_UNIX_S
+from support.trees import write_tree
 
 NODES = {
     0: {"model.pt": b"w" * 1500, "shards/0.pt": b"shard", "rng": b"0"},
@@ -26,15 +27,3 @@ def write_sample_checkpoints(root: StorageRoot, scratch_dir: Path) -> None:
     files = tuple(file.as_stored() for file in planned)
     commit(root, Manifest("step-00000400", 2, 400, 1, 4, 2, NEW_YEAR_UNIX_S, files, metrics, "kim"))
     begin(root, 3, "step-00000007", step=7, attempt=1)
-
-
-def write_tree(directory: Path, contents: dict[str, bytes]) -> Path:
-    for name, content in contents.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return directory
-
-
-def read_tree(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}

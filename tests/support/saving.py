@@ -19,9 +19,9 @@ from periflow_ray.runtime.member.uploads import CheckpointUploads
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.runtime.monitor.attempt import Attempt
 from periflow_ray.runtime.monitor.checkpoints import Checkpoints
-from periflow_ray.runtime.monitor.client import InProcessMonitor
 from periflow_ray.runtime.monitor.context import JobContext
 from periflow_ray.runtime.monitor.contract import MemberFacts, Report
+from periflow_ray.runtime.monitor.in_process import InProcessMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.store import checkpoints

@@ -93,7 +93,6 @@ def run_node(task: NodeTask) -> None:
     report_newest(task.root, task.monitor, node_rank)
     if outcome.failure is not None:
         raise JobFailedError(outcome.failure.describe())
-    shell.remove()
 
 
 def _find_free_port() -> int:

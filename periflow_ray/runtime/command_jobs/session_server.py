@@ -1,4 +1,4 @@
-"""The node agent's end of the SDK: listens on a Unix-domain socket for the ranks of this node.
+"""The member's end of the SDK in a command job: listens on a Unix-domain socket for the ranks of this node.
 
 Keeps each rank's step and hands on metrics; makes ``upload_checkpoint`` a meeting of the node's ranks, so that the
 snapshot is taken when none of them is writing.
@@ -35,7 +35,7 @@ FINISH_TIMEOUT_S = 5.0
 
 @dataclass
 class RankState:
-    """What the agent knows of one connected rank.
+    """What the member knows of one connected rank.
 
     ``waiting_step`` is the checkpoint step at which it waits for the other ranks, if any; ``is_saving`` lasts until its
     files are copied.
@@ -250,14 +250,14 @@ class SessionServer:
             # A rank that is already beyond the step will not come; waiting for it would stop the training.
             passed_by = [rank for rank in others if rank.step > step]
             if self._is_connecting(waiting) or len(others) > len(passed_by):
-                notice = self._describe_slow_meeting(waiting, others, step)
+                note = self._describe_slow_meeting(waiting, others, step)
             else:
                 is_mixed = bool(passed_by) or len({rank.waiting_step for rank in waiting}) > 1
                 for rank in waiting:
                     rank.waiting_step = None
-                notice = self._describe_missing_calls(passed_by, step)
-        if notice is not None:
-            self._on_note(notice)
+                note = self._describe_missing_calls(passed_by, step)
+        if note is not None:
+            self._on_note(note)
         if any(rank.waiting_step is not None for rank in waiting):
             return
         error: str | None = None

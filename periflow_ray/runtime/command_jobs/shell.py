@@ -124,10 +124,6 @@ class CommandShell:
             self._dataset.close()
             self._dataset = None
 
-    def remove(self) -> None:
-        """Delete the sandbox: the job has ended well."""
-        self._sandbox.remove()
-
     def _fill_mount(self, kind: str, target: Path) -> None:
         data, checkpoint_input = self._plan.data, self._plan.checkpoint_input
         if kind == "data" and data is not None:

@@ -23,7 +23,7 @@ from periflow_ray.sdk.session import use_channel_factory
 from periflow_ray.store.root import StorageRoot
 
 OUTPUT_MOUNT_PATH = "/ckpt"
-# A rank that died makes the others fail at once; Ray Train notices the death itself within this time.
+# A rank that died makes the others fail at once; Ray Train sees the death itself within this time.
 LOSS_DETECTION_S = 1.0
 
 

@@ -166,7 +166,7 @@ class Member:
             return self._failure(f"periflow-ray failed: {type(err).__name__}: {err}")
 
     def _restore(self, checkpoint: Manifest | None) -> Manifest | None:
-        """Fill the output directory with the newest checkpoint that all members can restore; returns that one."""
+        """Fill the output folder with the newest checkpoint that all members can restore; returns that one."""
         output_dir = self._shell.output_dir
         if output_dir is None:
             return None

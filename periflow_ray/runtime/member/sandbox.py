@@ -4,7 +4,7 @@
     root/<mount paths...>                             what the command sees
     snapshots/                                        checkpoints on their way to the storage root
     claim                                             whose it is
-    session                                           the node agent's socket
+    session                                           the socket of the SDK's sessions
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Saving:
         self._has_ended.set()
 
     def save(self, step: int, replace_waiting: bool) -> None:
-        """Copy the output directory aside; the upload goes on beside the training.
+        """Copy the output folder aside; the upload goes on beside the training.
 
         After the announced save it stays until the attempt's end: steps after it would be lost. They go on if it is
         not committed, or if the monitor announces another one because not all ranks saved this one.

@@ -33,7 +33,7 @@ class Links:
 
     Args:
         save: takes the step and whether a checkpoint whose upload has not begun may be replaced; returns when the
-            output directory may be changed again. Raises OSError.
+            output folder may be changed again. Raises OSError.
         miss_save: takes the announced step, when a rank is already beyond it or the ranks saved at different ones.
     """
 

@@ -1,4 +1,4 @@
-"""The rules for checkpoints while all nodes were asked for one at an agreed step. Pure: the board carries them out."""
+"""The rules for checkpoints while all nodes were asked for one at an agreed step. Pure: ``Checkpoints`` obeys them."""
 
 from __future__ import annotations
 

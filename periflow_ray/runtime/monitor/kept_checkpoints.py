@@ -83,7 +83,7 @@ class KeptCheckpoints:
         rules = self._retention
         for summary in choose_expired(self._kept, rules.keep_last, rules.keep_best):
             try:
-                await asyncio.to_thread(checkpoints.remove, self._root, self._job_id, summary.checkpoint)
+                await asyncio.to_thread(checkpoints.destroy_committed, self._root, self._job_id, summary.checkpoint)
             except (OSError, StorageError) as err:
                 self._warn(f"checkpoint {summary.checkpoint} could not be deleted: {err}")
             else:

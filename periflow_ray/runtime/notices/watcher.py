@@ -18,8 +18,8 @@ from types import FrameType
 
 from periflow_ray.errors import UsageError
 from periflow_ray.runtime.notices.clouds import CLOUDS, make_source
+from periflow_ray.runtime.notices.departure import Watcher
 from periflow_ray.runtime.notices.ray_machine import RayMachine
-from periflow_ray.runtime.notices.watch import Watcher
 
 INTERVALS_S = (0.1, 10.0)
 _NODE_ID = re.compile("[0-9a-f]{56}")

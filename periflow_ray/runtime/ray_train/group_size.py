@@ -121,7 +121,7 @@ class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
             leaving = set(ray_private.read_draining_nodes())
             free = ray_private.read_free_resources()
             held = _read_held_resources()
-            # Ray takes seconds to notice a lost machine, and would wait for it with a group that was to start there.
+            # Ray takes seconds to see a lost machine, and would wait for it with a group that was to start there.
             leaving |= {node["NodeID"] for node in ray.nodes() if node["Alive"] and not _is_reachable(node)}
         except (ray.exceptions.RayError, RuntimeError, OSError):  # The next look may find Ray's head again.
             return 0

@@ -19,7 +19,7 @@ from periflow_ray.store.checkpoints.manifest import (
     checkpoint_key,
     is_own_name,
 )
-from periflow_ray.store.checkpoints.trash import purge_expired
+from periflow_ray.store.checkpoints.trash import purge
 from periflow_ray.store.checkpoints.verifying import measure_files
 from periflow_ray.store.local_files import walk_files
 from periflow_ray.store.root import StorageRoot
@@ -125,7 +125,7 @@ def _check_new_name(root: StorageRoot, name: str) -> None:
             f"checkpoint '{name}' already exists. Delete it first (periflow-ray checkpoint delete {name}) or choose "
             "another name."
         )
-    purge_expired(root, None, time.time())
+    purge(root, None, time.time())
     if root.exists(checkpoint_key(None, name, DELETED)):
         raise UsageError(
             f"checkpoint '{name}' is deleted and can still be undeleted (periflow-ray checkpoint undelete {name}). "

@@ -4,12 +4,10 @@ jobs/<job>/checkpoints/<checkpoint>/files/...          files, as in the output c
 jobs/<job>/checkpoints/<checkpoint>/node-<rank>/...    where a node's file differs from a lower node's of that name
 jobs/<job>/checkpoints/<checkpoint>/manifest.json      written last; the checkpoint exists when it does
 jobs/<job>/checkpoints/<checkpoint>/uploading.json     while it is not committed; says why when it never will be
-jobs/<job>/checkpoints/<checkpoint>/deleted.json       in the manifest's place while a deletion can be taken back
+jobs/<job>/checkpoints/<checkpoint>/deleted.json       in the manifest's place while it is in the trash
 checkpoints/<checkpoint>/...                           the same for one that no job made
 
 Where manifest.json stands beside one of the other two, it wins: they are remains of something that was cut short.
-
-Long because every change of a checkpoint stands here, so that their orders can be compared.
 """
 
 from __future__ import annotations
@@ -29,8 +27,8 @@ from periflow_ray.store.checkpoints.manifest import (
     MANIFEST,
     UPLOADING,
     CheckpointSummary,
-    DeletedManifest,
     Manifest,
+    TrashedManifest,
     UploadNote,
     checkpoint_key,
     checkpoints_prefix,
@@ -99,11 +97,11 @@ def commit(root: StorageRoot, manifest: Manifest) -> None:
 
 
 def mark_failed(root: StorageRoot, job_id: int | None, name: str, reason: str) -> None:
-    """Give up a checkpoint: it stays as partial with the reason, its files are deleted."""
+    """Give up a checkpoint: it stays as partial with the reason, its files are destroyed."""
     # The manifest first: should the commit have written one after all, nobody may load what loses its files now.
     root.delete(checkpoint_key(job_id, name, MANIFEST))
     note = read_upload_note(root, job_id, name)
-    # The reason before the files: what is cut short here is still told, and the next sweep deletes the rest.
+    # The reason before the files: what is cut short here is still told, and the next sweep destroys the rest.
     write_document(root, checkpoint_key(job_id, name, UPLOADING), dataclasses.replace(note, reason=reason))
     for entry in root.list_names(checkpoint_key(job_id, name)):
         if entry != UPLOADING:
@@ -126,7 +124,7 @@ def sweep(root: StorageRoot, job_id: int, reason: str, known: Collection[str] = 
     Args:
         reason: for those that do not say one themselves.
         known: names that an earlier sweep found committed, or that were committed since. They are not looked at: a
-            committed checkpoint whose deletion begins meanwhile counts as committed until it is gone.
+            committed checkpoint that is put into the trash meanwhile counts as committed until it is gone.
     """
     names = list_checkpoint_names(root, job_id)
     unknown = [name for name in names if name not in known]
@@ -135,11 +133,6 @@ def sweep(root: StorageRoot, job_id: int, reason: str, known: Collection[str] = 
         given_up=[name for name, became in looked_at.items() if became == "given up"],
         committed=[name for name in names if looked_at.get(name, "committed") == "committed"],
     )
-
-
-def sweep_partials(root: StorageRoot, job_id: int, reason: str) -> list[str]:
-    """``sweep`` without anything known; returns the names of those that had no reason of their own."""
-    return sweep(root, job_id, reason).given_up
 
 
 def _sweep_one(root: StorageRoot, job_id: int, name: str, reason: str) -> Literal["committed", "given up", "left"]:
@@ -151,39 +144,39 @@ def _sweep_one(root: StorageRoot, job_id: int, name: str, reason: str) -> Litera
     if DELETED in entries:
         return "left"
     if entries - {UPLOADING}:
-        # Files, because some stores keep the empty directories of what was removed.
+        # Files, because some stores keep the empty directories of what was destroyed.
         entries = {path.partition("/")[0] for path in root.list_files(checkpoint_key(job_id, name))}
     if not entries or entries & {MANIFEST, DELETED}:
         return "left"
     known_reason = read_upload_note(root, job_id, name).reason
-    # Asked again: a deletion that is taken back right now has its manifest back first.
+    # Asked again: one that is untrashed right now has its manifest back first.
     if (entries != {UPLOADING} or known_reason is None) and not root.exists(checkpoint_key(job_id, name, MANIFEST)):
         mark_failed(root, job_id, name, known_reason or reason)
     return "left" if known_reason is not None else "given up"
 
 
-def remove(root: StorageRoot, job_id: int | None, name: str) -> None:
-    """Delete a committed checkpoint for good, at once; nothing happens when it is not (or no more) committed."""
+def destroy_committed(root: StorageRoot, job_id: int | None, name: str) -> None:
+    """Destroy a committed checkpoint at once; nothing happens when it is not (or no more) committed."""
     with contextlib.suppress(NotFoundError):
-        hide(root, read_manifest(root, job_id, name), restorable_until_unix_s=time.time())
+        put_into_trash(root, read_manifest(root, job_id, name), restorable_until_unix_s=time.time())
         destroy(root, job_id, name)
 
 
-def hide(root: StorageRoot, manifest: Manifest, restorable_until_unix_s: float) -> None:
-    """Turn a committed checkpoint into a deleted one, whose files stay for now."""
-    deleted = DeletedManifest(
+def put_into_trash(root: StorageRoot, manifest: Manifest, restorable_until_unix_s: float) -> None:
+    """Make a committed checkpoint invisible; its files stay for now."""
+    trashed = TrashedManifest(
         **vars(manifest), deleted_unix_s=time.time(), restorable_until_unix_s=restorable_until_unix_s
     )
     # In this order there is always one of the two, and the manifest wins: whatever the point of a crash, the
-    # checkpoint is whole and committed, or whole and deleted.
-    write_document(root, checkpoint_key(manifest.job_id, manifest.checkpoint, DELETED), deleted)
+    # checkpoint is whole and committed, or whole and in the trash.
+    write_document(root, checkpoint_key(manifest.job_id, manifest.checkpoint, DELETED), trashed)
     root.delete(checkpoint_key(manifest.job_id, manifest.checkpoint, MANIFEST))
 
 
 def destroy(root: StorageRoot, job_id: int | None, name: str) -> None:
-    """Delete everything of a checkpoint that has no manifest."""
-    # What says that it is deleted (or partial) goes last: as long as a file is left, it is known what it belongs to,
-    # and the next purge (or sweep) goes on.
+    """Destroy everything of a checkpoint that has no manifest."""
+    # What says that it is in the trash (or partial) goes last: as long as a file is left, it is known what it belongs
+    # to, and the next purge (or sweep) goes on.
     for entry in root.list_names(checkpoint_key(job_id, name)):
         if entry not in (DELETED, UPLOADING):
             root.delete(checkpoint_key(job_id, name, entry))
@@ -215,7 +208,7 @@ def find_checkpoint(root: StorageRoot, checkpoint_id: str) -> Manifest:
     """A committed checkpoint by its ID: ``<job>/<name>``, or ``<name>`` for one that no job made.
 
     Raises:
-        NotFoundError: there is none of that ID, it was never committed, or it is deleted.
+        NotFoundError: there is none of that ID, it was never committed, or it is in the trash.
         CorruptCheckpointError: its manifest is damaged.
         NewerFormatError: see ``read_manifest``.
     """
@@ -227,7 +220,7 @@ def find_checkpoint(root: StorageRoot, checkpoint_id: str) -> Manifest:
 
 
 def list_committed(root: StorageRoot, job_id: int | None) -> list[Manifest]:
-    """Committed checkpoints of a job, oldest first; partial, deleted, damaged and too new ones are left out."""
+    """Committed checkpoints of a job, oldest first; partial, trashed, damaged and too new ones are left out."""
 
     def read(name: str) -> Manifest | None:
         with contextlib.suppress(NotFoundError, CorruptCheckpointError, NewerFormatError):

@@ -102,8 +102,8 @@ class CheckpointSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeletedManifest(Manifest):
-    """What ``deleted.json`` says: the manifest, and until when it can be restored. Times in Unix seconds."""
+class TrashedManifest(Manifest):
+    """What ``deleted.json`` says: the manifest, and until when it can be untrashed. Times in Unix seconds."""
 
     deleted_unix_s: float
     restorable_until_unix_s: float
@@ -113,7 +113,7 @@ class DeletedManifest(Manifest):
         return Manifest(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Manifest)})
 
 
-AnyManifest = TypeVar("AnyManifest", Manifest, DeletedManifest)
+AnyManifest = TypeVar("AnyManifest", Manifest, TrashedManifest)
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,9 @@ def parse_manifest(content: bytes, key: str) -> Manifest:
     return _parse(Manifest, content, f"the manifest '{key}'")
 
 
-def parse_deleted_manifest(content: bytes, key: str) -> DeletedManifest:
+def parse_trashed_manifest(content: bytes, key: str) -> TrashedManifest:
     """The same of ``deleted.json``."""
-    return _parse(DeletedManifest, content, f"the manifest '{key}'")
+    return _parse(TrashedManifest, content, f"the manifest '{key}'")
 
 
 def _parse(kind: type[AnyManifest], content: bytes, where: str) -> AnyManifest:

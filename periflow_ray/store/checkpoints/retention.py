@@ -1,4 +1,4 @@
-"""Which committed checkpoints a job no longer needs. Pure: it decides, others delete."""
+"""Which committed checkpoints a job no longer needs. Pure: it decides, others destroy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def choose_expired(
         keep_best: keep the best by a metric; of equal ones the newest. Without a checkpoint that has the metric
             nobody knows which is the best, so this rule alone then keeps all.
     Returns:
-        What to delete; nothing when both rules are None.
+        What to destroy; nothing when both rules are None.
     """
     if keep_last is None and keep_best is None:
         return []

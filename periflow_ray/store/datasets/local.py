@@ -63,11 +63,11 @@ def open_dataset(
         NotFoundError: there is no such dataset, or its files are not where it says.
         StorageError: it cannot be fetched.
     """
-    notice = on_note or (lambda text: None)
+    tell = on_note or (lambda text: None)
     count = on_bytes or (lambda num_bytes: None)
 
     def tell_waiting() -> None:
-        notice(f"waits for another process of this machine that fetches dataset '{name}'")
+        tell(f"waits for another process of this machine that fetches dataset '{name}'")
 
     if name.startswith(HUGGINGFACE_PREFIX):
         public_name = name.removeprefix(HUGGINGFACE_PREFIX)
@@ -92,7 +92,7 @@ def open_dataset(
         raise NotFoundError(f"dataset '{name}' has no files: there is nothing at '{dataset.uri}'")
 
     def fetch(directory: Path) -> None:
-        notice(f"fetches dataset '{name}': {len(files):,} files, {sum(file.size for file in files):,} bytes")
+        tell(f"fetches dataset '{name}': {len(files):,} files, {sum(file.size for file in files):,} bytes")
         download_packs(place, prefix, [file for file in files if file.pack is not None], directory, count)
         items = [
             DownloadItem(

@@ -1,4 +1,4 @@
-"""A node agent's session server alone: ``session_peer.py SOCKET``; asked anything it answers how many metrics came."""
+"""A member's session server alone: ``session_peer.py SOCKET``; asked anything it answers how many metrics came."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from periflow_ray.runtime.command_jobs.session_server import SessionServer
 
-# As the agent's reporter, which cannot be imported without Ray.
+# As the member's reporter, which cannot be imported without Ray.
 TAKE_INTERVAL_S = 0.2
 
 
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 class Counter:
-    """Takes the metrics away, as the agent's reporter does."""
+    """Takes the metrics away, as the member's reporter does."""
 
     def __init__(self, server: SessionServer) -> None:
         self.num_metrics = 0

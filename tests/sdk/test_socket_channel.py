@@ -20,21 +20,21 @@ import pytest
 from periflow_ray.errors import PeriFlowError
 from periflow_ray.jobs.metrics import Metric
 from periflow_ray.sdk import wire
-from periflow_ray.sdk.agent_channel import AgentChannel
 from periflow_ray.sdk.channel import Hello
+from periflow_ray.sdk.socket_channel import SocketChannel
 
 UNTRACKED = "Training goes on, but its progress, metrics and checkpoints are no longer recorded."
 
 
-def test_steps_metrics_and_total_of_all_ranks_reach_the_agent(agent, join_rank):
+def test_steps_metrics_and_total_of_all_ranks_reach_the_member(member, join_rank):
     for rank in (0, 1):
         session = join_rank(rank, of=2, total_train_steps=40)
         for loss in (0.5, 0.25):
             with session.train_step():
                 session.metric({"loss": loss + rank})
         session.use_channel_factory(None)
-    agent.server.close()
-    records = agent.server.take_records()
+    member.server.close()
+    records = member.server.take_records()
     times = [metric.time_unix_s for metric in records.metrics]
     assert (records.steps, records.total_train_steps) == ({0: 2, 1: 2}, 40)
     assert sorted(records.metrics, key=lambda metric: (metric.rank, metric.step)) == [
@@ -43,24 +43,24 @@ def test_steps_metrics_and_total_of_all_ranks_reach_the_agent(agent, join_rank):
             [(0, 1, 0.5), (0, 2, 0.25), (1, 1, 0.5), (1, 2, 0.25)], sorted(times), strict=True
         )
     ]
-    assert agent.server.take_records().metrics == ()
-    assert agent.server.has_had_session is True
+    assert member.server.take_records().metrics == ()
+    assert member.server.has_had_session is True
 
 
-def test_a_script_that_ends_at_once_loses_nothing(agent, start_rank):
+def test_a_script_that_ends_at_once_loses_nothing(member, start_rank):
     rank = start_rank("pf.init(3)\nwith pf.train_step():\n    pf.metric({'loss': 1})\npf.upload_checkpoint()\n", rank=2)
     assert rank.finish() == (0, "", "")
-    agent.server.close()
-    records = agent.server.take_records()
+    member.server.close()
+    records = member.server.take_records()
     assert [(metric.rank, metric.step, metric.values) for metric in records.metrics] == [(2, 1, {"loss": 1})]
-    assert (records.steps, agent.snapshots) == ({2: 1}, [1])
+    assert (records.steps, member.snapshots) == ({2: 1}, [1])
 
 
-def test_a_checkpoint_meets_all_ranks_of_the_node(agent, join_rank):
+def test_a_checkpoint_meets_all_ranks_of_the_node(member, join_rank):
     sessions = [join_rank(rank, of=3) for rank in range(3)]
     arrived: list[int] = []
     seen: list[list[int]] = []
-    agent.on_snapshot = lambda step: seen.append(sorted(arrived))
+    member.on_snapshot = lambda step: seen.append(sorted(arrived))
 
     def train(rank: int) -> None:
         for _ in range(2):
@@ -70,12 +70,12 @@ def test_a_checkpoint_meets_all_ranks_of_the_node(agent, join_rank):
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(train, range(3)))
-    assert agent.snapshots == [1, 2]
+    assert member.snapshots == [1, 2]
     assert seen == [[0, 1, 2], [0, 0, 1, 1, 2, 2]]
-    assert agent.notices == []
+    assert member.notes == []
 
 
-def test_a_snapshot_that_fails_fails_on_every_rank_and_the_next_one_works(agent, join_rank):
+def test_a_snapshot_that_fails_fails_on_every_rank_and_the_next_one_works(member, join_rank):
     sessions = [join_rank(rank, of=2) for rank in range(2)]
 
     def fail(step: int) -> None:
@@ -90,30 +90,30 @@ def test_a_snapshot_that_fails_fails_on_every_rank_and_the_next_one_works(agent,
         return None
 
     with ThreadPoolExecutor(2) as pool:
-        agent.on_snapshot = fail
+        member.on_snapshot = fail
         message = "the checkpoint of step 1 could not be saved: [Errno 28] No space left on device"
         assert list(pool.map(upload, sessions)) == [message, message]
-        agent.on_snapshot = lambda step: None
+        member.on_snapshot = lambda step: None
         assert list(pool.map(upload, sessions)) == [None, None]
-    assert agent.snapshots == [2]
+    assert member.snapshots == [2]
 
 
 WAITS = "pf.init()\nwith pf.train_step():\n    print('waits', flush=True)\n    pf.upload_checkpoint()\nprint('saved')\n"
 TRAINS = "pf.init()\nprint('trains', flush=True)\nsys.stdin.readline()\n"
 
 
-def test_a_rank_that_is_killed_before_it_comes_releases_the_others(agent, start_rank):
+def test_a_rank_that_is_killed_before_it_comes_releases_the_others(member, start_rank):
     waiting = [start_rank(WAITS, rank=0, of=3), start_rank(WAITS, rank=1, of=3)]
     training = start_rank(TRAINS, rank=2, of=3)
     assert training.read_line() == "trains"
     assert [rank.read_line() for rank in waiting] == ["waits", "waits"]
-    assert agent.snapshots == []
+    assert member.snapshots == []
     training.process.kill()
     assert [rank.finish() for rank in waiting] == [(0, "saved\n", "")] * 2
-    assert agent.snapshots == [1]
+    assert member.snapshots == [1]
 
 
-def test_a_rank_that_is_killed_while_it_waits_does_not_keep_the_others_from_meeting(agent, start_rank, join_rank):
+def test_a_rank_that_is_killed_while_it_waits_does_not_keep_the_others_from_meeting(member, start_rank, join_rank):
     late = join_rank(2, of=3)
     killed, waiting = start_rank(WAITS, rank=0, of=3), start_rank(WAITS, rank=1, of=3)
     assert [rank.read_line() for rank in (killed, waiting)] == ["waits", "waits"]
@@ -122,10 +122,10 @@ def test_a_rank_that_is_killed_while_it_waits_does_not_keep_the_others_from_meet
     with late.train_step():
         late.upload_checkpoint()
     assert waiting.finish() == (0, "saved\n", "")
-    assert agent.snapshots == [1]
+    assert member.snapshots == [1]
 
 
-def test_a_data_loaders_process_does_not_stand_in_for_its_killed_rank(agent, start_rank, join_rank):
+def test_a_data_loaders_process_does_not_stand_in_for_its_killed_rank(member, start_rank, join_rank):
     waiting = join_rank(0, of=2)
     script = (
         "import os, signal\npf.init()\nchild = os.fork()\n"
@@ -137,42 +137,42 @@ def test_a_data_loaders_process_does_not_stand_in_for_its_killed_rank(agent, sta
         rank.process.kill()
         with waiting.train_step():
             waiting.upload_checkpoint()
-        assert agent.snapshots == [1]
+        assert member.snapshots == [1]
     finally:
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_rank_that_is_beyond_the_step_is_not_waited_for(agent, join_rank):
+def test_a_rank_that_is_beyond_the_step_is_not_waited_for(member, join_rank):
     behind, ahead = join_rank(0, of=2), join_rank(1, of=2)
     for _ in range(2):
         with ahead.train_step():
             pass
     with behind.train_step():
         behind.upload_checkpoint()
-    assert agent.snapshots == [1]
-    notice = (
+    assert member.snapshots == [1]
+    note = (
         "upload_checkpoint() at step 1 was not called on rank 1; call it on all ranks. The checkpoint holds the files "
         "as they were."
     )
-    assert agent.notices == [notice]
+    assert member.notes == [note]
     with ahead.train_step(), behind.train_step():
         behind.upload_checkpoint()
-    assert (agent.snapshots, agent.notices) == ([1, 2], [notice])
+    assert (member.snapshots, member.notes) == ([1, 2], [note])
 
 
-def test_a_second_session_of_a_process_does_not_wait_for_the_first(agent, join_rank):
+def test_a_second_session_of_a_process_does_not_wait_for_the_first(member, join_rank):
     session = join_rank(0)
     session.init()
     with session.train_step():
         session.upload_checkpoint()
-    assert agent.snapshots == [1]
+    assert member.snapshots == [1]
 
 
-def test_an_announced_step_reaches_every_rank_also_a_later_one(agent, join_rank, wait_until):
+def test_an_announced_step_reaches_every_rank_also_a_later_one(member, join_rank, wait_until):
     early = join_rank(0)
     with early.train_step():
         early.upload_checkpoint()
-    agent.server.announce(2)
+    member.server.announce(2)
     late = join_rank(1)
     for session, num_steps in ((early, 1), (late, 2)):
         for _ in range(num_steps):
@@ -181,12 +181,12 @@ def test_an_announced_step_reaches_every_rank_also_a_later_one(agent, join_rank,
         wait_until(session.is_emergency_save)
         with session.train_step():
             assert session.is_emergency_save() is False
-    agent.server.announce(-1)
+    member.server.announce(-1)
     wait_until(lambda: early.is_emergency_save() and late.is_emergency_save())
 
 
 @pytest.fixture
-def mortal_agent(tmp_path):
+def mortal_member(tmp_path):
     """A session server in a process of its own; its standard input keeps it alive."""
     script = (
         "import sys\nfrom pathlib import Path\n"
@@ -216,8 +216,8 @@ pf.upload_checkpoint()
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
-def test_when_the_agent_dies_the_training_goes_on_and_says_so_once(start_rank, mortal_agent, signal_number):
-    path, process = mortal_agent
+def test_when_the_member_dies_the_training_goes_on_and_says_so_once(start_rank, mortal_member, signal_number):
+    path, process = mortal_member
     rank = start_rank("pf.init()\nprint('trains', flush=True)\nsys.stdin.readline()" + TRAIN_ON, socket_path=path)
     assert rank.read_line() == "trains"
     process.send_signal(signal_number)
@@ -234,8 +234,8 @@ def test_when_the_agent_dies_the_training_goes_on_and_says_so_once(start_rank, m
     )
 
 
-def test_when_the_agent_dies_a_rank_that_waits_for_the_others_is_released(start_rank, mortal_agent):
-    path, process = mortal_agent
+def test_when_the_member_dies_a_rank_that_waits_for_the_others_is_released(start_rank, mortal_member):
+    path, process = mortal_member
     training = start_rank(TRAINS, rank=0, of=2, socket_path=path)
     assert training.read_line() == "trains"
     waiting = start_rank(WAITS, rank=1, of=2, socket_path=path)
@@ -246,7 +246,7 @@ def test_when_the_agent_dies_a_rank_that_waits_for_the_others_is_released(start_
     assert errors.count(UNTRACKED) == 1
 
 
-def test_without_an_agent_the_training_runs_untracked_and_says_so_once(start_rank, tmp_path):
+def test_without_a_member_the_training_runs_untracked_and_says_so_once(start_rank, tmp_path):
     rank = start_rank("pf.init()" + TRAIN_ON, socket_path=tmp_path / "nobody.sock")
     assert rank.finish() == (
         0,
@@ -262,7 +262,7 @@ def test_a_script_that_imports_the_sdk_and_forgets_init_leaves_a_mark(start_rank
     assert (tmp_path / f"imported-{rank.process.pid}").exists()
 
 
-def test_closing_ends_the_receivers_thread(agent, join_rank, wait_until):
+def test_closing_ends_the_receivers_thread(member, join_rank, wait_until):
     session = join_rank(0)
     assert any(thread.name == "periflow-receiver" for thread in threading.enumerate())
     session.use_channel_factory(None)
@@ -283,9 +283,9 @@ def test_closing_ends_the_receivers_thread(agent, join_rank, wait_until):
 def test_a_message_that_makes_no_sense_does_not_end_the_receiver(tmp_path, caplog, line, num_warnings):
     announced: list[int] = []
     with socket.socket(socket.AF_UNIX) as listener, caplog.at_level(logging.INFO):
-        listener.bind(str(tmp_path / "agent.sock"))
+        listener.bind(str(tmp_path / "member.sock"))
         listener.listen()
-        channel = AgentChannel(str(tmp_path / "agent.sock"))
+        channel = SocketChannel(str(tmp_path / "member.sock"))
         channel.open(Hello(0, 0, 1, None, 1), lambda step: announced.append(step) is None, lambda: 5)
         connection, _ = listener.accept()
         with connection, connection.makefile("rb") as messages:
@@ -298,7 +298,7 @@ def test_a_message_that_makes_no_sense_does_not_end_the_receiver(tmp_path, caplo
     assert len(told) == num_warnings
 
 
-def test_a_script_whose_sdk_speaks_another_version_is_told_so(agent, start_rank, monkeypatch):
+def test_a_script_whose_sdk_speaks_another_version_is_told_so(member, start_rank, monkeypatch):
     monkeypatch.setenv("PERIFLOW_SESSION_VERSION", "2")
     exit_code, _, errors = start_rank("pf.init(3)\n").finish()
     assert exit_code == 1
@@ -307,11 +307,11 @@ def test_a_script_whose_sdk_speaks_another_version_is_told_so(agent, start_rank,
         "node, and the one that runs the job version 2: steps and checkpoints would not be recorded. Let the script "
         "import the same periflow-ray that is installed on the cluster."
     )
-    assert not agent.server.has_had_session
+    assert not member.server.has_had_session
 
 
-def test_a_script_of_the_same_version_is_served(agent, start_rank, monkeypatch):
+def test_a_script_of_the_same_version_is_served(member, start_rank, monkeypatch):
     monkeypatch.setenv("PERIFLOW_SESSION_VERSION", str(wire.PROTOCOL_VERSION))
     assert start_rank("pf.init(3)\n").finish() == (0, "", "")
-    agent.server.close()
-    assert (agent.server.has_had_session, agent.notices) == (True, [])
+    member.server.close()
+    assert (member.server.has_had_session, member.notes) == (True, [])

@@ -1,4 +1,4 @@
-"""Watches the cloud's notices on one machine and drains its Ray node when the cloud takes the machine back."""
+"""From a cloud's notice to the machine's departure: drains its Ray node, waits for the saves, acknowledges."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from support.metadata_servers import FakeAws, FakeAzure, serve_metadata
 
 from periflow_ray.errors import ClusterError
 from periflow_ray.runtime.notices.clouds import CLOUDS, make_source
-from periflow_ray.runtime.notices.watch import Watcher
+from periflow_ray.runtime.notices.departure import Watcher
 
 START_UNIX_S = 1789719600.0
 NODE_ID = "ab" * 28

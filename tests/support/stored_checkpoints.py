@@ -18,22 +18,11 @@ from periflow_ray.store.checkpoints import (
 )
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import upload_file
+from support.trees import write_tree
 
 CREATED_UNIX_S = 1_700_000_000.5
 STEP_10 = "step-00000010"
 STEP_20 = "step-00000020"
-
-
-def write_tree(directory: Path, contents: Mapping[str, bytes]) -> Path:
-    for name, content in contents.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return directory
-
-
-def read_tree(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def save(

@@ -1,6 +1,6 @@
-"""Inside a command job: the session talks to the node agent over its Unix-domain socket.
+"""Inside a command job: the session talks to the node's member over its Unix-domain socket.
 
-When the agent dies the training goes on untracked: nothing here raises or waits for a dead peer, and the user
+When the member dies the training goes on untracked: nothing here raises or waits for a dead peer, and the user
 is told once.
 """
 
@@ -23,11 +23,11 @@ from periflow_ray.sdk.channel import Hello, MetricRecord
 logger = logging.getLogger("periflow_ray")
 
 
-class AgentChannel:
-    """A connection to the node agent.
+class SocketChannel:
+    """A connection to the node's member.
 
     Args:
-        socket_path: the agent's Unix-domain socket, from ``PERIFLOW_SESSION``.
+        socket_path: the member's Unix-domain socket, from ``PERIFLOW_SESSION``.
     """
 
     def __init__(self, socket_path: str) -> None:
