@@ -14,9 +14,13 @@ _MAX_LINE_CHARS = 64 << 10
 
 
 @contextlib.contextmanager
-def copy_output(write_line: Callable[[str], object]) -> Iterator[None]:
-    """Give each line of standard output and error to ``write_line`` while the block runs, to the last one."""
-    tees = _Tee(sys.stdout, write_line), _Tee(sys.stderr, write_line)
+def copy_output(write_line: Callable[[str], object], mask: Callable[[str], str]) -> Iterator[None]:
+    """Give each line of standard output and error to ``write_line`` while the block runs, to the last one.
+
+    Args:
+        mask: hides secrets in what Ray gets, piece by piece as it is printed.
+    """
+    tees = _Tee(sys.stdout, write_line, mask), _Tee(sys.stderr, write_line, mask)
     try:
         with contextlib.redirect_stdout(tees[0]), contextlib.redirect_stderr(tees[1]):
             yield
@@ -26,14 +30,15 @@ def copy_output(write_line: Callable[[str], object]) -> Iterator[None]:
 
 
 class _Tee(io.TextIOBase):
-    def __init__(self, original: TextIO, write_line: Callable[[str], object]) -> None:
+    def __init__(self, original: TextIO, write_line: Callable[[str], object], mask: Callable[[str], str]) -> None:
         self._original = original
         self._write_line = write_line
+        self._mask = mask
         self._lock = threading.Lock()
         self._rest = ""
 
     def write(self, text: str) -> int:
-        self._original.write(text)
+        self._original.write(self._mask(text))
         with self._lock:
             *lines, rest = (self._rest + text).split("\n")
             for line in lines:
