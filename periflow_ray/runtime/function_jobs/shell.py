@@ -101,7 +101,7 @@ class FunctionShell:
 
     def wait(self) -> Failure | None:
         try:
-            with copy_output(self._log.write, self._log.mask):
+            with copy_output(self._log):
                 self.result = _call_and_trace(self._train_loop, self._config)
             use_channel_factory(None)
         except BaseException as err:
