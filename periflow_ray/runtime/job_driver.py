@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
@@ -85,17 +86,17 @@ def run_job(
 
     A monitor or Ray Train controller that dies is replaced, and the job goes on from its latest committed checkpoint.
     """
-    try:
-        with GracefulStop(state, is_interactive=setup.is_interactive) as stop:
-            return _Driver(root, job_id, state, setup, make_trainer, stop).run()
-    except Exception as err:
-        state.enter_failure(err)
-        raise
-    finally:
-        # Before the final state is waited for: a storage that is away must not hold up the last message.
+    with contextlib.ExitStack() as stack:
+        stack.callback(remove_sandboxes, root.uri, job_id, setup.num_sandboxes)
         if setup.notifier is not None:
-            _tell_end(setup.notifier, state)
-        remove_sandboxes(root.uri, job_id, setup.num_sandboxes)
+            # Before the final state is waited for: a storage that is away must not hold up the last message.
+            stack.callback(_tell_end, setup.notifier, state)
+        stop = stack.enter_context(GracefulStop(state, is_interactive=setup.is_interactive))
+        try:
+            return _Driver(root, job_id, state, setup, make_trainer, stop).run()
+        except Exception as err:
+            state.enter_failure(err)
+            raise
 
 
 def _tell_end(notifier: Notifier, state: StateKeeper) -> None:

@@ -24,7 +24,12 @@ from periflow_ray.store.root import StorageRoot
 
 @dataclass(frozen=True)
 class FunctionTask:
-    """What a worker of a function job needs; travels in the train loop's config, whose text Ray's dashboard shows."""
+    """What a worker of a function job needs; travels in the train loop's config, whose text Ray's dashboard shows.
+
+    Args:
+        environment: variables that the function finds.
+        secrets: more of them, whose values the job's log hides.
+    """
 
     train_loop: Callable[..., Any]
     config: dict[str, Any] | None

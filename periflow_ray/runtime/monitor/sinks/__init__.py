@@ -71,10 +71,9 @@ def sink_variables(sinks: Sequence[SinkPlan], given: Collection[str]) -> SinkVar
         given: names of the variables that the user sets for the job.
     """
     variables = {name: value for sink in sinks for name, value in sink.environment().items() if name not in given}
-    secret_names = {name for name in variables if looks_secret(name)}
     return SinkVariables(
-        settings={name: value for name, value in variables.items() if name not in secret_names},
-        secrets={name: variables[name] for name in secret_names},
+        settings={name: value for name, value in variables.items() if not looks_secret(name)},
+        secrets={name: value for name, value in variables.items() if looks_secret(name)},
     )
 
 
