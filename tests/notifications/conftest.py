@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.message_server import MessageServer
+from support.message_server import MessageServer, serve_messages
 
 from periflow_ray.jobs import JobRecord
 
@@ -20,20 +20,9 @@ def _own_credentials_and_no_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def make_server() -> Iterator[Callable[[], MessageServer]]:
-    """Starts servers; they end with the test, which need not have let them speak."""
-    servers: list[MessageServer] = []
-
-    def make() -> MessageServer:
-        server = MessageServer()
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return server
-
-    yield make
-    for server in servers:
-        server.speaks.set()
-        server.shutdown()
-        server.server_close()
+    """Starts servers, which end with the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(serve_messages())
 
 
 @pytest.fixture
