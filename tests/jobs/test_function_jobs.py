@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.message_server import serve_messages
 from support.workbench import Workbench, processes_with
 
 from periflow_ray import jobs
+from periflow_ray.credentials import CREDENTIALS_FILE_VARIABLE, create_credential
 from periflow_ray.jobs.logs import read_logs
 from periflow_ray.jobs.metrics import read_metrics
 from periflow_ray.store import checkpoints
@@ -26,6 +29,7 @@ def train(config):
     model = ray.train.torch.prepare_model(torch.nn.Linear(1, 1))
     rank = torch.distributed.get_rank()
     start = int(os.environ["PROCESSED_ITERS"])
+    print("the key is", os.environ.get("WANDB_API_KEY"), "of", os.environ.get("WANDB_ENTITY"))
     print(f"rank {rank} starts at {start} with {sorted(os.listdir(os.environ['CKPT_DIR']))}")
     pf.init(total_train_steps=8)
     for step in range(start + 1, 9):
@@ -43,10 +47,35 @@ def train(config):
 if __name__ == "__main__":
     options = json.loads(sys.argv[1])
     config = {"fails": options["fails"]}
-    result = pf.TorchTrainer(train, config, num_devices=2, name="fn", max_failures=options["max_failures"]).fit()
+    services = {name: options[name] for name in ("plugin", "env_var") if name in options}
+    trainer = pf.TorchTrainer(
+        train, config, num_devices=2, name="fn", max_failures=options["max_failures"], **services
+    )
+    result = trainer.fit()
     with result.checkpoint.as_directory() as directory:
         files = sorted(os.listdir(directory))
     print("RESULT", json.dumps({"metrics": result.metrics, "files": files, "returned": result.return_value}))
+"""
+
+# What is used of the package, which the monitor finds where the script is.
+WANDB_STAND_IN = """
+import json
+from pathlib import Path
+
+class Run:
+    def define_metric(self, *arguments, **options):
+        pass
+
+    def log(self, data):
+        with Path(__file__).with_name("wandb.jsonl").open("a") as file:
+            file.write(json.dumps(data) + chr(10))
+
+    def finish(self):
+        pass
+
+def init(**options):
+    assert (options["entity"], options["settings"]["api_key"]) == ("our-team", "hunter2")
+    return Run()
 """
 
 
@@ -55,7 +84,7 @@ def run_script(workbench: Workbench, folder: Path, **options: object) -> subproc
     return subprocess.run(
         [sys.executable, "train.py", json.dumps(options)],
         cwd=folder,
-        env={**workbench.env, **workbench.ray_env()},
+        env={**workbench.env, **workbench.ray_env(), CREDENTIALS_FILE_VARIABLE: os.environ[CREDENTIALS_FILE_VARIABLE]},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -63,10 +92,17 @@ def run_script(workbench: Workbench, folder: Path, **options: object) -> subproc
     )
 
 
-def test_a_function_job_resumes_after_a_failure_and_returns_the_committed_checkpoint(
-    workbench: Workbench, tmp_path: Path
+def test_a_function_job_resumes_after_a_failure_returns_the_committed_checkpoint_and_tells_its_services(
+    workbench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = run_script(workbench, tmp_path, fails=True, max_failures=1)
+    monkeypatch.setenv(CREDENTIALS_FILE_VARIABLE, str(tmp_path / "credentials.json"))
+    monkeypatch.setitem(workbench.env, "no_proxy", "127.0.0.1")
+    create_credential("our-wandb", "wandb", {"api_key": "hunter2"})
+    (tmp_path / "wandb.py").write_text(WANDB_STAND_IN)
+    with serve_messages() as server:
+        plugin = {"webhook": {"url": f"{server.url}/hook"}, "wandb": {"credential_id": "our-wandb"}}
+        options = {"plugin": plugin, "env_var": {"WANDB_ENTITY": "our-team"}}
+        done = run_script(workbench, tmp_path, fails=True, max_failures=1, **options)
 
     assert done.returncode == 0, (done.stdout, done.stderr)
     result = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))[7:])
@@ -89,6 +125,15 @@ def test_a_function_job_resumes_after_a_failure_and_returns_the_committed_checkp
         "rank 0 starts at 4 with ['model.pt']",
         "rank 1 starts at 4 with ['model.pt']",
     }
+    assert [document["kind"] for document in server.documents] == ["attempt_failed", "resumed", "success"]
+    cause = "node 0, rank 1: the function raised ValueError: boom right after the save."
+    assert server.documents[0]["cause"] == cause
+    sent = [json.loads(line) for line in (tmp_path / "wandb.jsonl").read_text().splitlines()]
+    assert sent == [{"loss": 1.0 / step, "step": step} for step in range(1, 9)]
+    keys = [line.text for line in read_logs(workbench.root, job_id) if line.text.startswith("the key")]
+    assert keys == ["the key is *** of our-team"] * 4
+    # Ray shows the script what the ranks print.
+    assert "hunter2" not in done.stdout + done.stderr
 
 
 def test_a_failing_function_raises_and_the_job_has_the_diagnosis(workbench: Workbench, tmp_path: Path) -> None:
