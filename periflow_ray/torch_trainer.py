@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -11,7 +12,7 @@ import ray.train
 import ray.train.torch
 
 from periflow_ray.errors import JobStoppedError, PeriflowRayError, UsageError
-from periflow_ray.jobs import read_claim
+from periflow_ray.jobs import JobRecord, read_claim
 from periflow_ray.runtime.function_jobs.rank import FunctionTask, run_function
 from periflow_ray.runtime.function_jobs.record import (
     read_resumable_job,
@@ -24,6 +25,9 @@ from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.client import RayMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
+from periflow_ray.runtime.monitor.sinks import plan_sinks, sink_variables
+from periflow_ray.runtime.notifications import make_notifier
+from periflow_ray.runtime.plugin_credentials import require_plugin_credentials
 from periflow_ray.runtime.ray_train.group_policy import MonitoredTrainer
 from periflow_ray.runtime.ray_train.train_run import (
     WithoutPlacementGroupCleaner,
@@ -32,7 +36,7 @@ from periflow_ray.runtime.ray_train.train_run import (
     train_run_config,
 )
 from periflow_ray.settings import ChosenRoot, choose_root
-from periflow_ray.spec import KeepBest
+from periflow_ray.spec import KeepBest, parse_arguments
 from periflow_ray.store.checkpoints import latest_committed
 from periflow_ray.store.root import StorageRoot
 
@@ -69,6 +73,11 @@ class TorchTrainer:
         keep_last: committed checkpoints to keep; older ones are deleted. None keeps all.
         keep_best: also keep the one with the best value of a metric:
             ``periflow_ray.KeepBest(metric="val_loss", mode="min")``.
+        plugin: services that hear of the job, as the section ``plugin`` of a template has them, such as
+            ``{"webhook": {"credential_id": "our-hook"}, "wandb": {"credential_id": "our-wandb"}}``. Credentials are
+            those of this machine. With ``wandb``, one rank that calls ``wandb.init()`` continues the job's run.
+        env_var: environment variables that the function finds, such as ``{"WANDB_ENTITY": "our-team"}``. They are set
+            when torch is imported already; those that the job itself sets win.
         torch_config: passed on to Ray's TorchTrainer.
         datasets: Ray Data datasets, passed on to Ray's TorchTrainer.
     """
@@ -91,6 +100,8 @@ class TorchTrainer:
         resume: int | None = None,
         keep_last: int | None = None,
         keep_best: KeepBest | None = None,
+        plugin: Mapping[str, Any] | None = None,
+        env_var: Mapping[str, str] | None = None,
         torch_config: ray.train.torch.TorchConfig | None = None,
         datasets: Mapping[str, Any] | None = None,
     ) -> None:
@@ -102,6 +113,8 @@ class TorchTrainer:
             raise UsageError(f"train_loop_per_worker must be a function, not {type(train_loop_per_worker).__name__}.")
         if hang_timeout_s is not None and hang_timeout_s <= 0:
             raise UsageError(f"hang_timeout_s must be above 0, or None, not {hang_timeout_s}.")
+        arguments = parse_arguments(plugin=plugin, env_var=env_var)
+        self._plugin, self._env_var = arguments.plugin, arguments.env_var
         self._train_loop = train_loop_per_worker
         self._config = train_loop_config
         self._num_devices = num_devices
@@ -131,44 +144,62 @@ class TorchTrainer:
             ray.train.TrainingFailedError: the function failed more often than ``max_failures`` allows.
             KeyboardInterrupt: Ctrl-C, after the job was saved and stopped; a second Ctrl-C does not wait for that.
             JobStoppedError: ``periflow-ray job stop``.
-            UsageError, NotFoundError: the job that ``resume`` names cannot be resumed.
+            UsageError, NotFoundError: the job that ``resume`` names cannot be resumed, or a credential is missing or is
+                of another type.
         """
         set_train_environment(is_elastic=self._min_devices < self._num_devices)
         chosen = choose_root(self._storage, self._storage_credential)
         root = chosen.root
         root.check_writable()
         # Before a cluster starts: a mistake is told at once.
+        require_plugin_credentials(self._plugin)
         ended = None if self._resume is None else read_resumable_job(root, self._resume)
         ensure_ray()
         accelerator = "GPU" if self._wants_gpus() else "CPU"
         if ended is not None:
-            job_id = reopen_function_job(root, *ended, accelerator=accelerator, num_devices=self._num_devices)
+            record = reopen_function_job(root, *ended, accelerator=accelerator, num_devices=self._num_devices)
         else:
-            job_id = record_new_job(
+            record = record_new_job(
                 root,
                 name=self._name or getattr(self._train_loop, "__name__", None),
                 experiment=self._experiment,
                 accelerator=accelerator,
                 num_devices=self._num_devices,
             )
-        with StateKeeper(root, job_id) as state:
-            return self._fit(chosen, job_id, state)
+        with StateKeeper(root, record.job_id) as state:
+            return self._fit(chosen, record, state)
 
-    def _fit(self, chosen: ChosenRoot, job_id: int, state: StateKeeper) -> ray.train.Result:
-        root = chosen.root
+    def _fit(self, chosen: ChosenRoot, record: JobRecord, state: StateKeeper) -> ray.train.Result:
+        root, job_id = chosen.root, record.job_id
         print(f"Job ({job_id}) {'started' if self._resume is None else 'resumed'} successfully.", flush=True)
         resources = self._choose_resources()
+        sinks = plan_sinks(self._plugin, record, self._env_var, state.note)
+        variables = sink_variables(sinks, given=self._env_var)
+
+        def make_trainer(monitor: RayMonitor) -> MonitoredTrainer:
+            task = FunctionTask(
+                train_loop=self._train_loop,
+                config=self._config,
+                job_id=job_id,
+                claim=read_claim(root, job_id),
+                root=root,
+                storage_credential=chosen.credential,
+                monitor=monitor,
+                environment={**variables.settings, **self._env_var},
+                secrets=variables.secrets,
+            )
+            return self._make_trainer(task, resources)
+
         setup = JobSetup(
             num_members=self._num_devices,
             min_num_members=self._min_devices,
             resources_per_member=resources,
-            rules=self._rules,
+            rules=dataclasses.replace(self._rules, sinks=sinks),
             is_interactive=True,
+            notifier=make_notifier(self._plugin, record, state.note),
             on_attempt=lambda news: record_num_nodes(root, job_id, news.num_nodes),
         )
-        end = run_job(
-            root, job_id, state, setup, lambda monitor: self._make_trainer(chosen, job_id, resources, monitor)
-        )
+        end = run_job(root, job_id, state, setup, make_trainer)
         if end.status == "stopped":
             _raise_stopped(root, job_id, end.signum, end.error)
         if end.error is not None:
@@ -177,19 +208,8 @@ class TorchTrainer:
             raise PeriflowRayError(state.message or f"job {job_id} failed.")
         return end.result
 
-    def _make_trainer(
-        self, chosen: ChosenRoot, job_id: int, resources: Mapping[str, float], monitor: RayMonitor
-    ) -> _RayTorchTrainer:
+    def _make_trainer(self, task: FunctionTask, resources: Mapping[str, float]) -> _RayTorchTrainer:
         use_gpu = self._wants_gpus()
-        task = FunctionTask(
-            train_loop=self._train_loop,
-            config=self._config,
-            job_id=job_id,
-            claim=read_claim(chosen.root, job_id),
-            root=chosen.root,
-            storage_credential=chosen.credential,
-            monitor=monitor,
-        )
         return _RayTorchTrainer(
             _run_function_loop,
             train_loop_config={"task": task},
@@ -199,7 +219,7 @@ class TorchTrainer:
                 use_gpu=use_gpu,
                 resources_per_worker={**resources, **({"GPU": 1} if use_gpu else {})},
             ),
-            run_config=train_run_config(chosen.root, job_id),
+            run_config=train_run_config(task.root, task.job_id),
             datasets=self._datasets,
         )
 

@@ -11,6 +11,7 @@ from periflow_ray.credentials.stored import (
     list_credentials,
     read_credential,
 )
+from periflow_ray.credentials.unfit import describe_unfit
 
 __all__ = [
     "CREDENTIALS_FILE_VARIABLE",
@@ -18,6 +19,7 @@ __all__ = [
     "create_credential",
     "credentials_path",
     "delete_credential",
+    "describe_unfit",
     "list_credentials",
     "read_credential",
 ]

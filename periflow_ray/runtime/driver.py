@@ -19,7 +19,7 @@ import ray.train
 
 from periflow_ray.credentials.cloud_environment import read_cloud_environment
 from periflow_ray.errors import NotFoundError, StorageError
-from periflow_ray.jobs import read_claim, read_record, sealed_secrets
+from periflow_ray.jobs import JobRecord, read_claim, read_record, sealed_secrets
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.command_jobs.node import NodeTask, run_node
 from periflow_ray.runtime.job_driver import JobSetup, run_job
@@ -27,8 +27,8 @@ from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.client import RayMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
-from periflow_ray.runtime.monitor.sinks import plan_sinks, sink_environment
-from periflow_ray.runtime.notifications import MessageKind, Notifier, make_notifier
+from periflow_ray.runtime.monitor.sinks import plan_sinks, sink_variables
+from periflow_ray.runtime.notifications import make_notifier
 from periflow_ray.runtime.ray_private import DataParallelTrainer, DatasetsCallback
 from periflow_ray.runtime.ray_train.group_policy import MonitoredTrainer
 from periflow_ray.runtime.ray_train.train_run import (
@@ -52,35 +52,28 @@ def main() -> None:
         cloud_variables = read_cloud_environment()
         root = StorageRoot(options.storage, options.storage_credential)
         plan = read_document(root, job_key(options.job_id, "plan.json"), JobPlan)
+        record = read_record(root, options.job_id)
     except NotFoundError as err:
         sys.exit(f"{err}. Can this machine see the storage root? A path must be on a shared file system.")
     except StorageError as err:
         sys.exit(str(err))
     with StateKeeper(root, options.job_id) as state:
-        notifier = make_notifier(plan, options.job_id, state.note)
-        succeeded = _run(plan, root, options.job_id, state, cloud_variables, notifier)
-        # Before the final state is waited for: a storage that is away must not hold up the last message.
-        if notifier is not None:
-            kind: MessageKind = "success" if succeeded else "stopped" if state.status == "stopped" else "failed"
-            notifier.notify(kind, state.message or "", attempt=state.attempt)
-            notifier.close()
+        succeeded = _run(plan, record, root, state, cloud_variables)
     sys.exit(0 if succeeded else 1)
 
 
 def _run(
-    plan: JobPlan,
-    root: StorageRoot,
-    job_id: int,
-    state: StateKeeper,
-    cloud_variables: Mapping[str, str],
-    notifier: Notifier | None,
+    plan: JobPlan, record: JobRecord, root: StorageRoot, state: StateKeeper, cloud_variables: Mapping[str, str]
 ) -> bool:
+    job_id = record.job_id
     secrets_key, secrets = _open_secrets(root, job_id)
     set_train_environment(is_elastic=plan.min_num_nodes < plan.num_nodes)
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = _resources_per_node(plan)
-    sinks = plan_sinks(plan, read_record(root, job_id), state.note)
-    secrets = {**sink_environment(sinks, plan), **secrets}
+    sinks = plan_sinks(plan.plugin, record, plan.env, state.note)
+    variables = sink_variables(sinks, given={*plan.env, *plan.secret_names})
+    plan = plan.model_copy(update={"env": {**variables.settings, **plan.env}})
+    secrets = {**variables.secrets, **secrets}
     claim = read_claim(root, job_id)
 
     def make_trainer(monitor: RayMonitor) -> MonitoredTrainer:
@@ -110,7 +103,7 @@ def _run(
             sinks=sinks,
         ),
         num_sandboxes=plan.num_nodes,
-        notifier=notifier,
+        notifier=make_notifier(plan.plugin, record, state.note),
     )
     return run_job(root, job_id, state, setup, make_trainer).status == "success"
 

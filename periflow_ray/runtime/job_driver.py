@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
@@ -45,6 +46,8 @@ class JobSetup:
         resources_per_member: what each asks Ray for.
         num_sandboxes: sandboxes that one machine may hold of the job.
         is_interactive: whether the driver is a person's own process.
+        notifier: told what happens to the job; it is closed at the end.
+        on_attempt: called with each attempt that all members have joined.
     """
 
     num_members: int
@@ -79,15 +82,28 @@ def run_job(
     setup: JobSetup,
     make_trainer: Callable[[RayMonitor], MonitoredTrainer],
 ) -> JobEnd:
-    """Run a job to its end, which is recorded when this returns.
+    """Run a job to its end, which is recorded and told when this returns.
 
     A monitor or Ray Train controller that dies is replaced, and the job goes on from its latest committed checkpoint.
     """
-    try:
-        with GracefulStop(state, is_interactive=setup.is_interactive) as stop:
+    with contextlib.ExitStack() as stack:
+        stack.callback(remove_sandboxes, root.uri, job_id, setup.num_sandboxes)
+        if setup.notifier is not None:
+            # Before the final state is waited for: a storage that is away must not hold up the last message.
+            stack.callback(_tell_end, setup.notifier, state)
+        stop = stack.enter_context(GracefulStop(state, is_interactive=setup.is_interactive))
+        try:
             return _Driver(root, job_id, state, setup, make_trainer, stop).run()
-    finally:
-        remove_sandboxes(root.uri, job_id, setup.num_sandboxes)
+        except Exception as err:
+            state.enter_failure(err)
+            raise
+
+
+def _tell_end(notifier: Notifier, state: StateKeeper) -> None:
+    match state.status:
+        case "success" | "failed" | "stopped" as kind:
+            notifier.notify(kind, state.message or "", attempt=state.attempt)
+    notifier.close()
 
 
 class _Driver:

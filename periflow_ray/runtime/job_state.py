@@ -61,7 +61,7 @@ class StateKeeper:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and not isinstance(error, SystemExit):
-            self.enter("failed", f"the driver failed: {type(error).__name__}: {error}")
+            self.enter_failure(error)
         self.finish()
         self._loop.close()
         self._has_closed = True
@@ -103,6 +103,10 @@ class StateKeeper:
                 self._tell(status, _event_text(status, text), state.attempt)
                 self._state = state
         self._loop.wake()
+
+    def enter_failure(self, error: BaseException) -> None:
+        """The job has failed because its driver did."""
+        self.enter("failed", f"the driver failed: {type(error).__name__}: {error}")
 
     def note_waiting(self, text: str) -> None:
         """Say what an allocating job waits for; the same sentence only once."""

@@ -1,7 +1,8 @@
-"""What the user asked for: pf-template.yml as text, as a ``JobSpec``, and as a JSON Schema."""
+"""What the user asked for: pf-template.yml as text, as a ``JobSpec``, and as a JSON Schema; its keys in Python."""
 
 from __future__ import annotations
 
+from periflow_ray.spec.arguments import Arguments, parse_arguments
 from periflow_ray.spec.loader import Template, load_template
 from periflow_ray.spec.models import (
     CheckpointInput,
@@ -24,6 +25,7 @@ from periflow_ray.spec.models import (
 from periflow_ray.spec.schema import build_json_schema
 
 __all__ = [
+    "Arguments",
     "CheckpointInput",
     "CheckpointSpec",
     "DataSpec",
@@ -43,4 +45,5 @@ __all__ = [
     "WorkspaceSpec",
     "build_json_schema",
     "load_template",
+    "parse_arguments",
 ]

@@ -242,6 +242,17 @@ class PluginSpec(Section):
     webhook: WebhookPlugin | None = Field(default=None, description="Messages about the job as JSON, to a server.")
     wandb: WandbPlugin | None = Field(default=None, description="Metrics at Weights & Biases.")
 
+    @property
+    def credentials(self) -> dict[str, tuple[str, str]]:
+        """Type and name of each credential, by section: ``{"plugin.slack": ("slack", "our-slack")}``."""
+        plugins = {name: getattr(self, name) for name in type(self).model_fields}
+        # Each plugin has a type of credential, which is called as it is.
+        return {
+            f"plugin.{name}": (name, plugin.credential_id)
+            for name, plugin in plugins.items()
+            if plugin is not None and plugin.credential_id is not None
+        }
+
 
 class ElasticSpec(Section):
     """With how little the job goes on."""

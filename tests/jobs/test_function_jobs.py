@@ -6,11 +6,15 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
+from support.message_server import serve_messages
 from support.workbench import Workbench, processes_with
 
 from periflow_ray import jobs
+from periflow_ray.credentials import CREDENTIALS_FILE_VARIABLE, create_credential
 from periflow_ray.jobs.logs import read_logs
 from periflow_ray.jobs.metrics import read_metrics
 from periflow_ray.store import checkpoints
@@ -21,7 +25,7 @@ pytestmark = pytest.mark.ray
 # Three jobs from one script, because starting it takes as long as a job does.
 FAILS_ONCE, ELASTIC, FAILS = 1, 2, 3
 SCRIPT = """
-import json, os
+import json, os, sys
 import periflow_ray as pf
 import ray
 
@@ -30,6 +34,7 @@ def train(config):
     model = ray.train.torch.prepare_model(torch.nn.Linear(1, 1))
     rank = torch.distributed.get_rank()
     start = int(os.environ["PROCESSED_ITERS"])
+    print("the key is", os.environ.get("WANDB_API_KEY"), "of", os.environ.get("WANDB_ENTITY"))
     print(f"rank {rank} starts at {start} with {sorted(os.listdir(os.environ['CKPT_DIR']))}")
     pf.init(total_train_steps=8)
     for step in range(start + 1, 9):
@@ -52,7 +57,8 @@ def count_ranks():
     return ray.train.get_context().get_world_size()
 
 if __name__ == "__main__":
-    result = pf.TorchTrainer(train, {"fails": True}, num_devices=2, name="fn", max_failures=1).fit()
+    services = {"plugin": json.loads(sys.argv[1]), "env_var": {"WANDB_ENTITY": "our-team"}}
+    result = pf.TorchTrainer(train, {"fails": True}, num_devices=2, name="fn", max_failures=1, **services).fit()
     with result.checkpoint.as_directory() as directory:
         files = sorted(os.listdir(directory))
     print("RESULT", json.dumps({"metrics": result.metrics, "files": files, "returned": result.return_value}))
@@ -65,11 +71,35 @@ if __name__ == "__main__":
 """
 
 
+# What is used of the package, which the monitor finds where the script is.
+WANDB_STAND_IN = """
+import json
+from pathlib import Path
+
+class Run:
+    def define_metric(self, *arguments, **options):
+        pass
+
+    def log(self, data):
+        with Path(__file__).with_name("wandb.jsonl").open("a") as file:
+            file.write(json.dumps(data) + chr(10))
+
+    def finish(self):
+        pass
+
+def init(**options):
+    assert (options["entity"], options["settings"]["api_key"]) == ("our-team", "hunter2")
+    return Run()
+"""
+
+
 @dataclass(frozen=True)
 class Ended:
     """The script after its end: what it left, its exit code and output, and the processes that it left."""
 
+    folder: Path
     root: StorageRoot
+    messages: list[dict[str, Any]]
     exit_code: int
     stdout: str
     stderr: str
@@ -80,17 +110,31 @@ class Ended:
 def ended(workbench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     folder = tmp_path_factory.mktemp("function")
     (folder / "train.py").write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(folder / "train.py")],
-        cwd=folder,
-        env={**workbench.env, **workbench.ray_env(), "PERIFLOW_STORAGE": str(folder / "storage")},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
+    (folder / "wandb.py").write_text(WANDB_STAND_IN)
+    env = {
+        **workbench.env,
+        **workbench.ray_env(),
+        "PERIFLOW_STORAGE": str(folder / "storage"),
+        CREDENTIALS_FILE_VARIABLE: str(folder / "credentials.json"),
+        "no_proxy": "127.0.0.1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CREDENTIALS_FILE_VARIABLE, env[CREDENTIALS_FILE_VARIABLE])
+        create_credential("our-wandb", "wandb", {"api_key": "hunter2"})
+    with serve_messages() as server:
+        plugin = {"webhook": {"url": f"{server.url}/hook"}, "wandb": {"credential_id": "our-wandb"}}
+        done = subprocess.run(
+            [sys.executable, str(folder / "train.py"), json.dumps(plugin)],
+            cwd=folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=250,
+        )
     left = processes_with(str(folder / "train.py"))
-    return Ended(StorageRoot(str(folder / "storage")), done.returncode, done.stdout, done.stderr, left)
+    root = StorageRoot(env["PERIFLOW_STORAGE"])
+    return Ended(folder, root, server.documents, done.returncode, done.stdout, done.stderr, left)
 
 
 def test_a_function_job_resumes_after_a_failure_and_returns_the_committed_checkpoint(ended: Ended) -> None:
@@ -111,6 +155,18 @@ def test_a_function_job_resumes_after_a_failure_and_returns_the_committed_checkp
         "rank 0 starts at 4 with ['model.pt']",
         "rank 1 starts at 4 with ['model.pt']",
     }
+
+
+def test_a_function_job_tells_its_services_and_shows_none_of_their_keys(ended: Ended) -> None:
+    assert [message["kind"] for message in ended.messages] == ["attempt_failed", "resumed", "success"]
+    cause = "node 0, rank 1: the function raised ValueError: boom right after the save."
+    assert ended.messages[0]["cause"] == cause
+    sent = [json.loads(line) for line in (ended.folder / "wandb.jsonl").read_text().splitlines()]
+    assert sent == [{"loss": 1.0 / step, "step": step} for step in range(1, 9)]
+    keys = [line.text for line in read_logs(ended.root, FAILS_ONCE) if line.text.startswith("the key")]
+    assert keys == ["the key is *** of our-team"] * 4
+    # Ray shows the script what the ranks print.
+    assert "hunter2" not in ended.stdout + ended.stderr
 
 
 def test_an_elastic_function_job_starts_with_what_there_is(ended: Ended) -> None:

@@ -1,17 +1,15 @@
-"""Plans with plugins, and servers that take their messages."""
+"""A job that plugins hear of, and servers that take their messages."""
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.message_server import MessageServer
+from support.message_server import MessageServer, serve_messages
 
-from periflow_ray.plan import JobPlan, build_plan, local_vm
-from periflow_ray.spec import JobSpec
+from periflow_ray.jobs import JobRecord
 
 
 @pytest.fixture(autouse=True)
@@ -22,20 +20,9 @@ def _own_credentials_and_no_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def make_server() -> Iterator[Callable[[], MessageServer]]:
-    """Starts servers; they end with the test, which need not have let them speak."""
-    servers: list[MessageServer] = []
-
-    def make() -> MessageServer:
-        server = MessageServer()
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return server
-
-    yield make
-    for server in servers:
-        server.speaks.set()
-        server.shutdown()
-        server.server_close()
+    """Starts servers, which end with the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(serve_messages())
 
 
 @pytest.fixture
@@ -45,12 +32,6 @@ def server(make_server: Callable[[], MessageServer]) -> MessageServer:
 
 
 @pytest.fixture
-def make_plan() -> Callable[..., JobPlan]:
-    """Makes a plan with these plugins: ``make_plan({"slack": {...}}, name="cifar")``."""
-
-    def make(plugin: dict[str, Any] | None, **template: Any) -> JobPlan:
-        setting = {"type": "custom", "docker": {"command": "true"}}
-        spec = {"vm": "local", "num_devices": 2, "job_setting": setting, "plugin": plugin, **template}
-        return build_plan(JobSpec.model_validate(spec), local_vm(), storage_uri="/storage")
-
-    return make
+def record() -> JobRecord:
+    """Job 12."""
+    return JobRecord(12, "cifar", "vision", "local", "CPU", 2, 2, None, "ada", 1700000000.5)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from periflow_ray.plan import JobPlan
+from periflow_ray.jobs import JobRecord
 from periflow_ray.runtime.notifications.message import (
     JobMessage,
     MessageKind,
@@ -18,11 +19,9 @@ from periflow_ray.runtime.notifications.message import (
 
 
 @pytest.fixture
-def message(make_plan: Callable[..., JobPlan]) -> Callable[..., JobMessage]:
-    plan = make_plan(None, name="cifar", experiment="vision")
-
+def message(record: JobRecord) -> Callable[..., JobMessage]:
     def build(kind: MessageKind, **facts: Any) -> JobMessage:
-        return build_message(plan, 12, kind, message_id="m1", time_unix_s=1.5, **facts)
+        return build_message(record, kind, message_id="m1", time_unix_s=1.5, **facts)
 
     return build
 
@@ -67,9 +66,10 @@ def test_a_message_says_what_happened_what_is_next_and_where_to_look(
     assert describe_message(message(kind, **facts)) == text
 
 
-def test_a_job_without_a_name_goes_by_its_number(make_plan: Callable[..., JobPlan]) -> None:
-    message = build_message(make_plan(None), 3, "success", message_id="m", time_unix_s=0.0)
-    assert message.headline == "Job 3: has finished."
+def test_a_job_without_a_name_goes_by_its_number(record: JobRecord) -> None:
+    nameless = dataclasses.replace(record, name=None)
+    message = build_message(nameless, "success", message_id="m", time_unix_s=0.0)
+    assert message.headline == "Job 12: has finished."
 
 
 def test_a_long_diagnosis_is_cut(message: Callable[..., JobMessage]) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from periflow_ray.credentials import create_credential
 from periflow_ray.jobs import JobRecord
-from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
-from periflow_ray.runtime.monitor.sinks import open_sinks, plan_sinks, sink_environment
+from periflow_ray.runtime.monitor.sinks import SinkVariables, open_sinks, plan_sinks, sink_variables
+from periflow_ray.spec import PluginSpec
 from periflow_ray.store.root import StorageRoot
-
-RECORD = JobRecord(12, "cifar", "vision", "local", "CPU", 2, 2, None, "ada", 1700000000.5)
 
 
 @pytest.mark.parametrize(
@@ -24,13 +21,12 @@ RECORD = JobRecord(12, "cifar", "vision", "local", "CPU", 2, 2, None, "ada", 170
     [("{tmp_path}", ["StoredSink", "TensorBoardSink", "WandbSink"]), ("memory://bucket", ["StoredSink", "WandbSink"])],
 )
 def test_the_monitor_opens_what_the_driver_has_planned(
-    make_plan: Callable[..., JobPlan], tmp_path: Path, uri: str, names: list[str]
+    record: JobRecord, tmp_path: Path, uri: str, names: list[str]
 ) -> None:
     create_credential("w", "wandb", {"api_key": "hunter2"})
     problems: list[str] = []
-    plan = make_plan({"wandb": {"credential_id": "w"}})
-    planned = plan_sinks(plan, RECORD, problems.append)
-    assert sorted(sink_environment(planned, plan))[:1] == ["WANDB_API_KEY"]
+    plugin = PluginSpec.model_validate({"wandb": {"credential_id": "w"}})
+    planned = plan_sinks(plugin, record, {}, problems.append)
     rules = pickle.loads(pickle.dumps(JobRules(1, 0, Retention(None, None), sinks=planned)))
     assert rules.sinks == planned
     root = StorageRoot(uri.format(tmp_path=tmp_path))
@@ -39,13 +35,19 @@ def test_the_monitor_opens_what_the_driver_has_planned(
     assert problems == []
 
 
-def test_a_job_without_plugins_has_its_metrics_stored_and_no_more_variables(
-    make_plan: Callable[..., JobPlan], tmp_path: Path
-) -> None:
-    plan = make_plan(None)
-    planned = plan_sinks(plan, RECORD, pytest.fail)
+def test_a_job_without_plugins_has_its_metrics_stored_and_no_more_variables(record: JobRecord) -> None:
+    planned = plan_sinks(None, record, {}, pytest.fail)
     assert planned == JobRules(1, 0, Retention(None, None)).sinks
-    assert sink_environment(planned, plan) == {}
+    assert sink_variables(planned, given=()) == SinkVariables({}, {})
+
+
+def test_of_the_variables_of_a_sink_only_the_key_is_hidden_in_the_job_s_log(record: JobRecord) -> None:
+    """The others are words such as the project's name, which a script may print for reasons of its own."""
+    create_credential("w", "wandb", {"api_key": "hunter2"})
+    plugin = PluginSpec.model_validate({"wandb": {"credential_id": "w"}})
+    variables = sink_variables(plan_sinks(plugin, record, {}, pytest.fail), given=())
+    assert variables.secrets == {"WANDB_API_KEY": "hunter2"}
+    assert (variables.settings["WANDB_PROJECT"], variables.settings["WANDB_RESUME"]) == ("vision", "allow")
 
 
 def test_a_sink_that_cannot_be_opened_is_told_and_the_others_are(tmp_path: Path) -> None:
@@ -53,7 +55,7 @@ def test_a_sink_that_cannot_be_opened_is_told_and_the_others_are(tmp_path: Path)
         def open(self, *arguments: object) -> None:
             raise RuntimeError("no such library")
 
-        def environment(self, plan: JobPlan) -> dict[str, str]:
+        def environment(self) -> dict[str, str]:
             return {}
 
     problems: list[str] = []

@@ -13,10 +13,11 @@ import pytest
 from support.message_server import Answer, MessageServer
 
 from periflow_ray.credentials import Credential, create_credential, credentials_path
-from periflow_ray.plan import JobPlan
+from periflow_ray.jobs import JobRecord
 from periflow_ray.runtime.notifications import Notifier, make_notifier
 from periflow_ray.runtime.notifications.notifier import MAX_WAITING_MESSAGES
 from periflow_ray.runtime.notifications.receivers import Receiver, SlackChannel, Webhook
+from periflow_ray.spec import PluginSpec
 
 # Answers are awaited for as long as the machine needs, and tries follow each other at once.
 QUICK: dict[str, Any] = {"timeout_s": 30.0, "retry_delays_s": (0.0, 0.0), "close_timeout_s": 30.0}
@@ -30,11 +31,11 @@ def problems() -> list[str]:
 
 
 @pytest.fixture
-def make(make_plan: Callable[..., JobPlan], problems: list[str]) -> Callable[..., Notifier]:
+def make(record: JobRecord, problems: list[str]) -> Callable[..., Notifier]:
     """Makes a notifier of job 12, with short delays."""
 
     def make_with(*receivers: Receiver, **options: Any) -> Notifier:
-        return Notifier(make_plan(None, name="cifar"), 12, receivers, problems.append, **{**QUICK, **options})
+        return Notifier(record, receivers, problems.append, **{**QUICK, **options})
 
     return make_with
 
@@ -65,13 +66,13 @@ def test_an_incoming_webhook_of_slack_needs_no_token(server: MessageServer, make
 
 
 def test_the_plugins_of_a_template_get_every_message_in_order(
-    server: MessageServer, make_plan: Callable[..., JobPlan], problems: list[str]
+    server: MessageServer, record: JobRecord, problems: list[str]
 ) -> None:
     create_credential("chat", "slack", {"token": "xoxb-hunter2"})
     create_credential("hook", "webhook", {"url": f"{server.url}/hook", "authorization": "Bearer hunter3"})
     plugin = {"slack": {"channel": "training", "credential_id": "chat"}, "webhook": {"credential_id": "hook"}}
     environ = {"PERIFLOW_SLACK_API": server.url}
-    notifier = make_notifier(make_plan(plugin), 12, problems.append, environ)
+    notifier = make_notifier(PluginSpec.model_validate(plugin), record, problems.append, environ)
     assert notifier is not None
     notifier.notify("preempted", "node 1", step=7, attempt=1)
     notifier.notify("resumed", step=7, attempt=2)
@@ -87,35 +88,35 @@ def test_the_plugins_of_a_template_get_every_message_in_order(
 
 
 def test_a_webhook_s_address_may_stand_in_the_template(
-    server: MessageServer, make_plan: Callable[..., JobPlan], problems: list[str]
+    server: MessageServer, record: JobRecord, problems: list[str]
 ) -> None:
-    notifier = make_notifier(make_plan({"webhook": {"url": f"{server.url}/hook"}}), 12, problems.append)
+    plugin = PluginSpec.model_validate({"webhook": {"url": f"{server.url}/hook"}})
+    notifier = make_notifier(plugin, record, problems.append)
     assert notifier is not None
     notifier.notify("success", step=3)
     notifier.close()
     assert [posted.path for posted in server.posted] == ["/hook"]
 
 
-@pytest.mark.parametrize("plugin", [None, {}, {"wandb": {"credential_id": "w"}}])
+@pytest.mark.parametrize("plugin", [None, PluginSpec(), PluginSpec.model_validate({"wandb": {"credential_id": "w"}})])
 def test_a_template_without_receivers_has_no_notifier(
-    make_plan: Callable[..., JobPlan], problems: list[str], plugin: Any
+    record: JobRecord, problems: list[str], plugin: PluginSpec | None
 ) -> None:
-    assert make_notifier(make_plan(plugin), 12, problems.append) is None
+    assert make_notifier(plugin, record, problems.append) is None
     assert problems == []
 
 
-def test_a_credential_that_cannot_be_used_is_told_and_the_job_goes_on(
-    make_plan: Callable[..., JobPlan], problems: list[str]
-) -> None:
+def test_a_credential_that_cannot_be_used_is_told_and_the_job_goes_on(record: JobRecord, problems: list[str]) -> None:
     create_credential("chat", "wandb", {"api_key": "hunter2"})
-    plugin = {"slack": {"channel": "c", "credential_id": "chat"}, "webhook": {"credential_id": "hok"}}
-    assert make_notifier(make_plan(plugin), 12, problems.append) is None
+    given = {"slack": {"channel": "c", "credential_id": "chat"}, "webhook": {"credential_id": "hok"}}
+    plugin = PluginSpec.model_validate(given)
+    assert make_notifier(plugin, record, problems.append) is None
     assert problems[0] == "plugin.slack is not used: credential 'chat' is of type wandb, not slack."
     assert problems[1].startswith("plugin.webhook is not used: credential 'hok' does not exist in ")
     assert len(problems) == 2
 
     os.chmod(credentials_path(), 0o644)
-    assert make_notifier(make_plan({"webhook": {"credential_id": "hook"}}), 12, problems.append) is None
+    assert make_notifier(plugin, record, problems.append) is None
     assert "may be read by others" in problems[2]
 
 
@@ -203,7 +204,7 @@ def test_a_server_that_is_not_there_is_told_without_its_secret_address(
     assert problems == [f"not everything reaches webhook 'hook': {reason}. The job goes on without it."]
 
 
-def test_a_server_that_drips_its_answer_is_not_waited_for(make_plan: Callable[..., JobPlan]) -> None:
+def test_a_server_that_drips_its_answer_is_not_waited_for(record: JobRecord) -> None:
     told = threading.Event()
     problems: list[str] = []
 
@@ -213,7 +214,7 @@ def test_a_server_that_drips_its_answer_is_not_waited_for(make_plan: Callable[..
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         webhook = Webhook("webhook 'hook'", f"http://127.0.0.1:{listener.getsockname()[1]}")
-        notifier = Notifier(make_plan(None), 12, [webhook], note, timeout_s=0.3, retry_delays_s=())
+        notifier = Notifier(record, [webhook], note, timeout_s=0.3, retry_delays_s=())
         notifier.notify("success")
         connection, _ = listener.accept()
         with connection, contextlib.suppress(OSError):  # It is hung up, as it should be.
@@ -262,13 +263,13 @@ def test_when_too_many_messages_wait_the_newest_are_kept(
     assert [document["step"] for document in server.documents] == [0, *range(11, MAX_WAITING_MESSAGES + 11)]
 
 
-def test_a_problem_that_cannot_be_written_down_is_let_go(make_plan: Callable[..., JobPlan]) -> None:
+def test_a_problem_that_cannot_be_written_down_is_let_go(record: JobRecord) -> None:
     def refuse(problem: str) -> None:
         raise OSError("disk full")
 
-    plan = make_plan({"webhook": {"credential_id": "missing"}})
-    assert make_notifier(plan, 12, refuse) is None
-    notifier = Notifier(plan, 12, [Webhook("webhook 'hook'", "file:///")], refuse, **QUICK)
+    plugin = PluginSpec.model_validate({"webhook": {"credential_id": "missing"}})
+    assert make_notifier(plugin, record, refuse) is None
+    notifier = Notifier(record, [Webhook("webhook 'hook'", "file:///")], refuse, **QUICK)
     notifier.notify("success")
     notifier.notify("success")
     notifier.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ import pytest
 from periflow_ray.credentials import create_credential
 from periflow_ray.jobs import JobRecord
 from periflow_ray.jobs.metrics import Metric
-from periflow_ray.plan import JobPlan
-from periflow_ray.runtime.monitor.sinks.wandb import WandbRun, WandbSink, read_wandb_run, wandb_environment
+from periflow_ray.runtime.monitor.sinks import sink_variables
+from periflow_ray.runtime.monitor.sinks.wandb import WandbRun, WandbSink, read_wandb_run
+from periflow_ray.spec import PluginSpec
 
-PLUGIN = {"wandb": {"credential_id": "w"}}
-RECORD = JobRecord(12, "cifar", "vision", "local", "CPU", 2, 2, None, "ada", 1700000000.5)
+PLUGIN = PluginSpec.model_validate({"wandb": {"credential_id": "w"}})
 RUN = WandbRun("periflow-12-ab", "cifar-12", "vision", "periflow-12-ab", "hunter2")
 
 # The part of wandb's documented interface that is in use; what was called is in ``calls``.
@@ -73,14 +72,11 @@ def metric(step: int, rank: int = 0, **values: Any) -> Metric:
     return Metric(step, rank, rank, 0.0, values)
 
 
-def test_the_command_s_environment_continues_one_run_per_job(
-    make_plan: Callable[..., JobPlan], problems: list[str]
-) -> None:
+def test_the_job_s_environment_continues_one_run_per_job(record: JobRecord, problems: list[str]) -> None:
     create_credential("w", "wandb", {"api_key": "hunter2"})
-    plan = make_plan(PLUGIN, name="cifar", experiment="vision")
-    run = read_wandb_run(plan, RECORD, problems.append)
+    run = read_wandb_run(PLUGIN, record, {}, problems.append)
     assert run is not None
-    assert wandb_environment(plan, run) == {
+    assert run.environment() == {
         "WANDB_API_KEY": "hunter2",
         "WANDB_PROJECT": "vision",
         "WANDB_NAME": "cifar-12",
@@ -89,42 +85,42 @@ def test_the_command_s_environment_continues_one_run_per_job(
         "WANDB_RESUME": "allow",
     }
     assert run.run_id.startswith("periflow-12-")
-    assert read_wandb_run(plan, RECORD, problems.append) == run == pickle.loads(pickle.dumps(run))
+    assert read_wandb_run(PLUGIN, record, {}, problems.append) == run == pickle.loads(pickle.dumps(run))
     # Job 12 of another storage root is another run.
-    other = read_wandb_run(plan, dataclasses.replace(RECORD, created_unix_s=1.0), problems.append)
+    other = read_wandb_run(PLUGIN, dataclasses.replace(record, created_unix_s=1.0), {}, problems.append)
     assert other is not None
     assert other.run_id != run.run_id
     assert "hunter2" not in repr(run)
     assert problems == []
 
 
-def test_names_that_wandb_would_refuse_are_changed(make_plan: Callable[..., JobPlan], problems: list[str]) -> None:
+def test_names_that_wandb_would_refuse_are_changed(record: JobRecord, problems: list[str]) -> None:
     create_credential("w", "wandb", {"api_key": "hunter2"})
-    run = read_wandb_run(make_plan(PLUGIN, experiment="vision/50%?"), RECORD, problems.append)
+    other = dataclasses.replace(record, name=None, experiment="vision/50%?")
+    run = read_wandb_run(PLUGIN, other, {}, problems.append)
     assert run is not None
     assert (run.project, run.name) == ("vision-50--", "job-12")
-    run = read_wandb_run(make_plan(PLUGIN, name="x" * 200), RECORD, problems.append)
+    other = dataclasses.replace(record, name="x" * 200, experiment=None)
+    run = read_wandb_run(PLUGIN, other, {}, problems.append)
     assert run is not None
     assert (run.project, len(run.name)) == ("periflow-ray", 128)
 
 
-def test_what_the_template_sets_stays(make_plan: Callable[..., JobPlan], problems: list[str]) -> None:
+def test_what_the_user_sets_stays(record: JobRecord, problems: list[str]) -> None:
     create_credential("w", "wandb", {"api_key": "hunter2"})
-    docker = {"command": "true", "env_var": {"WANDB_PROJECT": "mine", "WANDB_ENTITY": "team", "OTHER": "1"}}
-    plan = make_plan(PLUGIN, job_setting={"type": "custom", "docker": docker})
-    plan = plan.model_copy(update={"secret_names": ("WANDB_API_KEY",)})
-    run = read_wandb_run(plan, RECORD, problems.append)
+    env = {"WANDB_PROJECT": "mine", "WANDB_ENTITY": "team", "OTHER": "1"}
+    run = read_wandb_run(PLUGIN, record, env, problems.append)
     assert run is not None
     assert run.settings == {"WANDB_PROJECT": "mine", "WANDB_ENTITY": "team"}
-    assert sorted(wandb_environment(plan, run)) == ["WANDB_NAME", "WANDB_RESUME", "WANDB_RUN_GROUP", "WANDB_RUN_ID"]
+    variables = sink_variables([run], given={*env, "WANDB_API_KEY"})
+    assert sorted(variables.settings) == ["WANDB_NAME", "WANDB_RESUME", "WANDB_RUN_GROUP", "WANDB_RUN_ID"]
+    assert variables.secrets == {}
 
 
-def test_without_the_plugin_or_its_credential_there_is_no_run(
-    make_plan: Callable[..., JobPlan], problems: list[str]
-) -> None:
-    assert read_wandb_run(make_plan(None), RECORD, problems.append) is None
+def test_without_the_plugin_or_its_credential_there_is_no_run(record: JobRecord, problems: list[str]) -> None:
+    assert read_wandb_run(None, record, {}, problems.append) is None
     assert problems == []
-    assert read_wandb_run(make_plan(PLUGIN), RECORD, problems.append) is None
+    assert read_wandb_run(PLUGIN, record, {}, problems.append) is None
     [problem] = problems
     assert problem.startswith("plugin.wandb is not used: credential 'w' does not exist in ")
 

@@ -39,6 +39,13 @@ def attempt():
     return made
 
 
+def test_ranks_of_one_machine_are_on_one_node():
+    ranks = Attempt(1, ("group-1", 0), 3)
+    for rank, node_rank in enumerate([0, 0, 1]):
+        ranks.add(dataclasses.replace(facts_of(node_rank, 3), member=rank))
+    assert (ranks.num_members, ranks.num_nodes) == (3, 2)
+
+
 def test_the_speed_is_that_of_the_furthest_rank_over_the_last_seconds(attempt, clock):
     assert attempt.step_time_s() is None
     take_steps(attempt, 0, {0: 0, 1: 0})

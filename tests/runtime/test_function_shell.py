@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -60,10 +60,15 @@ class LogRoot(StorageRoot):
 
 
 def run_function(
-    monitor: ObservedMonitor, root: StorageRoot, function: Callable[[], object], log_root: StorageRoot | None = None
+    monitor: ObservedMonitor,
+    root: StorageRoot,
+    function: Callable[[], object],
+    log_root: StorageRoot | None = None,
+    environment: Mapping[str, str] | None = None,
+    secrets: Sequence[str] = (),
 ) -> tuple[Outcome, FunctionShell]:
     """The only rank's part in job 1."""
-    with MemberLog(LogWriter(log_root or root, 1, 0, 0), "rank 0", is_local=True) as log:
+    with MemberLog(LogWriter(log_root or root, 1, 0, 0), "rank 0", is_local=True, secrets=secrets) as log:
         shell = FunctionShell(
             function,
             None,
@@ -74,7 +79,8 @@ def run_function(
             node_rank=0,
             claim="claim",
             storage_credential=None,
-            write_log=log.write,
+            log=log,
+            environment=environment or {},
         )
         member = Member(
             monitor.client,
@@ -134,6 +140,43 @@ def test_a_function_that_raises_is_told_with_its_line(run_monitor, root):
     run_monitor(scenario, num_members=1)
     (record,) = read_attempts(root, 1)
     assert record.cause == "failure"
+
+
+def test_a_function_finds_its_variables_but_not_in_place_of_the_job_s(run_monitor, root, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "of the machine")
+
+    def function() -> tuple[str, str]:
+        return os.environ["WANDB_PROJECT"], os.environ["CKPT_DIR"]
+
+    async def scenario(monitor: ObservedMonitor) -> None:
+        environment = {"WANDB_PROJECT": "vision", "CKPT_DIR": "/mine"}
+        _, shell = await in_thread(lambda: run_function(monitor, root, function, environment=environment))
+        assert shell.result == ("vision", str(shell.output_dir))
+
+    run_monitor(scenario, num_members=1)
+
+
+def test_a_secret_is_hidden_in_the_log_in_what_ray_gets_and_in_the_diagnosis(run_monitor, root, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_API_KEY", "")
+
+    def function() -> None:
+        print("key", os.environ["WANDB_API_KEY"])
+        raise ValueError(f"{os.environ['WANDB_API_KEY']} is refused")
+
+    async def scenario(monitor: ObservedMonitor) -> None:
+        environment, secrets = {"WANDB_API_KEY": "hunter2"}, ["hunter2"]
+        outcome, _ = await in_thread(
+            lambda: run_function(monitor, root, function, environment=environment, secrets=secrets)
+        )
+        assert outcome.failure is not None
+        assert outcome.failure.summary == "the function raised ValueError: *** is refused"
+
+    run_monitor(scenario, num_members=1)
+    lines = [line.text for line in read_logs(root, 1) if line.node_rank == 0]
+    assert (lines[0], lines[-1]) == ("key ***", "ValueError: *** is refused")
+    shown = capfd.readouterr()
+    assert "key ***" in shown.out
+    assert "hunter2" not in f"{shown.out} {shown.err} {event_texts(root)} {read_attempts(root, 1)}"
 
 
 # Each waits for the commit of a checkpoint whose manifest the storage does not take.

@@ -58,7 +58,7 @@ def test_writing_a_line_never_waits_for_the_storage(root, log, wait_until):
     log.write("first")
     assert is_held.wait(30)
     # Far more than a pipe holds, while the flush stands still.
-    with copy_output(log.write):
+    with copy_output(log):
         for number in range(1000):
             print(f"line {number} {'x' * 300}")
     assert not is_free.is_set()
@@ -90,6 +90,16 @@ def test_a_storage_that_is_gone_at_the_end_is_told_and_not_raised(root, capfd, e
         log.write("lost")
     log.flush()
     assert str(error) in capfd.readouterr().err
+
+
+def test_a_very_long_line_that_a_function_prints_comes_in_pieces_and_whole(root):
+    """As a command's."""
+    with MemberLog(LogWriter(root, 1, 0), "rank 0", is_local=True) as log, copy_output(log):
+        print("x" * 1_000_000)
+        print("\nnext")
+    *pieces, empty, last = read_lines(root)
+    assert ("".join(pieces), empty, last) == ("x" * 1_000_000, "", "next")
+    assert max(map(len, pieces)) <= 65_536
 
 
 def test_secrets_are_masked_before_anything_is_stored(root):

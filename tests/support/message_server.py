@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -48,6 +50,19 @@ class MessageServer(ThreadingHTTPServer):
     @property
     def documents(self) -> list[Any]:
         return [posted.document for posted in self.posted]
+
+
+@contextlib.contextmanager
+def serve_messages() -> Iterator[MessageServer]:
+    """A server that ends with the block, which need not have let it speak."""
+    server = MessageServer()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.speaks.set()
+        server.shutdown()
+        server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -24,7 +24,12 @@ from periflow_ray.store.root import StorageRoot
 
 @dataclass(frozen=True)
 class FunctionTask:
-    """What a worker of a function job needs; travels in the train loop's config."""
+    """What a worker of a function job needs; travels in the train loop's config, whose text Ray's dashboard shows.
+
+    Args:
+        environment: variables that the function finds.
+        secrets: more of them, whose values the job's log hides.
+    """
 
     train_loop: Callable[..., Any]
     config: dict[str, Any] | None
@@ -33,6 +38,8 @@ class FunctionTask:
     root: StorageRoot
     storage_credential: str | None
     monitor: RayMonitor
+    environment: Mapping[str, str]
+    secrets: Mapping[str, str] = field(repr=False)
 
 
 def run_function(task: FunctionTask) -> Any:
@@ -49,7 +56,8 @@ def run_function(task: FunctionTask) -> Any:
     rank, node_rank = context.get_world_rank(), context.get_node_rank()
     events = EventWriter(task.root, task.job_id, f"rank-{rank}")
     writer = LogWriter(task.root, task.job_id, node_rank, rank)
-    with MemberLog(writer, f"rank {rank}", is_local=task.root.is_local) as log:
+    secrets = task.secrets.values()
+    with MemberLog(writer, f"rank {rank}", is_local=task.root.is_local, secrets=secrets) as log:
         shell = FunctionShell(
             task.train_loop,
             task.config,
@@ -60,7 +68,8 @@ def run_function(task: FunctionTask) -> Any:
             node_rank=node_rank,
             claim=task.claim,
             storage_credential=task.storage_credential,
-            write_log=log.write,
+            log=log,
+            environment={**task.environment, **task.secrets},
         )
         outcome = Member(
             task.monitor,

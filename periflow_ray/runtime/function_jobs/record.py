@@ -17,8 +17,8 @@ _POLL_S = 0.5
 
 def record_new_job(
     root: StorageRoot, *, name: str | None, experiment: str | None, accelerator: str, num_devices: int
-) -> int:
-    """Store a job that is about to start; returns its number."""
+) -> JobRecord:
+    """Store a job that is about to start."""
     record = JobRecord(
         job_id=jobs.claim_job_id(root),
         name=name,
@@ -33,7 +33,7 @@ def record_new_job(
     )
     jobs.write_state(root, record.job_id, JobState("waiting"))
     jobs.write_record(root, record)
-    return record.job_id
+    return record
 
 
 def record_num_nodes(root: StorageRoot, job_id: int, num_nodes: int) -> None:
@@ -65,8 +65,8 @@ def read_resumable_job(root: StorageRoot, job_id: int) -> tuple[JobRecord, JobSt
 
 def reopen_function_job(
     root: StorageRoot, record: JobRecord, state: JobState, *, accelerator: str, num_devices: int
-) -> int:
-    """Let an ended job go on under its number, which is returned; of several who do so at once only one succeeds.
+) -> JobRecord:
+    """Let an ended job go on under its number; of several who do so at once only one succeeds.
 
     Args:
         record, state: from ``read_resumable_job``.
@@ -78,7 +78,7 @@ def reopen_function_job(
         raise describe_overtaken(record.job_id)
     changed = dataclasses.replace(record, accelerator=accelerator, num_devices=num_devices, resumed_unix_s=time.time())
     reopen_job(root, changed, state)
-    return record.job_id
+    return changed
 
 
 def _wait_for_sign_of_life(root: StorageRoot, job_id: int) -> JobState:

@@ -13,6 +13,7 @@ from typing import Any
 from periflow_ray.runtime.diagnosis import NUM_SHOWN_LINES, Failure
 from periflow_ray.runtime.function_jobs.channel import FunctionChannel
 from periflow_ray.runtime.function_jobs.output import copy_output
+from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.member.shell import Links, Records
 from periflow_ray.runtime.monitor.contract import AttemptStart, EndAttempt
@@ -35,7 +36,8 @@ class FunctionShell:
 
     Args:
         claim: the job's, by which its sandbox is known.
-        write_log: takes each line that the function prints.
+        log: takes each line that the function prints.
+        environment: variables that the function finds; they may be secrets, which the log hides.
     """
 
     restarts_in_place = False
@@ -53,7 +55,8 @@ class FunctionShell:
         node_rank: int,
         claim: str,
         storage_credential: str | None,
-        write_log: Callable[[str], object],
+        log: MemberLog,
+        environment: Mapping[str, str],
     ) -> None:
         self._train_loop = train_loop
         self._config = config
@@ -64,7 +67,8 @@ class FunctionShell:
         self._node_rank = node_rank
         self._claim = claim
         self._storage_credential = storage_credential
-        self._write_log = write_log
+        self._log = log
+        self._environment = environment
         self._sandbox = Sandbox(root.uri, job_id, 0)
         self._channel: FunctionChannel | None = None
         self._num_members = 1
@@ -82,6 +86,7 @@ class FunctionShell:
 
     def start(self, start: AttemptStart, links: Links) -> None:
         self._num_members = start.num_members
+        os.environ.update(self._environment)
         os.environ["PERIFLOW_ENABLED"] = "1"
         os.environ["PERIFLOW_STORAGE"] = self._root.uri
         os.environ["PERIFLOW_STORAGE_CREDENTIAL"] = self._storage_credential or ""
@@ -96,7 +101,7 @@ class FunctionShell:
 
     def wait(self) -> Failure | None:
         try:
-            with copy_output(self._write_log):
+            with copy_output(self._log):
                 self.result = _call_and_trace(self._train_loop, self._config)
             use_channel_factory(None)
         except BaseException as err:
@@ -139,12 +144,13 @@ class FunctionShell:
         is_in_function = len(frames) > 2 and frames[1].name == _call_and_trace.__name__
         # Past this module's two frames begins the user's code.
         lines = "".join(traceback.format_list(frames[2:])).rstrip().splitlines() if is_in_function else []
+        summary = f"the function raised {type(error).__name__}: {error}" if is_in_function else str(error)
         return Failure(
             node_rank=self._node_rank,
             rank=self._rank,
             time_unix_s=time.time(),
-            last_lines=tuple(lines[-NUM_SHOWN_LINES:]),
-            summary=f"the function raised {type(error).__name__}: {error}" if is_in_function else str(error),
+            last_lines=tuple(self._log.mask(line) for line in lines[-NUM_SHOWN_LINES:]),
+            summary=self._log.mask(summary),
         )
 
 

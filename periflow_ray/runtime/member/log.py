@@ -51,10 +51,15 @@ class MemberLog:
 
     def write(self, text: str) -> str:
         """Add a line; returns it as it was written."""
-        for secret in self._secrets:
-            text = text.replace(secret, MASK)
+        text = self.mask(text)
         with self._lock:
             self._lines.append((int(time.time() * 1000), text))
+        return text
+
+    def mask(self, text: str) -> str:
+        """A text without the secrets."""
+        for secret in self._secrets:
+            text = text.replace(secret, MASK)
         return text
 
     def flush(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from periflow_ray.plan import JobPlan
+from periflow_ray.jobs import JobRecord
 from periflow_ray.plan.masking import mask_text
 
 MessageKind = Literal["attempt_failed", "preempted", "resumed", "success", "failed", "stopped"]
@@ -71,8 +71,7 @@ class JobMessage:
 
 
 def build_message(
-    plan: JobPlan,
-    job_id: int,
+    record: JobRecord,
     kind: MessageKind,
     *,
     message_id: str,
@@ -88,11 +87,11 @@ def build_message(
     return JobMessage(
         message_id=message_id,
         kind=kind,
-        job_id=job_id,
-        job_name=plan.name,
-        experiment=plan.experiment,
-        vm=plan.vm.name,
-        num_devices=plan.num_devices,
+        job_id=record.job_id,
+        job_name=record.name,
+        experiment=record.experiment,
+        vm=record.vm,
+        num_devices=record.num_devices,
         text="\n".join(shown if len(shown) <= _MAX_LINES else [*shown[: _MAX_LINES - 1], "..."]),
         next_text=_NEXT[kind] if next_text is None else next_text,
         step=step,

@@ -1,4 +1,4 @@
-"""Tells the template's ``plugin.slack`` and ``plugin.webhook`` what happens to a job."""
+"""Tells ``plugin.slack`` and ``plugin.webhook`` of a template or a call what happens to a job."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from periflow_ray.plan import JobPlan
+from periflow_ray.jobs import JobRecord
 from periflow_ray.plan.masking import mask_address
 from periflow_ray.runtime.notifications.message import JobMessage, MessageKind, build_message
 from periflow_ray.runtime.notifications.receivers import (
@@ -20,6 +21,9 @@ from periflow_ray.runtime.notifications.receivers import (
 )
 from periflow_ray.runtime.outbox import RETRY_DELAYS_S, Outbox
 from periflow_ray.runtime.plugin_credentials import read_plugin_credential
+
+if TYPE_CHECKING:
+    from periflow_ray.spec.models import PluginSpec
 
 TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 5.0
@@ -38,8 +42,7 @@ class Notifier:
 
     def __init__(
         self,
-        plan: JobPlan,
-        job_id: int,
+        record: JobRecord,
         receivers: Sequence[Receiver],
         on_problem: Callable[[str], None],
         *,
@@ -47,8 +50,7 @@ class Notifier:
         retry_delays_s: Sequence[float] = RETRY_DELAYS_S,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
     ) -> None:
-        self._plan = plan
-        self._job_id = job_id
+        self._record = record
         self._close_timeout_s = close_timeout_s
         # One for each, so that a slow receiver does not hold the others up.
         self._outboxes = [
@@ -79,8 +81,7 @@ class Notifier:
             next_text: a sentence on what follows; without it, what usually follows such an event.
         """
         message = build_message(
-            self._plan,
-            self._job_id,
+            self._record,
             kind,
             message_id=uuid.uuid4().hex,
             time_unix_s=time.time(),
@@ -102,24 +103,29 @@ class Notifier:
 
 
 def make_notifier(
-    plan: JobPlan, job_id: int, on_problem: Callable[[str], None], environ: Mapping[str, str] = os.environ
+    plugin: PluginSpec | None,
+    record: JobRecord,
+    on_problem: Callable[[str], None],
+    environ: Mapping[str, str] = os.environ,
 ) -> Notifier | None:
-    """A notifier for the receivers that the template names; None if it names none that can be used.
+    """A notifier for the receivers that the plugins name; None if they name none that can be used.
 
     Credentials are read from this machine. One that is missing, or of another type, is a problem to tell.
     """
-    if plan.plugin is None:
+    if plugin is None:
         return None
     receivers = [
         receiver
-        for receiver in (_slack_channel(plan, on_problem, environ), _webhook(plan, on_problem))
+        for receiver in (_slack_channel(plugin, on_problem, environ), _webhook(plugin, on_problem))
         if receiver is not None
     ]
-    return Notifier(plan, job_id, receivers, on_problem) if receivers else None
+    return Notifier(record, receivers, on_problem) if receivers else None
 
 
-def _slack_channel(plan: JobPlan, on_problem: Callable[[str], None], environ: Mapping[str, str]) -> SlackChannel | None:
-    slack = plan.plugin.slack if plan.plugin else None
+def _slack_channel(
+    plugin: PluginSpec, on_problem: Callable[[str], None], environ: Mapping[str, str]
+) -> SlackChannel | None:
+    slack = plugin.slack
     if slack is None:
         return None
     credential = read_plugin_credential("plugin.slack", slack.credential_id, "slack", on_problem)
@@ -128,8 +134,8 @@ def _slack_channel(plan: JobPlan, on_problem: Callable[[str], None], environ: Ma
     return SlackChannel(slack.channel, credential, environ.get(SLACK_API_VARIABLE) or SLACK_API_URL)
 
 
-def _webhook(plan: JobPlan, on_problem: Callable[[str], None]) -> Webhook | None:
-    webhook = plan.plugin.webhook if plan.plugin else None
+def _webhook(plugin: PluginSpec, on_problem: Callable[[str], None]) -> Webhook | None:
+    webhook = plugin.webhook
     if webhook is None:
         return None
     if webhook.url is not None:

@@ -2,37 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from periflow_ray.jobs import JobRecord
 from periflow_ray.loops import describe_error, tell
-from periflow_ray.plan import JobPlan
+from periflow_ray.plan.masking import looks_secret
 from periflow_ray.runtime.monitor.sinks.sink import ChooseSink, MetricSink, SinkPlan
 from periflow_ray.runtime.monitor.sinks.stored import StoredMetrics
 from periflow_ray.runtime.monitor.sinks.tensorboard import TensorBoardFiles
 from periflow_ray.runtime.monitor.sinks.wandb import read_wandb_run
 from periflow_ray.store.root import StorageRoot
 
+if TYPE_CHECKING:
+    from periflow_ray.spec.models import PluginSpec
+
 SINKS: tuple[ChooseSink, ...] = (
-    lambda plan, record, on_problem: StoredMetrics(),
-    lambda plan, record, on_problem: TensorBoardFiles(),
+    lambda plugin, record, env, on_problem: StoredMetrics(),
+    lambda plugin, record, env, on_problem: TensorBoardFiles(),
     read_wandb_run,
 )
-# Those of a job that has no template.
+# Those of a job without plugins.
 DEFAULT_SINKS: tuple[SinkPlan, ...] = (StoredMetrics(), TensorBoardFiles())
 
-__all__ = ["DEFAULT_SINKS", "SINKS", "MetricSink", "SinkPlan", "open_sinks", "plan_sinks", "sink_environment"]
+__all__ = [
+    "DEFAULT_SINKS",
+    "SINKS",
+    "MetricSink",
+    "SinkPlan",
+    "SinkVariables",
+    "open_sinks",
+    "plan_sinks",
+    "sink_variables",
+]
 
 
-def plan_sinks(plan: JobPlan, record: JobRecord, on_problem: Callable[[str], None]) -> tuple[SinkPlan, ...]:
-    """The sinks of a job; credentials are read from this machine, and one that cannot be used is a problem to tell."""
-    chosen = (choose(plan, record, on_problem) for choose in SINKS)
+@dataclass(frozen=True)
+class SinkVariables:
+    """Environment variables that the user's code gets because of the sinks.
+
+    Args:
+        settings: those that may be seen.
+        secrets: those whose values the job's log hides.
+    """
+
+    settings: Mapping[str, str]
+    secrets: Mapping[str, str] = field(repr=False)
+
+
+def plan_sinks(
+    plugin: PluginSpec | None, record: JobRecord, env: Mapping[str, str], on_problem: Callable[[str], None]
+) -> tuple[SinkPlan, ...]:
+    """The sinks of a job; credentials are read from this machine.
+
+    Args:
+        env: variables that the user sets for the job; some of them are settings of a sink.
+        on_problem: told of a credential that cannot be used; the job does without the sink.
+    """
+    chosen = (choose(plugin, record, env, on_problem) for choose in SINKS)
     return tuple(sink for sink in chosen if sink is not None)
 
 
-def sink_environment(sinks: Sequence[SinkPlan], plan: JobPlan) -> dict[str, str]:
-    """Variables that the user's command gets because of the sinks; they may be secrets."""
-    return {name: value for sink in sinks for name, value in sink.environment(plan).items()}
+def sink_variables(sinks: Sequence[SinkPlan], given: Collection[str]) -> SinkVariables:
+    """Variables that the user's code gets because of the sinks, but for those that the user sets.
+
+    Args:
+        given: names of the variables that the user sets for the job.
+    """
+    variables = {name: value for sink in sinks for name, value in sink.environment().items() if name not in given}
+    return SinkVariables(
+        settings={name: value for name, value in variables.items() if not looks_secret(name)},
+        secrets={name: value for name, value in variables.items() if looks_secret(name)},
+    )
 
 
 def open_sinks(

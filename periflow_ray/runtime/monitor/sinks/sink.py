@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from periflow_ray.jobs import JobRecord
 from periflow_ray.jobs.metrics import Metric
-from periflow_ray.plan import JobPlan
 from periflow_ray.store.root import StorageRoot
+
+if TYPE_CHECKING:
+    from periflow_ray.spec.models import PluginSpec
 
 
 class MetricSink(Protocol):
@@ -42,9 +44,13 @@ class SinkPlan(Protocol):
             on_problem: gets a sentence for the user, once, when metrics do not arrive; from any thread.
         """
 
-    def environment(self, plan: JobPlan) -> Mapping[str, str]:
-        """Variables that the user's command gets because of the sink; they may be secrets."""
+    def environment(self) -> Mapping[str, str]:
+        """Variables that the user's code gets because of the sink; a secret has a name that says so."""
 
 
-ChooseSink = Callable[[JobPlan, JobRecord, Callable[[str], None]], SinkPlan | None]
-"""Whether a job has a sink: from its plan, its record, and who is told of a sink that cannot be used."""
+class ChooseSink(Protocol):
+    """Whether a job has a sink; see ``plan_sinks``."""
+
+    def __call__(
+        self, plugin: PluginSpec | None, record: JobRecord, env: Mapping[str, str], on_problem: Callable[[str], None], /
+    ) -> SinkPlan | None: ...

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from periflow_ray.jobs.metrics import Metric, MetricsWriter
-from periflow_ray.plan import JobPlan
 from periflow_ray.store.root import StorageRoot
 
 
@@ -19,7 +18,7 @@ class StoredMetrics:
     def open(self, root: StorageRoot, job_id: int, on_problem: Callable[[str], None]) -> StoredSink:
         return StoredSink(root, job_id)
 
-    def environment(self, plan: JobPlan) -> Mapping[str, str]:
+    def environment(self) -> Mapping[str, str]:
         return {}
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from periflow_ray.jobs.metrics import Metric
 from periflow_ray.jobs.tensorboard import TensorBoardWriter
-from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.outbox import DeliveryError, Outbox
 from periflow_ray.store.root import StorageRoot
 
@@ -27,7 +26,7 @@ class TensorBoardFiles:
     def open(self, root: StorageRoot, job_id: int, on_problem: Callable[[str], None]) -> TensorBoardSink | None:
         return TensorBoardSink(TensorBoardWriter(root, job_id), on_problem) if root.is_local else None
 
-    def environment(self, plan: JobPlan) -> Mapping[str, str]:
+    def environment(self) -> Mapping[str, str]:
         return {}
 
 

@@ -10,14 +10,16 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from periflow_ray.jobs import JobRecord
 from periflow_ray.jobs.metrics import Metric
-from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.outbox import DeliveryError, Outbox
 from periflow_ray.runtime.plugin_credentials import read_plugin_credential
 from periflow_ray.store.root import StorageRoot
+
+if TYPE_CHECKING:
+    from periflow_ray.spec.models import PluginSpec
 
 DEFAULT_PROJECT = "periflow-ray"
 CLOSE_TIMEOUT_S = 5.0
@@ -31,7 +33,7 @@ _MAX_NAME_CHARS = 128
 class WandbRun:
     """Where a job's metrics go; all of the job's restarts continue the same run. It pickles, key and all.
 
-    ``settings`` are the variables of Weights & Biases that the template sets itself, such as WANDB_ENTITY.
+    ``settings`` are the variables of Weights & Biases that the user sets for the job, such as WANDB_ENTITY.
     """
 
     run_id: str
@@ -44,16 +46,29 @@ class WandbRun:
     def open(self, root: StorageRoot, job_id: int, on_problem: Callable[[str], None]) -> WandbSink:
         return WandbSink(self, on_problem)
 
-    def environment(self, plan: JobPlan) -> Mapping[str, str]:
-        return wandb_environment(plan, self)
+    def environment(self) -> Mapping[str, str]:
+        """Variables with which ``wandb.init()`` in the job continues the job's run.
+
+        One process of the job should call it, usually rank 0, as Lightning's and transformers' loggers do.
+        """
+        return {
+            "WANDB_API_KEY": self.api_key,
+            "WANDB_PROJECT": self.project,
+            "WANDB_NAME": self.name,
+            "WANDB_RUN_GROUP": self.group,
+            "WANDB_RUN_ID": self.run_id,
+            "WANDB_RESUME": "allow",
+        }
 
 
-def read_wandb_run(plan: JobPlan, record: JobRecord, on_problem: Callable[[str], None]) -> WandbRun | None:
+def read_wandb_run(
+    plugin: PluginSpec | None, record: JobRecord, env: Mapping[str, str], on_problem: Callable[[str], None]
+) -> WandbRun | None:
     """The run of a job with ``plugin.wandb``; None without it, or when its credential cannot be used here.
 
     The project is the job's experiment, or ``periflow-ray``.
     """
-    wandb = plan.plugin.wandb if plan.plugin else None
+    wandb = plugin.wandb if plugin else None
     if wandb is None:
         return None
     credential = read_plugin_credential("plugin.wandb", wandb.credential_id, "wandb", on_problem)
@@ -65,30 +80,12 @@ def read_wandb_run(plan: JobPlan, record: JobRecord, on_problem: Callable[[str],
     run_id = f"periflow-{record.job_id}-{digest}"
     return WandbRun(
         run_id=run_id,
-        name=f"{plan.name or 'job'}-{record.job_id}"[:_MAX_NAME_CHARS],
-        project=_REFUSED_CHARS.sub("-", plan.experiment or DEFAULT_PROJECT)[:_MAX_NAME_CHARS],
+        name=f"{record.name or 'job'}-{record.job_id}"[:_MAX_NAME_CHARS],
+        project=_REFUSED_CHARS.sub("-", record.experiment or DEFAULT_PROJECT)[:_MAX_NAME_CHARS],
         group=run_id,
         api_key=credential.values["api_key"],
-        settings={name: value for name, value in plan.env.items() if name.startswith("WANDB_")},
+        settings={name: value for name, value in env.items() if name.startswith("WANDB_")},
     )
-
-
-def wandb_environment(plan: JobPlan, run: WandbRun) -> dict[str, str]:
-    """Variables with which ``wandb.init()`` in the job's command continues the job's run; they hold a secret.
-
-    What the template or the command line sets stays. One process of the job should call ``wandb.init()``, usually rank
-    0, as Lightning's and transformers' loggers do.
-    """
-    variables = {
-        "WANDB_API_KEY": run.api_key,
-        "WANDB_PROJECT": run.project,
-        "WANDB_NAME": run.name,
-        "WANDB_RUN_GROUP": run.group,
-        "WANDB_RUN_ID": run.run_id,
-        "WANDB_RESUME": "allow",
-    }
-    given = {*plan.env, *plan.secret_names}
-    return {name: value for name, value in variables.items() if name not in given}
 
 
 class WandbSink:
