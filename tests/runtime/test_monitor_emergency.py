@@ -7,7 +7,7 @@ import threading
 
 import pytest
 from announced_saves import Orders, join_and_train, notice
-from simulated_nodes import ObservedMonitor, event_texts, failure_of, join_all
+from simulated_nodes import FailingTransfer, ObservedMonitor, event_texts, failure_of, join_all
 from simulated_ranks import Pace, TrainingNode, train_all
 
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
@@ -53,6 +53,27 @@ def test_a_late_rank_makes_the_step_void_for_every_node_and_a_later_one_is_agree
         save = only_attempt(root).save
         assert save is not None
         assert save.step == later
+
+    run_monitor(scenario)
+
+
+def test_after_an_agreed_save_that_could_not_be_stored_another_step_is_agreed_on(run_monitor, nodes, root):
+    full = FailingTransfer(root, OSError(28, "No space left on device"))
+
+    async def scenario(monitor: ObservedMonitor) -> None:
+        pair = nodes(monitor)
+        await join_and_train(pair)
+        orders, leaving = Orders(monitor), notice(monitor)
+        step = await orders.next_save(pair, 3)
+        reason = "node 1: [Errno 28] No space left on device"
+        assert await asyncio.gather(pair[0].save((step, 1)), pair[1].save((step, 1), full)) == [reason, reason]
+        later = await orders.next_save(pair, step)
+        assert later > step
+        # A save of the script's own meanwhile is a checkpoint as well.
+        assert await asyncio.gather(*(node.save((step + 1, 1)) for node in pair)) == [None, None]
+        assert await asyncio.gather(*(node.save((later, 1)) for node in pair)) == [None, None]
+        await leaving
+        assert [manifest.step for manifest in list_committed(root, 1)] == [step + 1, later]
 
     run_monitor(scenario)
 

@@ -131,7 +131,7 @@ class Checkpoints:
         pending = self._pending_of(snapshot)
         if not pending.files_by_node:
             if pending.error is None:
-                self._write_failed(snapshot, reason)
+                self._tell_failed(snapshot, reason)
             pending.abandon(reason)
             # No node will come to settle it.
             self._settled(pending)
@@ -292,7 +292,7 @@ class Checkpoints:
             # Whatever it was: those who wait for the checkpoint must hear of its end.
             pending.error = _describe(err)
         if pending.error is not None:
-            self._write_failed(pending.snapshot, pending.error)
+            self._tell_failed(pending.snapshot, pending.error)
             if name is not None:
                 # Where the storage does not even take this, the next attempt's sweep does it.
                 with contextlib.suppress(OSError, StorageError):
@@ -336,8 +336,9 @@ class Checkpoints:
             metrics=pending.metrics,
         )
 
-    def _write_failed(self, snapshot: SnapshotId, reason: str) -> None:
+    def _tell_failed(self, snapshot: SnapshotId, reason: str) -> None:
         self._context.write_event("checkpoint_failed", f"checkpoint at step {snapshot[0]} was not saved: {reason}")
+        self._agreed.take_failure(snapshot)
 
 
 def _describe(error: Exception) -> str:
