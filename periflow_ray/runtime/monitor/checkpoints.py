@@ -161,14 +161,19 @@ class Checkpoints:
         if snapshot in self._outcomes:
             return self._outcomes[snapshot]
         pending = self._pending_of(snapshot)
-        pending.finished_nodes.add(node_rank)
         if error is not None:
             pending.abandon(error)
-        if pending.settling is None and pending.finished_nodes >= set(pending.files_by_node):
-            pending.settling = asyncio.create_task(self._settle(pending))
-        self._context.checkpoints.tell()
+        self._finish_part(pending, node_rank)
         await self._context.checkpoints.wait_for(lambda: self._pending.get(snapshot) is not pending)
         return pending.error
+
+    def give_up(self, node_rank: int, snapshot: SnapshotId, reason: str) -> None:
+        """A node could neither finish nor withdraw its part, and will not come to it again: nobody waits for it."""
+        if snapshot in self._outcomes:
+            return
+        pending = self._pending_of(snapshot)
+        pending.abandon(reason)
+        self._finish_part(pending, node_rank)
 
     async def wait_for_uploads(self, dead_nodes: Collection[int] = ()) -> None:
         """Wait until what is on its way is settled, but not for nodes that died, and not without end."""
@@ -176,8 +181,11 @@ class Checkpoints:
             lambda: not any(pending.is_coming(dead_nodes) for pending in self._pending.values()), UPLOADS_TIMEOUT_S
         )
 
-    def has_committed(self, snapshot: SnapshotId) -> bool:
-        """Whether this attempt has saved this snapshot."""
+    async def has_committed(self, snapshot: SnapshotId) -> bool:
+        """Whether this attempt has saved this snapshot; waits for a commit under way."""
+        await self._context.checkpoints.wait_for(
+            lambda: snapshot not in self._pending or not self._pending[snapshot].is_committing
+        )
         return snapshot in self._outcomes and self._outcomes[snapshot] is None
 
     def drop_node(self, node_rank: int) -> None:
@@ -186,6 +194,12 @@ class Checkpoints:
         for pending in self._pending.values():
             self._abandon_without_failed_nodes(pending)
         self._context.checkpoints.tell()
+
+    def end_node(self, node_rank: int) -> None:
+        """All members of a node have left: whatever it has not settled by now, it will not."""
+        for snapshot, pending in list(self._pending.items()):
+            if pending.waits_for(node_rank):
+                self.give_up(node_rank, snapshot, f"node {node_rank} left before its files were uploaded")
 
     def see_progress(self, node_rank: int) -> None:
         """A node's ranks are further, or it has left: some checkpoints may not have to wait for it any more."""
@@ -271,6 +285,13 @@ class Checkpoints:
         missing = self._failed_nodes - set(pending.files_by_node)
         if missing:
             pending.abandon(f"node {min(missing)} ended before its files were copied")
+
+    def _finish_part(self, pending: PendingCheckpoint, node_rank: int) -> None:
+        """A node has done, or given up, its part; with the last one it is decided what becomes of the checkpoint."""
+        pending.finished_nodes.add(node_rank)
+        if pending.settling is None and pending.finished_nodes >= set(pending.files_by_node):
+            pending.settling = asyncio.create_task(self._settle(pending))
+        self._context.checkpoints.tell()
 
     async def _open(self, step: int) -> str:
         root, job_id = self._context.root, self._context.job_id

@@ -117,6 +117,8 @@ class Membership:
             else:
                 self._context.end(attempt, "failure", failure.headline(), how="failed")
         self._checkpoints.see_progress(node_rank)
+        if not attempt.is_present(node_rank):
+            self._checkpoints.end_node(node_rank)
         self._context.tell_members()
 
     async def decide(self, number: int) -> Next:

@@ -45,6 +45,10 @@ class PendingCheckpoint:
         self.error = self.error or reason
         self.plan = self.plan or []
 
+    def waits_for(self, node_rank: int) -> bool:
+        """Whether this node takes part and has not come to the end of its part."""
+        return node_rank in {*self.announced_nodes, *self.files_by_node} - self.finished_nodes
+
     def is_coming(self, dead_nodes: Collection[int]) -> bool:
         """Whether it may still be committed, though these nodes died."""
         waits_for_dead = any(node in dead_nodes and node not in self.finished_nodes for node in self.announced_nodes)
