@@ -229,7 +229,7 @@ KINDS = {
     "resume": Kind(
         "jobs/1/resumes/driver-0.json",
         lambda root: claim_resume(root, 1, "driver", 2),
-        lambda root: (claim_resume(root, 1, "driver", 2), read_resumed_attempts(root, 1)),
+        lambda root: read_resumed_attempts(root, 1),
         ("time_unix_s",),
         "time_unix_s",
     ),

@@ -13,7 +13,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.errors import DocumentError, NotFoundError, StorageError
 from periflow_ray.jobs import read_record
 from periflow_ray.runtime.monitor.agreed_save import AgreedSave
 from periflow_ray.runtime.monitor.context import JobContext
@@ -88,7 +88,8 @@ class Checkpoints:
         self._context.checkpoints.tell()
         root, job_id = self._context.root, self._context.job_id
         if self._created_by is None:
-            with contextlib.suppress(NotFoundError):
+            # A manifest without its author is worth more than an attempt that does not begin.
+            with contextlib.suppress(NotFoundError, DocumentError):
                 self._created_by = (await asyncio.to_thread(read_record, root, job_id)).created_by
         swept = await asyncio.to_thread(checkpoints.sweep, root, job_id, _CUT_SHORT, self._kept.names)
         newest = await self._restores.find_checkpoint()
