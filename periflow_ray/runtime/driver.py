@@ -18,8 +18,8 @@ import ray
 import ray.train
 
 from periflow_ray.credentials.cloud_environment import read_cloud_environment
-from periflow_ray.errors import NotFoundError, StorageError
-from periflow_ray.jobs import read_claim, read_record, sealed_secrets
+from periflow_ray.errors import DocumentError, NotFoundError, StorageError
+from periflow_ray.jobs import JobRecord, read_claim, read_record, sealed_secrets
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.command_jobs.node import NodeTask, run_node
 from periflow_ray.runtime.job_driver import JobSetup, run_job
@@ -52,11 +52,12 @@ def main() -> None:
         cloud_variables = read_cloud_environment()
         root = StorageRoot(options.storage, options.storage_credential)
         plan = read_document(root, job_key(options.job_id, "plan.json"), JobPlan)
+        keeper = StateKeeper(root, options.job_id)
     except NotFoundError as err:
         sys.exit(f"{err}. Can this machine see the storage root? A path must be on a shared file system.")
     except StorageError as err:
         sys.exit(str(err))
-    with StateKeeper(root, options.job_id) as state:
+    with keeper as state:
         notifier = make_notifier(plan, options.job_id, state.note)
         succeeded = _run(plan, root, options.job_id, state, cloud_variables, notifier)
         # Before the final state is waited for: a storage that is away must not hold up the last message.
@@ -79,7 +80,7 @@ def _run(
     set_train_environment(is_elastic=plan.min_num_nodes < plan.num_nodes)
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = _resources_per_node(plan)
-    sinks = plan_sinks(plan, read_record(root, job_id), state.note)
+    sinks = plan_sinks(plan, _read_record(root, job_id), state.note)
     secrets = {**sink_environment(sinks, plan), **secrets}
     claim = read_claim(root, job_id)
 
@@ -137,6 +138,15 @@ def _resources_per_node(plan: JobPlan) -> dict[str, float]:
     if plan.memory_bytes_per_device is not None:
         resources["memory"] = float(plan.memory_bytes_per_device * plan.devices_per_node)
     return resources
+
+
+def _read_record(root: StorageRoot, job_id: int) -> JobRecord | None:
+    try:
+        return read_record(root, job_id)
+    except DocumentError as err:
+        # The sink that needs it tells; the job itself runs by its plan.
+        print(err, file=sys.stderr)
+        return None
 
 
 def _open_secrets(root: StorageRoot, job_id: int) -> tuple[str, dict[str, str]]:

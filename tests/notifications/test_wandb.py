@@ -98,6 +98,16 @@ def test_the_command_s_environment_continues_one_run_per_job(
     assert problems == []
 
 
+def test_a_job_whose_record_is_damaged_does_without_its_run(
+    make_plan: Callable[..., JobPlan], problems: list[str]
+) -> None:
+    create_credential("w", "wandb", {"api_key": "hunter2"})
+    assert read_wandb_run(make_plan(PLUGIN), None, problems.append) is None
+    assert problems == ["plugin.wandb is not used: the job's record, which its run's ID is made from, is damaged."]
+    assert read_wandb_run(make_plan({}), None, problems.append) is None
+    assert len(problems) == 1
+
+
 def test_names_that_wandb_would_refuse_are_changed(make_plan: Callable[..., JobPlan], problems: list[str]) -> None:
     create_credential("w", "wandb", {"api_key": "hunter2"})
     run = read_wandb_run(make_plan(PLUGIN, experiment="vision/50%?"), RECORD, problems.append)

@@ -1,12 +1,17 @@
-"""A driver whose job's plan it cannot read ends before it asks Ray for anything."""
+"""A driver whose job's plan or state it cannot use ends before it asks Ray for anything."""
 
 from __future__ import annotations
 
 import pytest
 
 from periflow_ray import __version__
+from periflow_ray.plan import build_plan, find_vm
 from periflow_ray.runtime import driver
+from periflow_ray.spec import JobSpec
+from periflow_ray.store.documents import write_document
 from periflow_ray.store.root import StorageRoot
+
+VM = "azure-16gb-v100-1g-eastus-spot"
 
 
 @pytest.mark.parametrize(
@@ -31,3 +36,15 @@ def test_a_plan_that_cannot_be_read_is_named(tmp_path, monkeypatch, content, rea
     with pytest.raises(SystemExit) as caught:
         driver.main()
     assert str(caught.value.code).startswith(f"'jobs/1/plan.json' in storage root '{root.uri}' {reason}")
+
+
+def test_a_state_that_a_later_version_wrote_is_named(tmp_path, monkeypatch):
+    root = StorageRoot(str(tmp_path))
+    job_setting = {"type": "custom", "docker": {"command": "true"}}
+    spec = JobSpec.model_validate({"vm": VM, "num_devices": 1, "job_setting": job_setting})
+    write_document(root, "jobs/1/plan.json", build_plan(spec, find_vm(VM), storage_uri=root.uri))
+    root.write_json("jobs/1/state.json", {"format": 2})
+    monkeypatch.setattr("sys.argv", ["driver", "--storage", root.uri, "--job-id", "1"])
+    with pytest.raises(SystemExit) as caught:
+        driver.main()
+    assert str(caught.value.code).startswith(f"'jobs/1/state.json' in storage root '{root.uri}' has format 2, ")

@@ -24,8 +24,12 @@ DEFAULT_SINKS: tuple[SinkPlan, ...] = (StoredMetrics(), TensorBoardFiles())
 __all__ = ["DEFAULT_SINKS", "SINKS", "MetricSink", "SinkPlan", "open_sinks", "plan_sinks", "sink_environment"]
 
 
-def plan_sinks(plan: JobPlan, record: JobRecord, on_problem: Callable[[str], None]) -> tuple[SinkPlan, ...]:
-    """The sinks of a job; credentials are read from this machine, and one that cannot be used is a problem to tell."""
+def plan_sinks(plan: JobPlan, record: JobRecord | None, on_problem: Callable[[str], None]) -> tuple[SinkPlan, ...]:
+    """The sinks of a job; credentials are read from this machine, and one that cannot be used is a problem to tell.
+
+    Args:
+        record: None if it cannot be read.
+    """
     chosen = (choose(plan, record, on_problem) for choose in SINKS)
     return tuple(sink for sink in chosen if sink is not None)
 

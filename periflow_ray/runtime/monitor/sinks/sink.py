@@ -46,5 +46,5 @@ class SinkPlan(Protocol):
         """Variables that the user's command gets because of the sink; they may be secrets."""
 
 
-ChooseSink = Callable[[JobPlan, JobRecord, Callable[[str], None]], SinkPlan | None]
-"""Whether a job has a sink: from its plan, its record, and who is told of a sink that cannot be used."""
+ChooseSink = Callable[[JobPlan, JobRecord | None, Callable[[str], None]], SinkPlan | None]
+"""Whether a job has a sink: from its plan, its record (None if it cannot be read), and who is told of problems."""

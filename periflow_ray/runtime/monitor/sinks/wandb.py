@@ -14,6 +14,7 @@ from typing import Protocol
 
 from periflow_ray.jobs import JobRecord
 from periflow_ray.jobs.metrics import Metric
+from periflow_ray.loops import tell
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.outbox import DeliveryError, Outbox
 from periflow_ray.runtime.plugin_credentials import read_plugin_credential
@@ -48,8 +49,8 @@ class WandbRun:
         return wandb_environment(plan, self)
 
 
-def read_wandb_run(plan: JobPlan, record: JobRecord, on_problem: Callable[[str], None]) -> WandbRun | None:
-    """The run of a job with ``plugin.wandb``; None without it, or when its credential cannot be used here.
+def read_wandb_run(plan: JobPlan, record: JobRecord | None, on_problem: Callable[[str], None]) -> WandbRun | None:
+    """The run of a job with ``plugin.wandb``; None without it, or when its credential or record cannot be used here.
 
     The project is the job's experiment, or ``periflow-ray``.
     """
@@ -58,6 +59,10 @@ def read_wandb_run(plan: JobPlan, record: JobRecord, on_problem: Callable[[str],
         return None
     credential = read_plugin_credential("plugin.wandb", wandb.credential_id, "wandb", on_problem)
     if credential is None:
+        return None
+    if record is None:
+        # Under another ID the job would get a second run.
+        tell(on_problem, "plugin.wandb is not used: the job's record, which its run's ID is made from, is damaged.")
         return None
     # Numbers are given out by each storage root, and many of them may share a project.
     origin = f"{record.job_id} {record.created_unix_s} {record.created_by}"
