@@ -18,6 +18,7 @@ from periflow_ray.jobs.records import (
     HEARTBEAT_LOST_S,
     JobRecord,
     JobState,
+    drop_damaged_progress,
     read_reported_step,
     read_written_state,
     write_record,
@@ -129,6 +130,7 @@ def reopen_job(root: StorageRoot, record: JobRecord, state: JobState) -> None:
     clear_requests(root, job_id)
     newest = latest_committed(root, job_id)
     _close_last_attempt(root, job_id, state, 0 if newest is None else newest.step)
+    drop_damaged_progress(root, job_id)
     where = "from its beginning" if newest is None else f"from step {newest.step}"
     EventWriter(root, job_id, "submitter").write("resumed", f"a user resumes the job {where}", state.attempt)
     # The record after the state, as it was read; a sign of life keeps readers from asking for the old driver meanwhile.

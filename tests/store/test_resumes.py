@@ -8,7 +8,7 @@ import pytest
 from document_kinds import job_record
 
 from periflow_ray.errors import DamagedDocumentError, DocumentError, NewerFormatError
-from periflow_ray.jobs import JobState, read_state, resumes, write_state
+from periflow_ray.jobs import JobProgress, JobState, read_progress, read_state, resumes, write_state
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts, write_attempt
 from periflow_ray.jobs.events import read_events
 from periflow_ray.jobs.resumes import (
@@ -68,6 +68,7 @@ def test_a_job_whose_last_attempts_record_and_progress_are_damaged_waits_for_its
         root.write_bytes(key, b'{"format": 1, "step')
     reopen_job(root, job_record(), JobState("failed", 1.0, 20.0, 19.0, 2))
     assert read_state(root, 1).status == "waiting"
+    assert read_progress(root, 1) == JobProgress()
     (record,) = read_attempts(root, 1, on_unreadable=lambda err: None)
     assert (record.number, record.cause, record.last_step) == (1, "driver", 5)
 
