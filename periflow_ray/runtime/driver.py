@@ -11,7 +11,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -80,7 +80,7 @@ def _run(
     set_train_environment(is_elastic=plan.min_num_nodes < plan.num_nodes)
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = _resources_per_node(plan)
-    sinks = plan_sinks(plan, _read_record(root, job_id), state.note)
+    sinks = plan_sinks(plan, _read_record(root, job_id, state.note), state.note)
     secrets = {**sink_environment(sinks, plan), **secrets}
     claim = read_claim(root, job_id)
 
@@ -140,12 +140,12 @@ def _resources_per_node(plan: JobPlan) -> dict[str, float]:
     return resources
 
 
-def _read_record(root: StorageRoot, job_id: int) -> JobRecord | None:
+def _read_record(root: StorageRoot, job_id: int, note: Callable[[str], None]) -> JobRecord | None:
     try:
         return read_record(root, job_id)
     except DocumentError as err:
-        # The sink that needs it tells; the job itself runs by its plan.
-        print(err, file=sys.stderr)
+        # The job itself runs by its plan.
+        note(f"the job goes on without its record: {err}")
         return None
 
 

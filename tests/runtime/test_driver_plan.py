@@ -48,3 +48,12 @@ def test_a_state_that_a_later_version_wrote_is_named(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         driver.main()
     assert str(caught.value.code).startswith(f"'jobs/1/state.json' in storage root '{root.uri}' has format 2, ")
+
+
+def test_a_damaged_record_is_told_and_the_job_goes_on_by_its_plan(tmp_path):
+    root = StorageRoot(str(tmp_path))
+    root.write_bytes("jobs/1/job.json", b'{"format": 1, "job')
+    notes: list[str] = []
+    assert driver._read_record(root, 1, notes.append) is None
+    (note,) = notes
+    assert note.startswith(f"the job goes on without its record: 'jobs/1/job.json' in storage root '{root.uri}' is dam")
