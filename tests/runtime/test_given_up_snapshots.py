@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 
+from announced_saves import Orders, notice
 from simulated_cluster import HOLD_TIMEOUT_S
 from simulated_nodes import (
     HeldTransfer,
@@ -23,6 +24,7 @@ from simulated_nodes import (
 from periflow_ray.runtime.member.reporter import Reporter
 from periflow_ray.runtime.member.shell import Records
 from periflow_ray.runtime.monitor.contract import Assignment, GivenUpSnapshot, SnapshotId
+from periflow_ray.sdk.session import SAVE_NOW
 from periflow_ray.store.checkpoints import describe_files, list_committed
 from periflow_ray.store.root import StorageRoot
 
@@ -157,6 +159,27 @@ def test_a_commit_under_way_is_waited_for_by_the_node_that_lost_all_answers(run_
 
     run_monitor(scenario, root=slow_root)
     assert failed_texts(slow_root) == []
+
+
+def test_an_agreed_save_that_is_given_up_before_all_nodes_came_is_void_for_those_that_come(run_monitor, nodes, root):
+    async def scenario(monitor: ObservedMonitor) -> None:
+        first, second = nodes(monitor)
+        await join_all([first, second])
+        for node in (first, second):
+            await node.record(1)
+        orders, leaving = Orders(monitor), notice(monitor)
+        assert await orders.next_save([first, second], 1) == SAVE_NOW
+        await second.announce((1, 1))
+        await give_up(monitor, 1, (1, 1))
+        await second.record(9)
+        # Its "at once" is another step; as a checkpoint of the usual kind it would lack the other node's files.
+        assert await first.save((2, 1)) == WHY
+        assert await orders.next_save([first, second], 9) == SAVE_NOW
+        assert await save_all([first, second], (10, 1)) == [None, None]
+        await leaving
+
+    run_monitor(scenario)
+    assert committed_steps(root) == [10]
 
 
 def test_a_node_gives_up_nothing_of_a_later_attempt(run_monitor, nodes, root):

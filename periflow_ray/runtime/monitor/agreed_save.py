@@ -13,7 +13,7 @@ class AgreedSave:
 
     Asked for is one checkpoint of all nodes at one step. When that fails, because a rank heard of it too late, it is
     void: what nodes still bring for it counts for nothing, also while the next step is being agreed on. When all nodes
-    came to its step and it could not be stored, it has failed: any checkpoint after it will do.
+    came to its step and it could not be stored, it has failed, and any checkpoint after it will do.
     """
 
     def __init__(self) -> None:
@@ -55,8 +55,8 @@ class AgreedSave:
             self.saved = manifest
 
     def take_failure(self, snapshot: SnapshotId) -> None:
-        """A checkpoint could not be stored; if it was the one that was asked for, another one is needed."""
-        if self.is_asked_for(snapshot) and not self.is_void and self._step in (None, snapshot[0]):
+        """All nodes came to a checkpoint, which could not be stored; if it was asked for, another one is needed."""
+        if self.is_asked_for(snapshot) and not self.is_void:
             self._step = None
             self.has_failed = True
 

@@ -98,6 +98,7 @@ class AnnouncedSave:
                 self._context.note(f"saved at step {saved.step}, {took_s:.1f} s after the notice")
                 return True
             if is_speed_known:
+                # Ranks that heard too late get more time, and a storage that refused is not asked every second.
                 announce_s *= 2
             else:
                 # "At once" was all that could be asked for; with a speed there is a step to agree on.

@@ -132,7 +132,7 @@ class Checkpoints:
         pending = self._pending_of(snapshot)
         if not pending.files_by_node:
             if pending.error is None:
-                self._tell_failed(snapshot, reason)
+                self._tell_failed(pending, reason)
             pending.abandon(reason)
             # No node will come to settle it.
             self._settled(pending)
@@ -279,6 +279,7 @@ class Checkpoints:
         for snapshot, pending in self._pending.items():
             reason = self._agreed.why_void(snapshot)
             if reason is not None:
+                pending.is_void = True
                 pending.abandon(reason)
         self._context.checkpoints.tell()
 
@@ -314,7 +315,7 @@ class Checkpoints:
             # Whatever it was: those who wait for the checkpoint must hear of its end.
             pending.error = _describe(err)
         if pending.error is not None:
-            self._tell_failed(pending.snapshot, pending.error)
+            self._tell_failed(pending, pending.error)
             if name is not None:
                 # Where the storage does not even take this, the next attempt's sweep does it.
                 with contextlib.suppress(OSError, StorageError):
@@ -358,9 +359,16 @@ class Checkpoints:
             metrics=pending.metrics,
         )
 
-    def _tell_failed(self, snapshot: SnapshotId, reason: str) -> None:
-        self._context.write_event("checkpoint_failed", f"checkpoint at step {snapshot[0]} was not saved: {reason}")
-        self._agreed.take_failure(snapshot)
+    def _tell_failed(self, pending: PendingCheckpoint, reason: str) -> None:
+        step = pending.snapshot[0]
+        self._context.write_event("checkpoint_failed", f"checkpoint at step {step} was not saved: {reason}")
+        if pending.is_void or self._agreed.is_void or not self._agreed.is_asked_for(pending.snapshot):
+            return
+        if self._context.attempt.present_nodes() <= pending.nodes:
+            self._agreed.take_failure(pending.snapshot)
+        else:
+            # Those that have not come yet may save for it at any other step, and then without the rest.
+            self.make_agreed_void(reason)
 
 
 def _describe(error: Exception) -> str:
