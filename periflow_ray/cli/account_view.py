@@ -28,7 +28,7 @@ def read_account(root: StorageRoot, job: Job, resumable_step: int) -> JobAccount
         now_unix_s=time.time(),
         step=job.progress.step,
         resumable_step=resumable_step,
-        resumed_after=read_resumed_attempts(root, job.record.job_id),
+        resumed_after=read_resumed_attempts(root, job.record.job_id, tell_left_out),
     )
 
 

@@ -12,7 +12,7 @@ from periflow_ray.cli.duration import duration_callback
 from periflow_ray.cli.format import format_time
 from periflow_ray.cli.options import job_argument, storage_option
 from periflow_ray.cli.output import output_option, talk_console, write_output
-from periflow_ray.errors import JobFailedError, PeriflowRayError, UsageError
+from periflow_ray.errors import DocumentError, JobFailedError, PeriflowRayError, UsageError
 from periflow_ray.jobs import Job, JobRecord, JobState, read_progress, read_record
 from periflow_ray.jobs.account import AttemptAccount
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts
@@ -129,7 +129,7 @@ def _wait_for_first_step(root: StorageRoot, job_id: int, timeout_s: float, conso
         state = check_state(root, job_id)
         if state.has_ended or state.status == "stopping":
             raise UsageError(f"job {job_id} is {state.status}; only a running job can be drilled.")
-        attempts = read_attempts(root, job_id)
+        attempts = read_attempts(root, job_id, _leave_out)
         # While the job waits for machines, the attempt of a driver that was killed still looks as if it ran.
         if state.status == "running" and attempts and _makes_steps(attempts[-1]):
             return attempts[-1].number
@@ -141,6 +141,10 @@ def _wait_for_first_step(root: StorageRoot, job_id: int, timeout_s: float, conso
             console.print("waits until the job makes steps")
             has_told = True
         time.sleep(_POLL_S)
+
+
+def _leave_out(err: DocumentError) -> None:
+    """Nothing: the account at the end tells which records it could not read."""
 
 
 def _makes_steps(attempt: AttemptRecord) -> bool:
@@ -175,7 +179,7 @@ class _Rehearsal:
             self._state = check_state(self._root, job_id)
             has_answered = has_answered or not self._root.exists(request_key)
             self._show_new_events()
-            attempts = read_attempts(self._root, job_id)
+            attempts = read_attempts(self._root, job_id, _leave_out)
             self._runs_again = any(
                 record.number > self._attempt and record.first_step_unix_s is not None for record in attempts
             )

@@ -6,6 +6,7 @@ import click
 
 from periflow_ray.cli.duration import duration_callback
 from periflow_ray.cli.options import job_argument, storage_option
+from periflow_ray.cli.output import tell_left_out
 from periflow_ray.errors import UsageError
 from periflow_ray.jobs import read_record
 from periflow_ray.store.root import StorageRoot
@@ -61,7 +62,7 @@ def _describe_saved(root: StorageRoot, job_id: int) -> str:
     newest = latest_committed(root, job_id)
     if newest is None:
         return "it has no checkpoint"
-    attempts = read_attempts(root, job_id)
+    attempts = read_attempts(root, job_id, tell_left_out)
     save = attempts[-1].save if attempts and attempts[-1].cause == "stop" else None
     if save is not None and save.step is not None:
         return f"saved at step {save.step}"

@@ -6,7 +6,6 @@ The file is ``credentials.json`` in the user's configuration directory; ``PERIFL
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 import re
@@ -17,18 +16,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 
+from periflow_ray import __version__
 from periflow_ray.credentials.credential_types import CREDENTIAL_TYPES, check_values
-from periflow_ray.errors import NotFoundError, StorageError, UsageError
+from periflow_ray.documents import dump_document, parse_document
+from periflow_ray.errors import DamagedDocumentError, NewerFormatError, NotFoundError, StorageError, UsageError
 from periflow_ray.names import suggest_names
 from periflow_ray.private_files import create_private
 
 CREDENTIALS_FILE_VARIABLE = "PERIFLOW_CREDENTIALS_FILE"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ADVICE = "Restore the file, or delete it and create the credentials again."
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -44,9 +45,23 @@ class Credential:
 
     @property
     def shown_values(self) -> dict[str, str]:
-        """The values that are no secret."""
+        """The values that are no secret; of a type that came with a later version, none."""
+        if self.type not in CREDENTIAL_TYPES:
+            return {}
         secret_names = CREDENTIAL_TYPES[self.type].secret_names
         return {name: value for name, value in self.values.items() if name not in secret_names}
+
+
+@dataclass(frozen=True)
+class _StoredCredential:
+    type: str
+    created_unix_s: float
+    values: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _CredentialsFile:
+    credentials: Mapping[str, _StoredCredential]
 
 
 def credentials_path() -> Path:
@@ -60,17 +75,17 @@ def read_credential(name: str) -> Credential:
 
     Raises:
         NotFoundError: there is none of that name; the message lists those there are.
+        NewerFormatError: its type, or the file's format, came with a later version.
         StorageError: the file is damaged, or others may read it.
     """
     path = credentials_path()
-    known = _read(path)
-    if name not in known:
-        raise NotFoundError(
-            f"credential '{name}' does not exist in '{path}' on machine '{platform.node()}'."
-            f"{suggest_names(name, known, cutoff=0.5)} Known there: {', '.join(sorted(known)) or 'none'}. "
-            f"Create it on that machine: periflow-ray credential create {name} --type TYPE"
+    found = _find(_read(path), name, path)
+    if found.type not in CREDENTIAL_TYPES:
+        raise NewerFormatError(
+            f"credential '{name}' in '{path}' is of type '{found.type}', which this version of periflow-ray "
+            f"({__version__}) does not know. A later version does: pip install --upgrade periflow-ray"
         )
-    return known[name]
+    return found
 
 
 def list_credentials() -> list[Credential]:
@@ -106,7 +121,7 @@ def create_credential(
     with _locked(credentials_path()) as path:
         known = _read(path)
         if is_replacement:
-            read_credential(name)
+            _find(known, name, path)
         elif name in known:
             raise UsageError(
                 f"credential '{name}' already exists. Give it other values: periflow-ray credential edit {name}"
@@ -122,11 +137,21 @@ def delete_credential(name: str) -> None:
         NotFoundError: there is none of that name.
         StorageError: the file cannot be used.
     """
-    read_credential(name)
+    _find(_read(credentials_path()), name, credentials_path())
     with _locked(credentials_path()) as path:
         known = _read(path)
         known.pop(name, None)
         _write(path, known)
+
+
+def _find(known: Mapping[str, Credential], name: str, path: Path) -> Credential:
+    if name not in known:
+        raise NotFoundError(
+            f"credential '{name}' does not exist in '{path}' on machine '{platform.node()}'."
+            f"{suggest_names(name, known, cutoff=0.5)} Known there: {', '.join(sorted(known)) or 'none'}. "
+            f"Create it on that machine: periflow-ray credential create {name} --type TYPE"
+        )
+    return known[name]
 
 
 def _read(path: Path) -> dict[str, Credential]:
@@ -144,21 +169,20 @@ def _read(path: Path) -> dict[str, Credential]:
             f"the credentials in '{path}' may be read by others (mode {stat.S_IMODE(mode):04o}). "
             f"Take that right away: chmod 600 '{path}'; and replace the keys if somebody else uses this machine."
         )
+    where = f"the credentials file '{path}'"
     try:
-        return {name: _parse(name, entry) for name, entry in json.loads(content)["credentials"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        # The cause may hold a part of the file, so it is left out.
-        raise StorageError(
-            f"the credentials in '{path}' are damaged ({type(err).__name__}). Restore the file, or delete it and "
-            "create the credentials again."
-        ) from None
+        stored = parse_document(_CredentialsFile, content, where, advice=_ADVICE)
+    except DamagedDocumentError as err:
+        # The cause holds the file's text, so it is left out.
+        raise DamagedDocumentError(str(err)) from None
+    return {name: _parse(name, entry, where) for name, entry in stored.credentials.items()}
 
 
-def _parse(name: str, entry: Any) -> Credential:
-    values = {str(key): str(value) for key, value in entry["values"].items()}
-    if entry["type"] not in CREDENTIAL_TYPES:
-        raise ValueError
-    return Credential(name, entry["type"], values, float(entry["created_unix_s"]))
+def _parse(name: str, entry: _StoredCredential, where: str) -> Credential:
+    if not isinstance(entry.values, dict):
+        raise DamagedDocumentError(f"{where} is damaged: 'credentials.{name}.values' is no JSON object. {_ADVICE}")
+    values = {key: str(value) for key, value in entry.values.items()}
+    return Credential(name, entry.type, values, float(entry.created_unix_s))
 
 
 @contextmanager
@@ -179,16 +203,12 @@ def _locked(path: Path) -> Iterator[Path]:
 
 def _write(path: Path, credentials: Mapping[str, Credential]) -> None:
     entries = {
-        credential.name: {
-            "type": credential.type,
-            "created_unix_s": credential.created_unix_s,
-            "values": dict(credential.values),
-        }
-        for credential in credentials.values()
+        name: _StoredCredential(credential.type, credential.created_unix_s, dict(credential.values))
+        for name, credential in credentials.items()
     }
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        create_private(partial, json.dumps({"credentials": entries}, indent=1).encode(), is_durable=True)
+        create_private(partial, dump_document(_CredentialsFile(entries)), is_durable=True)
         partial.replace(path)
     except OSError as err:
         raise StorageError(f"the credentials in '{path}' cannot be written: {err.strerror or err}") from err

@@ -6,12 +6,15 @@ jobs/<job>/attempts/<number>.json
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from periflow_ray.store.documents import OnUnreadable, read_document, read_each, write_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
+
+_NUMBER = re.compile(r"[1-9][0-9]*")
 
 EndCause = Literal["failure", "lost", "hang", "preemption", "resize", "driver", "stop"]
 """Why an attempt ended: the user's code failed, a worker or machine was lost without notice, no rank made progress, a
@@ -63,10 +66,15 @@ def read_attempts(root: StorageRoot, job_id: int, on_unreadable: OnUnreadable | 
     Raises:
         DocumentError: there is such a record, and nobody to be told of it.
     """
-    names = [name for name in root.list_names(job_key(job_id, "attempts")) if name.endswith(".json")]
-    keys = [job_key(job_id, "attempts", name) for name in names]
+    keys = [job_key(job_id, "attempts", f"{number}.json") for number in list_attempt_numbers(root, job_id)]
     records = read_each(lambda key: read_document(root, key, AttemptRecord), keys, on_unreadable)
     return sorted(records, key=lambda record: record.number)
+
+
+def list_attempt_numbers(root: StorageRoot, job_id: int) -> list[int]:
+    """Numbers of the attempts that have a record, whether or not it can be read; the newest last."""
+    names = [name.removesuffix(".json") for name in root.list_names(job_key(job_id, "attempts"))]
+    return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
 
 def close_attempt(record: AttemptRecord, *, ended_unix_s: float, last_step: int, resumable_step: int) -> AttemptRecord:

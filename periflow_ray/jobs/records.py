@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from periflow_ray.errors import NotFoundError, UsageError
+from periflow_ray.errors import DamagedDocumentError, DocumentError, NotFoundError, UsageError
 from periflow_ray.store.documents import OnUnreadable, read_document, read_each, write_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
@@ -178,6 +178,22 @@ def read_progress(root: StorageRoot, job_id: int) -> JobProgress:
         return read_document(root, job_key(job_id, "progress.json"), JobProgress)
     except NotFoundError:
         return JobProgress()
+
+
+def read_reported_step(root: StorageRoot, job_id: int) -> int:
+    """The last step that was reported; 0 where that cannot be read, because no more than an account hangs on it."""
+    try:
+        return read_progress(root, job_id).step
+    except DocumentError:
+        return 0
+
+
+def drop_damaged_progress(root: StorageRoot, job_id: int) -> None:
+    """Forget a progress that cannot be read: the next report writes it anew, and until then it would hide the job."""
+    try:
+        read_progress(root, job_id)
+    except DamagedDocumentError:
+        root.delete(job_key(job_id, "progress.json"))
 
 
 def read_job(root: StorageRoot, job_id: int) -> Job:

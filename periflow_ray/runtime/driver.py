@@ -11,14 +11,14 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 import ray.train
 
 from periflow_ray.credentials.cloud_environment import read_cloud_environment
-from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.errors import DocumentError, NotFoundError, StorageError
 from periflow_ray.jobs import JobRecord, read_claim, read_record, sealed_secrets
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.command_jobs.node import NodeTask, run_node
@@ -52,12 +52,13 @@ def main() -> None:
         cloud_variables = read_cloud_environment()
         root = StorageRoot(options.storage, options.storage_credential)
         plan = read_document(root, job_key(options.job_id, "plan.json"), JobPlan)
-        record = read_record(root, options.job_id)
+        keeper = StateKeeper(root, options.job_id)
     except NotFoundError as err:
         sys.exit(f"{err}. Can this machine see the storage root? A path must be on a shared file system.")
     except StorageError as err:
         sys.exit(str(err))
-    with StateKeeper(root, options.job_id) as state:
+    with keeper as state:
+        record = _read_record(root, options.job_id, plan, state.note)
         succeeded = _run(plan, record, root, state, cloud_variables)
     sys.exit(0 if succeeded else 1)
 
@@ -130,6 +131,27 @@ def _resources_per_node(plan: JobPlan) -> dict[str, float]:
     if plan.memory_bytes_per_device is not None:
         resources["memory"] = float(plan.memory_bytes_per_device * plan.devices_per_node)
     return resources
+
+
+def _read_record(root: StorageRoot, job_id: int, plan: JobPlan, note: Callable[[str], None]) -> JobRecord:
+    """The job's record, or what its plan knows of one that is damaged."""
+    try:
+        return read_record(root, job_id)
+    except DocumentError as err:
+        # The job itself runs by its plan; a run that it has at Weights & Biases is not found again.
+        note(f"the job goes on without its record: {err}")
+        return JobRecord(
+            job_id=job_id,
+            name=plan.name,
+            experiment=plan.experiment,
+            vm=plan.vm.name,
+            accelerator=plan.vm.accelerator,
+            num_devices=plan.num_devices,
+            num_nodes=plan.num_nodes,
+            dataset=plan.data.name if plan.data else None,
+            created_by="-",
+            created_unix_s=0.0,
+        )
 
 
 def _open_secrets(root: StorageRoot, job_id: int) -> tuple[str, dict[str, str]]:

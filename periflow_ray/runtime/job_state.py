@@ -11,8 +11,9 @@ from collections import deque
 from types import TracebackType
 
 from periflow_ray import jobs
-from periflow_ray.errors import StorageError
+from periflow_ray.errors import DamagedDocumentError, StorageError
 from periflow_ray.jobs import ENDED_STATUSES, HEARTBEAT_INTERVAL_S, JobState, JobStatus
+from periflow_ray.jobs.attempts import list_attempt_numbers
 from periflow_ray.jobs.events import EventWriter
 from periflow_ray.loops import BackgroundLoop, Faults
 from periflow_ray.store.root import StorageRoot
@@ -39,7 +40,7 @@ class StateKeeper:
         self._job_id = job_id
         self._final_timeout_s = final_timeout_s
         self._events = EventWriter(root, job_id, "driver")
-        self._state = jobs.read_state(root, job_id)
+        self._state, is_damaged = _read_state(root, job_id)
         # Never held during I/O. The writing thread does without it: a signal handler that waits for what is written
         # may have interrupted its holder.
         self._changing = threading.RLock()
@@ -52,6 +53,8 @@ class StateKeeper:
         self._last_error = ""
         faults = Faults("writing the job's state", self.note)
         self._loop = BackgroundLoop("heartbeat", self._write, RETRY_INTERVAL_S, acts_at_close=True, faults=faults)
+        if is_damaged:
+            self.note("the job's state was damaged and is written anew")
 
     def __enter__(self) -> StateKeeper:
         self._loop.start()
@@ -175,6 +178,16 @@ class StateKeeper:
         self._next_heartbeat_s = now_s + HEARTBEAT_INTERVAL_S
         if state.has_ended:
             self._final_is_written.set()
+
+
+def _read_state(root: StorageRoot, job_id: int) -> tuple[JobState, bool]:
+    """How the job stands, and whether that had to be guessed, because the document is damaged."""
+    try:
+        return jobs.read_state(root, job_id), False
+    except DamagedDocumentError as err:
+        # It is written anew, and whole: a job needs nothing of what it said.
+        _say(str(err))
+        return JobState("waiting", attempt=max(list_attempt_numbers(root, job_id), default=0)), True
 
 
 def _say(text: str) -> None:

@@ -10,7 +10,13 @@ from pathlib import Path
 from periflow_ray import jobs
 from periflow_ray.errors import NotFoundError, UsageError
 from periflow_ray.jobs import JobRecord
-from periflow_ray.jobs.resumes import claim_resume, describe_overtaken, reopen_job, require_resumable
+from periflow_ray.jobs.resumes import (
+    claim_resume,
+    describe_overtaken,
+    reopen_job,
+    replace_unreadable_state,
+    require_resumable,
+)
 from periflow_ray.plan import JobPlan
 from periflow_ray.store.documents import read_document, write_document
 from periflow_ray.store.keys import job_key
@@ -25,8 +31,10 @@ def read_resumable_plan(root: StorageRoot, job_id: int) -> JobPlan:
     Raises:
         NotFoundError: there is no such job.
         UsageError: it has not ended, has succeeded, or was started from Python.
-        DocumentError: its plan cannot be read.
+        DocumentError: its plan or its record cannot be read.
     """
+    jobs.read_record(root, job_id)
+    replace_unreadable_state(root, job_id)
     require_resumable(job_id, check_state(root, job_id))
     try:
         return read_document(root, job_key(job_id, "plan.json"), JobPlan)

@@ -44,6 +44,20 @@ def test_a_killed_rank_is_followed_until_the_job_runs_again(run_cli, running_roo
     assert driver.requests == [KillRankDrill(1)]
 
 
+def test_a_damaged_record_of_an_earlier_attempt_keeps_nobody_from_a_drill(run_cli, running_root):
+    running_root.write_bytes("jobs/1/attempts/1.json", b"")
+    write_attempt(running_root, 1, running_attempt(2))
+
+    def react(request: Request) -> None:
+        write_attempt(running_root, 1, dataclasses.replace(ended_attempt(), number=2))
+        write_attempt(running_root, 1, running_attempt(3, resumed_step=40, started_unix_s=1006.25))
+
+    with DriverStandIn(running_root, react):
+        result = run_cli("job", "drill", "1", "--kill-rank", "1")
+    assert (result.exit_code, result.stdout.partition(":")[0]) == (0, "Attempt 2")
+    assert "Left out: 'jobs/1/attempts/1.json'" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "drill"),
     [

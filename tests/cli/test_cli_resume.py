@@ -15,7 +15,7 @@ from support.job_server import JobServer, serve_jobs
 from support.sample_jobs import build_record
 
 from periflow_ray.errors import PeriflowRayError
-from periflow_ray.jobs import JobState, read_record, read_state, write_record, write_state
+from periflow_ray.jobs import JobState, read_record, read_state, resumes, write_record, write_state
 from periflow_ray.jobs.events import read_events
 from periflow_ray.jobs.requests import StopRequest, post_request, take_requests
 from periflow_ray.jobs.resumes import read_resumed_attempts
@@ -100,6 +100,19 @@ def test_a_stopped_job_goes_on_under_its_number_where_it_was(run_cli, stopped_ro
         ("resumed", "a user resumes the job from step 40", 2)
     ]
     assert take_requests(stopped_root, 1) == []
+    assert read_resumed_attempts(stopped_root, 1) == {2}
+
+
+def test_a_job_whose_driver_died_and_left_damaged_documents_goes_on(run_cli, stopped_root, cluster, monkeypatch):
+    monkeypatch.setattr(resumes, "HEARTBEAT_LOST_S", 0.0)
+    write_checkpoint(stopped_root, 40)
+    for name in ("state.json", "progress.json", "attempts/2.json"):
+        stopped_root.write_bytes(job_key(1, name), b'{"format": 1, "sta')
+    result = run_cli("job", "resume", "1", "--no-follow")
+    assert (result.exit_code, result.stdout) == (0, "Job (1) resumes at step 40.\n")
+    assert "The state of job 1 is damaged; waits for up to 0 s for a driver that writes it anew." in result.stderr
+    assert len(submitted(cluster)) == 1
+    assert read_state(stopped_root, 1) == JobState("waiting", attempt=2)
     assert read_resumed_attempts(stopped_root, 1) == {2}
 
 

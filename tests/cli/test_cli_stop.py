@@ -48,6 +48,22 @@ def stops_requested(cluster: JobServer) -> int:
     return sum(path.endswith("/stop") for _, path, _ in cluster.requests)
 
 
+def test_a_damaged_record_of_an_earlier_attempt_hides_nothing_of_a_stop(run_cli, running_root, cluster):
+    running_root.write_bytes("jobs/1/attempts/1.json", b"")
+
+    def react(request: Request) -> None:
+        save = SaveRecord(60.0, 40, 0.5)
+        record = ended_attempt(resumable_step=40, cause="stop", text="stopped on request", save=save)
+        write_attempt(running_root, 1, dataclasses.replace(record, number=2))
+        write_state(running_root, 1, JobState("stopped", 1000.0, 1010.0, attempt=2, message="stopped on request"))
+
+    with DriverStandIn(running_root, react):
+        result = run_cli("job", "stop", "1")
+    assert result.exit_code == 0
+    assert "Job (1) ended: stopped; saved at step 40." in result.stderr
+    assert "Left out: 'jobs/1/attempts/1.json'" in result.stderr
+
+
 def test_stop_asks_for_a_save_and_says_how_to_go_on(run_cli, running_root, cluster):
     def react(request: Request) -> None:
         write_state(running_root, 1, dataclasses.replace(running_state(), status="stopping"))

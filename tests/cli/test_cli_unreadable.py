@@ -46,6 +46,12 @@ def test_a_view_of_a_job_shows_the_attempts_that_can_be_read(run_cli, sample_roo
     assert [entry["number"] for entry in json.loads(result.stdout)["attempts"]] == [2]
 
 
+def test_a_view_of_a_job_does_without_a_claim_that_cannot_be_read(run_cli, sample_root):
+    text = damaged(sample_root, "jobs/1/resumes/driver-0.json")
+    result = run_cli("job", "view", "1", "-o", "json")
+    assert (result.exit_code, result.stderr) == (0, f"Left out: {text}")
+
+
 def test_lists_of_experiments_and_datasets_show_the_rest(run_cli, root, tmp_path):
     for name in ("a", "b"):
         create_experiment(root, name)

@@ -77,6 +77,31 @@ def test_what_comes_late_for_a_void_step_stays_void_when_the_next_is_agreed():
     assert [agreed.why_void((step, 1)) for step in (11, 12, 39, 40)] == [None, "late again", "late again", None]
 
 
+def test_after_a_checkpoint_that_could_not_be_stored_any_later_one_will_do():
+    agreed = AgreedSave()
+    agreed.require(12, [(10, 1)])
+    agreed.take_failure((10, 1))
+    assert not agreed.has_failed
+    agreed.see((12, 1))
+    agreed.take_failure((12, 1))
+    assert (agreed.has_failed, agreed.is_void) == (True, False)
+    # A save of the script's own is measured by no step that failed.
+    agreed.see((15, 1))
+    agreed.take_commit((15, 1), manifest_of(15))
+    assert (agreed.is_void, agreed.saved) == (False, manifest_of(15))
+    agreed.require(20, [])
+    assert (agreed.has_failed, agreed.saved) == (False, None)
+
+
+def test_a_void_save_has_not_failed():
+    agreed = AgreedSave()
+    agreed.require(12, [])
+    agreed.see((12, 1))
+    agreed.make_void("a rank was late")
+    agreed.take_failure((12, 1))
+    assert not agreed.has_failed
+
+
 def test_when_nothing_is_asked_for_any_more_later_checkpoints_are_as_usual():
     agreed = AgreedSave()
     agreed.require(12, [])

@@ -6,17 +6,23 @@ import asyncio
 import math
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from simulated_nodes import ObservedMonitor, event_texts, wait_for
-from simulated_ranks import Lockstep, Pace, TrainingNode, train_all, wait_for_steps
+from simulated_ranks import Lockstep, Pace, TrainingNode, WrappedMonitor, train_all, wait_for_steps
 
 from periflow_ray.jobs.attempts import read_attempts
 from periflow_ray.jobs.requests import NoticeDrill
+from periflow_ray.runtime.member import insistent
 from periflow_ray.runtime.monitor import announced_save, attempt
+from periflow_ray.runtime.monitor.client import MonitorClient
 from periflow_ray.store.checkpoints import list_committed, restore
 from periflow_ray.store.root import StorageRoot
+
+Answer = TypeVar("Answer")
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +51,65 @@ def describe(root: StorageRoot, trained: list[TrainingNode]) -> str:
     )
 
 
+class UnluckyMonitor(WrappedMonitor):
+    """Loses all calls about the ends of some checkpoints of one member.
+
+    Args:
+        share: of the checkpoints that the member has to give up.
+    """
+
+    def __init__(self, monitor: MonitorClient, own: random.Random, share: float) -> None:
+        super().__init__(monitor)
+        self._own = own
+        self._share = share
+        self._is_lost: dict[object, bool] = {}
+
+    def call(self, name: str, args: tuple[object, ...], call: Callable[[], Answer]) -> Answer:
+        if name == "end_checkpoint" and self._is_lost.setdefault(args[2], self._own.random() < self._share):
+            raise RuntimeError("the call was lost")
+        return call()
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_all_ranks_save_at_one_step(run_monitor, root, tmp_path, seed):
+    trained = run_at_random(run_monitor, root, tmp_path, seed, lost_share=0.0)
+    (record,) = read_attempts(root, 1)
+    assert record.cause == "preemption", event_texts(root)
+    assert record.save is not None
+    step = record.save.step
+    # Everybody saved there, once, and trained no further.
+    assert [node.saved_steps.count(step) for node in trained] == [1] * len(trained), describe(root, trained)
+    assert {node.last_step for node in trained} == {step}, describe(root, trained)
+    assert record.last_step == record.resumable_step == step
+    # Never twice at one step; more than once only where the step before was void.
+    announced = [text for _, text in event_texts(root) if text.startswith("all ranks are asked to save")]
+    for node in trained:
+        assert len(set(node.emergency_steps)) == len(node.emergency_steps) <= len(announced)
+    # Nothing that was committed mixes steps.
+    committed = saved_steps(root, tmp_path / "restored")
+    assert committed == [(saved, {saved}) for saved, _ in committed]
+    assert committed[-1][0] == step
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_checkpoint_mixes_steps_though_nodes_give_up_some(run_monitor, root, tmp_path, monkeypatch, seed):
+    monkeypatch.setattr(insistent, "RETRY_INTERVAL_S", 0.002)
+    trained = run_at_random(run_monitor, root, tmp_path, seed, lost_share=0.15)
+    (record,) = read_attempts(root, 1)
+    assert record.save is not None, describe(root, trained)
+    committed = saved_steps(root, tmp_path / "restored")
+    assert committed == [(saved, {saved}) for saved, _ in committed], describe(root, trained)
+    assert record.save.step in [saved for saved, _ in committed]
+
+
+def run_at_random(
+    run_monitor: Callable[..., None], root: StorageRoot, tmp_path: Path, seed: int, lost_share: float
+) -> list[TrainingNode]:
+    """A job of random nodes, until it has saved because of a notice.
+
+    Args:
+        lost_share: of the checkpoints that each node has to give up.
+    """
     chance = random.Random(seed)
     num_nodes = chance.choice([2, 3, 4])
     is_lockstep = chance.random() < 0.5
@@ -68,8 +131,12 @@ def test_all_ranks_save_at_one_step(run_monitor, root, tmp_path, seed):
     async def scenario(monitor: ObservedMonitor) -> None:
         lockstep = Lockstep(num_nodes) if is_lockstep else None
         for rank in range(num_nodes):
+            client = UnluckyMonitor(monitor.client, random.Random(f"{seed} {rank} lost"), lost_share)
+            pace = pace_of(rank)
             trained.append(
-                TrainingNode(monitor, root, tmp_path, rank, num_nodes, pace_of(rank), lockstep, save_every=save_every)
+                TrainingNode(
+                    monitor, root, tmp_path, rank, num_nodes, pace, lockstep, save_every=save_every, client=client
+                )
             )
         training = asyncio.gather(*(node.run() for node in trained))
         await wait_for_steps(trained)
@@ -80,22 +147,7 @@ def test_all_ranks_save_at_one_step(run_monitor, root, tmp_path, seed):
         await monitor.decide(1)
 
     run_monitor(scenario, num_members=num_nodes)
-    (record,) = read_attempts(root, 1)
-    assert record.cause == "preemption", event_texts(root)
-    assert record.save is not None
-    step = record.save.step
-    # Everybody saved there, once, and trained no further.
-    assert [node.saved_steps.count(step) for node in trained] == [1] * num_nodes, describe(root, trained)
-    assert {node.last_step for node in trained} == {step}, describe(root, trained)
-    assert record.last_step == record.resumable_step == step
-    # Never twice at one step; more than once only where the step before was void.
-    announced = [text for _, text in event_texts(root) if text.startswith("all ranks are asked to save")]
-    for node in trained:
-        assert len(set(node.emergency_steps)) == len(node.emergency_steps) <= len(announced)
-    # Nothing that was committed mixes steps.
-    committed = saved_steps(root, tmp_path / "restored")
-    assert committed == [(saved, {saved}) for saved, _ in committed]
-    assert committed[-1][0] == step
+    return trained
 
 
 def test_a_rank_that_hears_too_late_has_all_save_at_a_later_step(run_monitor, root, tmp_path, monkeypatch):

@@ -180,3 +180,72 @@ def test_the_end_of_an_attempt_whose_beginning_failed_takes_no_other_ones_place(
         assert [(record.number, record.cause) for record in read_attempts(root, 1)] == [(1, "failure"), (2, "lost")]
 
     asyncio.run(scenario())
+
+
+def damage(root: StorageRoot, key: str) -> None:
+    root.write_bytes(key, root.read_bytes(key)[:20])
+
+
+def test_a_damaged_record_is_told_once_and_left_out_and_its_number_is_not_given_again(root):
+    notes: list[str] = []
+
+    async def scenario() -> None:
+        for number in (1, 2, 3):
+            await fail(open_history(root), number, step=number)
+        for number in (1, 3):
+            damage(root, f"jobs/1/attempts/{number}.json")
+        left = root.read_bytes("jobs/1/attempts/3.json")
+        history = History(root, 1, -1, notes.append)
+        assert history.last_number == 3
+        assert history.refuse_restart() is None
+        await fail(history, 4)
+        assert history.last_number == 4
+        assert root.read_bytes("jobs/1/attempts/3.json") == left
+
+    asyncio.run(scenario())
+    assert [note.partition(" is damaged: ")[0] for note in notes] == [
+        f"left out of the job's history: 'jobs/1/attempts/{number}.json' in storage root '{root.uri}'"
+        for number in (1, 3)
+    ]
+    assert [record.number for record in read_attempts(root, 1, on_unreadable=lambda err: None)] == [2, 4]
+
+
+def test_an_attempt_whose_record_is_damaged_counts_as_a_failure_when_the_job_fails_again(root):
+    unknown = "it failed 1 time(s), and how 1 other attempt(s) ended cannot be read; max_failures allows 1"
+
+    async def scenario() -> None:
+        await fail(open_history(root), 1)
+        damage(root, "jobs/1/attempts/1.json")
+        history = open_history(root, max_failures=1)
+        await fail(history, 2)
+        assert history.refuse_restart() == unknown
+        assert open_history(root, max_failures=2).refuse_restart() is None
+        # A user who takes the job up gives it all its restarts again.
+        assert claim_resume(root, 1, "submission-1", attempt=2)
+        resumed = open_history(root, max_failures=1)
+        await fail(resumed, 3)
+        assert resumed.refuse_restart() is None
+
+    asyncio.run(scenario())
+
+
+def test_damaged_claims_and_a_damaged_progress_keep_no_driver_from_its_next_attempt(root):
+    notes: list[str] = []
+
+    async def scenario() -> None:
+        attempt = make_attempt(1)
+        first = open_history(root)
+        await first.begin(attempt)
+        take_steps(attempt, 0, {0: 3})
+        await first.update(attempt)
+        assert claim_resume(root, 1, "submission-1", attempt=0)
+        for key in ("jobs/1/resumes/submission-1-0.json", "jobs/1/progress.json"):
+            root.write_bytes(key, b'{"format": 1, "att')
+        await History(root, 1, -1, notes.append).begin(make_attempt(2))
+
+    asyncio.run(scenario())
+    first, second = read_attempts(root, 1)
+    # Steps that only the progress knew of are not known any more.
+    assert (first.cause, first.last_step, second.ended_unix_s) == ("driver", 3, None)
+    assert len(notes) == 1
+    assert "'jobs/1/resumes/submission-1-0.json'" in notes[0]

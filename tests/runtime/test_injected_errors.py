@@ -46,9 +46,12 @@ from periflow_ray.jobs.requests import KillRankDrill, NoticeDrill
 from periflow_ray.runtime.member import insistent, orders
 from periflow_ray.runtime.member.insistent import NUM_TRIES, InsistentMonitor
 from periflow_ray.runtime.member.member import Outcome
+from periflow_ray.runtime.member.reporter import Reporter
+from periflow_ray.runtime.member.shell import Records
 from periflow_ray.runtime.member.uploads import CheckpointUploads
+from periflow_ray.runtime.monitor import membership
 from periflow_ray.runtime.monitor.client import MonitorClient
-from periflow_ray.runtime.monitor.contract import GroupLoss, Report
+from periflow_ray.runtime.monitor.contract import GroupLoss, Report, SnapshotId
 from periflow_ray.store.checkpoints import list_committed
 from periflow_ray.store.root import StorageRoot
 
@@ -175,6 +178,19 @@ def metrics_from(step: int) -> list[tuple[int, int, object]]:
 def committed_steps(root: StorageRoot) -> list[tuple[int, set[int]]]:
     """Of each checkpoint its step, and whose files it has."""
     return [(manifest.step, {file.node_rank for file in manifest.files}) for manifest in list_committed(root, 1)]
+
+
+def is_of_step(step: int) -> Callable[..., bool]:
+    """Whether ``begin_checkpoint`` or ``end_checkpoint`` is about the checkpoint of this step."""
+    return lambda attempt, node_rank, snapshot, described: snapshot[0] == step
+
+
+def failed_texts(root: StorageRoot) -> list[str]:
+    return [text for kind, text in event_texts(root) if kind == "checkpoint_failed"]
+
+
+def describe_lost(step: int) -> str:
+    return f"checkpoint at step {step} was not saved: node 1: RuntimeError: the call was lost"
 
 
 CALLS: dict[type[TrainingShell], list[str]] = {
@@ -348,6 +364,143 @@ def test_a_checkpoint_that_the_monitor_will_not_begin_is_given_up_and_the_next_i
     lost = "the call was lost" if when == "before" else "the answer was lost"
     reason = f"checkpoint at step {SAVED_STEPS[0]} was not saved: node 1: RuntimeError: {lost}"
     assert ("checkpoint_failed", reason) in event_texts(root)
+
+
+@pytest.mark.parametrize("shell_type", [TrainingShell, FunctionLikeShell])
+@pytest.mark.parametrize("num_failing", [NUM_TRIES, 10**6], ids=["three times", "for good"])
+def test_a_checkpoint_whose_end_one_node_cannot_tell_is_given_up_by_all_and_the_next_is_saved(
+    run_monitor, root, tmp_path, monkeypatch, shell_type, num_failing
+):
+    # The word of it does not wait for the next report.
+    monkeypatch.setattr(membership, "REPORT_INTERVAL_S", 3600.0)
+
+    async def scenario(monitor: ObservedMonitor) -> None:
+        failing = FailingMonitor(
+            monitor.client, "end_checkpoint", range(1, num_failing + 1), is_meant=is_of_step(SAVED_STEPS[0])
+        )
+        outcomes = await Job(monitor, root, tmp_path, shell_type).run([FailingMonitor(monitor.client), failing])
+        assert outcomes == [Outcome("end")] * 2
+        assert failing.num_failed == NUM_TRIES
+        assert not monitor.has_unsettled_checkpoints()
+
+    run_monitor(scenario)
+    assert committed_steps(root) == [(step, {0, 1}) for step in SAVED_STEPS[1:]]
+    assert failed_texts(root) == [describe_lost(SAVED_STEPS[0])]
+
+
+def test_a_checkpoint_that_one_node_can_neither_begin_nor_end_is_given_up_by_all(run_monitor, root, tmp_path):
+    async def scenario(monitor: ObservedMonitor) -> None:
+        ending = FailingMonitor(
+            monitor.client, "end_checkpoint", range(1, NUM_TRIES + 1), is_meant=is_of_step(SAVED_STEPS[1])
+        )
+        failing = FailingMonitor(
+            ending, "begin_checkpoint", range(1, NUM_TRIES + 1), is_meant=is_of_step(SAVED_STEPS[1])
+        )
+        outcomes = await Job(monitor, root, tmp_path, TrainingShell).run([FailingMonitor(monitor.client), failing])
+        assert outcomes == [Outcome("end")] * 2
+        assert (failing.num_failed, ending.num_failed) == (NUM_TRIES, NUM_TRIES)
+        assert not monitor.has_unsettled_checkpoints()
+
+    run_monitor(scenario)
+    assert committed_steps(root) == [(step, {0, 1}) for step in (SAVED_STEPS[0], SAVED_STEPS[2])]
+    assert failed_texts(root) == [describe_lost(SAVED_STEPS[1])]
+
+
+@pytest.mark.parametrize("saved_step", SAVED_STEPS)
+def test_a_checkpoint_that_is_committed_is_no_failure_though_one_node_heard_no_answer(
+    run_monitor, root, tmp_path, saved_step
+):
+    async def scenario(monitor: ObservedMonitor) -> None:
+        failing = FailingMonitor(
+            monitor.client, "end_checkpoint", range(1, NUM_TRIES + 1), "after", is_of_step(saved_step)
+        )
+        outcomes = await Job(monitor, root, tmp_path, TrainingShell).run([FailingMonitor(monitor.client), failing])
+        # The last one, too: a member says why the last checkpoint of its script was not saved.
+        assert outcomes == [Outcome("end")] * 2
+        assert failing.num_failed == NUM_TRIES
+
+    run_monitor(scenario)
+    assert committed_steps(root) == [(step, {0, 1}) for step in SAVED_STEPS]
+    assert failed_texts(root) == []
+
+
+def test_a_last_checkpoint_that_one_node_gave_up_is_a_failure_of_the_attempt_and_made_again(
+    run_monitor, root, tmp_path
+):
+    async def scenario(monitor: ObservedMonitor) -> None:
+        failing = FailingMonitor(
+            monitor.client, "end_checkpoint", range(1, NUM_TRIES + 1), is_meant=is_of_step(SAVED_STEPS[-1])
+        )
+        outcomes = await Job(monitor, root, tmp_path, TrainingShell).run([FailingMonitor(monitor.client), failing])
+        assert [(outcome.following, outcome.failure) for outcome in outcomes] == [("end", None)] * 2
+
+    run_monitor(scenario)
+    failed, ended = read_attempts(root, 1)
+    assert (failed.cause, ended.cause) == ("failure", None)
+    assert "the last checkpoint could not be saved: node 1: RuntimeError: the call was lost" in failed.text
+    assert committed_steps(root) == [(step, {0, 1}) for step in SAVED_STEPS]
+
+
+def test_after_an_agreed_save_that_one_node_gave_up_another_one_is_committed(run_monitor, root, tmp_path):
+    agreed_steps: list[int] = []
+
+    def is_agreed(attempt: int, node_rank: int, snapshot: SnapshotId, error: str | None) -> bool:
+        if not agreed_steps and trained[1].emergency_steps:
+            agreed_steps.append(trained[1].emergency_steps[0])
+        return snapshot[0] in agreed_steps
+
+    trained: list[TrainingNode] = []
+
+    async def scenario(monitor: ObservedMonitor) -> None:
+        failing = FailingMonitor(monitor.client, "end_checkpoint", range(1, 10**6), is_meant=is_agreed)
+        lockstep = Lockstep(2)
+        trained.extend(
+            TrainingNode(monitor, root, tmp_path, n, 2, Pace(), lockstep, save_every=200, client=client)
+            for n, client in enumerate([monitor.client, failing])
+        )
+        training = asyncio.create_task(train_all(trained))
+        await wait_for_steps(trained)
+        await wait_for(monitor.knows_speed)
+        await monitor.drill(NoticeDrill(1, 3600.0))
+        assert [outcome.following for outcome in await training] == ["new_group"] * 2
+        assert failing.num_failed == NUM_TRIES
+
+    run_monitor(scenario)
+    (record,) = read_attempts(root, 1)
+    assert record.save is not None
+    assert record.save.step == record.resumable_step > agreed_steps[0]
+    assert failed_texts(root) == [describe_lost(agreed_steps[0])]
+
+
+@pytest.mark.parametrize("when", WHENS)
+def test_a_snapshot_that_cannot_be_withdrawn_is_given_up_and_nobody_waits_for_it(
+    run_monitor, nodes, root, tmp_path, when
+):
+    def save_thrice(node: Node, client: MonitorClient, transfer: HeldTransfer) -> str | None:
+        reporter = Reporter(client, 1, 1, 3600.0, lambda: Records({}))
+        uploads = CheckpointUploads(root, 1, 1, client, 1, tmp_path / "snapshots", transfer, reporter.give_up)
+        with uploads:
+            uploads.save(node.output_dir, (10, 1), Report(1, 1, 101, {}))
+            transfer.is_held.wait()
+            uploads.save(node.output_dir, (20, 1), Report(1, 1, 102, {}))
+            uploads.save(node.output_dir, (30, 1), Report(1, 1, 103, {}), replace_waiting=True)
+            transfer.let_go()
+            return uploads.finish()
+
+    async def scenario(monitor: ObservedMonitor) -> None:
+        first, second = nodes(monitor)
+        await join_all([first, second])
+        failing = FailingMonitor(monitor.client, "withdraw_snapshot", range(1, 10**6), when)
+        client, held = InsistentMonitor(failing), HeldTransfer(root)
+        saving = asyncio.create_task(in_thread(lambda: save_thrice(second, client, held)))
+        reason = "replaced by that of step 30 before its upload"
+        assert [await first.save((step, 1)) for step in (10, 20, 30)] == [None, reason, None]
+        assert await saving is None
+        assert failing.num_failed == NUM_TRIES
+        assert not monitor.has_unsettled_checkpoints()
+
+    run_monitor(scenario)
+    assert committed_steps(root) == [(10, {0, 1}), (30, {0, 1})]
 
 
 @pytest.mark.parametrize("when", WHENS)

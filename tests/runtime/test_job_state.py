@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from periflow_ray import jobs
-from periflow_ray.errors import StorageError
+from periflow_ray.errors import NewerFormatError, StorageError
 from periflow_ray.jobs import JobState
+from periflow_ray.jobs.attempts import AttemptRecord, write_attempt
 from periflow_ray.jobs.events import read_events
 from periflow_ray.runtime import job_state
 from periflow_ray.runtime.job_state import StateKeeper
@@ -140,3 +141,25 @@ def test_a_failure_without_a_text_is_a_failure(root: StorageRoot) -> None:
     with StateKeeper(root, 1) as state:
         state.enter("failed", "")
     assert [event.text for event in read_events(root, 1)] == ["the job failed"]
+
+
+def test_a_driver_whose_jobs_state_is_damaged_begins_it_anew_and_says_so(root: StorageRoot) -> None:
+    for number in (1, 2):
+        write_attempt(root, 1, AttemptRecord(number, 1, 1, 1.0, 2.0, 9.0, 10.0, 0, 5, 5, "driver", "it died"))
+    root.write_bytes("jobs/1/state.json", b'{"format": 1, "stat')
+    with StateKeeper(root, 1) as state:
+        # A later attempt is told apart from those before.
+        assert (state.status, state.attempt) == ("waiting", 2)
+        state.enter("running", "attempt 3 runs", 3)
+    assert jobs.read_state(root, 1).status == "running"
+    assert [(event.kind, event.text) for event in read_events(root, 1)] == [
+        ("note", "the job's state was damaged and is written anew"),
+        ("running", "attempt 3 runs"),
+    ]
+
+
+def test_a_state_that_a_later_version_wrote_is_left_alone(root: StorageRoot) -> None:
+    root.write_json("jobs/1/state.json", {"format": 2, "format_since": "0.4.0"})
+    with pytest.raises(NewerFormatError, match=r"Version 0\.4\.0 or later reads it"):
+        StateKeeper(root, 1)
+    assert root.read_json("jobs/1/state.json")["format"] == 2

@@ -7,7 +7,15 @@ import threading
 
 import pytest
 from announced_saves import Orders, join_and_train, notice
-from simulated_nodes import ObservedMonitor, event_texts, failure_of, join_all, leave_all, record_all, save_all
+from simulated_nodes import (
+    ObservedMonitor,
+    event_texts,
+    failure_of,
+    join_all,
+    leave_all,
+    record_all,
+    save_all,
+)
 from simulated_ranks import Pace, TrainingNode, train_all
 
 from periflow_ray.jobs.attempts import AttemptRecord, read_attempts

@@ -44,3 +44,21 @@ def test_any_progress_begins_the_count_of_repeated_ends_anew():
     assert refuse_restart([*failures_at(7, 7), *failures_at(8)], -1) is None
     assert refuse_restart([*failures_at(7, 7), *failures_at(7, resumable_step=5)], -1) is None
     assert refuse_restart([*failures_at(9), *failures_at(7, 7, 7)], -1) == REPEATED
+
+
+@pytest.mark.parametrize(
+    ("num_failures", "num_unknown", "max_failures", "reason"),
+    [
+        (1, 1, 2, None),
+        (1, 1, 1, "it failed 1 time(s), and how 1 other attempt(s) ended cannot be read; max_failures allows 1"),
+        (2, 5, 1, "it failed 2 time(s); max_failures allows 1"),
+        (9, 9, -1, None),
+    ],
+)
+def test_an_attempt_whose_end_is_not_known_may_have_failed(num_failures, num_unknown, max_failures, reason):
+    assert refuse_restart(failures_at(*range(num_failures)), max_failures, num_unknown) == reason
+
+
+@pytest.mark.parametrize("cause", ["preemption", "driver", "resize"])
+def test_no_job_ends_by_a_preemption_because_of_attempts_whose_end_is_not_known(cause):
+    assert refuse_restart([*failures_at(3), AttemptEnd(cause, 7, 7)], 1, num_unknown=5) is None

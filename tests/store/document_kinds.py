@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
+from periflow_ray.credentials import (
+    CREDENTIALS_FILE_VARIABLE,
+    Credential,
+    create_credential,
+    list_credentials,
+)
 from periflow_ray.errors import (
     CorruptCheckpointError,
     DamagedDocumentError,
@@ -83,7 +92,9 @@ PLAN = build_plan(
 )
 JOURNAL = {"upload_id": "u", "started_unix_s": 1.0, "files": [{"path": "a", "size": 1, "checksum": "xxh3:1"}]}
 # What users put into these is theirs: nothing in it is a field of the document.
-FREE_FIELDS = {"metrics", "metadata", "env"}
+FREE_FIELDS = {"metrics", "metadata", "env", "values"}
+# The names in these are no fields either, but there is a document behind each.
+NAMED_FIELDS = {"credentials"}
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,26 @@ def attempt(number: int = 1) -> AttemptRecord:
 def cluster_dir(root: StorageRoot) -> Path:
     root.local_path("").mkdir(parents=True, exist_ok=True)
     return root.local_path("")
+
+
+@contextmanager
+def credentials_in(root: StorageRoot) -> Iterator[None]:
+    """This user's credentials are in this root, where only the user reads them."""
+    path = root.local_path("credentials.json")
+    if path.exists():
+        path.chmod(0o600)
+    with mock.patch.dict(os.environ, {CREDENTIALS_FILE_VARIABLE: str(path)}):
+        yield
+
+
+def write_credential(root: StorageRoot) -> None:
+    with credentials_in(root):
+        create_credential("team", "wandb", {"api_key": "k"})
+
+
+def read_credentials(root: StorageRoot) -> list[Credential]:
+    with credentials_in(root):
+        return list_credentials()
 
 
 KINDS = {
@@ -198,7 +229,7 @@ KINDS = {
     "resume": Kind(
         "jobs/1/resumes/driver-0.json",
         lambda root: claim_resume(root, 1, "driver", 2),
-        lambda root: (claim_resume(root, 1, "driver", 2), read_resumed_attempts(root, 1)),
+        lambda root: read_resumed_attempts(root, 1),
         ("time_unix_s",),
         "time_unix_s",
     ),
@@ -208,6 +239,13 @@ KINDS = {
         lambda root: ["unknown" if isinstance(asked, UnknownRequest) else asked for asked in take_requests(root, 1)],
         damaged=[],
         too_new=["unknown"],
+    ),
+    "credentials": Kind(
+        "credentials.json",
+        write_credential,
+        read_credentials,
+        ("credentials", "team", "values"),
+        "credentials.team.values",
     ),
     "embedded cluster": Kind(
         "cluster.json",

@@ -215,22 +215,6 @@ def test_what_cannot_be_used_is_refused_without_repeating_a_value(
     assert not path.exists()
 
 
-@pytest.mark.parametrize(
-    "content", ["not json: hunter2", "[]", '{"credentials": {"a": {"type": "s9", "values": {}, "created_unix_s": 1}}}']
-)
-def test_a_damaged_file_is_told_without_its_content_and_never_overwritten(path, content):
-    path.parent.mkdir()
-    path.write_text(content)
-    path.chmod(0o600)
-    for use in (list_credentials, lambda: create_credential("team-s3", "s3", S3)):
-        with pytest.raises(StorageError) as caught:
-            use()
-        assert str(caught.value).startswith(f"the credentials in '{path}' are damaged (")
-        assert "hunter2" not in str(caught.value)
-        assert caught.value.__cause__ is None
-    assert path.read_text() == content
-
-
 def test_a_place_that_cannot_hold_a_file_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PERIFLOW_CREDENTIALS_FILE", str(tmp_path / "file" / "credentials.json"))

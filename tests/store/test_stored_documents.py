@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pytest
-from document_kinds import FREE_FIELDS, KINDS, PLAN, Kind, attempt
+from document_kinds import FREE_FIELDS, KINDS, NAMED_FIELDS, PLAN, Kind, attempt
 
 from periflow_ray import __version__
 from periflow_ray.errors import DamagedDocumentError, NewerFormatError
@@ -33,8 +33,14 @@ def add_fields(document: Any) -> Any:
         return [add_fields(entry) for entry in document]
     if not isinstance(document, dict):
         return document
-    known = {name: value if name in FREE_FIELDS else add_fields(value) for name, value in document.items()}
+    known = {name: add_to_field(name, value) for name, value in document.items()}
     return {**known, "of_a_later_version": {"a": [1]}}
+
+
+def add_to_field(name: str, value: Any) -> Any:
+    if name in NAMED_FIELDS:
+        return {key: add_fields(entry) for key, entry in value.items()}
+    return value if name in FREE_FIELDS else add_fields(value)
 
 
 def check_refused(kind: Kind, root: StorageRoot, key: str, expected: object) -> str:

@@ -8,7 +8,13 @@ import time
 from periflow_ray import jobs
 from periflow_ray.errors import UsageError
 from periflow_ray.jobs import HEARTBEAT_LOST_S, JobRecord, JobState
-from periflow_ray.jobs.resumes import claim_resume, describe_overtaken, reopen_job, require_resumable
+from periflow_ray.jobs.resumes import (
+    claim_resume,
+    describe_overtaken,
+    reopen_job,
+    replace_unreadable_state,
+    require_resumable,
+)
 from periflow_ray.jobs.user import user_name
 from periflow_ray.store.root import StorageRoot
 
@@ -58,6 +64,7 @@ def read_resumable_job(root: StorageRoot, job_id: int) -> tuple[JobRecord, JobSt
             f"resume={job_id}: job {job_id} was submitted from a template. "
             f"Go on with it: periflow-ray job resume {job_id}"
         )
+    replace_unreadable_state(root, job_id)
     state = _wait_for_sign_of_life(root, job_id)
     require_resumable(job_id, state)
     return record, state

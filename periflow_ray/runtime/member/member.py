@@ -139,6 +139,9 @@ class Member:
                 stack.callback(self._shell.close)
                 snapshots_dir = self._shell.prepare(start.attempt)
                 self._restored = self._restore(start.checkpoint)
+                reporter = Reporter(
+                    self._monitor, start.attempt, self._facts.member, start.report_interval_s, self._shell.take_records
+                )
                 uploads = None
                 if self._shell.brings_files and self._shell.output_dir is not None:
                     uploads = stack.enter_context(
@@ -150,12 +153,13 @@ class Member:
                             start.attempt,
                             snapshots_dir,
                             Transfer(self._root, bandwidth_bytes_per_s=self._bandwidth_bytes_per_s),
+                            reporter.give_up,
                         )
                     )
                 self._monitor.start(start.attempt, self._facts.member)
                 if self._shell.meets_others:
                     self._monitor.wait_for_start(start.attempt)
-                return self._run_user_code(dataclasses.replace(start, checkpoint=self._restored), uploads)
+                return self._run_user_code(dataclasses.replace(start, checkpoint=self._restored), reporter, uploads)
         except MonitorLostError:
             raise
         except (OSError, PeriflowRayError) as err:
@@ -180,14 +184,16 @@ class Member:
             target.mkdir(parents=True, exist_ok=True)
         return restored
 
-    def _run_user_code(self, start: AttemptStart, uploads: CheckpointUploads | None) -> Failure | None:
+    def _run_user_code(
+        self, start: AttemptStart, reporter: Reporter, uploads: CheckpointUploads | None
+    ) -> Failure | None:
         # Of this attempt alone: an order that ended one may still be on its way when the next one runs.
-        running = _Running(self._monitor, self._shell, self._log, self._facts, self._note, start, uploads)
-        with running.reporter:
+        running = _Running(self._monitor, self._shell, self._log, self._facts, self._note, start, reporter, uploads)
+        with reporter:
             self._shell.start(start, Links(running.saving.save, running.miss_save))
             running.follow()
             failure = self._shell.wait()
-            running.reporter.is_finishing = True
+            reporter.is_finishing = True
             running.saving.release()
             upload_error = None if uploads is None else uploads.finish()
             self._shell.close()
@@ -213,6 +219,7 @@ class _Running:
         facts: MemberFacts,
         note: Callable[[str], None],
         start: AttemptStart,
+        reporter: Reporter,
         uploads: CheckpointUploads | None,
     ) -> None:
         self._monitor = monitor
@@ -222,8 +229,8 @@ class _Running:
         self._note = note
         self._attempt = start.attempt
         self._uploads = uploads
-        self.reporter = Reporter(monitor, start.attempt, facts.member, start.report_interval_s, shell.take_records)
-        self.saving = Saving(monitor, start.attempt, facts.member, shell, uploads, self.reporter)
+        self._reporter = reporter
+        self.saving = Saving(monitor, start.attempt, facts.member, shell, uploads, reporter)
 
     def follow(self) -> None:
         """Begin to carry out orders."""
@@ -242,7 +249,7 @@ class _Running:
         match order:
             case ReportSteps():
                 self._shell.ask_steps(ANSWER_TIMEOUT_S)
-                self.reporter.answer()
+                self._reporter.answer()
             case SaveAt(step):
                 self.saving.announce(step)
                 self._shell.announce(step)

@@ -10,7 +10,7 @@ from types import TracebackType
 from periflow_ray.loops import BackgroundLoop, Faults
 from periflow_ray.runtime.member.shell import Records
 from periflow_ray.runtime.monitor.client import MonitorClient, MonitorLostError
-from periflow_ray.runtime.monitor.contract import Report
+from periflow_ray.runtime.monitor.contract import GivenUpSnapshot, Report, SnapshotId
 
 # The last report brings the last metrics; a monitor that is away for longer has ended the attempt.
 CLOSE_TIMEOUT_S = 30.0
@@ -42,6 +42,7 @@ class Reporter:
         self._was_pausing = False
         # One that did not arrive is sent again before any other, under its number.
         self._unsent: deque[Report] = deque()
+        self._given_up: list[GivenUpSnapshot] = []
         self.is_finishing = False
         """The user's code has ended: no rank has a step to make any more, however long the uploads take."""
         self._faults = Faults(f"the reports of member {member}")
@@ -66,24 +67,30 @@ class Reporter:
         with self._lock:
             self._unsent.append(report)
 
+    def give_up(self, snapshot: SnapshotId, reason: str) -> None:
+        """Tell now, or as soon as a report arrives, that this node has given up a snapshot: others wait for it."""
+        self._try_send(given_up=GivenUpSnapshot(snapshot, reason))
+
     def answer(self) -> None:
         """Send now what the ranks have just said, because the monitor waits for it."""
         self._try_send(is_answer=True)
 
-    def _try_send(self, is_answer: bool = False) -> None:
+    def _try_send(self, is_answer: bool = False, given_up: GivenUpSnapshot | None = None) -> None:
         try:
-            self._send(is_answer)
+            self._send(is_answer, given_up)
         except MonitorLostError:  # The lifeline, or Ray, ends this process.
             return
         except Exception as err:  # The next report brings it.
             self._faults.take(err)
 
-    def _send(self, is_answer: bool) -> None:
+    def _send(self, is_answer: bool, given_up: GivenUpSnapshot | None) -> None:
         # One at a time: a slow monitor gets larger batches, not a longer queue.
         with self._lock:
+            if given_up is not None:
+                self._given_up.append(given_up)
             report = self._make(is_answer)
             is_changed = (report.steps, report.is_pausing) != (self._last_steps, self._was_pausing)
-            if report.metrics or is_changed or is_answer:
+            if report.metrics or report.given_up or is_changed or is_answer:
                 self._last_steps, self._was_pausing = report.steps, report.is_pausing
                 self._unsent.append(report)
             while self._unsent:
@@ -93,6 +100,7 @@ class Reporter:
     def _make(self, is_answer: bool) -> Report:
         records = self._take_records()
         self._number += 1
+        given_up, self._given_up = tuple(self._given_up), []
         return Report(
             attempt=self._attempt,
             member=self._member,
@@ -102,4 +110,5 @@ class Reporter:
             metrics=records.metrics,
             is_pausing=records.is_pausing or self.is_finishing,
             is_answer=is_answer,
+            given_up=given_up,
         )

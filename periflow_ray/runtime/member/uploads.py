@@ -8,6 +8,7 @@ import sys
 import threading
 import traceback
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -33,6 +34,8 @@ class CheckpointUploads:
         monitor: an insistent one, because an announced snapshot must be settled.
         snapshots_dir: where snapshots lie until they are uploaded.
         transfer: how bytes get into the root.
+        tell_given_up: takes a snapshot that could not be settled nevertheless, and why; it brings that to the monitor,
+            if need be later.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class CheckpointUploads:
         attempt: int,
         snapshots_dir: Path,
         transfer: Transfer,
+        tell_given_up: Callable[[SnapshotId, str], None] = lambda snapshot, reason: None,
     ) -> None:
         self._root = root
         self._job_id = job_id
@@ -52,6 +56,7 @@ class CheckpointUploads:
         self._attempt = attempt
         self._snapshots = Snapshots(snapshots_dir)
         self._transfer = transfer
+        self._tell_given_up = tell_given_up
         self._changed = threading.Condition()
         self._waiting: deque[tuple[SnapshotId, Snapshot]] = deque()
         self._num_in_flight = 0
@@ -126,6 +131,8 @@ class CheckpointUploads:
             self._monitor.withdraw_snapshot(self._attempt, snapshot_id, reason)
         except Exception as err:
             print(f"the checkpoint of step {snapshot_id[0]} could not be withdrawn: {err}", file=sys.stderr)
+            # Others may wait for it.
+            self._tell_given_up(snapshot_id, reason)
 
     def _upload_in_order(self) -> None:
         while (waiting := self._take_next()) is not None:
@@ -163,8 +170,21 @@ class CheckpointUploads:
         """Tell how the upload went; returns why the checkpoint is not committed."""
         try:
             return self._monitor.end_checkpoint(self._attempt, self._node_rank, snapshot_id, error)
-        except Exception as err:
+        except MonitorLostError as err:
+            # Nobody is there to be told, and the others hear it, too.
             return _describe(err)
+        except Exception as err:
+            reason = error or f"node {self._node_rank}: {_describe(err)}"
+            self._tell_given_up(snapshot_id, reason)
+            # It may be that only the answers were lost.
+            return None if self._has_committed(snapshot_id) else reason
+
+    def _has_committed(self, snapshot_id: SnapshotId) -> bool:
+        try:
+            return self._monitor.has_committed(snapshot_id)
+        except Exception:
+            traceback.print_exc()
+            return False
 
 
 def bring_files(root: StorageRoot, job_id: int, assignment: Assignment, snapshot_dir: Path, transfer: Transfer) -> None:

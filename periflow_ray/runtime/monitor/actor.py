@@ -125,7 +125,7 @@ class Monitor:
         await self._checkpoints.wait_for_uploads()
 
     async def has_committed(self, snapshot: SnapshotId) -> bool:
-        return self._checkpoints.has_committed(snapshot)
+        return await self._checkpoints.has_committed(snapshot)
 
     async def newest_commit(self) -> Manifest | None:
         return self._checkpoints.newest_commit
@@ -187,7 +187,10 @@ class Monitor:
             self._recorder.forget_speed()
             self._recorded_attempt = attempt.number
         self._recorder.record(report.steps.get(0), report.total_train_steps, list(report.metrics))
-        self._checkpoints.see_progress(attempt.node_of(report.member))
+        node_rank = attempt.node_of(report.member)
+        self._checkpoints.see_progress(node_rank)
+        for given_up in report.given_up:
+            self._checkpoints.give_up(node_rank, given_up.snapshot, given_up.reason)
         self._context.reports.tell()
 
     def _is_current(self, attempt: int) -> bool:

@@ -12,7 +12,8 @@ class AgreedSave:
     """Tells the checkpoints that were asked for from others, and knows when they can be none.
 
     Asked for is one checkpoint of all nodes at one step. When that fails, because a rank heard of it too late, it is
-    void: what nodes still bring for it counts for nothing, also while the next step is being agreed on.
+    void: what nodes still bring for it counts for nothing, also while the next step is being agreed on. When all nodes
+    came to its step and it could not be stored, it has failed, and any checkpoint after it will do.
     """
 
     def __init__(self) -> None:
@@ -22,6 +23,7 @@ class AgreedSave:
         self._void_steps: range | None = None
         self._void_reason = ""
         self.is_void = False
+        self.has_failed = False
         self.saved: Manifest | None = None
         """The checkpoint that was asked for, once it is committed."""
 
@@ -31,7 +33,7 @@ class AgreedSave:
             self._void_steps = range(self._void_steps.start, min(first_step, self._void_steps.stop))
         self._first_step = first_step
         self._begun_before = frozenset(begun_before)
-        self._step, self.is_void, self.saved = None, False, None
+        self._step, self.is_void, self.has_failed, self.saved = None, False, False, None
 
     def is_asked_for(self, snapshot: SnapshotId) -> bool:
         """Whether a checkpoint needs the files of all nodes."""
@@ -51,6 +53,12 @@ class AgreedSave:
         """A checkpoint is committed; one that was begun before will do, if its step does."""
         if self._first_step is not None and snapshot[0] >= self._first_step and self.why_void(snapshot) is None:
             self.saved = manifest
+
+    def take_failure(self, snapshot: SnapshotId) -> None:
+        """All nodes came to a checkpoint, which could not be stored; if it was asked for, another one is needed."""
+        if self.is_asked_for(snapshot) and not self.is_void:
+            self._step = None
+            self.has_failed = True
 
     def make_void(self, reason: str) -> None:
         """Nothing that was asked for is going to be committed."""

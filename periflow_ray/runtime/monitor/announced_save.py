@@ -86,18 +86,19 @@ class AnnouncedSave:
         if attempt.first_step_unix_s is None or attempt.cause is not None:
             return False
         self._record = SaveRecord(notice_s=deadline_unix_s - began_unix_s, step=None, save_time_s=None)
-        announce_s, is_void, num_at_once = ANNOUNCE_S, True, 0
-        while is_void and num_at_once < MAX_TIMES_AT_ONCE and self._may_go_on(attempt):
+        announce_s, may_try, num_at_once = ANNOUNCE_S, True, 0
+        while may_try and num_at_once < MAX_TIMES_AT_ONCE and self._may_go_on(attempt):
             await self._announce(attempt, announce_s)
             is_speed_known = attempt.step_time_s() is not None
             num_at_once += self._announced_step == SAVE_NOW and is_speed_known
-            saved, is_void = await self._wait_for_commit(attempt)
+            saved, may_try = await self._wait_for_commit(attempt)
             if saved is not None:
                 took_s = time.time() - began_unix_s
                 self._record = SaveRecord(deadline_unix_s - began_unix_s, saved.step, took_s)
                 self._context.note(f"saved at step {saved.step}, {took_s:.1f} s after the notice")
                 return True
             if is_speed_known:
+                # Ranks that heard too late get more time, and a storage that refused is not asked every second.
                 announce_s *= 2
             else:
                 # "At once" was all that could be asked for; with a speed there is a step to agree on.
@@ -131,7 +132,7 @@ class AnnouncedSave:
         last_step = self._last_asked_step(attempt)
         asked_s = time.monotonic()
         has_told = False
-        while self._may_go_on(attempt) and not agreed.is_void:
+        while self._may_go_on(attempt) and not (agreed.is_void or agreed.has_failed):
             if agreed.saved is not None:
                 return agreed.saved, False
             had_time = time.monotonic() - asked_s > PATIENCE_S and attempt.has_passed(last_step + PATIENCE_STEPS)
@@ -143,7 +144,7 @@ class AnnouncedSave:
                 # Its next periodic checkpoint is the last one that this attempt can use.
             await self._context.reports.wait(_POLL_S)
             self._checkpoints.check_agreed()
-        return agreed.saved, agreed.is_void
+        return agreed.saved, agreed.is_void or agreed.has_failed
 
     def _withdraw(self, attempt: Attempt) -> None:
         """Let the ranks train on as if nobody had asked."""

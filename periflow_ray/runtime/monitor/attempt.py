@@ -89,8 +89,8 @@ class Attempt:
 
     @property
     def has_all_members(self) -> bool:
-        """Whether everybody has joined."""
-        return len(self.members) == self.num_members
+        """Whether everybody has joined; nobody joins what stands for the last attempt of an earlier driver."""
+        return len(self.members) == self.num_members > 0
 
     @property
     def has_everybody_left(self) -> bool:

@@ -13,7 +13,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.errors import DocumentError, NotFoundError, StorageError
 from periflow_ray.jobs import read_record
 from periflow_ray.runtime.monitor.agreed_save import AgreedSave
 from periflow_ray.runtime.monitor.context import JobContext
@@ -88,7 +88,8 @@ class Checkpoints:
         self._context.checkpoints.tell()
         root, job_id = self._context.root, self._context.job_id
         if self._created_by is None:
-            with contextlib.suppress(NotFoundError):
+            # A manifest without its author is worth more than an attempt that does not begin.
+            with contextlib.suppress(NotFoundError, DocumentError):
                 self._created_by = (await asyncio.to_thread(read_record, root, job_id)).created_by
         swept = await asyncio.to_thread(checkpoints.sweep, root, job_id, _CUT_SHORT, self._kept.names)
         newest = await self._restores.find_checkpoint()
@@ -131,7 +132,7 @@ class Checkpoints:
         pending = self._pending_of(snapshot)
         if not pending.files_by_node:
             if pending.error is None:
-                self._write_failed(snapshot, reason)
+                self._tell_failed(pending, reason)
             pending.abandon(reason)
             # No node will come to settle it.
             self._settled(pending)
@@ -161,14 +162,19 @@ class Checkpoints:
         if snapshot in self._outcomes:
             return self._outcomes[snapshot]
         pending = self._pending_of(snapshot)
-        pending.finished_nodes.add(node_rank)
         if error is not None:
             pending.abandon(error)
-        if pending.settling is None and pending.finished_nodes >= set(pending.files_by_node):
-            pending.settling = asyncio.create_task(self._settle(pending))
-        self._context.checkpoints.tell()
+        self._finish_part(pending, node_rank)
         await self._context.checkpoints.wait_for(lambda: self._pending.get(snapshot) is not pending)
         return pending.error
+
+    def give_up(self, node_rank: int, snapshot: SnapshotId, reason: str) -> None:
+        """A node could neither finish nor withdraw its part, and will not come to it again: nobody waits for it."""
+        if snapshot in self._outcomes:
+            return
+        pending = self._pending_of(snapshot)
+        pending.abandon(reason)
+        self._finish_part(pending, node_rank)
 
     async def wait_for_uploads(self, dead_nodes: Collection[int] = ()) -> None:
         """Wait until what is on its way is settled, but not for nodes that died, and not without end."""
@@ -176,8 +182,11 @@ class Checkpoints:
             lambda: not any(pending.is_coming(dead_nodes) for pending in self._pending.values()), UPLOADS_TIMEOUT_S
         )
 
-    def has_committed(self, snapshot: SnapshotId) -> bool:
-        """Whether this attempt has saved this snapshot."""
+    async def has_committed(self, snapshot: SnapshotId) -> bool:
+        """Whether this attempt has saved this snapshot; waits for a commit under way."""
+        await self._context.checkpoints.wait_for(
+            lambda: snapshot not in self._pending or not self._pending[snapshot].is_committing
+        )
         return snapshot in self._outcomes and self._outcomes[snapshot] is None
 
     def drop_node(self, node_rank: int) -> None:
@@ -186,6 +195,12 @@ class Checkpoints:
         for pending in self._pending.values():
             self._abandon_without_failed_nodes(pending)
         self._context.checkpoints.tell()
+
+    def end_node(self, node_rank: int) -> None:
+        """All members of a node have left: whatever it has not settled by now, it will not."""
+        for snapshot, pending in list(self._pending.items()):
+            if pending.waits_for(node_rank):
+                self.give_up(node_rank, snapshot, f"node {node_rank} left before its files were uploaded")
 
     def see_progress(self, node_rank: int) -> None:
         """A node's ranks are further, or it has left: some checkpoints may not have to wait for it any more."""
@@ -264,6 +279,7 @@ class Checkpoints:
         for snapshot, pending in self._pending.items():
             reason = self._agreed.why_void(snapshot)
             if reason is not None:
+                pending.is_void = True
                 pending.abandon(reason)
         self._context.checkpoints.tell()
 
@@ -271,6 +287,13 @@ class Checkpoints:
         missing = self._failed_nodes - set(pending.files_by_node)
         if missing:
             pending.abandon(f"node {min(missing)} ended before its files were copied")
+
+    def _finish_part(self, pending: PendingCheckpoint, node_rank: int) -> None:
+        """A node has done, or given up, its part; with the last one it is decided what becomes of the checkpoint."""
+        pending.finished_nodes.add(node_rank)
+        if pending.settling is None and pending.finished_nodes >= set(pending.files_by_node):
+            pending.settling = asyncio.create_task(self._settle(pending))
+        self._context.checkpoints.tell()
 
     async def _open(self, step: int) -> str:
         root, job_id = self._context.root, self._context.job_id
@@ -292,7 +315,7 @@ class Checkpoints:
             # Whatever it was: those who wait for the checkpoint must hear of its end.
             pending.error = _describe(err)
         if pending.error is not None:
-            self._write_failed(pending.snapshot, pending.error)
+            self._tell_failed(pending, pending.error)
             if name is not None:
                 # Where the storage does not even take this, the next attempt's sweep does it.
                 with contextlib.suppress(OSError, StorageError):
@@ -336,8 +359,16 @@ class Checkpoints:
             metrics=pending.metrics,
         )
 
-    def _write_failed(self, snapshot: SnapshotId, reason: str) -> None:
-        self._context.write_event("checkpoint_failed", f"checkpoint at step {snapshot[0]} was not saved: {reason}")
+    def _tell_failed(self, pending: PendingCheckpoint, reason: str) -> None:
+        step = pending.snapshot[0]
+        self._context.write_event("checkpoint_failed", f"checkpoint at step {step} was not saved: {reason}")
+        if pending.is_void or self._agreed.is_void or not self._agreed.is_asked_for(pending.snapshot):
+            return
+        if self._context.attempt.present_nodes() <= pending.nodes:
+            self._agreed.take_failure(pending.snapshot)
+        else:
+            # Those that have not come yet may save for it at any other step, and then without the rest.
+            self.make_agreed_void(reason)
 
 
 def _describe(error: Exception) -> str:

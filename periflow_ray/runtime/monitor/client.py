@@ -83,7 +83,7 @@ class MonitorClient(Protocol):
         """Wait until all members of this attempt run the user's code, or the attempt is over."""
 
     def report(self, report: Report) -> None:
-        """Tell what a member's ranks did since its last report."""
+        """Tell what a member's ranks did since its last report, and which snapshots its node has given up."""
 
     def next_orders(self, attempt: int, num_seen: int) -> list[Order]:
         """Orders of an attempt beyond the first ``num_seen``; waits until there is one. The last is ``EndAttempt``."""
@@ -116,7 +116,7 @@ class MonitorClient(Protocol):
         """Wait for checkpoints on their way, before a member leaves with a failure and the others are ended."""
 
     def has_committed(self, snapshot: SnapshotId) -> bool:
-        """Whether this attempt has committed this snapshot."""
+        """Whether this attempt has committed this snapshot; waits for a commit under way."""
 
     def newest_commit(self) -> Manifest | None:
         """The checkpoint that the attempt committed last."""

@@ -74,6 +74,14 @@ class RestoreVerdict:
 
 
 @dataclass(frozen=True)
+class GivenUpSnapshot:
+    """A snapshot that a node announced, and of which it could tell the end by no call of its own."""
+
+    snapshot: SnapshotId
+    reason: str
+
+
+@dataclass(frozen=True)
 class Report:
     """What a member's ranks did since its last report.
 
@@ -82,6 +90,7 @@ class Report:
         steps: each rank's current step.
         is_pausing: none of the ranks has a step to make now.
         is_answer: it was asked for by ``ReportSteps``.
+        given_up: what its node has given up. A report is sent until it arrives, so the other nodes do hear of it.
     """
 
     attempt: int
@@ -92,6 +101,7 @@ class Report:
     metrics: tuple[Metric, ...] = ()
     is_pausing: bool = False
     is_answer: bool = False
+    given_up: tuple[GivenUpSnapshot, ...] = ()
 
 
 @dataclass(frozen=True)

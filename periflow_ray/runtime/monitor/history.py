@@ -6,9 +6,10 @@ import asyncio
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 
-from periflow_ray.errors import StorageError
-from periflow_ray.jobs import attempts, read_progress
+from periflow_ray.errors import DocumentError, StorageError
+from periflow_ray.jobs import attempts, read_reported_step
 from periflow_ray.jobs.attempts import AttemptRecord, SaveRecord
 from periflow_ray.jobs.resumes import read_resumed_attempts
 from periflow_ray.runtime.monitor.attempt import Attempt
@@ -23,23 +24,34 @@ class History:
 
     Args:
         max_failures: restarts after failures; -1 for any number.
+        note: takes a sentence for the user, for each document of the job that cannot be read and is left out.
     """
 
-    def __init__(self, root: StorageRoot, job_id: int, max_failures: int) -> None:
+    def __init__(
+        self, root: StorageRoot, job_id: int, max_failures: int, note: Callable[[str], None] = lambda text: None
+    ) -> None:
         self._root = root
         self._job_id = job_id
         self._max_failures = max_failures
-        self._records = attempts.read_attempts(root, job_id)
+
+        def leave_out(err: DocumentError) -> None:
+            note(f"left out of the job's history: {err}")
+
+        self._records = attempts.read_attempts(root, job_id, leave_out)
         # Whoever resumes a job by hand gives it all its restarts again.
-        self._last_resumed_attempt = max(read_resumed_attempts(root, job_id), default=0)
+        self._last_resumed_attempt = max(read_resumed_attempts(root, job_id, leave_out), default=0)
+        numbers = attempts.list_attempt_numbers(root, job_id)
+        self._last_read_number = max([0, *numbers, *(record.number for record in self._records)])
+        known = {record.number for record in self._records}
+        self._num_unknown = sum(number > self._last_resumed_attempt for number in numbers if number not in known)
         self._next_update_s = 0.0
         self._writing = asyncio.Lock()
         self._unwritten: dict[int, AttemptRecord] = {}
 
     @property
     def last_number(self) -> int:
-        """The newest attempt's number; 0 before the first."""
-        return self._records[-1].number if self._records else 0
+        """The newest attempt's number, even if its record cannot be read; 0 before the first."""
+        return max(self._last_read_number, self._records[-1].number if self._records else 0)
 
     def find_ended(self, number: int) -> AttemptRecord | None:
         """An attempt that has ended."""
@@ -48,11 +60,11 @@ class History:
     async def begin(self, attempt: Attempt) -> None:
         """Record a new attempt; one that nobody ended was cut short by the death of an earlier driver of the job."""
         if self._records and self._records[-1].ended_unix_s is None:
-            progress = await asyncio.to_thread(read_progress, self._root, self._job_id)
+            last_step = await asyncio.to_thread(read_reported_step, self._root, self._job_id)
             self._records[-1] = attempts.close_attempt(
                 self._records[-1],
                 ended_unix_s=time.time(),
-                last_step=progress.step,
+                last_step=last_step,
                 resumable_step=attempt.resumed_step,
             )
             await self._write_newest()
@@ -92,7 +104,7 @@ class History:
             for record in self._records
             if record.cause is not None and record.cause != "stop" and record.number > self._last_resumed_attempt
         ]
-        return refuse_restart(ends, self._max_failures)
+        return refuse_restart(ends, self._max_failures, self._num_unknown)
 
     async def _write_newest(self) -> None:
         self._unwritten[self._records[-1].number] = self._records[-1]

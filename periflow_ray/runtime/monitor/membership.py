@@ -46,7 +46,7 @@ class Membership:
         self._checkpoints = checkpoints
         self._save = save
         self._announced_machines = announced_machines
-        self._history = History(context.root, context.job_id, context.rules.max_failures)
+        self._history = History(context.root, context.job_id, context.rules.max_failures, context.note)
         context.attempt = Attempt(self._history.last_number, ("", 0), 0, is_prepared=True)
         self._is_beginning = False
         self._deciding = asyncio.Lock()
@@ -117,6 +117,8 @@ class Membership:
             else:
                 self._context.end(attempt, "failure", failure.headline(), how="failed")
         self._checkpoints.see_progress(node_rank)
+        if not attempt.is_present(node_rank):
+            self._checkpoints.end_node(node_rank)
         self._context.tell_members()
 
     async def decide(self, number: int) -> Next:

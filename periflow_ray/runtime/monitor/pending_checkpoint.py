@@ -29,6 +29,8 @@ class PendingCheckpoint:
     settling: asyncio.Task[None] | None = None
     metrics: dict[str, object] = field(default_factory=dict)
     error: str | None = None
+    is_void: bool = False
+    """It belongs to an agreed save that failed for all nodes."""
     is_committing: bool = False
     is_written: asyncio.Event = field(default_factory=asyncio.Event)
     began_s: float = field(default_factory=time.monotonic)
@@ -44,6 +46,15 @@ class PendingCheckpoint:
             return
         self.error = self.error or reason
         self.plan = self.plan or []
+
+    @property
+    def nodes(self) -> set[int]:
+        """Those that came to it."""
+        return {*self.announced_nodes, *self.files_by_node}
+
+    def waits_for(self, node_rank: int) -> bool:
+        """Whether this node came to it and has not come to the end of its part."""
+        return node_rank in self.nodes - self.finished_nodes
 
     def is_coming(self, dead_nodes: Collection[int]) -> bool:
         """Whether it may still be committed, though these nodes died."""

@@ -15,7 +15,7 @@ _SCALARS: Mapping[Any, tuple[type, ...]] = {int: (int, float), float: (int, floa
 
 
 def build(kind: type, fields: Any, path: str, problems: list[str]) -> Any:
-    """A dataclass with what is known of the fields; nested ones, and tuples of them, are dataclasses, too.
+    """A dataclass with what is known of the fields; nested ones are dataclasses, too, and so are tuples and mappings.
 
     Args:
         fields: parsed JSON.
@@ -33,6 +33,8 @@ def build(kind: type, fields: Any, path: str, problems: list[str]) -> Any:
             continue
         if nested.is_many:
             values[name] = build_all(nested.kind, value, f"{path}{name}", problems)
+        elif nested.is_mapping:
+            values[name] = _build_by_name(nested.kind, value, f"{path}{name}", problems)
         else:
             values[name] = build(nested.kind, value, f"{path}{name}.", problems)
     for name, allowed in shape.scalars.items():
@@ -58,13 +60,21 @@ def name_type(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
+def _build_by_name(kind: type, entries: Any, path: str, problems: list[str]) -> dict[str, Any]:
+    if not isinstance(entries, dict):
+        problems.append(f"'{path}' is {name_type(entries)}, not a JSON object")
+        return {}
+    return {name: build(kind, entry, f"{path}.{name}.", problems) for name, entry in entries.items()}
+
+
 @dataclass(frozen=True)
 class _Nested:
-    """A field whose value is a dataclass, or (``is_many``) a tuple of them."""
+    """A field whose value is a dataclass, or (``is_many``) a tuple of them, or (``is_mapping``) some by their names."""
 
     kind: type
-    is_many: bool
-    is_optional: bool
+    is_many: bool = False
+    is_mapping: bool = False
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,9 +112,11 @@ def _find_nested(hint: Any) -> _Nested | None:
         found = _find_nested(others[0]) if len(others) == 1 else None
         return None if found is None else dataclasses.replace(found, is_optional=True)
     if origin is tuple and len(args) == 2 and args[1] is Ellipsis and dataclasses.is_dataclass(args[0]):
-        return _Nested(cast(type, args[0]), is_many=True, is_optional=False)
+        return _Nested(cast(type, args[0]), is_many=True)
+    if origin is Mapping and dataclasses.is_dataclass(args[1]):
+        return _Nested(cast(type, args[1]), is_mapping=True)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _Nested(hint, is_many=False, is_optional=False)
+        return _Nested(hint)
     return None
 
 
