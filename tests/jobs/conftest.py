@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 from support.storage_servers import StorageServer
-from support.workbench import Workbench, processes_with, wait_until
+from support.workbench import Workbench, find_drivers, processes_with, wait_until
 
 from periflow_ray.submit.local_cluster import LocalClusterDir
 
@@ -23,6 +23,8 @@ def workbench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
     yield Workbench(base / "storage", cluster_dir)
     cluster = LocalClusterDir(cluster_dir).read()
     if cluster is not None:
+        # A job's end is told before its driver has tidied up.
+        wait_until(lambda: not find_drivers(cluster_dir), "the drivers end", 60)
         os.kill(cluster.supervisor_pid, signal.SIGTERM)
         wait_until(lambda: not processes_with(str(cluster_dir)), "the embedded cluster ends", 60)
 

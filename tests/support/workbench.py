@@ -171,3 +171,13 @@ def find_driver(storage_uri: str, job_id: int) -> int | None:
             if {"periflow_ray.runtime.driver", storage_uri, str(job_id)} <= set(arguments):
                 return pid
     return None
+
+
+def find_drivers(cluster_dir: Path) -> list[int]:
+    """The drivers of all jobs on an embedded cluster."""
+    found = []
+    for pid in processes_with(str(cluster_dir)):
+        with contextlib.suppress(OSError):
+            if b"periflow_ray.runtime.driver" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found

@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from types import FrameType
 
 from periflow_ray.errors import UsageError
@@ -63,7 +63,7 @@ def make_watcher(options: argparse.Namespace, environment: Mapping[str, str]) ->
 
 def log(text: str) -> None:
     """Write one line to stderr."""
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     print(f"{now:%Y-%m-%d %H:%M:%S} UTC preemption watcher: {text}", file=sys.stderr, flush=True)
 
 
