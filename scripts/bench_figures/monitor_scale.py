@@ -28,7 +28,7 @@ from periflow_ray.store.transfer import Transfer
 LOAD_PROGRAM = MEASURED_DIR / "monitor_load.py"
 TIMEOUT_S = 300.0
 NUM_FILES = 512
-NUM_COMMITS = 200
+NUM_COMMITS = 1000
 CPU_GOAL = Goal("<=", 0.10, "cores")
 ORDER_GOAL = Goal("<=", 1.0, "s")
 MEMORY_GOAL = Goal("<=", 10.0, "MiB")
@@ -79,6 +79,5 @@ def _measure_memory() -> Row:
                 after, _ = tracemalloc.get_traced_memory()
                 tracemalloc.stop()
         manifest_bytes = len(root.read_bytes(job_key(1, "checkpoints", "step-00000010", "manifest.json")))
-    scale = 1000 / NUM_COMMITS / (1 << 20)
-    ours, baseline = (after - before) * scale, manifest_bytes * NUM_COMMITS * scale
+    ours, baseline = (after - before) / (1 << 20), manifest_bytes * NUM_COMMITS / (1 << 20)
     return Row("monitor_scale_memory", ours, baseline, "MiB", ours / baseline, MEMORY_GOAL)
