@@ -155,6 +155,37 @@ def test_of_two_at_once_the_second_waits_for_the_first(cache):
     assert len(num_fills) == 1
 
 
+def test_those_who_come_at_once_have_it_as_soon_as_it_is_there_and_while_the_others_use_it(cache, monkeypatch):
+    num_users = 4
+    have_looked = threading.Barrier(num_users)
+    first_looks = iter(range(num_users))
+    is_complete = DatasetCache._is_complete
+
+    def look_together(self: DatasetCache, key: str) -> bool:
+        found = is_complete(self, key)
+        if next(first_looks, None) is not None:
+            have_looked.wait(10)
+        return found
+
+    monkeypatch.setattr(DatasetCache, "_is_complete", look_together)
+    fills: list[Path] = []
+
+    def fill(directory: Path) -> None:
+        fills.append(directory)
+        writes(40)(directory)
+
+    used: list[CacheUse] = []
+    threads = [
+        threading.Thread(target=lambda: used.append(cache.open("cifar-1", fill, size_bytes=40)), daemon=True)
+        for _ in range(num_users)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert (len(used), len(fills)) == (num_users, 1)
+
+
 def test_a_fetch_of_another_dataset_counts_before_its_bytes_are_there(cache):
     def fill(directory: Path) -> None:
         with pytest.raises(StorageError, match="running jobs use 60 of them"):

@@ -3,11 +3,13 @@
     <directory>/entries/<key>/files/    complete, read-only
     <directory>/entries/<key>/sizes.json, reserved_bytes
     <directory>/partial/<key>/          being fetched, or left by a process that died: fetching goes on from it
-    <directory>/locks/<key>             held shared while an entry is used, exclusively while it is fetched or evicted;
+    <directory>/locks/<key>             held shared while an entry is fetched or used, exclusively while it is evicted;
                                         its time of change is when the entry was last used
+    <directory>/locks/<key>.fetch       held while the entry is fetched
     <directory>/trash/                  on its way out
 
-The locks are ``flock`` locks: the kernel releases them when a process ends, however it ends.
+The locks are ``flock`` locks: the kernel releases them when a process ends, however it ends. None changes its kind
+while it is held: who waits to hold one exclusively would wait for all who use the entry.
 """
 
 from __future__ import annotations
@@ -97,27 +99,27 @@ class DatasetCache:
             directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(self._locks / key, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            self._lock(lock, fcntl.LOCK_SH, on_wait)
-            while not self._is_complete(key):
-                # Changing the kind of a flock lock lets go of it for a moment, so what was true has to be asked again.
-                self._lock(lock, fcntl.LOCK_EX, on_wait)
-                if not self._is_complete(key):
-                    self._fill(key, fill, size_bytes)
-                os.utime(lock)
-                fcntl.flock(lock, fcntl.LOCK_SH)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if not self._is_complete(key):
+                with self._fetching(key, on_wait):
+                    if not self._is_complete(key):
+                        self._fill(key, fill, size_bytes)
             os.utime(lock)
         except BaseException:
             os.close(lock)
             raise
         return CacheUse(self._entries / key / "files", lock)
 
-    def _lock(self, lock: int, kind: int, on_wait: Callable[[], None] | None) -> None:
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if on_wait is not None:
-                on_wait()
-            fcntl.flock(lock, kind)
+    @contextlib.contextmanager
+    def _fetching(self, key: str, on_wait: Callable[[], None] | None) -> Iterator[None]:
+        with open(self._locks / f"{key}.fetch", "wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if on_wait is not None:
+                    on_wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _is_complete(self, key: str) -> bool:
         """Whether every file is there in its size: a machine that lost power may have lost the end of some."""
@@ -130,8 +132,6 @@ class DatasetCache:
 
     def _fill(self, key: str, fill: Callable[[Path], None], size_bytes: int | None) -> None:
         partial, entry = self._partial / key, self._entries / key
-        with self._alone():
-            self._discard(entry)
         # A process may have died after the files were made read-only.
         make_directories_writable(partial)
         files = partial / "files"
@@ -148,7 +148,9 @@ class DatasetCache:
             raise
         (partial / "sizes.json").write_text(json.dumps(sizes))
         make_read_only(files)
-        partial.rename(entry)
+        with self._alone():
+            self._discard(entry)
+            partial.rename(entry)
 
     def _reserve(self, key: str, num_bytes: int) -> None:
         """Make room for a key by evicting what was not used for longest, and claim it."""
