@@ -74,7 +74,7 @@ def test_the_front_page_is_short_and_begins_with_two_commands(name: str) -> None
     assert len(document.text.splitlines()) <= MAX_FRONT_PAGE_LINES
     assert commands == ["scripts/demo", "scripts/test"]
     losses, *_ = find_tables(document.text)
-    assert len(losses) == 1 + 5
+    assert len(losses) == 1 + 7
 
 
 def test_the_document_of_the_commands_is_what_the_commands_say() -> None:
