@@ -38,8 +38,11 @@ class Channel(Protocol):
         ``read_step`` gives the current step at any time, from any thread.
         """
 
-    def send(self, step: int, records: list[MetricRecord]) -> None:
-        """Deliver the current step and the metrics since the last call. Never raises for a lost peer."""
+    def send(self, step: int, records: list[MetricRecord], asked_step: int) -> None:
+        """Deliver the current step and the metrics since the last call. Never raises for a lost peer.
+
+        ``asked_step``: where ``is_emergency_save`` was last asked; -1 for never.
+        """
 
     def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
         """Return once a consistent snapshot of the output checkpoint directory exists.

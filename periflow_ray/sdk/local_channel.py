@@ -36,7 +36,7 @@ class LocalChannel:
             # Now, because scripts may change their directory between two metrics.
             self._log_path = self._log_path.absolute()
 
-    def send(self, step: int, records: list[MetricRecord]) -> None:
+    def send(self, step: int, records: list[MetricRecord], asked_step: int) -> None:
         if not records or self._log_path is None or self._hello is None:
             return
         own = {"rank": self._hello.rank, "local_rank": self._hello.local_rank}

@@ -34,6 +34,7 @@ MAX_RECORDS_PER_MESSAGE = 1000
 # Announced in place of a step: save wherever you are, and nothing is to be saved after all.
 SAVE_NOW = -1
 NO_STEP = -2
+_NEVER = -1
 
 ChannelFactory = Callable[[str | None], Channel]
 """Makes the channel of a new session from ``local_log_name``."""
@@ -62,10 +63,10 @@ class Session:
     def __init__(self) -> None:
         self._step = 0
         self._is_in_step = False
-        # A new list for each announcement, so that one which arrives during an answer is not overwritten by it.
-        self._announced = [NO_STEP]
-        self._asked_step = -1
-        self._answered_step = -1
+        # The announced step, and the one at which is_emergency_save() was true for it. A new list for each announcement,
+        # so that one which arrives during an answer is not overwritten by it.
+        self._announced = [NO_STEP, _NEVER]
+        self._asked_step = _NEVER
         self._metrics: deque[tuple[int, float, dict[str, Any]]] = deque(maxlen=MAX_BUFFERED_METRICS)
         self._append_metric: Callable[[tuple[int, float, dict[str, Any]]], None] | None = None
         self._train_step = _TrainStep(self)
@@ -143,7 +144,8 @@ class Session:
     def is_emergency_save(self) -> bool:
         """Whether to save a checkpoint at this step because a machine is about to be taken away.
 
-        True once, at the same step on all ranks; never outside a job.
+        True at one step, the same on all ranks, provided that they ask at the same steps, however seldom; never
+        outside a job.
 
         >>> pf.init(total_train_steps=2)
         >>> for step in range(pf.resumed_step() + 1, 3):
@@ -161,13 +163,10 @@ class Session:
             self._refuse("is_emergency_save")
         step = self._asked_step = self._step
         announced = self._announced
-        if announced[0] == SAVE_NOW:
-            # Once: in the steps after this one it is False again.
-            announced[0] = step
-        if announced[0] == step:
-            self._answered_step = step
-            return True
-        return False
+        if announced[1] == _NEVER and NO_STEP < announced[0] <= step:
+            # The first question at the announced step or after it: in the steps after this one it is False again.
+            announced[1] = step
+        return announced[1] == step
 
     # Off the step path.
 
@@ -186,8 +185,8 @@ class Session:
         resumed_step = self.resumed_step()
         _check_total(total_train_steps, resumed_step)
         self._close()
-        self._announced = [NO_STEP]
-        self._asked_step = self._answered_step = -1
+        self._announced = [NO_STEP, _NEVER]
+        self._asked_step = _NEVER
         channel = (self._channel_factory or _default_channel)(local_log_name)
         rank, local_rank, local_world_size = find_rank()
         channel.open(
@@ -254,9 +253,18 @@ class Session:
         self._channel_factory = factory
 
     def _set_announced_step(self, step: int) -> bool:
-        # Set before the look at what was asked: a step that begins in between sees it, and is at worst called late.
-        self._announced = [step]
-        return step in (SAVE_NOW, NO_STEP) or step > self._asked_step or step == self._answered_step
+        asked_before = self._asked_step
+        if step == self._announced[0] != SAVE_NOW:
+            # Said twice: it stays answered.
+            return True
+        # Set before the look at what was asked: a question that comes in between is answered, or at worst called late.
+        self._announced = announced = [step, _NEVER]
+        asked = self._asked_step
+        is_in_time = step in (SAVE_NOW, NO_STEP) or asked < step or (asked_before < step and announced[1] == asked)
+        if not is_in_time:
+            # It must not save at its next question: the other ranks have saved at an earlier one.
+            announced[1] = step
+        return is_in_time
 
     def _try_to_send_records(self, channel: Channel) -> None:
         try:
@@ -269,7 +277,7 @@ class Session:
         num_left = len(self._metrics)
         while True:
             records = self._take_records(min(num_left, MAX_RECORDS_PER_MESSAGE))
-            channel.send(self._step, records)
+            channel.send(self._step, records, self._asked_step)
             num_left -= len(records)
             if num_left <= 0 or not records:
                 return

@@ -63,9 +63,9 @@ class SocketChannel:
         threading.Thread(target=self._receive, name="periflow-receiver", daemon=True).start()
         self._send(wire.encode("hello", version=wire.PROTOCOL_VERSION, **dataclasses.asdict(hello)))
 
-    def send(self, step: int, records: list[MetricRecord]) -> None:
+    def send(self, step: int, records: list[MetricRecord], asked_step: int) -> None:
         metrics = [(record.step, record.time_unix_s, record.values) for record in records]
-        self._send(wire.encode("records", step=step, metrics=metrics))
+        self._send(wire.encode("records", step=step, metrics=metrics, asked_step=asked_step))
 
     def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
         with self._reply:

@@ -1,7 +1,7 @@
 """Messages between a rank and its node's member: one JSON object a line over a Unix-domain socket.
 
-Rank to member: hello, records (step and metrics), step (the answer to report), late (the announced step is over),
-                checkpoint, bye.
+Rank to member: hello, records (step, metrics, and where is_emergency_save was last asked), step (the answer to
+                report), late (the announced step is over), checkpoint, bye.
 Member to rank: report (say your step at once), announced (emergency step), checkpointed (an error text or null).
 """
 

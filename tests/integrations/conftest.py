@@ -64,7 +64,7 @@ class RecordingChannel:
         self.hello = hello
         on_announced_step(self.announced_step)
 
-    def send(self, step: int, records: list[MetricRecord]) -> None:
+    def send(self, step: int, records: list[MetricRecord], asked_step: int) -> None:
         self.records += [(record.step, dict(record.values)) for record in records]
 
     def save_checkpoint(self, step: int, replace_waiting: bool) -> None:

@@ -246,7 +246,7 @@ class TrainingNode:
 
     Args:
         save_every: steps between periodic checkpoints; 0 for none.
-        asks: whether the script asks ``is_emergency_save``.
+        asks_every: steps between the script's questions ``is_emergency_save``; 0 for none.
         prepared: set when the script may begin.
         client: its way to the monitor; None for the monitor's own.
     """
@@ -262,7 +262,7 @@ class TrainingNode:
         lockstep: Lockstep | None = None,
         save_every: int = 0,
         num_steps: int = 1_000_000,
-        asks: bool = True,
+        asks_every: int = 1,
         prepared: threading.Event | None = None,
         client: MonitorClient | None = None,
     ) -> None:
@@ -279,7 +279,7 @@ class TrainingNode:
         self._lockstep = lockstep
         self._save_every = save_every
         self._num_steps = num_steps
-        self._asks = asks
+        self._asks_every = asks_every
         self._prepared = prepared
 
     async def run(self, worker_group: str = "group-1") -> Outcome:
@@ -298,7 +298,8 @@ class TrainingNode:
                         self._lockstep.finish(step, rank.is_ended)
                     rank.require_alive()
                     self.last_step = step
-                is_emergency = self._asks and session.is_emergency_save()
+                is_asking = self._asks_every and step % self._asks_every == 0
+                is_emergency = is_asking and session.is_emergency_save()
                 if is_emergency:
                     self.emergency_steps.append(step)
                 if is_emergency or (self._save_every and step % self._save_every == 0):

@@ -138,7 +138,7 @@ class TurningChannel:
     def open(self, hello: Any, on_announced_step: Any, read_step: Any) -> None:
         pass
 
-    def send(self, step: int, records: Sequence[Any]) -> None:
+    def send(self, step: int, records: Sequence[Any], asked_step: int) -> None:
         self.turns()
         self.steps.append(step)
 

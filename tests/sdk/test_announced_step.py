@@ -36,12 +36,12 @@ def announcer(session):
     return announcer
 
 
-def train(session: Session, num_steps: int) -> list[int]:
+def train(session: Session, num_steps: int, asks_every: int = 1) -> list[int]:
     """The steps at which the script is asked to save."""
     asked = []
     for _ in range(num_steps):
         with session.train_step():
-            if session.is_emergency_save():
+            if session._step % asks_every == 0 and session.is_emergency_save():
                 asked.append(session._step)
     return asked
 
@@ -125,6 +125,16 @@ def test_a_new_session_knows_nothing_of_the_announcements_to_the_one_before(sess
     assert train(session, 1) == []
     # Nor does it believe that it has saved this step.
     assert announcer.announce(1) is False
+
+
+def test_a_script_that_asks_now_and_then_saves_at_its_first_question_from_the_step_on(session, announcer):
+    assert announcer.announce(2) is True
+    assert train(session, 12, asks_every=4) == [4]
+    # The question at step 12 comes before this announcement, so that other ranks may have saved there.
+    assert announcer.announce(11) is False
+    assert train(session, 12, asks_every=4) == []
+    assert announcer.announce(25) is True
+    assert train(session, 12, asks_every=5) == [25]
 
 
 @pytest.mark.parametrize("seed", range(20))

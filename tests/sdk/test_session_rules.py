@@ -44,7 +44,7 @@ class BlockingChannel:
         self.hello = hello
         self.announce = on_announced_step
 
-    def send(self, step: int, records: Any) -> None:
+    def send(self, step: int, records: Any, asked_step: int) -> None:
         self.entered.set()
         self.released.wait()
         self.num_records += len(records)

@@ -82,6 +82,7 @@ class SessionServer:
         self._last_steps: dict[int, int] = {}
         self._total_train_steps: int | None = None
         self._num_greeted = 0
+        self._asks_for_saves = False
         self._num_answers = 0
         self._answered = threading.Event()
         self._has_warned_missing = False
@@ -109,7 +110,9 @@ class SessionServer:
             metrics, self._metrics = self._metrics, []
             num_steps = self._total_train_steps or math.inf
             is_pausing = all(rank.is_saving or rank.step >= num_steps for rank in self._ranks.values())
-            return Records(dict(self._last_steps), self._total_train_steps, tuple(metrics), is_pausing)
+            return Records(
+                dict(self._last_steps), self._total_train_steps, tuple(metrics), is_pausing, self._asks_for_saves
+            )
 
     def ask_steps(self, timeout_s: float) -> None:
         """Let every rank say its step at once, so that the next ``take_records`` has it."""
@@ -235,6 +238,7 @@ class SessionServer:
             rank = self._ranks[key]
             rank.step = message["step"]
             self._last_steps[rank.rank] = rank.step
+            self._asks_for_saves |= message.get("asked_step", -1) >= 0
             self._metrics += [
                 Metric(step, rank.rank, rank.local_rank, time_unix_s, values)
                 for step, time_unix_s, values in message["metrics"]

@@ -30,6 +30,7 @@ class FunctionChannel:
         self._lock = threading.Lock()
         self._metrics: list[Metric] = []
         self._step: int | None = None
+        self._asked_step = -1
         self._total_train_steps: int | None = None
         self._is_saving = False
         self._announced_step = NO_STEP
@@ -46,9 +47,10 @@ class FunctionChannel:
         if announced_step != NO_STEP:
             on_announced_step(announced_step)
 
-    def send(self, step: int, records: list[MetricRecord]) -> None:
+    def send(self, step: int, records: list[MetricRecord], asked_step: int) -> None:
         with self._lock:
             self._step = step
+            self._asked_step = asked_step
             self._metrics += [
                 Metric(record.step, self._rank, self._local_rank, record.time_unix_s, record.values)
                 for record in records
@@ -77,7 +79,11 @@ class FunctionChannel:
                 return Records({}, self._total_train_steps, tuple(metrics))
             is_done = self._total_train_steps is not None and self._step >= self._total_train_steps
             return Records(
-                {self._rank: self._step}, self._total_train_steps, tuple(metrics), self._is_saving or is_done
+                {self._rank: self._step},
+                self._total_train_steps,
+                tuple(metrics),
+                is_pausing=self._is_saving or is_done,
+                asks_for_saves=self._asked_step >= 0,
             )
 
     def ask_step(self) -> None:

@@ -109,6 +109,7 @@ class Reporter:
             total_train_steps=records.total_train_steps,
             metrics=records.metrics,
             is_pausing=records.is_pausing or self.is_finishing,
+            asks_for_saves=records.asks_for_saves,
             is_answer=is_answer,
             given_up=given_up,
         )

@@ -19,12 +19,14 @@ class Records:
     Args:
         steps: each rank's current step.
         is_pausing: no rank has a step to make now: each is in ``upload_checkpoint``, at its last step, or has ended.
+        asks_for_saves: some rank has asked ``is_emergency_save``.
     """
 
     steps: Mapping[int, int]
     total_train_steps: int | None = None
     metrics: tuple[Metric, ...] = ()
     is_pausing: bool = False
+    asks_for_saves: bool = False
 
 
 @dataclass(frozen=True)

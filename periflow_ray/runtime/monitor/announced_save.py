@@ -137,10 +137,17 @@ class AnnouncedSave:
                 return agreed.saved, False
             had_time = time.monotonic() - asked_s > PATIENCE_S and attempt.has_passed(last_step + PATIENCE_STEPS)
             if had_time and not self._checkpoints.has_pending and not has_told:
-                self._context.note(f"the script did not save at step {last_step}: it never asked is_emergency_save()")
                 has_told = True
-                if not self._nodes:
-                    return None, False
+                if attempt.asks_for_saves:
+                    self._context.note(
+                        f"since step {last_step} the script has not asked is_emergency_save(): it may yet"
+                    )
+                else:
+                    self._context.note(
+                        f"the script did not save at step {last_step}: it never asked is_emergency_save()"
+                    )
+                    if not self._nodes:
+                        return None, False
                 # Its next periodic checkpoint is the last one that this attempt can use.
             await self._context.reports.wait(_POLL_S)
             self._checkpoints.check_agreed()

@@ -71,6 +71,8 @@ class Attempt:
     """Nodes that a drill takes away with notice."""
     last_step: int = 0
     """The highest step of any rank."""
+    asks_for_saves: bool = False
+    """Some rank has asked ``is_emergency_save``."""
     _members_by_node: dict[int, set[int]] = field(default_factory=dict)
     _come: dict[tuple[SnapshotId, Phase], set[int]] = field(default_factory=dict)
     _passed: set[tuple[SnapshotId, Phase]] = field(default_factory=set)
@@ -161,6 +163,7 @@ class Attempt:
         if report.number in known.seen_numbers:
             return False
         known.seen_numbers.append(report.number)
+        self.asks_for_saves |= report.asks_for_saves
         if report.is_answer:
             self.answered.add(report.member)
         if report.number < known.last_number:

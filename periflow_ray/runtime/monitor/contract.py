@@ -89,6 +89,7 @@ class Report:
         number: counts the member's reports from 1, so that one that arrives twice is taken once.
         steps: each rank's current step.
         is_pausing: none of the ranks has a step to make now.
+        asks_for_saves: some rank has asked ``is_emergency_save`` in this attempt.
         is_answer: it was asked for by ``ReportSteps``.
         given_up: what its node has given up. A report is sent until it arrives, so the other nodes do hear of it.
     """
@@ -100,6 +101,7 @@ class Report:
     total_train_steps: int | None = None
     metrics: tuple[Metric, ...] = ()
     is_pausing: bool = False
+    asks_for_saves: bool = False
     is_answer: bool = False
     given_up: tuple[GivenUpSnapshot, ...] = ()
 
