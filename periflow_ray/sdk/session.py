@@ -63,8 +63,8 @@ class Session:
     def __init__(self) -> None:
         self._step = 0
         self._is_in_step = False
-        # The announced step, and the one at which is_emergency_save() was true for it. A new list for each announcement,
-        # so that one which arrives during an answer is not overwritten by it.
+        # The announced step, and the one at which is_emergency_save() was true for it. A new list for each
+        # announcement, so that one which arrives during an answer is not overwritten by it.
         self._announced = [NO_STEP, _NEVER]
         self._asked_step = _NEVER
         self._metrics: deque[tuple[int, float, dict[str, Any]]] = deque(maxlen=MAX_BUFFERED_METRICS)
