@@ -62,7 +62,7 @@ def checkpoint() -> None:
 @storage_option
 @output_option
 def list_command(job_id: int | None, shows_all: bool, root: StorageRoot, output: str) -> None:
-    """List checkpoints by job and step. A partial one was not committed and is never resumed from.
+    """List checkpoints by job and step. Neither a partial one, which was not committed, nor a damaged one is used.
 
     \b
     Example:
@@ -70,7 +70,7 @@ def list_command(job_id: int | None, shows_all: bool, root: StorageRoot, output:
       periflow-ray checkpoint list --job 12 --all -o json
     """
     entries = _list_entries(root, job_id)
-    shown = [entry for entry in entries if shows_all or entry.status in ("committed", "uploading")]
+    shown = [entry for entry in entries if shows_all or entry.status in ("committed", "uploading", "damaged")]
 
     def draw(console: Console) -> None:
         columns = ["ID", "Status", "Step", "Size", "Files", "Created", "Metrics"]

@@ -16,10 +16,12 @@ from periflow_ray.cli.output import draw_table, output_option, talk_console, wri
 from periflow_ray.errors import CorruptCheckpointError, StorageError, UsageError
 from periflow_ray.jobs.user import user_name
 from periflow_ray.store.checkpoints import find_checkpoint, restore, verify
+from periflow_ray.store.checkpoints.damage import find_saved, set_aside, take_back
 from periflow_ray.store.checkpoints.files import select_files
 from periflow_ray.store.checkpoints.imports import link_checkpoint, upload_checkpoint_dir
 from periflow_ray.store.checkpoints.manifest import Manifest, StoredFile
 from periflow_ray.store.checkpoints.restoring import is_partly_restored
+from periflow_ray.store.checkpoints.verifying import Problem
 from periflow_ray.store.checksum import is_checksum_of
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
@@ -127,14 +129,17 @@ def create(name: str, uri: str, credential: str | None, step: int, root: Storage
 def verify_command(checkpoint_id: str, root: StorageRoot, output: str) -> None:
     """Read every byte of a checkpoint again and compare it with what was saved. Exit code 1 if something differs.
 
+    No job resumes from a checkpoint that differs; one that was found to be damaged before and is intact counts again.
+
     \b
     Example:
       periflow-ray checkpoint verify 12/step-00000400
       periflow-ray checkpoint verify 12 -o json
     """
-    manifest = find_checkpoint(root, resolve_id(root, checkpoint_id))
+    manifest, was_damaged = find_saved(root, resolve_id(root, checkpoint_id))
     with _progress("Verifying", manifest.size) as on_bytes:
         problems = verify(root, manifest, lambda file: on_bytes(file.size))
+    _keep_verdict(root, manifest, problems, was_damaged)
     document = {
         "id": manifest.checkpoint_id,
         "is_intact": not problems,
@@ -154,6 +159,17 @@ def verify_command(checkpoint_id: str, root: StorageRoot, output: str) -> None:
         raise CorruptCheckpointError(
             f"checkpoint '{manifest.checkpoint_id}' is not what was saved; see the files above"
         )
+
+
+def _keep_verdict(root: StorageRoot, manifest: Manifest, problems: Sequence[Problem], was_damaged: bool) -> None:
+    """Let the checkpoint count, or not, for everybody; who may only read here still gets the list."""
+    keys = {file.key for file in manifest.files}
+    damages = [problem for problem in problems if problem.key in keys]
+    with contextlib.suppress(OSError, StorageError):
+        if was_damaged and not damages:
+            take_back(root, manifest)
+        elif damages and not was_damaged and manifest.uri is None:
+            set_aside(root, manifest.job_id, manifest.checkpoint, f"'{damages[0].key}' {damages[0].text}")
 
 
 @contextlib.contextmanager

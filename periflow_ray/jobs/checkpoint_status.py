@@ -1,4 +1,4 @@
-"""What became of every checkpoint of a job: committed, uploading, partial with the reason, or deleted for now."""
+"""What became of every checkpoint of a job: committed, uploading, damaged or partial with the reason, or deleted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from periflow_ray.errors import CorruptCheckpointError, DocumentError, NewerFormatError, NotFoundError
 from periflow_ray.jobs import read_state
+from periflow_ray.store.checkpoints.damage import read_damaged
 from periflow_ray.store.checkpoints.lifecycle import (
     find_checkpoint,
     list_checkpoint_names,
@@ -27,7 +28,7 @@ from periflow_ray.store.checkpoints.manifest import (
 from periflow_ray.store.checkpoints.trash import read_trashed
 from periflow_ray.store.root import StorageRoot
 
-CheckpointStatus = Literal["committed", "uploading", "partial", "deleted"]
+CheckpointStatus = Literal["committed", "uploading", "damaged", "partial", "deleted"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,14 @@ def _read_entry(root: StorageRoot, job_id: int | None, name: str, has_ended: boo
             status="deleted",
             restorable_until_unix_s=deleted.restorable_until_unix_s,
         )
+    try:
+        damaged = read_damaged(root, job_id, name)
+    except (CorruptCheckpointError, NewerFormatError) as err:
+        return CheckpointEntry(job_id, name, "damaged", step_of(name), reason=str(err))
+    except NotFoundError:
+        pass
+    else:
+        return dataclasses.replace(_describe_committed(damaged.as_manifest()), status="damaged", reason=damaged.reason)
     # Files, because some stores keep the empty directories of what was destroyed.
     if not root.list_files(checkpoint_key(job_id, name)):
         return None

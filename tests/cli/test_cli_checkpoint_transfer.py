@@ -7,7 +7,7 @@ from support.sample_checkpoints import ID, NODES, write_sample_checkpoints
 from support.trees import read_tree, write_tree
 
 from periflow_ray.jobs.checkpoint_status import list_all
-from periflow_ray.store.checkpoints import checkpoint_key
+from periflow_ray.store.checkpoints import checkpoint_key, latest_committed
 
 
 @pytest.fixture
@@ -146,3 +146,30 @@ def test_verify_lists_every_problem_and_fails(run_cli, saved_root):
             {"file": "node-1/rng", "problem": "is missing"},
         ],
     }
+
+
+def test_what_verify_finds_counts_for_everybody_until_the_checkpoint_is_intact_again(run_cli, saved_root):
+    key = checkpoint_key(2, "step-00000400", "files", "rng")
+    content = saved_root.read_bytes(key)
+    saved_root.write_bytes(key, b"00")
+    assert run_cli("checkpoint", "verify", ID).exit_code == 1
+    assert latest_committed(saved_root, 2) is None
+    (row,) = [row for row in json.loads(run_cli("checkpoint", "list", "-o", "json").stdout) if row["id"] == ID]
+    assert row["status"] == "damaged"
+    refused = run_cli("checkpoint", "download", ID)
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith(f"Error: checkpoint '{ID}' is damaged, and not used any more.")
+    assert run_cli("checkpoint", "verify", ID).exit_code == 1
+
+    saved_root.write_bytes(key, content)
+    assert run_cli("checkpoint", "verify", ID).exit_code == 0
+    newest = latest_committed(saved_root, 2)
+    assert newest is not None
+    assert newest.checkpoint_id == ID
+
+
+def test_a_damaged_checkpoint_can_be_deleted(run_cli, saved_root):
+    saved_root.write_bytes(checkpoint_key(2, "step-00000400", "files", "rng"), b"00")
+    run_cli("checkpoint", "verify", ID)
+    assert run_cli("checkpoint", "delete", ID, "--yes").exit_code == 0
+    assert saved_root.list_files(checkpoint_key(2, "step-00000400")) == {}

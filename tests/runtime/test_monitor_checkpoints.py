@@ -321,6 +321,63 @@ def test_a_checkpoint_that_one_node_finds_damaged_is_used_by_none(run_monitor, n
     assert ("note", "checkpoint step-00000020 is not used: 'model.pt' differs") in event_texts(root)
 
 
+def test_a_damaged_checkpoint_is_no_source_of_copies_and_none_to_keep_also_for_later_drivers(run_monitor, nodes, root):
+    async def train(monitor: ObservedMonitor) -> None:
+        (node,) = nodes(monitor, 1)
+        await node.join()
+        for step in (10, 20):
+            (node.output_dir / "weights").write_text(str(step))
+            assert await node.save((step, 1)) is None
+
+    async def restore_and_save(monitor: ObservedMonitor) -> None:
+        (node,) = nodes(monitor, 1)
+        assert (await node.join("group-2")).checkpoint.step == 20
+        await monitor.settle_restore(0, "step-00000020", "'weights' differs")
+        assert (await monitor.settle_restore(0, "step-00000010", None)).is_agreed
+        # The driver that knows of it ends here.
+
+    async def go_on(monitor: ObservedMonitor) -> None:
+        (node,) = nodes(monitor, 1)
+        start = await node.join("group-3")
+        assert start.checkpoint.step == 10
+        assert (await monitor.settle_restore(0, "step-00000010", None)).is_agreed
+        (node.output_dir / "weights").write_text("20")
+        assert await node.save((30, 1)) is None
+
+    retention = Retention(keep_last=2)
+    run_monitor(train, num_members=1, retention=retention)
+    run_monitor(restore_and_save, num_members=1, retention=retention)
+    (kept,) = [entry for entry in list_all(root, 1) if entry.status == "damaged"]
+    assert (kept.name, kept.reason) == ("step-00000020", "'weights' differs")
+    root.write_bytes("jobs/1/checkpoints/step-00000020/files/weights", b"??")
+
+    run_monitor(go_on, num_members=1, retention=retention)
+    assert [manifest.step for manifest in list_committed(root, 1)] == [10, 30]
+    assert root.read_bytes("jobs/1/checkpoints/step-00000030/files/weights") == b"20"
+
+
+def test_a_checkpoint_without_a_file_is_not_committed_and_takes_no_ones_place(run_monitor, nodes, root):
+    async def scenario(monitor: ObservedMonitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        assert await save_all(pair, (10, 1)) == [None, None]
+        kept = {node: list(node.output_dir.iterdir()) for node in pair}
+        for node in pair:
+            for path in kept[node]:
+                path.unlink()
+        reasons = await save_all(pair, (20, 1))
+        assert all(str(reason).startswith("no node has a file in output_checkpoint_dir") for reason in reasons)
+        # One node with a file is enough.
+        (pair[1].output_dir / "model.pt").write_text("weights")
+        assert await save_all(pair, (30, 1)) == [None, None]
+        for path in pair[1].output_dir.iterdir():
+            path.unlink()
+        assert None not in await save_all(pair, (40, 1))
+
+    run_monitor(scenario, retention=Retention(keep_last=2))
+    assert [manifest.step for manifest in list_committed(root, 1)] == [10, 30]
+
+
 def test_a_member_that_fails_while_restoring_does_not_keep_the_others_waiting(run_monitor, nodes):
     async def scenario(monitor: ObservedMonitor) -> None:
         pair = nodes(monitor)

@@ -47,6 +47,7 @@ from periflow_ray.store.checkpoints import (
     read_manifest,
     read_upload_note,
 )
+from periflow_ray.store.checkpoints.damage import read_damaged, set_aside
 from periflow_ray.store.checkpoints.trash import read_trashed
 from periflow_ray.store.datasets import (
     link_dataset,
@@ -148,6 +149,11 @@ def read_credentials(root: StorageRoot) -> list[Credential]:
         return list_credentials()
 
 
+def _set_aside(root: StorageRoot) -> None:
+    commit(root, MANIFEST)
+    set_aside(root, 1, STEP_10, "'model.pt' differs")
+
+
 KINDS = {
     "job": Kind(
         "jobs/1/job.json",
@@ -217,6 +223,14 @@ KINDS = {
         lambda root: read_trashed(root, 1, STEP_10),
         ("restorable_until_unix_s",),
         "restorable_until_unix_s",
+        damaged=CorruptCheckpointError,
+    ),
+    "damaged checkpoint": Kind(
+        f"jobs/1/checkpoints/{STEP_10}/damaged.json",
+        _set_aside,
+        lambda root: read_damaged(root, 1, STEP_10),
+        ("reason",),
+        "reason",
         damaged=CorruptCheckpointError,
     ),
     "checkpoint on its way": Kind(

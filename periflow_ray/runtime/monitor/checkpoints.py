@@ -28,6 +28,8 @@ from periflow_ray.store.size_text import format_size
 # How long a failed attempt lasts for the sake of a checkpoint that is almost there.
 UPLOADS_TIMEOUT_S = 20.0
 _CUT_SHORT = "the attempt ended before all of it was uploaded"
+# An older one with files is worth more.
+_EMPTY = "no node has a file in output_checkpoint_dir; write there, and to the end, before pf.upload_checkpoint()"
 
 
 class Checkpoints:
@@ -102,7 +104,8 @@ class Checkpoints:
         """Take in what became of a member's restore and wait for the others."""
         verdict = await self._restores.settle(member, name, problem)
         if not verdict.is_agreed:
-            # What cannot be restored is neither a source of copies nor where the job would resume.
+            # What cannot be restored is no source of copies, not where the job would resume, and not one to keep.
+            self._kept.forget(name)
             self._kept.newest = verdict.checkpoint
         return verdict
 
@@ -308,6 +311,8 @@ class Checkpoints:
         try:
             if pending.name is not None:
                 name = await pending.name
+            if pending.error is None and not pending.plan:
+                pending.error = _EMPTY
             if name is not None and pending.error is None:
                 pending.is_committing = True
                 await self._commit(pending, self._describe(name, pending))

@@ -67,6 +67,11 @@ class KeptCheckpoints:
         if self._retention != Retention():
             self._tidying = asyncio.create_task(self._tidy(self._tidying))
 
+    def forget(self, name: str) -> None:
+        """A checkpoint is damaged: it counts for no rule."""
+        self._unread_names = [known for known in self._unread_names if known != name]
+        self._kept = [summary for summary in self._kept if summary.checkpoint != name]
+
     async def close(self) -> None:
         """Wait for deletions under way."""
         if self._tidying is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
+from periflow_ray.errors import CorruptCheckpointError, NewerFormatError, StorageError
 from periflow_ray.runtime.monitor.context import JobContext
 from periflow_ray.runtime.monitor.contract import RestoreVerdict
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import Manifest
+from periflow_ray.store.checkpoints.damage import set_aside
 
 
 class RestoreAgreement:
@@ -28,10 +31,15 @@ class RestoreAgreement:
         """Take in what became of a member's restore and wait for the others; see ``Monitor.settle_restore``."""
         attempt = self._context.attempt
         attempt.restored.setdefault(name, set()).add(member)
-        if problem is not None and name not in self._unusable:
+        is_new = problem is not None and name not in self._unusable
+        if problem is not None and is_new:
             self._unusable.add(name)
             self._context.note(f"checkpoint {name} is not used: {problem}")
         self._context.membership.tell()
+        if problem is not None and is_new:
+            # For later drivers, and everybody else; where the storage refuses, this one remembers it.
+            with contextlib.suppress(OSError, StorageError, CorruptCheckpointError, NewerFormatError):
+                await asyncio.to_thread(set_aside, self._context.root, self._context.job_id, name, problem)
         await self._context.membership.wait_for(
             lambda: len(attempt.restored[name] | attempt.left) >= attempt.num_members or attempt.cause is not None
         )

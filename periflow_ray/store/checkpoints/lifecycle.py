@@ -5,9 +5,12 @@ jobs/<job>/checkpoints/<checkpoint>/node-<rank>/...    where a node's file diffe
 jobs/<job>/checkpoints/<checkpoint>/manifest.json      written last; the checkpoint exists when it does
 jobs/<job>/checkpoints/<checkpoint>/uploading.json     while it is not committed; says why when it never will be
 jobs/<job>/checkpoints/<checkpoint>/deleted.json       in the manifest's place while it is in the trash
+jobs/<job>/checkpoints/<checkpoint>/damaged.json       in the manifest's place once a file was found to be damaged
 checkpoints/<checkpoint>/...                           the same for one that no job made
 
-Where manifest.json stands beside one of the other two, it wins: they are remains of something that was cut short.
+Where manifest.json stands beside one of the others, it wins: they are remains of something that was cut short.
+
+Long because every one of these files is written and read here, in an order that is safe at each point.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Literal, TypeVar
 from periflow_ray.errors import CorruptCheckpointError, DocumentError, NewerFormatError, NotFoundError, StorageError
 from periflow_ray.names import nearest_names
 from periflow_ray.store.checkpoints.manifest import (
+    DAMAGED,
     DELETED,
     MANIFEST,
     UPLOADING,
@@ -141,12 +145,12 @@ def _sweep_one(root: StorageRoot, job_id: int, name: str, reason: str) -> Litera
         root.delete(checkpoint_key(job_id, name, UPLOADING))
     if MANIFEST in entries:
         return "committed"
-    if DELETED in entries:
+    if entries & {DELETED, DAMAGED}:
         return "left"
     if entries - {UPLOADING}:
         # Files, because some stores keep the empty directories of what was destroyed.
         entries = {path.partition("/")[0] for path in root.list_files(checkpoint_key(job_id, name))}
-    if not entries or entries & {MANIFEST, DELETED}:
+    if not entries or entries & {MANIFEST, DELETED, DAMAGED}:
         return "left"
     known_reason = read_upload_note(root, job_id, name).reason
     # Asked again: one that is untrashed right now has its manifest back first.
@@ -178,7 +182,7 @@ def destroy(root: StorageRoot, job_id: int | None, name: str) -> None:
     # What says that it is in the trash (or partial) goes last: as long as a file is left, it is known what it belongs
     # to, and the next purge (or sweep) goes on.
     for entry in root.list_names(checkpoint_key(job_id, name)):
-        if entry not in (DELETED, UPLOADING):
+        if entry not in (DELETED, DAMAGED, UPLOADING):
             root.delete(checkpoint_key(job_id, name, entry))
     root.delete(checkpoint_key(job_id, name))
 
@@ -273,6 +277,11 @@ def _describe_missing(root: StorageRoot, checkpoint_id: str, parsed: tuple[int |
             return (
                 f"checkpoint '{checkpoint_id}' is deleted. Take that back: periflow-ray checkpoint undelete "
                 f"{checkpoint_id}"
+            )
+        if root.exists(checkpoint_key(job_id, name, DAMAGED)):
+            return (
+                f"checkpoint '{checkpoint_id}' is damaged, and not used any more. To read it again: periflow-ray "
+                f"checkpoint verify {checkpoint_id}"
             )
         if root.exists(checkpoint_key(job_id, name, UPLOADING)):
             reason = read_upload_note(root, job_id, name).reason

@@ -15,6 +15,7 @@ from periflow_ray.store.keys import job_key
 MANIFEST = "manifest.json"
 UPLOADING = "uploading.json"
 DELETED = "deleted.json"
+DAMAGED = "damaged.json"
 
 _JOB_CHECKPOINT = re.compile(r"step-(\d+)(?:\.(\d+))?")
 # Not digits alone: an ID of digits is a job.
@@ -110,10 +111,26 @@ class TrashedManifest(Manifest):
 
     def as_manifest(self) -> Manifest:
         """The manifest alone."""
-        return Manifest(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Manifest)})
+        return _without_more(self)
 
 
-AnyManifest = TypeVar("AnyManifest", Manifest, TrashedManifest)
+@dataclass(frozen=True, kw_only=True)
+class DamagedManifest(Manifest):
+    """What ``damaged.json`` says: the manifest, what was found, and when (Unix seconds)."""
+
+    reason: str
+    found_unix_s: float
+
+    def as_manifest(self) -> Manifest:
+        """The manifest alone."""
+        return _without_more(self)
+
+
+def _without_more(manifest: Manifest) -> Manifest:
+    return Manifest(**{field.name: getattr(manifest, field.name) for field in dataclasses.fields(Manifest)})
+
+
+AnyManifest = TypeVar("AnyManifest", Manifest, TrashedManifest, DamagedManifest)
 
 
 @dataclass(frozen=True)
@@ -197,6 +214,11 @@ def parse_manifest(content: bytes, key: str) -> Manifest:
 def parse_trashed_manifest(content: bytes, key: str) -> TrashedManifest:
     """The same of ``deleted.json``."""
     return _parse(TrashedManifest, content, f"the manifest '{key}'")
+
+
+def parse_damaged_manifest(content: bytes, key: str) -> DamagedManifest:
+    """The same of ``damaged.json``."""
+    return _parse(DamagedManifest, content, f"the manifest '{key}'")
 
 
 def _parse(kind: type[AnyManifest], content: bytes, where: str) -> AnyManifest:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from periflow_ray.errors import NotFoundError
 from periflow_ray.store.checkpoints.files import FilesPlace, open_place
-from periflow_ray.store.checkpoints.manifest import DELETED, MANIFEST, UPLOADING, Manifest, StoredFile
+from periflow_ray.store.checkpoints.manifest import DAMAGED, DELETED, MANIFEST, UPLOADING, Manifest, StoredFile
 from periflow_ray.store.checksum import checksum_file
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import DownloadItem, Transfer
@@ -41,7 +41,7 @@ def verify(root: StorageRoot, manifest: Manifest, on_file: Callable[[StoredFile]
     damaged = {problem.key for problem in problems}
     problems += compare_checksums(place, [file for file in manifest.files if file.key not in damaged], on_file)
     if manifest.uri is None:
-        known = {file.key for file in manifest.files} | {MANIFEST, UPLOADING, DELETED}
+        known = {file.key for file in manifest.files} | {MANIFEST, UPLOADING, DELETED, DAMAGED}
         extra = place.root.list_files(place.prefix).keys() - known
         problems += [Problem(key, "is not in the manifest") for key in extra]
     return sorted(problems, key=lambda problem: problem.key)
