@@ -50,6 +50,12 @@ if TYPE_CHECKING:
     "--secret", "secret_names", multiple=True, metavar="K", help="As --env K, but never shown or stored in the clear."
 )
 @upload_bandwidth_option
+@click.option(
+    "--fsync/--no-fsync",
+    default=True,
+    show_default=True,
+    help="In a storage root that is a folder, commit checkpoints that outlive a loss of power.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
 @click.option("--follow/--no-follow", default=True, show_default=True, help="Show the job's log until it ends.")
 @yes_option
@@ -70,6 +76,7 @@ def submit(
     env_files: tuple[Path, ...],
     secret_names: tuple[str, ...],
     upload_bandwidth_bytes_per_s: int | None,
+    fsync: bool,
     dry_run: bool,
     follow: bool,
     is_confirmed: bool,
@@ -100,6 +107,7 @@ def submit(
         storage_uri=root.uri,
         storage_credential=chosen_credential(),
         upload_bandwidth_bytes_per_s=upload_bandwidth_bytes_per_s,
+        fsync=fsync,
         workspace_dir_name=workspace_dir.resolve().name if workspace_dir is not None else None,
         extra_env=env,
         secret_names=tuple(secrets),

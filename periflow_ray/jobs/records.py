@@ -114,12 +114,17 @@ def read_claim(root: StorageRoot, job_id: int) -> str:
 
 def write_record(root: StorageRoot, record: JobRecord) -> None:
     """Store what was submitted."""
-    write_document(root, job_key(record.job_id, "job.json"), record)
+    key = job_key(record.job_id, "job.json")
+    write_document(root, key, record)
+    root.sync([key])
 
 
 def write_state(root: StorageRoot, job_id: int, state: JobState) -> None:
     """Store how the job stands."""
-    write_document(root, job_key(job_id, "state.json"), state)
+    key = job_key(job_id, "state.json")
+    write_document(root, key, state)
+    if state.has_ended:
+        root.sync([key])
 
 
 def write_progress(root: StorageRoot, job_id: int, progress: JobProgress) -> None:

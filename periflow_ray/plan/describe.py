@@ -51,7 +51,7 @@ def _rows(plan: JobPlan) -> Iterator[tuple[str, str]]:
         yield "Checkpoints kept", _describe_kept(plan)
     if plan.upload_bandwidth_bytes_per_s is not None:
         yield "Upload bandwidth", f"at most {plan.upload_bandwidth_bytes_per_s / 10**6:.6g} MB/s per node"
-    yield "Storage", _describe_storage(plan)
+    yield "Storage", _describe_storage(plan) + ("" if plan.fsync else ", without fsync")
     yield "Max failures", str(plan.max_failures)
     if plan.hang_timeout_s is not None:
         yield "Hang timeout", f"{plan.hang_timeout_s:.12g} s without a step on any rank"

@@ -29,9 +29,10 @@ class JobPlan(BaseModel):
     ``command`` is bash, with the mount paths as the template has them. ``env`` is the template's ``env_var`` and
     what the command line added; the values of ``secret_names`` are never part of a plan. ``cpus_per_device``,
     ``memory_bytes_per_device`` and ``gpus_per_device`` are what to ask Ray for. ``upload_bandwidth_bytes_per_s`` is
-    the most that one node's checkpoint uploads may use. ``hang_timeout_s`` is how long no rank may make a step; None
-    forever. ``elastic`` is None where the template asks for no fewer nodes. ``storage_credential`` is a name, never a
-    value; None leaves the storage root to its cloud's usual chain.
+    the most that one node's checkpoint uploads may use; without ``fsync`` a loss of power may cost checkpoints.
+    ``hang_timeout_s`` is how long no rank may make a step; None forever. ``elastic`` is None where the template asks
+    for no fewer nodes. ``storage_credential`` is a name, never a value; None leaves the storage root to its cloud's
+    usual chain.
     ``price_per_hour_usd`` is for all nodes; None where it is unknown or moves (spot).
     """
 
@@ -59,6 +60,7 @@ class JobPlan(BaseModel):
     keep_last: int | None
     keep_best: KeepBest | None
     upload_bandwidth_bytes_per_s: int | None
+    fsync: bool = True
     data: DataSpec | None
     cpus_per_device: float
     memory_bytes_per_device: int | None
@@ -98,6 +100,7 @@ def build_plan(
     storage_uri: str,
     storage_credential: str | None = None,
     upload_bandwidth_bytes_per_s: int | None = None,
+    fsync: bool = True,
     workspace_dir_name: str | None = None,
     extra_env: Mapping[str, str] | None = None,
     secret_names: Sequence[str] = (),
@@ -116,6 +119,7 @@ def build_plan(
         storage_uri: the storage root.
         storage_credential: name of the credential that opens it; None for the cloud's usual chain.
         upload_bandwidth_bytes_per_s: limit for the checkpoint uploads of one node; None for no limit.
+        fsync: whether checkpoints in a storage root that is a folder outlive a loss of power.
         workspace_dir_name: name that the workspace directory has below its mount path; None if there is none yet.
         extra_env: environment variables that win over the template's.
         secret_names: variables whose values reach the job by another way; they are removed from the plan's ``env``.
@@ -150,6 +154,7 @@ def build_plan(
         keep_last=spec.checkpoint.keep_last if spec.checkpoint else None,
         keep_best=spec.checkpoint.keep_best if spec.checkpoint else None,
         upload_bandwidth_bytes_per_s=upload_bandwidth_bytes_per_s,
+        fsync=fsync,
         data=spec.data,
         cpus_per_device=_cpus_per_device(spec, vm, grid, num_local_cpus),
         memory_bytes_per_device=_memory_bytes_per_device(spec, vm, grid),

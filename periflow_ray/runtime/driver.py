@@ -52,6 +52,8 @@ def main() -> None:
         cloud_variables = read_cloud_environment()
         root = StorageRoot(options.storage, options.storage_credential)
         plan = read_document(root, job_key(options.job_id, "plan.json"), JobPlan)
+        if not plan.fsync:
+            root = root.without_fsync()
         keeper = StateKeeper(root, options.job_id)
     except NotFoundError as err:
         sys.exit(f"{err}. Can this machine see the storage root? A path must be on a shared file system.")

@@ -1,6 +1,7 @@
 """Files of this machine: listed, whole or not there at all, copied inside the kernel where it can.
 
-What is being written has a hidden name, ``.<name>.<8 hex digits>.partial``; one that a killed process left is harmless.
+What is being written has a hidden name, ``.<name>.<8 hex digits>.periflow-partial``; one that a killed process left is
+harmless.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import os
 import re
 from collections.abc import Callable, Iterator
 
-_PARTIAL = re.compile(r"\.(.*\.)?[0-9a-f]{8}\.partial", re.DOTALL)
+_PARTIAL = re.compile(r"\.(.*\.)?[0-9a-f]{8}\.periflow-partial", re.DOTALL)
 # File systems allow names of 255 bytes; the rest is for what the hidden name adds.
-_MAX_NAME_BYTES = 230
+_MAX_NAME_BYTES = 225
 # FICLONE of <linux/fs.h>: the copy shares the blocks until one of the two files is written to.
 _FICLONE = 0x40049409
 COPY_BYTES = 64 << 20
 _READ_BYTES = 1 << 20
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
+_NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})
 _NO_KERNEL_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EBADF})
 
 
@@ -130,6 +132,19 @@ def create_whole(target: str, content: bytes) -> bool:
     return True
 
 
+def sync(path: str) -> None:
+    """Let a file's content, or a directory's names, outlive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as err:
+        # Some network file systems keep directories by themselves.
+        if err.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def link(source: str, target: str) -> bool:
     """Put a file at another path as a hard link; False where that cannot be, for example across file systems.
 
@@ -190,7 +205,7 @@ def _partial_path(target: str) -> str:
     if not os.path.isdir(directory):
         os.makedirs(directory, exist_ok=True)
     shown = name + "." if len(os.fsencode(name)) <= _MAX_NAME_BYTES else ""
-    return os.path.join(directory, f".{shown}{os.urandom(4).hex()}.partial")
+    return os.path.join(directory, f".{shown}{os.urandom(4).hex()}.periflow-partial")
 
 
 def _clone(source_fd: int, target_fd: int) -> bool:

@@ -11,7 +11,7 @@ import json
 import os
 import posixpath
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,17 +35,19 @@ class StorageRoot:
     Args:
         uri: ``/path``, ``file:///path``, ``s3://bucket/prefix``, ``abfs://container/prefix``, ``gs://...``.
         credential: name of a stored credential; None leaves it to the cloud's usual chain.
+        fsync: whether what ``sync`` is called for outlives a loss of power of this machine.
     Raises:
         StorageError: the scheme is unknown or needs an extra that is not installed, or the credential does not fit.
         NotFoundError: there is no credential of that name.
     """
 
-    def __init__(self, uri: str, credential: str | None = None) -> None:
+    def __init__(self, uri: str, credential: str | None = None, *, fsync: bool = True) -> None:
         backend = find_backend(uri)
-        self._open(uri, _read_credential_values(uri, backend, credential), cloud_variables(backend))
+        self._open(uri, _read_credential_values(uri, backend, credential), cloud_variables(backend), fsync)
 
-    def _open(self, uri: str, values: Mapping[str, str] | None, variables: Mapping[str, str]) -> None:
+    def _open(self, uri: str, values: Mapping[str, str] | None, variables: Mapping[str, str], fsync: bool) -> None:
         self._given_uri = uri
+        self._fsync = fsync
         self._credential_values = values
         self._variables = variables
         self._lock = threading.Lock()
@@ -66,10 +68,14 @@ class StorageRoot:
     def __reduce__(self) -> tuple[Any, ...]:
         # An absolute path, because the other process may have another working directory.
         uri = self.uri if self.is_local else self._given_uri
-        return _reopen, (uri, self._credential_values, self._variables)
+        return _reopen, (uri, self._credential_values, self._variables, self._fsync)
 
     def __repr__(self) -> str:
         return f"StorageRoot({self.uri!r})"
+
+    def without_fsync(self) -> StorageRoot:
+        """The same root, for those who accept that a loss of power costs what was stored in the last minute."""
+        return _reopen(self._given_uri, self._credential_values, self._variables, False)
 
     @property
     def is_local(self) -> bool:
@@ -203,6 +209,15 @@ class StorageRoot:
         source, target = self.path_of(source_key), self.path_of(key)
         self._found(source_key, lambda: self._backend.copy(self._storage, source_key, source, target))
 
+    def sync(self, keys: Sequence[str], *, has_content: bool = True) -> None:
+        """Return when what was stored under these keys outlives a loss of power.
+
+        Args:
+            has_content: False for ``copy_file``'s, whose content was synced under another key.
+        """
+        if self._fsync and keys:
+            self._backend.sync(self._base, [self.path_of(key) for key in keys], has_content=has_content)
+
     def delete(self, prefix: str) -> None:
         """Delete a key and everything below it; nothing happens when there is none.
 
@@ -229,9 +244,11 @@ class StorageRoot:
             raise self._operations.missing(key) from err
 
 
-def _reopen(uri: str, values: Mapping[str, str] | None, variables: Mapping[str, str]) -> StorageRoot:
+def _reopen(
+    uri: str, values: Mapping[str, str] | None, variables: Mapping[str, str], fsync: bool = True
+) -> StorageRoot:
     root = StorageRoot.__new__(StorageRoot)
-    root._open(uri, values, variables)
+    root._open(uri, values, variables, fsync)
     return root
 
 

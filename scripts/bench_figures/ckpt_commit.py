@@ -1,5 +1,7 @@
 """How long a checkpoint takes to be committed, against ``pyarrow.fs.copy_files`` of the same bytes to the same place.
 
+On the local disk both outlive a loss of power: the copy is followed by an fsync of each file.
+
 Ours is from the call of ``upload_checkpoint()`` to the monitor's word that the manifest is there: snapshot, checksums,
 upload and commit. Local disk, and S3 by a server on this machine.
 """

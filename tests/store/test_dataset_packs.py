@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from support.trees import read_tree
 from periflow_ray.errors import StorageError, UsageError
 from periflow_ray.store.datasets import edit_dataset, list_dataset_files, list_datasets, locate_dataset, upload_dataset
 from periflow_ray.store.datasets.cache import DatasetCache
+from periflow_ray.store.datasets.files import dump_files, identify_content
 from periflow_ray.store.datasets.local import open_dataset
 from periflow_ray.store.datasets.packs import MAX_PACKED_FILE_BYTES, PACK_BYTES, open_packed
+from periflow_ray.store.datasets.records import read_dataset
 from periflow_ray.store.root import StorageRoot
 
 NUM_SMALL = 120
@@ -146,3 +149,17 @@ def test_packed_files_are_read_in_place_by_their_paths(memory_root, source):
         assert packed.get_file_info(path).size == (source / path).stat().st_size
         with packed.open_input_file(path) as file:
             assert file.read() == (source / path).read_bytes()
+
+
+@pytest.mark.parametrize("path", ["../escaped", "/etc/cron.d/escaped", "a/../../escaped", "a//b", ""])
+@pytest.mark.parametrize("where", ["path", "pack"])
+def test_a_stored_list_of_files_names_no_place_outside(memory_root, source, cache, tmp_path, path, where):
+    upload_dataset(memory_root, "images", source, contents_only=True)
+    files = list(list_dataset_files(memory_root, read_dataset(memory_root, "images")))
+    files[0] = dataclasses.replace(files[0], **{where: path})
+    memory_root.write_json("datasets/images/files.json", dump_files(files))
+    record = memory_root.read_json("datasets/images/dataset.json")
+    memory_root.write_json("datasets/images/dataset.json", {**record, "content_id": identify_content(files)})
+    with pytest.raises(StorageError, match="which does not stay inside the dataset's directory"):
+        open_dataset(memory_root, "images", cache=cache)
+    assert not list(tmp_path.rglob("escaped"))

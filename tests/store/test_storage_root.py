@@ -168,7 +168,7 @@ def test_names_that_begin_with_a_dot_are_listed_like_others(root):
 
 def test_what_a_killed_writer_left_is_not_listed(local_root):
     local_root.write_bytes("a/model.pt", b"")
-    local_root.local_path("a/.model.pt.0badcafe.partial").write_bytes(b"half")
+    local_root.local_path("a/.model.pt.0badcafe.periflow-partial").write_bytes(b"half")
     assert local_root.list_names("a") == ["model.pt"]
     assert local_root.list_files("a") == {"model.pt": 0}
 

@@ -6,6 +6,8 @@ Long because each promise about transfers has its example, on the same files.
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from periflow_ray.store.checksum import checksum_bytes
 from periflow_ray.store.local_files import copy_content
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import DownloadItem, Transfer, UploadItem
+from periflow_ray.store.transfer.downloading import choose_partial
 from periflow_ray.store.transfer.limits import BandwidthLimit, ByteBudget
 
 PART_BYTES = 1000
@@ -180,7 +183,7 @@ def test_an_interrupted_download_goes_on_where_it_ended(flaky_root, flaky, tmp_p
 
     with pytest.raises(KeyboardInterrupt):
         Transfer(flaky_root, num_workers=1, part_bytes=PART_BYTES, on_bytes=tell).download_files([item])
-    assert sorted(os.listdir(tmp_path)) == ["model.pt.part", "model.pt.part.done"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".done", ".part"]
     flaky.calls.clear()
     Transfer(flaky_root, num_workers=1, part_bytes=PART_BYTES).download_files([item])
     assert [call for call in flaky.calls if call[0] == "cat_file"] == [
@@ -190,15 +193,46 @@ def test_an_interrupted_download_goes_on_where_it_ended(flaky_root, flaky, tmp_p
     assert read_tree(tmp_path) == {"model.pt": content}
 
 
+@pytest.mark.parametrize("size", [10, 3 * PART_BYTES], ids=["small", "large"])
+def test_names_that_look_like_those_of_partial_files_do_no_harm(root, tmp_path, size):
+    names = ["x", "x.part", "x.part.done", ".x.0badcafe.partial", "y" * 255, "." + "z" * 249 + ".part"]
+    partial_path = choose_partial(tmp_path / "down" / "x", set())
+    names += [partial_path.name, partial_path.with_suffix(".done").name]
+    contents = {name: os.urandom(size) for name in names}
+    write_tree(tmp_path / "source", contents)
+    Transfer(root).upload_files([UploadItem(tmp_path / "source" / name, f"a/{name}") for name in names])
+    for _ in range(5):
+        items = [item_for(f"a/{name}", tmp_path / "down" / name, content) for name, content in contents.items()]
+        Transfer(root, part_bytes=PART_BYTES).download_files(items)
+        assert read_tree(tmp_path / "down") == contents
+        shutil.rmtree(tmp_path / "down")
+
+
+def test_any_number_of_large_files_needs_few_descriptors(flaky_root, tmp_path):
+    content = os.urandom(PART_BYTES + 1)
+    names = [f"{number}.bin" for number in range(400)]
+    for name in names:
+        flaky_root.write_bytes(name, content)
+    items = [item_for(name, tmp_path / "down" / name, content) for name in names]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 60, hard))
+    try:
+        Transfer(flaky_root, part_bytes=PART_BYTES).download_files(items)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(read_tree(tmp_path / "down")) == len(names)
+
+
 @pytest.mark.parametrize("sidecar", ['{"size": 1}\n0\n1\n', "", "no JSON\n0\n", None])
 def test_parts_that_may_be_of_another_content_are_not_used(flaky_root, tmp_path, sidecar):
     content = os.urandom(3 * PART_BYTES)
     flaky_root.write_bytes("model.pt", content)
     (tmp_path / "down").mkdir()
-    (tmp_path / "down" / "model.pt.part").write_bytes(b"?" * 9 * PART_BYTES)
-    if sidecar is not None:
-        (tmp_path / "down" / "model.pt.part.done").write_text(sidecar)
     item = item_for("model.pt", tmp_path / "down" / "model.pt", content)
+    partial_path = choose_partial(item.target, set())
+    partial_path.write_bytes(b"?" * 9 * PART_BYTES)
+    if sidecar is not None:
+        partial_path.with_suffix(".done").write_text(sidecar)
     Transfer(flaky_root, part_bytes=PART_BYTES).download_files([item])
     assert read_tree(tmp_path / "down") == {"model.pt": content}
 

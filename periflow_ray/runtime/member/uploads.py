@@ -193,18 +193,20 @@ def bring_files(root: StorageRoot, job_id: int, assignment: Assignment, snapshot
     Raises:
         OSError, StorageError: not all files are there.
     """
-    uploads = []
+    uploads, copied = [], []
     for file in assignment.files:
         key = checkpoints.checkpoint_key(job_id, assignment.name, file.key)
         if file.copy_from is not None:
             try:
                 root.copy_file(checkpoints.checkpoint_key(job_id, file.copy_from), key)
+                copied.append(key)
                 continue
             except (OSError, StorageError, NotFoundError):
                 # Somebody deleted the earlier checkpoint meanwhile, or the storage cannot copy this.
                 pass
         uploads.append(UploadItem(snapshot_dir / file.path, key, is_immutable=True))
     transfer.upload_files(uploads)
+    root.sync(copied, has_content=False)
 
 
 def _describe(error: BaseException) -> str:

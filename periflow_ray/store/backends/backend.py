@@ -128,6 +128,14 @@ class Backend(Protocol):
     def copy(self, storage: OpenStorage, key: str, source: str, target: str) -> None:
         """Copy one path to another; the bytes stay where they are. ``key`` is the source's."""
 
+    def sync(self, base: str, paths: Sequence[str], *, has_content: bool) -> None:
+        """Let what was written to these paths outlive a loss of power, as servers see to by themselves.
+
+        Args:
+            base: the root's path, below which all of them are.
+            has_content: False if they are names of contents that were synced before.
+        """
+
     def delete(self, storage: OpenStorage, key: str, path: str) -> None:
         """Delete a key and everything below it, if it is there; it is not the root itself."""
 

@@ -125,6 +125,9 @@ class FsspecBackend(Backend):
     def copy(self, storage: OpenStorage, key: str, source: str, target: str) -> None:
         storage.run(key, "cp_file", source, target)
 
+    def sync(self, base: str, paths: Sequence[str], *, has_content: bool) -> None:
+        """Servers answer when it is stored."""
+
     def delete(self, storage: OpenStorage, key: str, path: str) -> None:
         self.delete_many(storage, key, list(self._find(storage, key, path)))
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from periflow_ray.store import local_files
 from periflow_ray.store.backends.backend import OpenStorage
 from periflow_ray.store.backends.fsspec_backend import FsspecBackend
+
+_NUM_SYNCS = 8
 
 
 class LocalBackend(FsspecBackend):
@@ -47,6 +50,19 @@ class LocalBackend(FsspecBackend):
     def copy(self, storage: OpenStorage, key: str, source: str, target: str) -> None:
         """A hard link where that can be."""
         storage.operations.run(key, lambda: local_files.link_or_copy(source, target))
+
+    def sync(self, base: str, paths: Sequence[str], *, has_content: bool) -> None:
+        directories: set[str] = set()
+        for path in paths:
+            parent = os.path.dirname(path)
+            while parent not in directories and len(parent) >= len(base):
+                directories.add(parent)
+                parent = os.path.dirname(parent)
+        # At the same time, because a file system flushes them together then; names after what they stand for.
+        with ThreadPoolExecutor(_NUM_SYNCS) as pool:
+            if has_content:
+                list(pool.map(local_files.sync, paths))
+            list(pool.map(local_files.sync, directories))
 
     def delete(self, storage: OpenStorage, key: str, path: str) -> None:
         if os.path.isdir(path) and not os.path.islink(path):

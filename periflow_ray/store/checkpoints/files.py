@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from periflow_ray.errors import CorruptCheckpointError
 from periflow_ray.store.checkpoints.manifest import LocalFile, Manifest, PlannedFile, StoredFile, checkpoint_key
 from periflow_ray.store.checksum import checksum_file
+from periflow_ray.store.keys import leads_out
 from periflow_ray.store.local_files import walk_files
 from periflow_ray.store.root import StorageRoot
 
@@ -74,7 +74,7 @@ def select_files(manifest: Manifest, node_rank: int) -> list[StoredFile]:
     """
     by_path: dict[str, StoredFile] = {}
     for file in sorted(manifest.files, key=lambda file: file.node_rank):
-        if _leads_out(file.path):
+        if leads_out(file.path):
             raise CorruptCheckpointError(
                 f"checkpoint {manifest.checkpoint_id} is refused: its manifest has a file '{file.path}', which does "
                 "not stay inside the checkpoint's directory"
@@ -111,8 +111,3 @@ def _leave_out_stale(
         node_rank: [file for file in files if not is_untouched(node_rank, file) or file.path not in rewritten | deleted]
         for node_rank, files in files_by_node.items()
     }
-
-
-def _leads_out(path: str) -> bool:
-    normal = posixpath.normpath(path)
-    return path != normal or normal in ("", ".", "..") or normal.startswith(("/", "../")) or "\0" in path

@@ -82,7 +82,7 @@ def begin(root: StorageRoot, job_id: int | None, name: str, step: int, attempt: 
 
 
 def commit(root: StorageRoot, manifest: Manifest) -> None:
-    """Make a checkpoint exist: all of its files must be there already.
+    """Make a checkpoint exist, to stay: all of its files must be there already, and synced.
 
     Raises:
         StorageError: the manifest could not be written; the checkpoint does not exist.
@@ -95,6 +95,8 @@ def commit(root: StorageRoot, manifest: Manifest) -> None:
         # The write may have been done and only its answer lost; then the checkpoint does exist.
         if not _is_written(root, key, content):
             raise
+    # Before anything is deleted because this one exists.
+    root.sync([key])
     # The manifest is there and wins, so a failure here does not make the commit fail.
     with contextlib.suppress(OSError, StorageError):
         root.delete(checkpoint_key(manifest.job_id, manifest.checkpoint, UPLOADING))

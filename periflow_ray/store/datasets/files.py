@@ -14,6 +14,7 @@ from typing import Any
 
 from periflow_ray.errors import StorageError, UsageError
 from periflow_ray.store.checksum import checksum_file
+from periflow_ray.store.keys import leads_out
 from periflow_ray.store.local_files import walk_files
 from periflow_ray.store.root import StorageRoot
 
@@ -139,7 +140,7 @@ def list_versions(root: StorageRoot) -> tuple[DatasetFile, ...]:
         # Some tools mark a directory by an empty key.
         if full_path.endswith("/") or info["type"] != "file":
             continue
-        if path == "." or ".." in path.split("/"):
+        if leads_out(path):
             raise StorageError(f"'{full_path}' in '{root.uri}' cannot be a file of a dataset: its path leads elsewhere")
         version = next((str(info[field]) for field in _VERSION_FIELDS if info.get(field) is not None), None)
         files.append(DatasetFile(path, int(info["size"]), version=version))

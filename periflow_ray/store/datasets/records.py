@@ -35,6 +35,7 @@ from periflow_ray.store.documents import (
     read_each,
     write_document,
 )
+from periflow_ray.store.keys import leads_out
 from periflow_ray.store.root import StorageRoot
 
 UploadProgress = Callable[[str, int, int], None]
@@ -192,6 +193,12 @@ def list_dataset_files(root: StorageRoot, dataset: Dataset) -> tuple[DatasetFile
             f"dataset '{dataset.name}' in storage root '{root.uri}' is damaged: files.json is not the list of files "
             "that was uploaded. Delete the dataset and upload it again."
         )
+    for file in files:
+        if leads_out(file.path) or (file.pack is not None and leads_out(file.pack)):
+            raise StorageError(
+                f"dataset '{dataset.name}' in storage root '{root.uri}' is refused: files.json has a file "
+                f"'{file.path}', which does not stay inside the dataset's directory"
+            )
     return files
 
 

@@ -1,12 +1,13 @@
 """Keys of a storage root to files of this machine, as pieces of work; verified, resumable, whole or not at all.
 
-A large file grows in ``<target>.part``; ``<target>.part.done`` remembers which of its parts are there. Both outlive a
-process that is killed, and the next download of the same content goes on with them.
+A file grows beside its target, in ``.<16 hex digits>.part``; of a large one ``.<16 hex digits>.done`` remembers which
+parts are there. Both outlive a process that is killed, and the next download of the same files goes on with them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import threading
@@ -20,6 +21,8 @@ from periflow_ray.store import local_files
 from periflow_ray.store.checksum import checksum_bytes, checksum_file, is_checksum_of
 from periflow_ray.store.time_limits import time_limit
 from periflow_ray.store.transfer.work import TransferContext, Work
+
+_PARTIAL, _SIDECAR = ".part", ".done"
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,14 @@ class Downloads:
     def __init__(self, context: TransferContext, items: Sequence[DownloadItem]) -> None:
         self._context = context
         is_local = context.root.is_local
-        self._small = [item for item in items if is_local or item.size_bytes <= context.part_bytes]
+        # Whatever names the files have: none grows where another one belongs.
+        taken = {os.fspath(item.target) for item in items}
+        growing = [(item, choose_partial(item.target, taken)) for item in items]
+        self._small = [one for one in growing if is_local or one[0].size_bytes <= context.part_bytes]
         self._large = [
-            _LargeDownload(context, item) for item in items if not is_local and item.size_bytes > context.part_bytes
+            _LargeDownload(context, item, partial_path)
+            for item, partial_path in growing
+            if not is_local and item.size_bytes > context.part_bytes
         ]
 
     def preparations(self) -> Iterator[Work]:
@@ -51,8 +59,8 @@ class Downloads:
     def works(self) -> Iterator[Work]:
         """The pieces of work; pieces of the same file may run at the same time."""
         fetch = _copy_local if self._context.root.is_local else _fetch_small
-        for item in self._small:
-            yield partial(fetch, self._context, item)
+        for item, partial_path in self._small:
+            yield partial(fetch, self._context, item, partial_path)
         for download in self._large:
             for index in download.missing:
                 yield partial(download.fetch_part, index)
@@ -64,15 +72,14 @@ class Downloads:
 
 
 class _LargeDownload:
-    def __init__(self, context: TransferContext, item: DownloadItem) -> None:
+    def __init__(self, context: TransferContext, item: DownloadItem, part: Path) -> None:
         self.missing: list[int] = []
         self._context = context
         self._item = item
-        self._part = Path(f"{item.target}.part")
-        self._sidecar = Path(f"{item.target}.part.done")
+        self._part = part
+        self._sidecar = part.with_suffix(_SIDECAR)
         self._lock = threading.Lock()
-        self._part_fd: int | None = None
-        self._sidecar_fd: int | None = None
+        self._fds: tuple[int, int] | None = None
         self._num_left = 0
 
     def prepare(self) -> None:
@@ -88,11 +95,8 @@ class _LargeDownload:
         item.target.parent.mkdir(parents=True, exist_ok=True)
         if not done:
             self._discard()
-        self._part_fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        os.ftruncate(self._part_fd, item.size_bytes)
-        self._sidecar_fd = os.open(self._sidecar, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         if not done:
-            os.write(self._sidecar_fd, f"{header}\n".encode())
+            self._sidecar.write_text(f"{header}\n", encoding="utf-8")
         self._num_left = len(self.missing)
         self._context.on_bytes(sum(self._num_bytes(index) for index in done))
         if not self.missing:
@@ -100,12 +104,11 @@ class _LargeDownload:
 
     def fetch_part(self, index: int) -> None:
         """Read one part from the server and note that it is there."""
-        assert self._part_fd is not None
-        assert self._sidecar_fd is not None
+        part_fd, sidecar_fd = self._open()
         num_bytes = self._num_bytes(index)
         content = _fetch_range(self._context, self._item, index * self._context.part_bytes, num_bytes)
-        _write_at(self._part_fd, content, index * self._context.part_bytes)
-        os.write(self._sidecar_fd, f"{index}\n".encode())
+        _write_at(part_fd, content, index * self._context.part_bytes)
+        os.write(sidecar_fd, f"{index}\n".encode())
         self._context.on_bytes(num_bytes)
         with self._lock:
             self._num_left -= 1
@@ -115,10 +118,22 @@ class _LargeDownload:
 
     def close(self) -> None:
         """Close what is open; what was fetched stays for the next try."""
-        for fd in (self._part_fd, self._sidecar_fd):
-            if fd is not None:
-                os.close(fd)
-        self._part_fd = self._sidecar_fd = None
+        fds, self._fds = self._fds, None
+        for fd in fds or ():
+            os.close(fd)
+
+    def _open(self) -> tuple[int, int]:
+        # With the first part, and closed after the last: of many large files few are under way at a time.
+        with self._lock:
+            if self._fds is None:
+                part_fd = os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                try:
+                    os.ftruncate(part_fd, self._item.size_bytes)
+                    self._fds = part_fd, os.open(self._sidecar, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                except BaseException:
+                    os.close(part_fd)
+                    raise
+            return self._fds
 
     def _finish(self) -> None:
         self.close()
@@ -150,19 +165,29 @@ class _LargeDownload:
         self._sidecar.unlink(missing_ok=True)
 
 
-def _fetch_small(context: TransferContext, item: DownloadItem) -> None:
+def choose_partial(target: Path, taken: set[str]) -> Path:
+    """Where a target grows: always the same place, beside it, where none of the ``taken`` files is."""
+    name = target.name
+    while True:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+        partial_path = target.with_name(f".{name}{_PARTIAL}")
+        if not taken & {os.fspath(partial_path), os.fspath(partial_path.with_suffix(_SIDECAR))}:
+            return partial_path
+
+
+def _fetch_small(context: TransferContext, item: DownloadItem, partial_path: Path) -> None:
     if _is_there(item):
         context.on_bytes(item.size_bytes)
         return
     content = _fetch_range(context, item, 0, item.size_bytes)
     if item.checksum is not None and (found := checksum_bytes(content)) != item.checksum:
         raise _damaged(context, item, found)
-    with _part_of(item.target) as part:
+    with _growing(item.target, partial_path) as part:
         part.write_bytes(content)
     context.on_bytes(item.size_bytes)
 
 
-def _copy_local(context: TransferContext, item: DownloadItem) -> None:
+def _copy_local(context: TransferContext, item: DownloadItem, partial_path: Path) -> None:
     if _is_there(item):
         context.on_bytes(item.size_bytes)
         return
@@ -176,7 +201,7 @@ def _copy_local(context: TransferContext, item: DownloadItem) -> None:
         num_told = min(item.size_bytes, num_told + num_bytes)
 
     def copy() -> None:
-        with _part_of(item.target) as part:
+        with _growing(item.target, partial_path) as part:
             local_files.copy_content(source, os.fspath(part), chunk_bytes=context.chunk_bytes, on_chunk=admit)
             _check_size(context, item, part.stat().st_size)
             if item.checksum is not None and (found := checksum_file(part)) != item.checksum:
@@ -189,9 +214,8 @@ def _copy_local(context: TransferContext, item: DownloadItem) -> None:
 
 
 @contextlib.contextmanager
-def _part_of(target: Path) -> Iterator[Path]:
+def _growing(target: Path, part: Path) -> Iterator[Path]:
     """The partial file of a target, which becomes the target when the block ends well."""
-    part = Path(f"{target}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     part.unlink(missing_ok=True)
     try:

@@ -49,7 +49,7 @@ class Transfer:
         )
 
     def upload_files(self, items: Sequence[UploadItem]) -> None:
-        """Copy files of this machine to their keys; each key appears whole or not at all.
+        """Copy files of this machine to their keys; each key appears whole or not at all, and stays.
 
         Raises:
             StorageError: the storage root failed, with key, URI and reason; or the transfer was cancelled.
@@ -58,6 +58,7 @@ class Transfer:
         uploads = Uploads(self._context, items)
         try:
             self._run(uploads.works())
+            self._context.root.sync([item.key for item in items])
         finally:
             uploads.abort()
 
