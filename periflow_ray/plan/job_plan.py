@@ -169,6 +169,13 @@ def build_plan(
     )
 
 
+_MOUNT_TITLES = {
+    "workspace": "the workspace",
+    "data": "data.mount_path",
+    "checkpoint_input": "checkpoint.input.mount_path",
+}
+
+
 def _plan_elastic(spec: JobSpec, grid: WorkerGrid) -> ElasticPlan | None:
     if spec.elastic is None:
         return None
@@ -206,6 +213,7 @@ def _mounts(spec: JobSpec, workspace_dir_name: str | None) -> tuple[Mount, ...]:
         keys_by_path[mount.path] = key
         mounts.append(mount)
     _check_data_mount(mounts)
+    _check_output_dir(mounts)
     return tuple(mounts)
 
 
@@ -218,6 +226,25 @@ def _check_data_mount(mounts: Sequence[Mount]) -> None:
                     f"{inner.path!r} is inside data.mount_path {data.path!r}, which is read-only. Give the dataset a "
                     "directory of its own.",
                     ("data", "mount_path"),
+                )
+
+
+def _check_output_dir(mounts: Sequence[Mount]) -> None:
+    """A restart replaces the whole output directory, so nothing else can be, or be inside, it."""
+    for output in mounts:
+        for other in mounts:
+            if output.kind != "checkpoint" or other is output:
+                continue
+            path = other.path.rstrip("/")
+            if other.kind == "workspace" and other.source is not None:
+                path = f"{path}/{other.source}"
+            is_inside = f"{path}/".startswith(f"{output.path.rstrip('/')}/")
+            if is_inside or (other.kind == "checkpoint_input" and output.path.startswith(f"{path}/")):
+                raise PlanError(
+                    f"output_checkpoint_dir {output.path!r} and {path!r} ({_MOUNT_TITLES[other.kind]}) are inside each "
+                    "other, and every restart replaces output_checkpoint_dir as a whole. Give it a directory of its "
+                    "own, for example '/workspace/ckpt'.",
+                    ("checkpoint", "output_checkpoint_dir"),
                 )
 
 

@@ -131,6 +131,30 @@ def test_two_mounts_cannot_share_a_path(sections: dict[str, Any], key_path: tupl
     assert (caught.value.key_path, str(caught.value)) == (key_path, message)
 
 
+@pytest.mark.parametrize(
+    ("output_dir", "sections", "other"),
+    [
+        ("/workspace/code", {}, "'/workspace/code' (the workspace)"),
+        ("/work", {"job_setting": {"workspace": {"mount_path": "/work/src"}}}, "'/work/src/code' (the workspace)"),
+        ("/out", {"data": {"name": "d", "mount_path": "/out/data"}}, "'/out/data' (data.mount_path)"),
+        ("/out", {"checkpoint": {"input": {"id": "c", "mount_path": "/out/in"}}}, "'/out/in' (checkpoint.input.mount"),
+        ("/in/out", {"checkpoint": {"input": {"id": "c", "mount_path": "/in"}}}, "'/in' (checkpoint.input.mount_path"),
+    ],
+)
+def test_the_output_directory_holds_nothing_else(output_dir: str, sections: dict[str, Any], other: str) -> None:
+    sections.setdefault("checkpoint", {})["output_checkpoint_dir"] = output_dir
+    with pytest.raises(PlanError) as caught:
+        plan_of(spec_of(**sections), workspace_dir_name="code")
+    assert caught.value.key_path == ("checkpoint", "output_checkpoint_dir")
+    assert str(caught.value).startswith(f"output_checkpoint_dir '{output_dir}' and {other}")
+
+
+@pytest.mark.parametrize("output_dir", ["/workspace/code/ckpt", "/workspace/ckpt", "/workspace/code-2", "/ckpt"])
+def test_the_output_directory_may_be_in_the_workspace(output_dir: str) -> None:
+    plan = plan_of(spec_of(checkpoint={"output_checkpoint_dir": output_dir}), workspace_dir_name="code")
+    assert plan.output_checkpoint_dir == output_dir
+
+
 def run_bash(command: Any) -> tuple[int, str]:
     done = subprocess.run(
         ["bash", "-c", plan_of(spec_of(command=command)).command], capture_output=True, text=True, check=False

@@ -130,9 +130,12 @@ class CommandShell:
             self._dataset = mount_dataset(self._root, data, target, on_note=self._note)
             return
         target.mkdir(parents=True, exist_ok=True)
-        if kind == "checkpoint_input" and checkpoint_input is not None:
+        # Once per node: a later attempt neither fetches it again nor needs it to be there still.
+        fetched = self._sandbox.directory / "input-is-fetched"
+        if kind == "checkpoint_input" and checkpoint_input is not None and not fetched.exists():
             manifest = checkpoints.find_checkpoint(self._root, checkpoint_input.id)
             checkpoints.restore(self._root, manifest, self._node_rank, target)
+            fetched.touch()
 
     def _tell_start(self, start: AttemptStart) -> None:
         if start.checkpoint is not None:
