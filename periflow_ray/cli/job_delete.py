@@ -21,7 +21,10 @@ def delete(job_id: int, is_confirmed: bool, root: StorageRoot) -> None:
       periflow-ray job delete 3
       periflow-ray job delete 3 --yes
     """
+    from periflow_ray.submit.jobs import settle_state
+
     record = read_job(root, job_id).record
+    settle_state(root, job_id)
     if not is_confirmed:
         named = f" '{record.name}'" if record.name else ""
         click.confirm(f"Delete job {job_id}{named} with its log, metrics and checkpoints?", abort=True, err=True)

@@ -157,7 +157,9 @@ def read_written_state(root: StorageRoot, job_id: int) -> JobState:
 
 
 def read_state(root: StorageRoot, job_id: int) -> JobState:
-    """How the job stands, with a dead driver's job reported as failed.
+    """How the job seems to stand: one whose heartbeat is old by this machine's clock is reported as failed.
+
+    For views; what depends on a job's end asks ``find_end`` of ``jobs.liveness``.
 
     Raises:
         NotFoundError: there is no such job.
@@ -224,16 +226,17 @@ def list_jobs(root: StorageRoot, on_unreadable: OnUnreadable | None = None) -> l
 
 
 def delete_job(root: StorageRoot, job_id: int) -> None:
-    """Delete everything of an ended job.
+    """Delete everything of a job that has said, or was found, to have ended.
 
     Raises:
         NotFoundError: there is no such job.
         UsageError: it has not ended.
     """
-    job = read_job(root, job_id)
-    if not job.state.has_ended:
+    read_record(root, job_id)
+    state = read_written_state(root, job_id)
+    if not state.has_ended:
         raise UsageError(
-            f"job {job_id} is {job.state.status}; only an ended job can be deleted. "
+            f"job {job_id} is {state.status}; only an ended job can be deleted. "
             f"Stop it first: periflow-ray job stop {job_id}"
         )
     root.delete(job_key(job_id))

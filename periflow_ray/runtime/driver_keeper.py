@@ -3,7 +3,8 @@
     python -m periflow_ray.runtime.driver_keeper --storage URI [--storage-credential NAME] --job-id N
 
 A driver that is killed is started again and goes on with the job from its latest committed checkpoint; its workers end
-with it. One that ends by itself has said how the job stands, and its exit code is this program's.
+with it. One that ends by itself has said how the job stands, and its exit code is this program's. If the keeper is
+killed, its driver gets a SIGTERM: Ray takes the job for over then, so it saves and ends.
 
 The key of the job's secrets comes as a variable of the Ray job where no file can carry it. Ray gives such variables to
 all workers of a job, and they to the user's processes; so it is taken out of what Ray will be told, and only the driver
@@ -12,6 +13,7 @@ gets it.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -27,6 +29,8 @@ from periflow_ray.private_files import create_private
 # A driver that lives longer than this did some work: the count of quick deaths begins anew.
 LONG_LIFE_S = 60.0
 MAX_QUICK_DEATHS = 3
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 # As credentials.cloud_environment and jobs.sealed_secrets have them; not imported, because that would cost this process
 # 50 MB.
 _CLOUD_ENVIRONMENT_VARIABLE = "PERIFLOW_CLOUD_ENV_FILE"
@@ -55,7 +59,7 @@ def main() -> int:
         cloud_file.put_back()
         began_s = time.monotonic()
         argv = [sys.executable, "-m", "periflow_ray.runtime.driver", *sys.argv[1:]]
-        driver = subprocess.Popen(argv, env={**os.environ, **driver_env})
+        driver = subprocess.Popen(argv, env={**os.environ, **driver_env}, preexec_fn=_end_with_this_process)
         if is_stopping:  # The signal came when there was no driver to hand it to.
             driver.send_signal(signal.SIGTERM)
         exit_code = driver.wait()
@@ -78,6 +82,10 @@ def take_secrets_key(environ: MutableMapping[str, str]) -> dict[str, str]:
         environ[_RAY_JOB_CONFIG_VARIABLE] = json.dumps(config)
     key = environ.pop(_SECRETS_KEY_VARIABLE, None)
     return {} if key is None else {_SECRETS_KEY_VARIABLE: key}
+
+
+def _end_with_this_process() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 class _CloudFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -36,6 +37,8 @@ class GracefulStop:
         self._monitor: MonitorClient | None = None
         self._end_now: Callable[[], None] = lambda: None
         self.is_asked = False
+        self._parent_pid = os.getppid()
+        self.reason = "requested by the user"
         self.signum: signal.Signals | None = None
         """What asked for it, if it was a signal."""
 
@@ -68,7 +71,7 @@ class GracefulStop:
         """Let the ranks save within this many seconds and end the job; 0 saves nothing. Returns at once."""
         self.is_asked = True
         if self._state.status != "stopping":
-            self._state.enter("stopping", "stopping: requested by the user")
+            self._state.enter("stopping", f"stopping: {self.reason}")
         threading.Thread(target=self._stop, args=(timeout_s,), name="graceful-stop", daemon=True).start()
 
     def _take_signal(self, signum: int, frame: FrameType | None) -> None:
@@ -79,6 +82,8 @@ class GracefulStop:
         self.signum = signal.Signals(signum)
         if self._is_interactive:
             print("Saving and stopping the job. Once more ends it at once.", file=sys.stderr, flush=True)
+        if not self.is_asked and os.getppid() != self._parent_pid:
+            self.reason = "the process that started the job's driver was killed"
         # A container's grace time is often shorter; then the save is cut off.
         self.ask(SIGNAL_SAVE_TIMEOUT_S)
 

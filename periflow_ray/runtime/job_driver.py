@@ -167,7 +167,7 @@ class _Driver:
                 self._end_attempt(supervision.monitor)
             ending = supervision.finish()
             if is_stopped:
-                self._state.enter("stopped", "stopped: requested by the user")
+                self._state.enter("stopped", f"stopped: {self._stop.reason}")
                 return JobEnd("stopped", error=error, signum=self._stop.signum)
             lost = "the monitor" if ending is None else "Ray Train's controller" if _is_actor_death(error) else None
             if lost is not None and may_restart:

@@ -16,6 +16,7 @@ from periflow_ray.credentials import cloud_environment
 from periflow_ray.errors import ClusterError, PeriflowRayError
 from periflow_ray.jobs import HEARTBEAT_INTERVAL_S, JobRecord, JobState, JobStatus, sealed_secrets
 from periflow_ray.jobs.events import EventWriter
+from periflow_ray.jobs.liveness import find_end
 from periflow_ray.plan import JobPlan
 from periflow_ray.store.documents import write_document
 from periflow_ray.store.keys import job_key
@@ -114,34 +115,46 @@ def start_driver(
         raise
 
 
+def settle_state(root: StorageRoot, job_id: int) -> JobState:
+    """How a job stands, for what may be done to ended jobs only: ended by its own, its cluster's, or no sign of life.
+
+    Raises:
+        NotFoundError: there is no such job.
+    """
+    state = check_state(root, job_id)
+    if not state.has_ended or jobs.read_written_state(root, job_id).has_ended:
+        return state
+    return find_end(root, job_id)
+
+
 def check_state(root: StorageRoot, job_id: int) -> JobState:
-    """How a job stands; asks its cluster when the driver seems to be dead, and records the answer.
+    """How a job seems to stand; asks its cluster when the driver seems to be dead, and records the answer.
 
     Raises:
         NotFoundError: there is no such job.
     """
     record = jobs.read_record(root, job_id)
-    state = jobs.read_state(root, job_id)
+    state = jobs.read_written_state(root, job_id)
     submitted_unix_s = record.resumed_unix_s or record.created_unix_s
     last_sign_unix_s = state.heartbeat_unix_s or submitted_unix_s + DRIVER_START_S
-    # One that is only taken for dead may have succeeded without being able to write it down.
-    has_last_word = state.has_ended and jobs.read_written_state(root, job_id).has_ended
-    if has_last_word or time.time() - last_sign_unix_s < SUSPECT_AFTER_S or record.ray_submission_id is None:
+    if state.has_ended or time.time() - last_sign_unix_s < SUSPECT_AFTER_S:
         return state
+    if record.ray_submission_id is None:
+        return jobs.read_state(root, job_id)
     if jobs.read_record(root, job_id) != record:  # Resumed between the two reads: the state is of the next driver.
         return state
     cluster = connect_to_job(record)
     try:
         ray_job = cluster.read(record.ray_submission_id)
-        has_succeeded = ray_job is not None and ray_job.status == "SUCCEEDED"
-        if state.has_ended and not has_succeeded:
-            return state
         if ray_job is not None and ray_job.status not in ENDED_RAY_STATUSES:
+            # Whatever this machine's clock says: Ray knows its driver.
             return state
+        has_succeeded = ray_job is not None and ray_job.status == "SUCCEEDED"
         output = "" if ray_job is None else cluster.read_driver_output(record.ray_submission_id)
     except ClusterError:
-        if state.has_ended:
-            return state
+        seems = jobs.read_state(root, job_id)
+        if seems.has_ended:
+            return seems
         # Perhaps it is only this machine that cannot reach it; after a while the state itself says that it is over.
         silent_s = time.time() - last_sign_unix_s
         text = f"no sign of life from the job's driver for {silent_s:.0f} s, and {record.ray_address} does not answer"

@@ -21,7 +21,7 @@ from periflow_ray.plan import JobPlan
 from periflow_ray.store.documents import read_document, write_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.submit.jobs import check_state, choose_submission_id, start_driver
+from periflow_ray.submit.jobs import choose_submission_id, settle_state, start_driver
 from periflow_ray.submit.ray_jobs import RayJobs
 
 
@@ -35,7 +35,7 @@ def read_resumable_plan(root: StorageRoot, job_id: int) -> JobPlan:
     """
     jobs.read_record(root, job_id)
     replace_unreadable_state(root, job_id)
-    require_resumable(job_id, check_state(root, job_id))
+    require_resumable(job_id, settle_state(root, job_id))
     try:
         return read_document(root, job_key(job_id, "plan.json"), JobPlan)
     except NotFoundError:
@@ -69,7 +69,7 @@ def resume_job(
     """
     # The record before the state: one who was overtaken between both finds the state of the new driver.
     record = jobs.read_record(root, job_id)
-    state = check_state(root, job_id)
+    state = settle_state(root, job_id)
     require_resumable(job_id, state)
     assert record.ray_submission_id is not None
     if not claim_resume(root, job_id, record.ray_submission_id, state.attempt):

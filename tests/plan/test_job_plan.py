@@ -135,7 +135,7 @@ def test_two_mounts_cannot_share_a_path(sections: dict[str, Any], key_path: tupl
     ("output_dir", "sections", "other"),
     [
         ("/workspace/code", {}, "'/workspace/code' (the workspace)"),
-        ("/work", {"job_setting": {"workspace": {"mount_path": "/work/src"}}}, "'/work/src/code' (the workspace)"),
+        ("/out", {"job_setting": {"workspace": {"mount_path": "/out/src"}}}, "'/out/src/code' (the workspace)"),
         ("/out", {"data": {"name": "d", "mount_path": "/out/data"}}, "'/out/data' (data.mount_path)"),
         ("/out", {"checkpoint": {"input": {"id": "c", "mount_path": "/out/in"}}}, "'/out/in' (checkpoint.input.mount"),
         ("/in/out", {"checkpoint": {"input": {"id": "c", "mount_path": "/in"}}}, "'/in' (checkpoint.input.mount_path"),

@@ -145,3 +145,11 @@ def test_a_driver_that_dies_of_the_signal_is_not_started_again(keep, wait_until,
     keeper.process.send_signal(signal.SIGTERM)
     assert keeper.finish() == (128 + signal.SIGTERM, [])
     assert keeper.num_runs == 1
+
+
+def test_a_driver_whose_keeper_is_killed_is_told_to_stop(keep, tmp_path, wait_until):
+    told = tmp_path / "told"
+    keeper = keep(f"trap 'echo stop > {told}; exit 0' TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done")
+    wait_until((tmp_path / "ready").exists)
+    keeper.process.kill()
+    wait_until(told.exists)

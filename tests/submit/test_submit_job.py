@@ -17,7 +17,7 @@ from periflow_ray.jobs.sealed_secrets import KEY_VARIABLE, unseal
 from periflow_ray.plan import JobPlan, build_plan, local_vm
 from periflow_ray.spec import JobSpec
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.submit.jobs import check_state, submit_job
+from periflow_ray.submit.jobs import check_state, settle_state, submit_job
 from periflow_ray.submit.ray_jobs import RayJobs
 
 
@@ -110,6 +110,14 @@ def test_ray_s_success_is_believed_where_the_driver_could_not_write_it_down(
         assert [(event.kind, event.text) for event in read_events(root, 1)] == [
             ("success", "the job ended: success; its driver could not write that down")
         ]
+
+
+@pytest.mark.parametrize("silent_s", [20.0, 3600.0])
+def test_a_driver_that_ray_knows_is_believed_to_live_whatever_this_machine_s_clock_says(root, server, silent_s):
+    submit(root, server)
+    jobs.write_state(root, 1, JobState("running", heartbeat_unix_s=time.time() - silent_s, attempt=2))
+    assert check_state(root, 1).status == "running"
+    assert settle_state(root, 1).status == "running"
 
 
 def test_a_job_that_ended_is_not_asked_for(root, server):

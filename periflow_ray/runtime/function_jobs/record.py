@@ -7,7 +7,8 @@ import time
 
 from periflow_ray import jobs
 from periflow_ray.errors import UsageError
-from periflow_ray.jobs import HEARTBEAT_LOST_S, JobRecord, JobState
+from periflow_ray.jobs import JobRecord, JobState
+from periflow_ray.jobs.liveness import find_end
 from periflow_ray.jobs.resumes import (
     claim_resume,
     describe_overtaken,
@@ -17,8 +18,6 @@ from periflow_ray.jobs.resumes import (
 )
 from periflow_ray.jobs.user import user_name
 from periflow_ray.store.root import StorageRoot
-
-_POLL_S = 0.5
 
 
 def record_new_job(
@@ -52,7 +51,7 @@ def record_num_nodes(root: StorageRoot, job_id: int, num_nodes: int) -> None:
 def read_resumable_job(root: StorageRoot, job_id: int) -> tuple[JobRecord, JobState]:
     """An ended function job that can go on.
 
-    Waits for about a minute where its process died without a word, until that is certain.
+    Waits for a sign of life where its process has not said that it ended.
 
     Raises:
         NotFoundError: there is no such job.
@@ -65,7 +64,7 @@ def read_resumable_job(root: StorageRoot, job_id: int) -> tuple[JobRecord, JobSt
             f"Go on with it: periflow-ray job resume {job_id}"
         )
     replace_unreadable_state(root, job_id)
-    state = _wait_for_sign_of_life(root, job_id)
+    state = find_end(root, job_id)
     require_resumable(job_id, state)
     return record, state
 
@@ -86,17 +85,3 @@ def reopen_function_job(
     changed = dataclasses.replace(record, accelerator=accelerator, num_devices=num_devices, resumed_unix_s=time.time())
     reopen_job(root, changed, state)
     return changed
-
-
-def _wait_for_sign_of_life(root: StorageRoot, job_id: int) -> JobState:
-    """The state of a job that has ended or lives; a process that was killed says neither."""
-    first = state = jobs.read_state(root, job_id)
-    deadline_s = time.monotonic() + HEARTBEAT_LOST_S
-    if not state.has_ended:
-        print(f"Job ({job_id}) has not said that it ended; looks for a sign of life.", flush=True)
-    while not state.has_ended and state.heartbeat_unix_s == first.heartbeat_unix_s:
-        if time.monotonic() > deadline_s:
-            return dataclasses.replace(state, status="failed")
-        time.sleep(_POLL_S)
-        state = jobs.read_state(root, job_id)
-    return state

@@ -121,6 +121,16 @@ def identify_content(files: Sequence[DatasetFile], uri: str = "") -> str:
     return hashlib.sha256("\n".join([uri, *sorted(lines)]).encode()).hexdigest()
 
 
+def refuse_outsiders(files: Sequence[DatasetFile], dataset: str) -> None:
+    """Raises StorageError if a stored list has a file that would lie elsewhere than in the dataset's directory."""
+    for file in files:
+        if leads_out(file.path) or (file.pack is not None and leads_out(file.pack)):
+            raise StorageError(
+                f"{dataset} is refused: files.json has a file '{file.path}', which does not stay inside the dataset's "
+                "directory"
+            )
+
+
 def list_versions(root: StorageRoot) -> tuple[DatasetFile, ...]:
     """All files of a bucket's prefix with their versions, by a listing (not a request per file).
 

@@ -24,6 +24,7 @@ from periflow_ray.store.datasets.files import (
     dump_files,
     identify_content,
     list_versions,
+    refuse_outsiders,
 )
 from periflow_ray.store.datasets.packs import plan_packs
 from periflow_ray.store.datasets.uploading import JOURNAL, end_upload, seal_files, send_files, unseal_files
@@ -35,7 +36,6 @@ from periflow_ray.store.documents import (
     read_each,
     write_document,
 )
-from periflow_ray.store.keys import leads_out
 from periflow_ray.store.root import StorageRoot
 
 UploadProgress = Callable[[str, int, int], None]
@@ -193,12 +193,7 @@ def list_dataset_files(root: StorageRoot, dataset: Dataset) -> tuple[DatasetFile
             f"dataset '{dataset.name}' in storage root '{root.uri}' is damaged: files.json is not the list of files "
             "that was uploaded. Delete the dataset and upload it again."
         )
-    for file in files:
-        if leads_out(file.path) or (file.pack is not None and leads_out(file.pack)):
-            raise StorageError(
-                f"dataset '{dataset.name}' in storage root '{root.uri}' is refused: files.json has a file "
-                f"'{file.path}', which does not stay inside the dataset's directory"
-            )
+    refuse_outsiders(files, f"dataset '{dataset.name}' in storage root '{root.uri}'")
     return files
 
 
