@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import periflow_ray as pf
+from periflow_ray.sdk.beginning import refuse_to_begin_anew
 
 try:
     from transformers import TrainerCallback
@@ -45,6 +46,8 @@ class PeriFlowCallback(TrainerCallback):  # type: ignore[misc]
         if not pf.is_initialized():
             # A restarted job whose training was already complete has nothing to count.
             is_complete = state.max_steps <= pf.resumed_step()
+            if state.global_step == 0 and state.max_steps > 0:
+                refuse_to_begin_anew("this training has loaded no checkpoint (resume_from_checkpoint)")
             pf.init(None if is_complete else state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -16,6 +16,7 @@ from periflow_ray.lightning.checkpoints import (
 )
 from periflow_ray.lightning.flavour import pl
 from periflow_ray.lightning.total_steps import count_train_batches
+from periflow_ray.sdk.beginning import refuse_to_begin_anew
 
 logger = logging.getLogger("periflow_ray")
 
@@ -57,6 +58,8 @@ class PeriFlowCallback(pl.Callback):  # type: ignore[misc]
                 pf.resumed_step(),
             )
             total_train_steps = None
+        if trainer.global_step == 0:
+            refuse_to_begin_anew("this training has loaded no checkpoint (ckpt_path)")
         pf.init(total_train_steps)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:

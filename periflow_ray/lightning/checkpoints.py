@@ -13,10 +13,12 @@ import torch
 
 import periflow_ray as pf
 from periflow_ray.lightning.flavour import has_class_named, pl
+from periflow_ray.sdk.beginning import refuse_to_begin_anew
 
 logger = logging.getLogger("periflow_ray")
 
 EMERGENCY_FILE_NAME = "emergency.ckpt"
+AsyncCheckpointIO = pl.plugins.io.AsyncCheckpointIO
 
 
 def latest_checkpoint(directory: str | os.PathLike[str] | None = None) -> Path | None:
@@ -43,16 +45,16 @@ def latest_checkpoint(directory: str | os.PathLike[str] | None = None) -> Path |
 
 
 def make_resume_options(ckpt_path: Any, weights_only: bool | None) -> dict[str, Any]:
-    """Build ``fit``'s keyword arguments: as the user gave them, else the newest checkpoint of a job that resumes."""
+    """Build ``fit``'s keyword arguments: as the user gave them, else the newest checkpoint of a job that resumes.
+
+    Raises:
+        PeriFlowError: the job resumes, and there is none.
+    """
     if ckpt_path is None and pf.resumed_step() > 0:
         ckpt_path = latest_checkpoint()
         if ckpt_path is None:
-            logger.warning(
-                "periflow-ray: the job resumes at step %d, but there is no usable Lightning checkpoint in %s; "
-                "training starts anew.",
-                pf.resumed_step(),
-                os.environ.get("CKPT_DIR") or "CKPT_DIR, which is not set",
-            )
+            directory = os.environ.get("CKPT_DIR") or "CKPT_DIR, which is not set"
+            refuse_to_begin_anew(f"there is no usable Lightning checkpoint in {directory}")
         elif weights_only is None and "weights_only" in inspect.signature(pl.Trainer.fit).parameters:
             weights_only = False  # The job's own file: hyperparameters of any class may be in it.
     # Older Lightning 2 has no weights_only, and loads as if it were False.
@@ -85,15 +87,25 @@ def upload_after_saving(trainer: Any) -> None:
     @functools.wraps(save_checkpoint)
     def save_and_upload(*args: Any, **kwargs: Any) -> None:
         save_checkpoint(*args, **kwargs)
-        upload_if_initialized()
+        upload_if_initialized(trainer)
 
     trainer.save_checkpoint = save_and_upload
 
 
-def upload_if_initialized() -> None:
+def upload_if_initialized(trainer: Any) -> None:
     """Upload ``CKPT_DIR``. Collective: call on all ranks. Nothing outside ``fit``, where there is no session yet."""
     if pf.is_initialized():
+        _wait_for_writes(trainer.strategy.checkpoint_io)
         pf.upload_checkpoint()
+
+
+def _wait_for_writes(checkpoint_io: Any) -> None:
+    """Wait until a checkpoint that is written in the background is there; raises what went wrong with it."""
+    while checkpoint_io is not None:
+        if isinstance(checkpoint_io, AsyncCheckpointIO):
+            # It begins anew with the next checkpoint.
+            checkpoint_io.teardown()
+        checkpoint_io = getattr(checkpoint_io, "checkpoint_io", None)
 
 
 def _read_progress(path: Path) -> tuple[int, int, int, int]:
@@ -102,8 +114,7 @@ def _read_progress(path: Path) -> tuple[int, int, int, int]:
     Raises:
         ValueError: training cannot resume from it.
     """
-    # A sharded checkpoint (FSDP) is a directory, whose meta.pt has all but the model's and the optimizers' state.
-    file = path / "meta.pt" if path.is_dir() else path
+    file = _find_shared_state(path) if path.is_dir() else path
     checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
     if "lr_schedulers" not in checkpoint or "loops" not in checkpoint:
         raise ValueError("it holds weights only, or is not Lightning's")
@@ -111,3 +122,16 @@ def _read_progress(path: Path) -> tuple[int, int, int, int]:
     num_batches = fit_loop["epoch_loop.batch_progress"]["total"]["ready"]
     num_epochs = fit_loop["epoch_progress"]["total"]["processed"]
     return checkpoint["global_step"], num_batches, num_epochs, path.stat().st_mtime_ns
+
+
+def _find_shared_state(directory: Path) -> Path:
+    """The file of a sharded checkpoint that has all but the model's and the optimizers' state.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    # FSDP's, and DeepSpeed's, whose every rank's file has it.
+    for file in (directory / "meta.pt", *sorted(directory.glob("checkpoint/*model_states.pt"))):
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"neither meta.pt nor DeepSpeed's checkpoint/*model_states.pt is in {directory}")

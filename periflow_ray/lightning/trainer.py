@@ -56,7 +56,7 @@ class PeriFlowTrainer(pl.Trainer):  # type: ignore[misc]
     ) -> None:
         """Write a checkpoint and upload the output checkpoint directory. Collective: call on all ranks."""
         super().save_checkpoint(filepath, bool(weights_only), storage_options)
-        upload_if_initialized()
+        upload_if_initialized(self)
 
 
 def _with_periflow_callback(callbacks: Any) -> list[Any]:

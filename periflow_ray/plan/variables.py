@@ -19,6 +19,7 @@ PUBLIC_VARIABLES = frozenset(
         "PERIFLOW_SLACK_API",
         "PERIFLOW_LOCAL_CLUSTER_DIR",
         "PERIFLOW_LOCAL_IDLE_S",
+        "PERIFLOW_BEGIN_ANEW",
     }
 )
 

@@ -204,9 +204,15 @@ def test_an_exception_leaves_no_step_open_so_that_another_fit_can_follow(channel
     assert [step for step, _ in channel.take_records()] == [2, 3, 4]
 
 
-def test_a_finished_training_that_is_restarted_is_no_error(channel, monkeypatch):
+def test_a_resumed_training_that_loads_nothing_is_refused_unless_that_is_meant(channel, monkeypatch):
     monkeypatch.setenv("PROCESSED_ITERS", "6")
-    fit(TinyRegression())
+    module = TinyRegression()
+    with pytest.raises(pf.PeriFlowError, match=r"resumes at step 6, but this training has loaded no checkpoint"):
+        fit(module)
+    assert (module.seen, channel.hello) == ([], None)
+    monkeypatch.setenv("PERIFLOW_BEGIN_ANEW", "1")
+    fit(module)
+    # It was at its end already: there is no progress to show.
     assert channel.hello.total_train_steps is None
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from support.tiny_regression import QUIET, TinyRegression, make_loader
 
+from periflow_ray.errors import PeriFlowError
 from periflow_ray.lightning import PeriFlowCallback, PeriFlowTrainer, latest_checkpoint
 from periflow_ray.sdk.session import use_channel_factory
 
@@ -142,12 +145,41 @@ def test_the_first_start_of_a_job_does_not_resume(channel):
     assert len(module.seen) == 6
 
 
-def test_a_restart_without_a_usable_checkpoint_says_so_and_starts_anew(channel, monkeypatch, caplog):
+def test_a_restart_without_a_usable_checkpoint_is_refused_unless_that_is_meant(channel, monkeypatch):
     restart(monkeypatch, 2)
     module = TinyRegression()
+    with pytest.raises(PeriFlowError, match="no usable Lightning checkpoint"):
+        make_trainer().fit(module, make_loader(3))
+    assert module.seen == []
+    monkeypatch.setenv("PERIFLOW_BEGIN_ANEW", "1")
     make_trainer().fit(module, make_loader(3))
     assert len(module.seen) == 6
-    assert "no usable Lightning checkpoint" in caplog.text
+
+
+def test_what_is_written_in_the_background_is_there_when_it_is_uploaded(channel, ckpt_dir):
+    class SlowCheckpointIO(TorchCheckpointIO):
+        def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+            time.sleep(0.3)
+            super().save_checkpoint(*args, **kwargs)
+
+    trainer = make_trainer(plugins=[AsyncCheckpointIO(SlowCheckpointIO())])
+    trainer.fit(TinyRegression(), make_loader(3))
+    assert channel.uploads == [
+        (3, ["epoch=0-step=3.ckpt"]),
+        (6, ["epoch=0-step=3.ckpt", "epoch=1-step=6.ckpt"]),
+    ]
+
+
+@pytest.mark.parametrize("rank_file", ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"])
+def test_a_checkpoint_of_deepspeed_is_a_directory_with_a_file_of_each_rank(channel, ckpt_dir, rank_file):
+    make_trainer(max_epochs=1).fit(TinyRegression(), make_loader(3))
+    checkpoint = torch.load(latest_checkpoint(), weights_only=True)
+    client_state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
+    directory = ckpt_dir / "epoch=1-step=4.ckpt" / "checkpoint"
+    directory.mkdir(parents=True)
+    torch.save({"module": {}, **client_state, "global_step": 4}, directory / rank_file)
+    torch.save({}, directory / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    assert latest_checkpoint() == directory.parent
 
 
 def test_the_latest_checkpoint_is_the_furthest_that_can_be_resumed_from(channel, ckpt_dir, caplog):
