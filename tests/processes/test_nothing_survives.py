@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.powerless_keeper import use_powerless_keeper
+
 from periflow_ray.processes import CommandResult, Leftover, end_leftovers, keeper
 
 # Three generations; the youngest two hide in sessions of their own, as torchrun's workers do.
@@ -157,18 +159,7 @@ def test_orphans_of_an_ended_shell_do_not_stay_as_zombies(start, marked, tmp_pat
 
 
 def test_what_cannot_be_ended_is_named_and_left(start, marked, tmp_path, wait_until, monkeypatch):
-    # A keeper whose signals are refused, as those to a process of another user are.
-    powerless = tmp_path / "powerless_keeper.py"
-    powerless.write_text(
-        "import importlib.util, sys\n"
-        f"spec = importlib.util.spec_from_file_location('keeper', {keeper.__file__!r})\n"
-        "keeper = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(keeper)\n"
-        "keeper._send = lambda pid, number: None\n"
-        "keeper.KILL_TIMEOUT_S = 0.1\n"
-        "keeper.main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])\n"
-    )
-    monkeypatch.setattr(keeper, "__file__", str(powerless))
+    use_powerless_keeper(tmp_path, monkeypatch)
     command, lines = start("echo said; echo ready > ready; sleep 1000 & sleep 1000 & exit 3", grace_s=0.1)
     result = command.wait()
     assert (result.exit_code, result.signal, lines) == (3, None, ["said"])

@@ -58,6 +58,8 @@ class NodeCommands:
             processed_iters=start.checkpoint.step if start.checkpoint else 0,
             output_checkpoint_dir=plan.output_checkpoint_dir,
         )
+        self.left: list[str] = []
+        """Processes that could not be ended, once ``wait`` has returned: ``1234 (sudo sleep 1000)``."""
         self._running = [self._start(run) for run in self._launcher.runs(plan, self._node)]
 
     def wait(self) -> Failure | None:
@@ -66,6 +68,7 @@ class NodeCommands:
 
         def wait_for(running: _Running) -> None:
             result = running.command.wait()
+            self.left += result.left
             failure = None if result.is_success else self._diagnose(running, result)
             if failure is not None:
                 failures.append(failure)
