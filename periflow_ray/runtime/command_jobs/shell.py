@@ -76,7 +76,13 @@ class CommandShell:
     def start(self, start: AttemptStart, links: Links) -> None:
         if self._node_rank == 0:
             self._tell_start(start)
-        self._server = SessionServer(self._sandbox.socket_path, links.save, self._note, on_late=links.miss_save)
+        self._server = SessionServer(
+            self._sandbox.socket_path,
+            links.save,
+            self._note,
+            on_late=links.miss_save,
+            resumed_step=0 if start.checkpoint is None else start.checkpoint.step,
+        )
         self._server.start()
         self._commands = NodeCommands(self._plan, self._sandbox, self._log, self._secrets, self._node_rank, start)
 
