@@ -21,14 +21,27 @@ from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.monitor.contract import AttemptStart
 from periflow_ray.sdk import wire
+from periflow_ray.sdk.rank import LAUNCHER_VARIABLES
 
 # Where the attempt is lost, or saved as a whole, nothing of what a rank still does is kept; and everybody waits for it.
 LOST_GRACE_S = 0.5
 NUM_KEPT_LINES = 400
 # What a Ray worker's environment says of itself must not leak into the user's processes.
 _DROPPED_PREFIXES = ("RAY_", "TORCHELASTIC_")
-_DROPPED_NAMES = frozenset(
-    {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
+_DROPPED_NAMES = (
+    frozenset(
+        {
+            "RANK",
+            "LOCAL_RANK",
+            "WORLD_SIZE",
+            "LOCAL_WORLD_SIZE",
+            "NODE_RANK",
+            "GROUP_RANK",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+        }
+    )
+    | LAUNCHER_VARIABLES
 )
 
 
