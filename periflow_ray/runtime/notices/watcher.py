@@ -62,9 +62,10 @@ def make_watcher(options: argparse.Namespace, environment: Mapping[str, str]) ->
 
 
 def log(text: str) -> None:
-    """Write one line to stderr."""
+    """Write one line to stderr, whatever the text holds."""
     now = datetime.now(UTC)
-    print(f"{now:%Y-%m-%d %H:%M:%S} UTC preemption watcher: {text}", file=sys.stderr, flush=True)
+    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    print(f"{now:%Y-%m-%d %H:%M:%S} UTC preemption watcher: {line}", file=sys.stderr, flush=True)
 
 
 def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
