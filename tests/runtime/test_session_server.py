@@ -1,4 +1,7 @@
-"""The member's end of the session, spoken to in plain messages over its socket."""
+"""The member's end of the session, spoken to in plain messages over its socket.
+
+Long because every message that may come, right or wrong, has its case.
+"""
 
 from __future__ import annotations
 
