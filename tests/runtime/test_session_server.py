@@ -274,6 +274,7 @@ SAVE = {"kind": "checkpoint", "step": 1, "replace_waiting": False}
         ({**RECORDS, "step": [[[]]]}, "its 'step' is a list"),
         ({**RECORDS, "step": 10**9}, "step 1000000000 so soon after step 0"),
         ({**RECORDS, "metrics": {}}, "its 'metrics' is a dict"),
+        ({**RECORDS, "asked_step": "3"}, "its 'asked_step' is '3'"),
         ({**RECORDS, "metrics": [[1, 1.0]]}, "a metric is a list"),
         ({**RECORDS, "metrics": [["1", 1.0, {}]]}, "a metric's step is '1'"),
         ({**RECORDS, "metrics": [[1, float("inf"), {}]]}, "a metric's time is 'inf'"),

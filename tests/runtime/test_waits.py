@@ -190,3 +190,24 @@ def test_members_that_all_prepare_are_no_hang(run_monitor, nodes, cluster):
         assert monitor._context.attempt.cause is None
 
     run_monitor(scenario, hang_timeout_s=0.001)
+
+
+def test_nodes_whose_processes_take_themselves_for_the_same_rank_are_told(run_monitor, nodes, root):
+    async def scenario(monitor: ObservedMonitor) -> None:
+        await start_all(monitor, nodes(monitor))
+        for node_rank in (0, 1):
+            await monitor.report(report_of(node_rank, 1, {0: 5, 4 + node_rank: 5}))
+        text = "processes on several nodes say that they are rank 0: "
+        await wait_for(lambda: any(note.startswith(text) for _, note in event_texts(root)))
+
+    run_monitor(scenario)
+
+
+def test_the_total_that_rank_0_says_counts(run_monitor, nodes, root):
+    async def scenario(monitor: ObservedMonitor) -> None:
+        await start_all(monitor, nodes(monitor))
+        for member, number, rank, total in ((1, 1, 1, 10), (0, 1, 0, 40), (1, 2, 1, 10)):
+            await monitor.report(report_of(member, number, {rank: 5}, total_train_steps=total))
+        assert monitor._recorder.progress.total_train_steps == 40
+
+    run_monitor(scenario)

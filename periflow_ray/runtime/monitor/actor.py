@@ -188,7 +188,10 @@ class Monitor:
         if attempt.number != self._recorded_attempt:
             self._recorder.forget_speed()
             self._recorded_attempt = attempt.number
-        self._recorder.record(report.steps.get(0), report.total_train_steps, list(report.metrics))
+        # Of totals that differ, rank 0's counts.
+        is_known = self._recorder.progress.total_train_steps is not None and 0 not in report.steps
+        total_train_steps = None if is_known else report.total_train_steps
+        self._recorder.record(report.steps.get(0), total_train_steps, list(report.metrics))
         node_rank = attempt.node_of(report.member)
         self._checkpoints.see_progress(node_rank)
         for given_up in report.given_up:

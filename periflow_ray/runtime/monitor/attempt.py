@@ -79,6 +79,9 @@ class Attempt:
     """The highest step of any rank."""
     asks_for_saves: bool = False
     """Some rank has asked ``is_emergency_save``."""
+    doubled_ranks: set[int] = field(default_factory=set)
+    """Ranks that processes of several members take themselves for."""
+    _members_by_rank: dict[int, int] = field(default_factory=dict)
     _members_by_node: dict[int, set[int]] = field(default_factory=dict)
     _come: dict[tuple[SnapshotId, Phase], set[int]] = field(default_factory=dict)
     _passed: set[tuple[SnapshotId, Phase]] = field(default_factory=set)
@@ -200,6 +203,8 @@ class Attempt:
         known.is_pausing = report.is_pausing
         if report.steps and report.steps != known.steps:
             self._moved_s = time.monotonic()
+            if report.steps.keys() != known.steps.keys():
+                self._take_ranks(report.member, report.steps)
             known.steps = report.steps
             self.without_session.discard(report.member)
             known.lowest_step, known.highest_step = min(report.steps.values()), max(report.steps.values())
@@ -273,6 +278,11 @@ class Attempt:
         self.cause, self.text, self.ended_s = cause, text, time.monotonic()
         self.orders.append(EndAttempt(cause, text))
         return True
+
+    def _take_ranks(self, member: int, ranks: Collection[int]) -> None:
+        for rank in ranks:
+            if self._members_by_rank.setdefault(rank, member) != member:
+                self.doubled_ranks.add(rank)
 
     def _find_missing(self, key: tuple[SnapshotId, Phase]) -> set[int]:
         """Members that have not come to a phase of a save, and are not beyond it."""

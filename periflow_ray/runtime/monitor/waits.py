@@ -60,6 +60,13 @@ class Waits:
             if now_s - self._since_s[wait.key] >= SLOW_S and wait.kind not in self._told:
                 self._told.add(wait.kind)
                 self._context.note(wait.text)
+        if attempt.doubled_ranks and "doubled" not in self._told:
+            self._told.add("doubled")
+            ranks = ", ".join(str(rank) for rank in sorted(attempt.doubled_ranks)[:_MAX_NAMED])
+            self._context.note(
+                f"processes on several nodes say that they are rank {ranks}: their steps and metrics are mixed. Start "
+                "one process a rank with torchrun, mpirun or srun, or call init_process_group() before pf.init()."
+            )
         self._go_on_without([member for member in absent if now_s - self._since_s["session", member] >= SLOW_S])
         if attempt.ended_s is not None and now_s - attempt.ended_s >= LEAVE_TIMEOUT_S:
             self._give_up_stuck(attempt)
