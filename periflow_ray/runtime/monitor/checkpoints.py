@@ -336,16 +336,20 @@ class Checkpoints:
         except Exception as err:
             # Whatever it was: those who wait for the checkpoint must hear of its end.
             pending.error = _describe(err)
-        if pending.error is not None:
-            self._tell_failed(pending, pending.error)
-            if name is not None:
-                # Where the storage does not even take this, the next attempt's sweep does it.
-                with contextlib.suppress(OSError, StorageError):
-                    await asyncio.to_thread(
-                        checkpoints.mark_failed, self._context.root, self._context.job_id, name, pending.error
-                    )
-        pending.is_written.set()
-        self._settled(pending)
+        try:
+            if pending.error is not None:
+                await self._record_failure(pending, name, pending.error)
+        finally:
+            # Whatever cannot be told or recorded: members wait for this, and so does the next attempt.
+            pending.is_written.set()
+            self._settled(pending)
+
+    async def _record_failure(self, pending: PendingCheckpoint, name: str | None, reason: str) -> None:
+        self._tell_failed(pending, reason)
+        if name is not None:
+            # Where the storage does not even take this, the next attempt's sweep does it.
+            with contextlib.suppress(OSError, StorageError):
+                await asyncio.to_thread(checkpoints.mark_failed, self._context.root, self._context.job_id, name, reason)
 
     def _settled(self, pending: PendingCheckpoint) -> None:
         if self._pending.get(pending.snapshot) is pending:
