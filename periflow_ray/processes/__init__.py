@@ -1,5 +1,5 @@
 """Commands whose whole process tree ends together, whatever happens to the process that started them."""
 
-from periflow_ray.processes.command import Command, CommandResult, end_leftovers
+from periflow_ray.processes.command import Command, CommandResult, Leftover, end_leftovers
 
-__all__ = ["Command", "CommandResult", "end_leftovers"]
+__all__ = ["Command", "CommandResult", "Leftover", "end_leftovers"]

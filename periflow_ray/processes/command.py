@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,20 +19,35 @@ from periflow_ray.processes import keeper
 _MAX_LINE_BYTES = 64 << 10
 # A command's processes are known by it when the keeper, their common ancestor, is gone.
 _MARKER_VARIABLE = "PERIFLOW_COMMAND_ID"
+# How long the last output is waited for where a process that cannot be ended may hold it open.
+_LAST_OUTPUT_TIMEOUT_S = 2.0
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
 class CommandResult:
-    """How a command ended. ``exit_code`` is None when a signal ended it; both are None if the keeper was killed."""
+    """How a command ended. ``exit_code`` is None when a signal ended it; both are None if the keeper was killed.
+
+    ``left`` describes processes of it that could not be ended, and are left behind: ``1234 (sudo sleep 1000)``.
+    """
 
     exit_code: int | None
     signal: int | None
     peak_memory_bytes: int
+    left: tuple[str, ...] = ()
 
     @property
     def is_success(self) -> bool:
         """Exit code 0."""
         return self.exit_code == 0
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A process that an earlier command left behind, and whether it is there even now because it cannot be ended."""
+
+    description: str
+    is_left: bool
 
 
 class Command:
@@ -61,6 +77,8 @@ class Command:
         self._on_line = on_line
         self._marker = (_MARKER_VARIABLE, uuid.uuid4().hex)
         self._faults = Faults("taking in a command's output")
+        self._waiting = threading.Lock()
+        self._result: CommandResult | None = None
 
     def start(self) -> Command:
         """Start it; returns itself. Nothing else may be called before."""
@@ -87,16 +105,29 @@ class Command:
         return self._keeper.pid
 
     def wait(self) -> CommandResult:
-        """Wait until the command and all of its descendants have ended and their output was read."""
+        """Wait until the command and all of its descendants have ended and their output was read.
+
+        What cannot be ended is not waited for, but is in the result.
+        """
+        with self._waiting:
+            if self._result is None:
+                self._result = self._wait()
+            return self._result
+
+    def _wait(self) -> CommandResult:
         document = self._result_pipe.readline()
         self._keeper.wait()
         if not document:
             # The keeper was killed: what it kept may still run, and holds the output open.
-            end_leftovers(self._marker)
-        self._reader.join()
-        if not document:
-            return CommandResult(exit_code=None, signal=None, peak_memory_bytes=0)
-        return CommandResult(**json.loads(document))
+            leftovers = end_leftovers(self._marker)
+            self._reader.join(_LAST_OUTPUT_TIMEOUT_S)
+            left = tuple(leftover.description for leftover in leftovers if leftover.is_left)
+            return CommandResult(exit_code=None, signal=None, peak_memory_bytes=0, left=left)
+        fields = json.loads(document)
+        result = CommandResult(**{**fields, "left": tuple(fields["left"])})
+        # The reader ends with the last process that may write.
+        self._reader.join(_LAST_OUTPUT_TIMEOUT_S if result.left else None)
+        return result
 
     def stop(self, grace_s: float | None = None) -> None:
         """Ask for the end: SIGTERM to all descendants, SIGKILL after the grace time. ``wait`` returns then.
@@ -123,22 +154,38 @@ class Command:
                 self._faults.take(err)
 
 
-def end_leftovers(marker: tuple[str, str], grace_s: float = 0.0) -> list[int]:
-    """End every process of this machine whose environment has ``marker`` (name, value); their ids.
+def end_leftovers(marker: tuple[str, str]) -> list[Leftover]:
+    """End every process of this machine whose environment has ``marker`` (name, value), and all below it.
 
     For what a killed keeper and a killed member left behind together.
+
+    Returns:
+        All that were found; those that cannot be ended are not waited for without end.
     """
+    descriptions: dict[int, str] = {}
+    deadline_s = time.monotonic() + keeper.KILL_TIMEOUT_S
+    while remaining := _find_marked(marker):
+        for pid in remaining:
+            if pid not in descriptions:
+                descriptions[pid] = keeper.describe_process(pid)
+            keeper.end_process(pid)
+        if time.monotonic() >= deadline_s:
+            break
+        time.sleep(_POLL_S)
+    return [Leftover(description, pid in remaining) for pid, description in descriptions.items()]
+
+
+def _find_marked(marker: tuple[str, str]) -> set[int]:
     wanted = f"{marker[0]}={marker[1]}".encode()
-    ended: list[int] = []
+    found: set[int] = set()
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         try:
+            # Empty for one that has ended and was not waited for yet.
             environment = Path(f"/proc/{entry}/environ").read_bytes()
         except OSError:
             continue
         if wanted in environment.split(b"\0"):
-            keeper.end_descendants(int(entry), grace_s)
-            keeper.end_process(int(entry))
-            ended.append(int(entry))
-    return ended
+            found |= {int(entry), *keeper.find_descendants(int(entry))}
+    return found

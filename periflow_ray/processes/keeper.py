@@ -7,8 +7,9 @@ Run as a script with a bare interpreter (standard library only, so that it start
 It makes itself the "child subreaper": every orphaned descendant of the command becomes its child, so none can hide
 by starting a session of its own, as torchrun's workers do. Its standard input is a pipe from the member: a line
 ``terminate [GRACE_S]`` asks it to end the command, end-of-file means that the member is dead and does the same. When
-the command has ended and nothing of it is left, the keeper writes one JSON line to the file descriptor RESULT_FD:
-``{"exit_code": int | null, "signal": int | null, "peak_memory_bytes": int}``.
+the command has ended and nothing of it is left, or what is left cannot be ended, the keeper writes one JSON line to the
+file descriptor RESULT_FD: ``{"exit_code": int | null, "signal": int | null, "peak_memory_bytes": int, "left":
+[description, ...]}``. Orphans are waited for as soon as they end, so that none stays a zombie while the command runs.
 """
 
 import contextlib
@@ -26,6 +27,10 @@ from collections.abc import Callable
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.02
+# A process that holds a GPU or a network disk may take seconds to die; one of another user never does.
+KILL_TIMEOUT_S = 15.0
+_REAP_TIMEOUT_S = 1.0
+_MAX_COMMAND_CHARS = 100
 
 
 def main(result_fd: int, grace_s: float, command: list[str]) -> None:
@@ -39,24 +44,32 @@ def main(result_fd: int, grace_s: float, command: list[str]) -> None:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_reset_signals(libc))
     ending = threading.Event()
     asked_grace_s: list[float] = []
-    for wait in (child.wait, lambda: _wait_for_member(asked_grace_s)):
-        # The command ended, the member sent a line, or its end of the pipe closed: whichever comes first.
-        threading.Thread(target=_set_after, args=(ending, wait), daemon=True).start()
+    status: list[int] = []
+    reaper = threading.Thread(target=_reap, args=(child.pid, status, ending), daemon=True)
+    reaper.start()
+    threading.Thread(target=_wait_for_member, args=(asked_grace_s, ending), daemon=True).start()
+    # The command ended, the member sent a line, or its end of the pipe closed: whichever comes first.
     ending.wait()
-    end_descendants(os.getpid(), asked_grace_s[0] if asked_grace_s else grace_s)
-    code = child.wait()
-    _reap_orphans()
+    left = end_descendants(os.getpid(), asked_grace_s[0] if asked_grace_s else grace_s)
+    # What is left may be the command itself.
+    reaper.join(_REAP_TIMEOUT_S)
+    code = os.waitstatus_to_exitcode(status[0]) if status else None
     result = {
-        "exit_code": code if code >= 0 else None,
-        "signal": -code if code < 0 else None,
+        "exit_code": code if code is not None and code >= 0 else None,
+        "signal": -code if code is not None and code < 0 else None,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        "left": [describe_process(pid) for pid in left],
     }
     os.write(result_fd, json.dumps(result).encode() + b"\n")
     os._exit(0)
 
 
-def end_descendants(pid: int, grace_s: float) -> None:
-    """SIGTERM every descendant of a process, SIGKILL after the grace time what is left."""
+def end_descendants(pid: int, grace_s: float) -> list[int]:
+    """SIGTERM every descendant of a process, SIGKILL after the grace time what is left.
+
+    Returns:
+        Those that are there all the same ``KILL_TIMEOUT_S`` later: another user's, or held by the kernel (state D).
+    """
     deadline = time.monotonic() + grace_s
     for descendant in find_descendants(pid):
         _send(descendant, signal.SIGTERM)
@@ -65,7 +78,10 @@ def end_descendants(pid: int, grace_s: float) -> None:
         if time.monotonic() >= deadline:
             for descendant in remaining:
                 _send(descendant, signal.SIGKILL)
+        if time.monotonic() >= deadline + KILL_TIMEOUT_S:
+            break
         time.sleep(_POLL_S)
+    return remaining
 
 
 def end_process(pid: int) -> None:
@@ -96,22 +112,32 @@ def find_descendants(pid: int) -> list[int]:
     return found
 
 
-def _wait_for_member(asked_grace_s: list[float]) -> None:
+def describe_process(pid: int) -> str:
+    """A process as people look for it: ``1234 (sudo sleep 1000)``."""
+    command = ""
+    for name in ("cmdline", "comm"):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/{name}", "rb") as file:
+            command = command or file.read().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+    shown = "".join(char if char.isprintable() else "?" for char in command[:_MAX_COMMAND_CHARS])
+    return f"{pid} ({shown or 'unknown'})"
+
+
+def _wait_for_member(asked_grace_s: list[float], ending: threading.Event) -> None:
     # Unbuffered, because a thread that holds the buffered reader's lock breaks the interpreter's exit.
     words = os.read(0, 64).split()
     asked_grace_s += map(float, words[1:])
+    ending.set()
 
 
-def _set_after(event: threading.Event, wait: Callable[[], object]) -> None:
-    wait()
-    event.set()
-
-
-def _reap_orphans() -> None:
+def _reap(command: int, status: list[int], ending: threading.Event) -> None:
+    """Wait for the command and for every orphan that becomes this process's child, until there is none."""
     # Counts their memory too; and a container's first process often reaps nothing, so they would stay as zombies.
     with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        while True:
+            pid, ended = os.waitpid(-1, 0)
+            if pid == command:
+                status.append(ended)
+                ending.set()
 
 
 def _reset_signals(libc: ctypes.CDLL) -> Callable[[], None]:

@@ -1,31 +1,81 @@
-"""Which rank this process is, from the environment that torchrun, Lightning or the job set, and from torch."""
+"""Which rank this process is, from the environment that its launcher or the job set, and from torch."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class _Launcher:
+    """The variables in which a launcher says a process's place; several names where its versions differ.
+
+    Args:
+        rank: among all processes that it started; so ``num_ranks`` counts all of them.
+        local_rank: among those of this machine; so ``num_local_ranks``.
+    """
+
+    rank: tuple[str, ...]
+    local_rank: tuple[str, ...]
+    num_ranks: tuple[str, ...]
+    num_local_ranks: tuple[str, ...]
+
+
+_TORCHRUN = _Launcher(("RANK",), ("LOCAL_RANK",), ("WORLD_SIZE",), ("LOCAL_WORLD_SIZE",))
+# Open MPI; MPICH and Intel MPI (Hydra); Slurm. https://docs.open-mpi.org/en/main/tuning-apps/environment-var.html,
+# https://slurm.schedmd.com/srun.html#SECTION_OUTPUT-ENVIRONMENT-VARIABLES
+_OTHERS = (
+    _Launcher(
+        ("OMPI_COMM_WORLD_RANK",),
+        ("OMPI_COMM_WORLD_LOCAL_RANK",),
+        ("OMPI_COMM_WORLD_SIZE",),
+        ("OMPI_COMM_WORLD_LOCAL_SIZE",),
+    ),
+    _Launcher(
+        ("PMI_RANK", "PMIX_RANK"),
+        ("MPI_LOCALRANKID", "PMI_LOCAL_RANK"),
+        ("PMI_SIZE",),
+        ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"),
+    ),
+    _Launcher(("SLURM_PROCID",), ("SLURM_LOCALID",), ("SLURM_NTASKS", "SLURM_NPROCS"), ("SLURM_NTASKS_PER_NODE",)),
+)
+
+LAUNCHER_VARIABLES = frozenset(name for one in _OTHERS for name in (*one.rank, *one.local_rank))
+"""Where launchers other than torchrun say which process this is. All that it starts inherits them, so they count only
+where they were set inside the command."""
 
 
 def find_rank() -> tuple[int, int, int | None]:
     """This process's rank, local rank and, where known, the number of ranks on this node."""
     env = os.environ
-    local_world_size = int(env["LOCAL_WORLD_SIZE"]) if env.get("LOCAL_WORLD_SIZE") else None
-    local_rank = int(env.get("LOCAL_RANK") or 0)
-    rank = int(env.get("RANK") or int(env.get("NODE_RANK") or 0) * int(env.get("NPROC_PER_NODE") or 1) + local_rank)
+    launcher = _find_launcher(env)
+    local_rank = _read(env, launcher.local_rank) or 0
+    num_local_ranks = _read(env, launcher.num_local_ranks)
+    rank = _read(env, launcher.rank)
+    if rank is None:
+        rank = int(env.get("NODE_RANK") or 0) * int(env.get("NPROC_PER_NODE") or 1) + local_rank
+    elif launcher is not _TORCHRUN and _is_of_one_node(env, launcher):
+        rank += int(env["NODE_RANK"]) * (_read(env, launcher.num_ranks) or 1)
     if has_process_group():
         rank = sys.modules["torch"].distributed.get_rank()
-    return rank, local_rank, local_world_size
+    return rank, local_rank, num_local_ranks
 
 
 def find_place() -> tuple[int, int]:
-    """Rank and number of ranks: of the process group, else as torchrun set them, else (0, 1)."""
+    """Rank and number of ranks: of the process group, else as the launcher set them, else (0, 1)."""
     if has_process_group():
         distributed = sys.modules["torch"].distributed
         return distributed.get_rank(), distributed.get_world_size()
     # A command that runs once per node has a WORLD_SIZE, but no RANK: torchrun gives that to its processes.
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    return 0, 1
+    launcher = _find_launcher(os.environ)
+    rank, num_ranks = _read(os.environ, launcher.rank), _read(os.environ, launcher.num_ranks)
+    if rank is None or num_ranks is None:
+        return 0, 1
+    if launcher is not _TORCHRUN and _is_of_one_node(os.environ, launcher):
+        return find_rank()[0], num_ranks * int(os.environ["NUM_NODES"])
+    return rank, num_ranks
 
 
 def has_process_group() -> bool:
@@ -34,3 +84,20 @@ def has_process_group() -> bool:
         return False
     distributed = sys.modules["torch"].distributed
     return bool(distributed.is_available() and distributed.is_initialized())
+
+
+def _find_launcher(env: Mapping[str, str]) -> _Launcher:
+    """The one whose rank this process has; torchrun's where there is none."""
+    return next((one for one in (_TORCHRUN, *_OTHERS) if _read(env, one.rank) is not None), _TORCHRUN)
+
+
+def _is_of_one_node(env: Mapping[str, str], launcher: _Launcher) -> bool:
+    """Whether each node of the job has started its launcher for itself: ``mpirun -np 4`` in a command."""
+    num_ranks = _read(env, launcher.num_ranks)
+    is_whole = num_ranks is not None and num_ranks == _read(env, launcher.num_local_ranks)
+    return is_whole and int(env.get("NUM_NODES") or 1) > 1 and bool(env.get("NODE_RANK"))
+
+
+def _read(env: Mapping[str, str], names: tuple[str, ...]) -> int | None:
+    # Slurm also writes values such as "4(x2)", which are no help here.
+    return next((int(env[name]) for name in names if env.get(name, "").isdecimal()), None)

@@ -40,6 +40,7 @@ class SocketChannel:
         self._reply_error: str | None = None
         self._is_lost = False
         self._is_closing = False
+        self._has_told_too_large = False
         self._on_announced_step: Callable[[int], bool] = lambda step: True
         self._read_step: Callable[[], int] = lambda: 0
         self._faults = Faults(
@@ -65,7 +66,15 @@ class SocketChannel:
 
     def send(self, step: int, records: list[MetricRecord], asked_step: int) -> None:
         metrics = [(record.step, record.time_unix_s, record.values) for record in records]
-        self._send(wire.encode("records", step=step, metrics=metrics, asked_step=asked_step))
+        message = wire.encode("records", step=step, metrics=metrics, asked_step=asked_step)
+        if len(message) < wire.MAX_MESSAGE_BYTES:
+            self._send(message)
+        elif len(records) > 1:
+            self.send(step, records[: len(records) // 2], asked_step)
+            self.send(step, records[len(records) // 2 :], asked_step)
+        else:
+            self.send(step, [], asked_step)
+            self._tell_too_large(step)
 
     def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
         with self._reply:
@@ -86,6 +95,16 @@ class SocketChannel:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
+
+    def _tell_too_large(self, step: int) -> None:
+        if not self._has_told_too_large:
+            self._has_told_too_large = True
+            logger.warning(
+                "periflow-ray: the metrics of one pf.metric() call at step %d are larger than %d MiB and left out. "
+                "Write data of this size to a file under CKPT_DIR.",
+                step,
+                wire.MAX_MESSAGE_BYTES >> 20,
+            )
 
     def _send(self, message: bytes) -> None:
         if self._is_lost or self._socket is None:

@@ -17,6 +17,8 @@ from periflow_ray.errors import PeriFlowError
 PROTOCOL_VERSION = 1
 # The member's version, for the script; a script's is in its hello.
 VERSION_VARIABLE = "PERIFLOW_SESSION_VERSION"
+# A thousand records of ordinary metrics take a tenth of it; the peer cuts off who sends longer lines.
+MAX_MESSAGE_BYTES = 4 << 20
 
 
 def require_same_version(member_version: str | None) -> None:
@@ -35,7 +37,7 @@ def require_same_version(member_version: str | None) -> None:
         )
 
 
-def describe_other_version(rank: int, version: object) -> str | None:
+def describe_other_version(rank: object, version: object) -> str | None:
     """What to say of a rank that speaks another version; None if it speaks this one."""
     if version == PROTOCOL_VERSION:
         return None
@@ -68,6 +70,11 @@ def read_messages(connection: socket.socket, *, is_strict: bool = False) -> Iter
         if not chunk:
             return
         *lines, buffered = (buffered + chunk).split(b"\n")
+        if len(buffered) > MAX_MESSAGE_BYTES:
+            # Neither kept nor skipped: there is no telling where the next message begins.
+            if is_strict:
+                raise ValueError(f"a message of more than {MAX_MESSAGE_BYTES >> 20} MiB")
+            return
         for line in lines:
             try:
                 message = json.loads(line)

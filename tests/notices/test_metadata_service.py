@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
+import json
+import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.metadata_servers import FakeAws, FakeAzure, FakeGcp, FakeMetadata, serve_metadata
@@ -47,6 +52,50 @@ def test_a_hanging_service_is_left_after_the_timeout(service: FakeMetadata, make
             source.poll()
         service.failure = ""
         assert source.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("beginning", "drop", "reason"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", b".", "timed out"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b".", "timed out"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 8000000000\r\n\r\n", b"x" * 10_000, "more than 64 KiB"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 10_000, "more than 64 KiB"),
+    ],
+    ids=["slow headers", "slow body", "huge body", "endless body"],
+)
+def test_an_answer_that_takes_too_long_or_is_too_large_is_none(beginning: bytes, drop: bytes, reason: str):
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as threads:
+        client = MetadataClient(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.3)
+        asking = threads.submit(client.request, "GET", "/")
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):  # It is hung up, as it should be.
+            connection.sendall(beginning)
+            while not asking.done():
+                connection.sendall(drop)
+                concurrent.futures.wait([asking], timeout=0.01)
+        with pytest.raises(MetadataError, match=f"no answer \\({reason}\\)"):
+            asking.result()
+
+
+@pytest.mark.parametrize(("cloud", "path"), [("aws", "interruption"), ("azure", "document")])
+def test_a_deep_document_is_an_error_like_others(cloud: str, path: str):
+    with serve_metadata(SERVICES[cloud]()) as service:
+        source = make_source(cloud, {"PERIFLOW_METADATA_ENDPOINT": service.endpoint})
+        setattr(service, path, "[" * 60_000)
+        with pytest.raises(MetadataError, match="not JSON"):
+            source.poll()
+
+
+def test_what_a_service_says_drives_no_terminal_and_forges_no_line():
+    with serve_metadata(FakeAws()) as service:
+        source = make_source("aws", {"PERIFLOW_METADATA_ENDPOINT": service.endpoint})
+        service.interruption = json.dumps({"action": "stop\n\x1b[31m" + 1000 * "x", "time": "soon\r"})
+        notice = source.poll()
+    assert notice is not None
+    assert notice.text.startswith("AWS takes this spot instance back at any moment (action: stop\\n\\x1b[31mxxx")
+    assert notice.text.isprintable()
+    assert len(notice.text) < 400
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)

@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 from support.metadata_servers import FakeAws, FakeAzure, FakeMetadata, serve_metadata
 
+from periflow_ray.processes.keeper import find_descendants
+
 WATCHER = "periflow_ray.runtime.notices.watcher"
 STAND_IN = Path(__file__).parents[1] / "support" / "ray_stand_in.py"
 END_DEADLINE_S = 30.0
@@ -224,7 +226,8 @@ def test_waiting_needs_no_ray(start: Any, wait_until: WaitUntil):
     with serve_metadata(FakeAws()) as aws:
         watcher = start(aws, "--interval", "0.1")
         wait_until(lambda: len(aws.requests) > 10)
-        loaded = Path(f"/proc/{watcher.process.pid}/maps").read_text()
+        pids = [watcher.process.pid, *find_descendants(watcher.process.pid)]
+        loaded = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
         assert watcher.end() == 0
     assert "_raylet" not in loaded
 

@@ -204,7 +204,16 @@ def test_a_server_that_is_not_there_is_told_without_its_secret_address(
     assert problems == [f"not everything reaches webhook 'hook': {reason}. The job goes on without it."]
 
 
-def test_a_server_that_drips_its_answer_is_not_waited_for(record: JobRecord) -> None:
+@pytest.mark.parametrize(
+    ("beginning", "drop"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"."),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", b"."),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["body", "headers", "answers that promise another one"],
+)
+def test_a_server_that_drips_its_answer_is_not_waited_for(record: JobRecord, beginning: bytes, drop: bytes) -> None:
     told = threading.Event()
     problems: list[str] = []
 
@@ -218,13 +227,24 @@ def test_a_server_that_drips_its_answer_is_not_waited_for(record: JobRecord) -> 
         notifier.notify("success")
         connection, _ = listener.accept()
         with connection, contextlib.suppress(OSError):  # It is hung up, as it should be.
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            connection.sendall(beginning)
             while not told.wait(0.01):
-                connection.sendall(b".")
+                connection.sendall(drop)
         notifier.close()
     assert problems == [
         "not everything reaches webhook 'hook': it did not answer within 0.3 s. The job goes on without it."
     ]
+
+
+def test_a_message_is_delivered_though_its_answer_is_a_long_page(
+    make_server: Callable[[], MessageServer], make: Callable[..., Notifier], problems: list[str]
+) -> None:
+    server = make_server()
+    server.answers.append(Answer(body="<p>" * 100_000))
+    notifier = make(Webhook("webhook 'hook'", server.url))
+    notifier.notify("success")
+    notifier.close()
+    assert (len(server.posted), problems) == (1, [])
 
 
 def test_a_silent_server_delays_neither_the_job_nor_another_receiver(

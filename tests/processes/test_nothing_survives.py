@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from periflow_ray.processes import CommandResult, end_leftovers
+from support.powerless_keeper import use_powerless_keeper
+
+from periflow_ray.processes import CommandResult, Leftover, end_leftovers, keeper
 
 # Three generations; the youngest two hide in sessions of their own, as torchrun's workers do.
 HIDDEN_TREE = "setsid bash -c 'setsid sleep 1000 & echo $! > youngest; sleep 1000' & "
@@ -145,3 +148,48 @@ def test_processes_without_the_mark_are_left_alone(marked):
     finally:
         other.kill()
         other.wait()
+
+
+def test_orphans_of_an_ended_shell_do_not_stay_as_zombies(start, marked, tmp_path, wait_until):
+    command, _ = start("for i in $(seq 100); do (sleep 0.01 &) ; done; echo done > forked; exec sleep 1000")
+    wait_until(lambda: has_text(tmp_path / "forked"))
+    wait_until(lambda: find_children(command.keeper_pid) == ["S"])
+    command.stop(grace_s=0.1)
+    command.wait()
+
+
+def test_what_cannot_be_ended_is_named_and_left(start, marked, tmp_path, wait_until, monkeypatch):
+    use_powerless_keeper(tmp_path, monkeypatch)
+    command, lines = start("echo said; echo ready > ready; sleep 1000 & sleep 1000 & exit 3", grace_s=0.1)
+    result = command.wait()
+    assert (result.exit_code, result.signal, lines) == (3, None, ["said"])
+    pids = [int(text.split()[0]) for text in result.left]
+    assert sorted(result.left) == sorted(f"{pid} (sleep 1000)" for pid in pids)
+    assert sorted(pids) == sorted(marked.find())
+    # Asked again, it says the same and waits for nothing.
+    assert command.wait() is result
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: marked.find() == [])
+
+
+def test_leftovers_that_cannot_be_ended_are_not_waited_for_without_end(marked, monkeypatch, wait_until):
+    left = subprocess.Popen(["sleep", "1000"], env={marked.marker[0]: marked.marker[1]})
+    wait_until(lambda: marked.find() == [left.pid])
+    with monkeypatch.context() as powerless:
+        powerless.setattr(keeper, "_send", lambda pid, number: None)
+        powerless.setattr(keeper, "KILL_TIMEOUT_S", 0.1)
+        assert end_leftovers(marked.marker) == [Leftover(f"{left.pid} (sleep 1000)", is_left=True)]
+    assert end_leftovers(marked.marker) == [Leftover(f"{left.pid} (sleep 1000)", is_left=False)]
+    left.wait()
+
+
+def find_children(pid: int) -> list[str]:
+    """The states of a process's children."""
+    found = []
+    for entry in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError):
+            state, parent = Path(f"/proc/{int(entry)}/stat").read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == pid:
+                found.append(state)
+    return found

@@ -7,6 +7,7 @@ import asyncio
 from simulated_cluster import HOLD_TIMEOUT_S, SlowRoot
 from simulated_nodes import Node, ObservedMonitor, event_texts, failure_of, in_thread, join_all, save_all
 
+from periflow_ray.runtime.monitor import checkpoints as monitor_checkpoints
 from periflow_ray.store.checkpoints import list_committed
 
 
@@ -57,3 +58,23 @@ def test_a_node_that_cannot_even_describe_its_files_fails_the_checkpoint_for_all
 
     run_monitor(scenario, root=slow_root)
     assert [manifest.step for manifest in list_committed(slow_root, 1)] == [20]
+
+
+def test_a_checkpoint_of_which_not_even_the_failure_can_be_recorded_holds_nobody_up(
+    run_monitor, nodes, root, monkeypatch
+):
+    def fail(*args: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario(monitor: ObservedMonitor) -> None:
+        pair = nodes(monitor)
+        await join_all(pair)
+        with monkeypatch.context() as broken:
+            for name in ("commit", "mark_failed"):
+                broken.setattr(monitor_checkpoints.checkpoints, name, fail)
+            assert await save_all(pair, (10, 1)) == ["RuntimeError: can't start new thread"] * 2
+        starts = await join_all(pair, "group-2")
+        assert [start.checkpoint for start in starts] == [None, None]
+        assert await save_all(pair, (20, 1)) == [None, None]
+
+    run_monitor(scenario)

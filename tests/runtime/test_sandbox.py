@@ -34,3 +34,23 @@ def test_nothing_of_another_job_with_the_same_number_is_left(sandbox: Sandbox, b
     output.touch()
     sandbox.create("one")
     assert not output.exists()
+
+
+def test_an_abandoned_sandbox_is_not_used_again_but_removed_with_the_job(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.create("one")
+    sandbox.abandon()
+    second = Sandbox("/storage", 1, 0)
+    assert (sandbox.directory.name, second.directory.name) == ("node-0", "node-0.1")
+    assert second.marker != sandbox.marker
+    second.create("one")
+    assert Sandbox("/storage", 1, 0).directory == second.directory
+    second.abandon()
+    third = Sandbox("/storage", 1, 0)
+    third.create("one")
+    assert third.directory.name == "node-0.2"
+    neighbour = Sandbox("/storage", 1, 1)
+    neighbour.create("one")
+    Sandbox("/storage", 1, 0).remove()
+    assert [path.name for path in neighbour.job_dir.iterdir()] == ["node-1"]
+    neighbour.remove()
+    assert not neighbour.job_dir.exists()

@@ -1,7 +1,12 @@
-"""The member's end of the session, spoken to in plain messages over its socket."""
+"""The member's end of the session, spoken to in plain messages over its socket.
+
+Long because every message that may come, right or wrong, has its case.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -29,7 +34,12 @@ class Rank:
         self.connection.sendall(wire.encode(kind, **fields))
 
     def greet(
-        self, rank: int, of: int | None = None, total_train_steps: int | None = None, version: int | None = 1
+        self,
+        rank: int,
+        of: int | None = None,
+        total_train_steps: int | None = None,
+        version: int | None = 1,
+        pid: int | None = None,
     ) -> None:
         self.say(
             "hello",
@@ -38,7 +48,7 @@ class Rank:
             local_rank=rank,
             local_world_size=of,
             total_train_steps=total_train_steps,
-            pid=rank + 1000,
+            pid=pid or rank + 1000,
         )
 
     def save(self, step: int, replace_waiting: bool = False) -> None:
@@ -248,6 +258,152 @@ def test_a_stray_program_is_cut_off_and_the_ranks_go_on(server, connect, notes, 
     assert notes[0].endswith("); it was cut off")
     rank.save(1)
     assert (rank.hear(), snapshots) == (SAVED, [1])
+
+
+RECORDS = {"kind": "records", "step": 1, "metrics": []}
+SAVE = {"kind": "checkpoint", "step": 1, "replace_waiting": False}
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({**RECORDS, "step": "3"}, "its 'step' is '3'"),
+        ({**RECORDS, "step": float("nan")}, "its 'step' is 'nan'"),
+        ({**RECORDS, "step": -1}, "its 'step' is '-1'"),
+        ({**RECORDS, "step": True}, "its 'step' is 'True'"),
+        ({**RECORDS, "step": [[[]]]}, "its 'step' is a list"),
+        ({**RECORDS, "step": 10**9}, "step 1000000000 so soon after step 0"),
+        ({**RECORDS, "metrics": {}}, "its 'metrics' is a dict"),
+        ({**RECORDS, "asked_step": "3"}, "its 'asked_step' is '3'"),
+        ({**RECORDS, "metrics": [[1, 1.0]]}, "a metric is a list"),
+        ({**RECORDS, "metrics": [["1", 1.0, {}]]}, "a metric's step is '1'"),
+        ({**RECORDS, "metrics": [[1, float("inf"), {}]]}, "a metric's time is 'inf'"),
+        ({**RECORDS, "metrics": [[1, 1.0, {"loss": [0.5]}]]}, "a metric's values are a dict"),
+        ({"kind": "step", "step": None}, "its 'step' is 'None'"),
+        ({"kind": "late", "step": "now"}, "its 'step' is 'now'"),
+        ({**SAVE, "step": 10**9}, "step 1000000000 so soon after step 0"),
+        ({**SAVE, "step": 2**63}, "its 'step' is '9223372036854775808'"),
+        ({**SAVE, "replace_waiting": "no"}, "its 'replace_waiting' is 'no'"),
+        ({"kind": "checkpoint", "step": 1}, "it has no 'replace_waiting'"),
+        ({"kind": ["hello"]}, "its kind is a list"),
+    ],
+)
+def test_a_message_that_cannot_be_right_ends_its_own_connection_only(
+    server, connect, notes, snapshots, message, reason
+):
+    honest, wrong = connect(), connect()
+    honest.greet(0, of=2)
+    wrong.greet(1, of=2)
+    honest.save(1)
+    wrong.save(1)
+    assert (honest.hear(), wrong.hear()) == (SAVED, SAVED)
+    wrong.connection.sendall(json.dumps(message).encode() + b"\n")
+    assert wrong.hear() is None
+    assert notes == [
+        f"rank 1 (process 1001) sent something that is not a session message ({reason}); it was cut off: its steps and "
+        "checkpoints are not recorded any more"
+    ]
+    honest.say("records", step=2, metrics=[])
+    honest.save(2)
+    assert (honest.hear(), snapshots) == (SAVED, [1, 2])
+    assert server.take_records().steps[0] == 2
+
+
+def test_a_message_without_an_end_is_not_taken_in_and_the_others_go_on(server, connect, notes, snapshots, monkeypatch):
+    monkeypatch.setattr(wire, "MAX_MESSAGE_BYTES", 1 << 20)
+    honest, wrong = connect(), connect()
+    honest.greet(0)
+    with contextlib.suppress(ConnectionError):
+        wrong.connection.sendall(b"[" * (4 << 20))
+    assert wrong.hear() is None
+    assert notes == [
+        "a process sent something that is not a session message (a message of more than 1 MiB); it was cut off"
+    ]
+    honest.save(1)
+    assert (honest.hear(), snapshots) == (SAVED, [1])
+
+
+def test_ranks_that_count_on_from_a_large_step_are_believed(tmp_path, notes):
+    server = SessionServer(tmp_path / "session", lambda step, _: None, notes.append, resumed_step=10**12)
+    server.start()
+    rank = Rank(tmp_path / "session")
+    rank.greet(0)
+    rank.say("records", step=10**12, metrics=[])
+    rank.save(10**12 + 1000)
+    assert rank.hear() == SAVED
+    rank.connection.close()
+    server.close()
+    assert notes == []
+
+
+def test_a_second_process_of_a_rank_is_refused_and_the_first_one_saves(server, connect, notes, snapshots, monkeypatch):
+    monkeypatch.setattr(session_server, "SUCCESSION_TIMEOUT_S", 0.0)
+    first, second = connect(), connect()
+    first.greet(0, total_train_steps=40)
+    first.save(1)
+    assert first.hear() == SAVED
+    second.greet(0, total_train_steps=10, pid=77)
+    assert second.hear() is None
+    assert len(notes) == 1
+    assert notes[0].startswith("process 77 says that it is rank 0, and so does process 1000: ")
+    first.save(2)
+    assert (first.hear(), snapshots) == (SAVED, [1, 2])
+    assert (server.take_records().total_train_steps, server.pids) == (40, {0: 1000})
+
+
+def test_a_rank_that_is_started_again_takes_the_place_of_the_one_that_ended(
+    server, connect, notes, snapshots, wait_until
+):
+    former, neighbour, successor = connect(), connect(), connect()
+    former.greet(0, of=2)
+    neighbour.greet(1, of=2)
+    former.save(1)
+    neighbour.save(1)
+    assert (former.hear(), neighbour.hear()) == (SAVED, SAVED)
+    # It comes before the end of the former one is noticed.
+    successor.greet(0, of=2, pid=77)
+    former.connection.close()
+    wait_until(lambda: server.pids == {0: 77, 1: 1001})
+    successor.save(2)
+    neighbour.save(2)
+    assert (successor.hear(), neighbour.hear(), snapshots, notes) == (SAVED, SAVED, [1, 2], [])
+
+
+def test_a_process_may_open_another_session(server, connect, notes, snapshots):
+    first, second = connect(), connect()
+    first.greet(0, total_train_steps=40)
+    first.save(1)
+    assert first.hear() == SAVED
+    second.greet(0, total_train_steps=60)
+    second.save(2)
+    assert (second.hear(), snapshots, notes) == (SAVED, [1, 2], [])
+    assert server.take_records().total_train_steps == 60
+
+
+def test_the_total_of_the_lowest_rank_counts(server, connect):
+    for number, total in ((1, 20), (0, 40), (2, 60)):
+        rank = connect()
+        rank.greet(number, total_train_steps=total)
+        rank.save(0)
+        assert rank.hear() == SAVED
+        rank.connection.close()
+    assert server.take_records().total_train_steps == 40
+
+
+def test_a_note_that_cannot_be_written_ends_no_session(tmp_path):
+    def fail(text: str) -> None:
+        raise OSError("the storage is away")
+
+    server = SessionServer(tmp_path / "session", lambda step, _: None, fail)
+    server.start()
+    stray, rank = Rank(tmp_path / "session"), Rank(tmp_path / "session")
+    stray.connection.sendall(b"GET /\n")
+    assert stray.hear() is None
+    rank.greet(0)
+    rank.save(1)
+    assert rank.hear() == SAVED
+    rank.connection.close()
+    server.close()
 
 
 @pytest.mark.parametrize("version", [2, 0, None])

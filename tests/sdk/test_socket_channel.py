@@ -20,7 +20,7 @@ import pytest
 from periflow_ray.errors import PeriFlowError
 from periflow_ray.jobs.metrics import Metric
 from periflow_ray.sdk import wire
-from periflow_ray.sdk.channel import Hello
+from periflow_ray.sdk.channel import Hello, MetricRecord
 from periflow_ray.sdk.socket_channel import SocketChannel
 
 UNTRACKED = "Training goes on, but its progress, metrics and checkpoints are no longer recorded."
@@ -315,3 +315,26 @@ def test_a_script_of_the_same_version_is_served(member, start_rank, monkeypatch)
     assert start_rank("pf.init(3)\n").finish() == (0, "", "")
     member.server.close()
     assert (member.server.has_had_session, member.notes) == (True, [])
+
+
+def test_metrics_beyond_one_message_go_in_several_and_one_that_is_too_large_is_left_out_with_a_word(
+    tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(wire, "MAX_MESSAGE_BYTES", 1000)
+    records = [MetricRecord(step, 1.0, {"text": "x" * size}) for step, size in ((1, 400), (2, 400), (3, 2000), (4, 9))]
+    with socket.socket(socket.AF_UNIX) as listener, caplog.at_level(logging.WARNING):
+        listener.bind(str(tmp_path / "member.sock"))
+        listener.listen()
+        channel = SocketChannel(str(tmp_path / "member.sock"))
+        channel.open(Hello(0, 0, 1, None, 1), lambda step: True, lambda: 5)
+        connection, _ = listener.accept()
+        channel.send(5, records, -1)
+        channel.close()
+        with connection:
+            messages = list(wire.read_messages(connection, is_strict=True))
+    metrics = [metric for message in messages if message["kind"] == "records" for metric in message["metrics"]]
+    assert [step for step, _, _ in metrics] == [1, 2, 4]
+    assert {message["step"] for message in messages if message["kind"] == "records"} == {5}
+    assert [record.getMessage().partition(" are larger")[0] for record in caplog.records] == [
+        "periflow-ray: the metrics of one pf.metric() call at step 5"
+    ]

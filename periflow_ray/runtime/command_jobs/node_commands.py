@@ -21,14 +21,27 @@ from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.monitor.contract import AttemptStart
 from periflow_ray.sdk import wire
+from periflow_ray.sdk.rank import LAUNCHER_VARIABLES
 
 # Where the attempt is lost, or saved as a whole, nothing of what a rank still does is kept; and everybody waits for it.
 LOST_GRACE_S = 0.5
 NUM_KEPT_LINES = 400
 # What a Ray worker's environment says of itself must not leak into the user's processes.
 _DROPPED_PREFIXES = ("RAY_", "TORCHELASTIC_")
-_DROPPED_NAMES = frozenset(
-    {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
+_DROPPED_NAMES = (
+    frozenset(
+        {
+            "RANK",
+            "LOCAL_RANK",
+            "WORLD_SIZE",
+            "LOCAL_WORLD_SIZE",
+            "NODE_RANK",
+            "GROUP_RANK",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+        }
+    )
+    | LAUNCHER_VARIABLES
 )
 
 
@@ -58,6 +71,8 @@ class NodeCommands:
             processed_iters=start.checkpoint.step if start.checkpoint else 0,
             output_checkpoint_dir=plan.output_checkpoint_dir,
         )
+        self.left: list[str] = []
+        """Processes that could not be ended, once ``wait`` has returned: ``1234 (sudo sleep 1000)``."""
         self._running = [self._start(run) for run in self._launcher.runs(plan, self._node)]
 
     def wait(self) -> Failure | None:
@@ -66,6 +81,7 @@ class NodeCommands:
 
         def wait_for(running: _Running) -> None:
             result = running.command.wait()
+            self.left += result.left
             failure = None if result.is_success else self._diagnose(running, result)
             if failure is not None:
                 failures.append(failure)

@@ -1,7 +1,8 @@
 """The member's end of the SDK in a command job: listens on a Unix-domain socket for the ranks of this node.
 
 Keeps each rank's step and hands on metrics; makes ``upload_checkpoint`` a meeting of the node's ranks, so that the
-snapshot is taken when none of them is writing.
+snapshot is taken when none of them is writing. A message that cannot be right ends the connection that it came over,
+which is said once; nothing else is touched by it.
 
 Long because the ranks' barrier and the announced step share the table of connected ranks.
 """
@@ -9,9 +10,11 @@ Long because the ranks' barrier and the announced step share the table of connec
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from periflow_ray.jobs.metrics import Metric
+from periflow_ray.loops import describe_error, tell
+from periflow_ray.runtime.command_jobs.session_messages import (
+    Farewell,
+    Greeting,
+    LateAnswer,
+    RankMessage,
+    RankRecords,
+    SaveRequest,
+    StepAnswer,
+    parse_message,
+)
 from periflow_ray.runtime.member.shell import Records
 from periflow_ray.sdk import wire
 from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
@@ -31,6 +45,13 @@ CONNECT_WINDOW_S = 10.0
 SLOW_MEETING_S = 30.0
 # Ended processes have hung up; this only bounds the wait for one that escaped.
 FINISH_TIMEOUT_S = 5.0
+# A rank that is started again may come while the end of its former process is still on its way.
+SUCCESSION_TIMEOUT_S = 2.0
+# A rank that reads nothing for so long, because it is stopped, does not hold up who speaks to it.
+SEND_TIMEOUT_S = 5
+# No Python process counts so many steps in a second: a step that is further ahead is a mistake.
+MAX_STEPS_PER_S = 10_000_000
+_POLL_S = 0.02
 
 
 @dataclass
@@ -53,6 +74,7 @@ class RankState:
     connection: socket.socket | None = field(default=None, repr=False)
     connected_s: float = field(default_factory=time.monotonic)
     waiting_since_s: float = 0.0
+    stepped_s: float = field(default_factory=time.monotonic)
 
 
 class SessionServer:
@@ -64,6 +86,7 @@ class SessionServer:
             checkpoint whose upload has not begun; an exception's text goes to the ranks.
         on_note: called with sentences the user should read.
         on_late: called with the announced step when a rank is already beyond it, or the ranks saved at different ones.
+        resumed_step: where the ranks begin to count.
     """
 
     def __init__(
@@ -72,17 +95,22 @@ class SessionServer:
         save_snapshot: Callable[[int, bool], None],
         on_note: Callable[[str], None],
         on_late: Callable[[int], None] = lambda step: None,
+        resumed_step: int = 0,
     ) -> None:
         self._save_snapshot = save_snapshot
         self._on_note = on_note
+        self._resumed_step = resumed_step
         self._on_late = on_late
         self._lock = threading.Lock()
         self._ranks: dict[int, RankState] = {}
         self._metrics: list[Metric] = []
         self._last_steps: dict[int, int] = {}
         self._total_train_steps: int | None = None
-        self._num_greeted = 0
         self._asks_for_saves = False
+        self._total_rank = 0
+        self._keys = itertools.count()
+        self._greeted: set[int] = set()
+        self._told: set[str] = set()
         self._num_answers = 0
         self._answered = threading.Event()
         self._has_warned_missing = False
@@ -102,7 +130,7 @@ class SessionServer:
     @property
     def has_had_session(self) -> bool:
         """Whether any process has called ``init``."""
-        return self._num_greeted > 0
+        return bool(self._greeted)
 
     def take_records(self) -> Records:
         """Everything since the last call."""
@@ -174,75 +202,143 @@ class SessionServer:
             thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
-        key = connection.fileno()
+        # Not its descriptor: that is given to the next connection while this one's end is still on its way.
+        key = next(self._keys)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_S, 0))
         try:
             for message in wire.read_messages(connection, is_strict=True):
                 self._handle(key, connection, message)
-        except (ValueError, KeyError, TypeError) as err:
-            # Only the SDK speaks here; anything else is a stray program that found the socket.
-            self._on_note(f"a process sent something that is not a session message ({err}); it was cut off")
+        except ValueError as err:
+            self._refuse(key, f"sent something that is not a session message ({err})")
+        except Exception as err:
+            logger.exception("a session failed")
+            self._refuse(key, f"sent something that could not be taken in ({describe_error(err)})")
         finally:
             with self._lock:
                 self._ranks.pop(key, None)
-            connection.close()
+            _hang_up(connection)
             self._save_if_all_wait()
+
+    def _refuse(self, key: int, what: str) -> None:
+        with self._lock:
+            rank = self._ranks.get(key)
+        # Only the SDK speaks here; without a greeting it is a stray program that found the socket.
+        who = "a process" if rank is None else f"rank {rank.rank} (process {rank.pid})"
+        lost = "" if rank is None else ": its steps and checkpoints are not recorded any more"
+        self._note(f"{who} {what}; it was cut off{lost}")
+
+    def _note(self, text: str) -> None:
+        """Tell the user, once; that it cannot be told is no reason to end a session."""
+        with self._lock:
+            if text in self._told:
+                return
+            self._told.add(text)
+        tell(self._on_note, text)
 
     def _handle(self, key: int, connection: socket.socket, message: dict[str, Any]) -> None:
-        kind = message["kind"]
-        if kind == "hello":
-            self._greet(key, connection, message)
-        elif kind == "records":
-            self._record(key, message)
-            self._save_if_all_wait()
-        elif kind == "step":
-            with self._lock:
-                rank = self._ranks[key]
-                rank.step = self._last_steps[rank.rank] = message["step"]
-                self._num_answers += 1
-            self._answered.set()
-        elif kind == "late":
-            self._on_late(message["step"])
-        elif kind == "checkpoint":
-            with self._lock:
-                self._ranks[key].waiting_step = message["step"]
-                self._ranks[key].is_saving = True
-                self._ranks[key].replaces_waiting = message["replace_waiting"]
-                self._ranks[key].waiting_since_s = time.monotonic()
-            self._save_if_all_wait()
-
-    def _greet(self, key: int, connection: socket.socket, message: dict[str, Any]) -> None:
-        refusal = wire.describe_other_version(message["rank"], message["version"])
-        if refusal is not None:
-            self._on_note(refusal)
-            _hang_up(connection)
+        if message.get("kind") == "hello" and "version" in message:
+            refusal = wire.describe_other_version(message.get("rank", "of a process"), message["version"])
+            if refusal is not None:
+                # What its other fields mean is not known.
+                self._note(refusal)
+                _hang_up(connection)
+                return
+        said = parse_message(message)
+        if isinstance(said, Greeting):
+            self._greet(key, connection, said)
             return
+        if key not in self._ranks:
+            raise ValueError("it did not say hello")
+        self._take(key, said)
+
+    def _take(self, key: int, said: RankMessage) -> None:
+        match said:
+            case RankRecords(step, metrics, asked_step):
+                with self._lock:
+                    rank = self._move(key, step)
+                    self._asks_for_saves |= asked_step >= 0
+                    self._metrics += [
+                        Metric(of_step, rank.rank, rank.local_rank, time_unix_s, values)
+                        for of_step, time_unix_s, values in metrics
+                    ]
+                self._save_if_all_wait()
+            case StepAnswer(step):
+                with self._lock:
+                    self._move(key, step)
+                    self._num_answers += 1
+                self._answered.set()
+            case LateAnswer(step):
+                self._on_late(step)
+            case SaveRequest(step, replace_waiting):
+                with self._lock:
+                    # Its step is not told by it: where it trains on, it says so.
+                    rank = self._require_plausible(key, step)
+                    rank.waiting_step = step
+                    rank.is_saving = True
+                    rank.replaces_waiting = replace_waiting
+                    rank.waiting_since_s = time.monotonic()
+                self._save_if_all_wait()
+            case Farewell():
+                pass
+
+    def _move(self, key: int, step: int) -> RankState:
+        rank = self._require_plausible(key, step)
+        rank.step = self._last_steps[rank.rank] = step
+        rank.stepped_s = time.monotonic()
+        return rank
+
+    def _require_plausible(self, key: int, step: int) -> RankState:
+        rank = self._ranks[key]
+        num_steps = step - max(rank.step, self._resumed_step)
+        if num_steps > MAX_STEPS_PER_S * (1.0 + time.monotonic() - rank.stepped_s):
+            raise ValueError(f"step {step} so soon after step {rank.step}")
+        return rank
+
+    def _greet(self, key: int, connection: socket.socket, greeting: Greeting) -> None:
         rank = RankState(
-            rank=message["rank"],
-            local_rank=message["local_rank"],
-            local_world_size=message["local_world_size"],
-            total_train_steps=message["total_train_steps"],
-            pid=message["pid"],
+            rank=greeting.rank,
+            local_rank=greeting.local_rank,
+            local_world_size=greeting.local_world_size,
+            total_train_steps=greeting.total_train_steps,
+            pid=greeting.pid,
             connection=connection,
         )
+        other = self._add(key, rank)
+        if other is not None:
+            self._note(
+                f"process {rank.pid} says that it is rank {rank.rank}, and so does process {other.pid}: steps and "
+                "checkpoints of the second one are not recorded. Start one process for each rank with torchrun, mpirun "
+                "or srun, or call init_process_group() before pf.init()."
+            )
+            _hang_up(connection)
+            return
         with self._lock:
-            self._ranks[key] = rank
-            self._num_greeted += 1
-            if rank.total_train_steps is not None:
-                self._total_train_steps = rank.total_train_steps
             announced_step = self._announced_step
         if announced_step != NO_STEP:
             _send(connection, wire.encode("announced", step=announced_step))
 
-    def _record(self, key: int, message: dict[str, Any]) -> None:
-        with self._lock:
-            rank = self._ranks[key]
-            rank.step = message["step"]
-            self._last_steps[rank.rank] = rank.step
-            self._asks_for_saves |= message.get("asked_step", -1) >= 0
-            self._metrics += [
-                Metric(step, rank.rank, rank.local_rank, time_unix_s, values)
-                for step, time_unix_s, values in message["metrics"]
-            ]
+    def _add(self, key: int, rank: RankState) -> RankState | None:
+        """Let a rank in; the one that is in its place instead, if that does not go."""
+        deadline_s = time.monotonic() + SUCCESSION_TIMEOUT_S
+        while True:
+            with self._lock:
+                others = {
+                    place: other for place, other in self._ranks.items() if other.rank == rank.rank and place != key
+                }
+                if not others or all(other.pid == rank.pid for other in others.values()):
+                    for place in others:
+                        # The same process has opened another session.
+                        del self._ranks[place]
+                    self._ranks[key] = rank
+                    self._greeted.add(rank.rank)
+                    if rank.total_train_steps is not None and (
+                        self._total_train_steps is None or rank.rank <= self._total_rank
+                    ):
+                        self._total_train_steps, self._total_rank = rank.total_train_steps, rank.rank
+                    return None
+            if time.monotonic() >= deadline_s:
+                return next(iter(others.values()))
+            time.sleep(_POLL_S)
 
     def _save_if_all_wait(self) -> None:
         with self._lock:
@@ -261,7 +357,7 @@ class SessionServer:
                     rank.waiting_step = None
                 note = self._describe_missing_calls(passed_by, step)
         if note is not None:
-            self._on_note(note)
+            self._note(note)
         if any(rank.waiting_step is not None for rank in waiting):
             return
         error: str | None = None
@@ -286,7 +382,7 @@ class SessionServer:
 
     def _is_connecting(self, waiting: list[RankState]) -> bool:
         num_expected = max((rank.local_world_size or 0 for rank in waiting), default=0)
-        if num_expected <= self._num_greeted:
+        if num_expected <= len(self._greeted):
             return False
         return time.monotonic() - min(rank.connected_s for rank in waiting) < CONNECT_WINDOW_S
 

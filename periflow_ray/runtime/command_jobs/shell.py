@@ -53,16 +53,19 @@ class CommandShell:
         self._secrets = secrets
         self._log = log
         self._note = note
-        self._sandbox = Sandbox(root.uri, job_id, node_rank)
         self._dataset: DatasetMount | None = None
         self._server: SessionServer | None = None
         self._commands: NodeCommands | None = None
-        declared = plan.output_checkpoint_dir
-        self.output_dir: Path | None = None if declared is None else self._sandbox.path_of(declared)
+        self.output_dir: Path | None = None
+        self._find_sandbox()
 
     def prepare(self, attempt: int) -> Path:
-        for pid in end_leftovers(self._sandbox.marker):
-            self._note(f"ended process {pid}, left over from an earlier attempt on this node")
+        for leftover in end_leftovers(self._sandbox.marker):
+            if leftover.is_left:
+                self._leave_behind(leftover.description)
+            else:
+                self._note(f"ended process {leftover.description}, left over from an earlier attempt on this node")
+        self._find_sandbox()
         self._server, self._commands = None, None
         self._sandbox.create(self._claim)
         self._sandbox.unpack_workspace(self._root, self._job_id, self._plan.workspace_mount_path)
@@ -73,13 +76,22 @@ class CommandShell:
     def start(self, start: AttemptStart, links: Links) -> None:
         if self._node_rank == 0:
             self._tell_start(start)
-        self._server = SessionServer(self._sandbox.socket_path, links.save, self._note, on_late=links.miss_save)
+        self._server = SessionServer(
+            self._sandbox.socket_path,
+            links.save,
+            self._note,
+            on_late=links.miss_save,
+            resumed_step=0 if start.checkpoint is None else start.checkpoint.step,
+        )
         self._server.start()
         self._commands = NodeCommands(self._plan, self._sandbox, self._log, self._secrets, self._node_rank, start)
 
     def wait(self) -> Failure | None:
         assert self._commands is not None
-        return self._commands.wait()
+        failure = self._commands.wait()
+        for process in self._commands.left:
+            self._leave_behind(process)
+        return failure
 
     def take_records(self) -> Records:
         return Records({}) if self._server is None else self._server.take_records()
@@ -123,6 +135,19 @@ class CommandShell:
         if self._dataset is not None:
             self._dataset.close()
             self._dataset = None
+
+    def _find_sandbox(self) -> None:
+        self._sandbox = Sandbox(self._root.uri, self._job_id, self._node_rank)
+        declared = self._plan.output_checkpoint_dir
+        self.output_dir = None if declared is None else self._sandbox.path_of(declared)
+
+    def _leave_behind(self, process: str) -> None:
+        self._sandbox.abandon()
+        self._note(
+            f"process {process} on node {self._node_rank} cannot be ended, because it is another user's (sudo) or the "
+            "kernel holds it (a network disk, a GPU). It is left behind with what it holds, such as memory; the job's "
+            "next attempt on this node uses other directories. End it by hand."
+        )
 
     def _fill_mount(self, kind: str, target: Path) -> None:
         data, checkpoint_input = self._plan.data, self._plan.checkpoint_input

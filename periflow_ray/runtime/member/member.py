@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from periflow_ray.errors import PeriflowRayError
@@ -254,8 +255,12 @@ class _Running:
                 self.saving.announce(step)
                 self._shell.announce(step)
             case DumpStacks():
-                for rank, pid in sorted(self._shell.pids().items()):
-                    for line in dump_stacks(pid):
+                pids = dict(sorted(self._shell.pids().items()))
+                # Beside each other: a process that cannot be read takes its time, and the next order ends the attempt.
+                with ThreadPoolExecutor(thread_name_prefix="stacks") as threads:
+                    stacks = zip(pids, threads.map(dump_stacks, pids.values()), strict=True)
+                for rank, lines in stacks:
+                    for line in lines:
                         self._log.write(f"[rank {rank}] {line}")
             case EndAttempt():
                 self._end(order)

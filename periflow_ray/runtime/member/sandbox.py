@@ -1,6 +1,6 @@
 """A node's directory for one job: the template's mount paths live below it, ``<sandbox>/workspace`` for ``/workspace``.
 
-<temp>/periflow-<uid>/<job key>/node-<rank>/          the sandbox
+<temp>/periflow-<uid>/<job key>/node-<rank>/          the sandbox; node-<rank>.1 after one that was abandoned
     root/<mount paths...>                             what the command sees
     snapshots/                                        checkpoints on their way to the storage root
     claim                                             whose it is
@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import tarfile
@@ -22,6 +23,7 @@ from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import download_file
 
 _READY_MARK = ".workspace-ready"
+_ABANDONED_MARK = ".abandoned"
 
 
 class Sandbox:
@@ -31,7 +33,8 @@ class Sandbox:
         # Several storage roots may use the same machine, each with a job 1.
         root_key = hashlib.sha256(storage_uri.encode()).hexdigest()[:8]
         self.job_dir = _base_dir() / f"{root_key}-{job_id}"
-        self.directory = self.job_dir / f"node-{node_rank}"
+        self._name = f"node-{node_rank}"
+        self.directory = self._find_directory()
         self.root_dir = self.directory / "root"
         self.snapshots_dir = self.directory / "snapshots"
         # A Unix-domain socket's path may have 107 bytes at most, so it must not lie below a long TMPDIR.
@@ -74,14 +77,32 @@ class Sandbox:
             archive.unlink()
         ready.touch()
 
+    def abandon(self) -> None:
+        """Never use these directories again: a process that cannot be ended may still write into them.
+
+        A ``Sandbox`` that is made from now on has others.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.directory / _ABANDONED_MARK).touch()
+
     def remove(self) -> None:
         """Delete the node's directories, and the job's when no other node of it is left here."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        for abandoned in self.job_dir.glob(f"{self._name}.*"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        shutil.rmtree(self.job_dir / self._name, ignore_errors=True)
         try:
             self.job_dir.rmdir()
             self.job_dir.parent.rmdir()
         except OSError:  # Another node or job still has its sandbox here.
             return
+
+    def _find_directory(self) -> Path:
+        directory = self.job_dir / self._name
+        for number in itertools.count(1):
+            if not (directory / _ABANDONED_MARK).exists():
+                break
+            directory = self.job_dir / f"{self._name}.{number}"
+        return directory
 
 
 def _base_dir() -> Path:

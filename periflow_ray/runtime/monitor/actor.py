@@ -42,6 +42,7 @@ from periflow_ray.runtime.monitor.recorder import Recorder
 from periflow_ray.runtime.monitor.repetition import Repetition
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.monitor.sinks import open_sinks
+from periflow_ray.runtime.monitor.waits import Waits
 from periflow_ray.store.checkpoints import LocalFile, Manifest
 from periflow_ray.store.root import StorageRoot
 
@@ -59,6 +60,7 @@ class Monitor:
         self._save = AnnouncedSave(self._context, self._checkpoints)
         self._draining = Draining(self._context, self._save)
         self._hangs = Hangs(self._context)
+        self._waits = Waits(self._context, self._checkpoints)
         self._growth = Growth(self._context, self._checkpoints, self._save)
         self._membership = Membership(self._context, self._checkpoints, self._save, self._draining.announced_machines)
         self._repetition = Repetition(note)
@@ -186,7 +188,10 @@ class Monitor:
         if attempt.number != self._recorded_attempt:
             self._recorder.forget_speed()
             self._recorded_attempt = attempt.number
-        self._recorder.record(report.steps.get(0), report.total_train_steps, list(report.metrics))
+        # Of totals that differ, rank 0's counts.
+        is_known = self._recorder.progress.total_train_steps is not None and 0 not in report.steps
+        total_train_steps = None if is_known else report.total_train_steps
+        self._recorder.record(report.steps.get(0), total_train_steps, list(report.metrics))
         node_rank = attempt.node_of(report.member)
         self._checkpoints.see_progress(node_rank)
         for given_up in report.given_up:
@@ -203,10 +208,12 @@ class Monitor:
                 lambda: asyncio.to_thread(recorder.try_flush), recorder.flush_interval_s, "writing metrics"
             )
             self._repetition.begin(self._watch, WATCH_INTERVAL_S, "looking after the members")
+            # Beside it, because a storage that hangs must not keep anybody from looking.
+            self._repetition.begin(self._membership.update_record, WATCH_INTERVAL_S, "recording the attempt")
 
     async def _watch(self) -> None:
         attempt = self._context.attempt
+        self._waits.look()
         if attempt.cause is None and attempt.has_all_members:
             await self._draining.look()
             self._hangs.look()
-        await self._membership.update_record()

@@ -52,6 +52,8 @@ class Attempt:
     restored: dict[str, set[int]] = field(default_factory=dict)
     started: set[int] = field(default_factory=set)
     left: set[int] = field(default_factory=set)
+    without_session: set[int] = field(default_factory=set)
+    """Members whose code runs, and of which nobody has called ``pf.init``, long after others: nobody waits for them."""
     progress: dict[int, MemberProgress] = field(default_factory=dict)
     answered: set[int] = field(default_factory=set)
     """Members that answered the newest ``ReportSteps``."""
@@ -60,6 +62,10 @@ class Attempt:
     orders: list[Order] = field(default_factory=list)
     cause: EndCause | None = None
     text: str = ""
+    ended_s: float | None = None
+    """When its members were ordered to leave, by the monotonic clock."""
+    has_stuck_member: bool = False
+    """A member did not leave, and was given up: what follows needs other workers."""
     is_prepared: bool = False
     """Its checkpoint is known and its record written: members may start."""
     is_group_broken: bool = False
@@ -73,6 +79,9 @@ class Attempt:
     """The highest step of any rank."""
     asks_for_saves: bool = False
     """Some rank has asked ``is_emergency_save``."""
+    doubled_ranks: set[int] = field(default_factory=set)
+    """Ranks that processes of several members take themselves for."""
+    _members_by_rank: dict[int, int] = field(default_factory=dict)
     _members_by_node: dict[int, set[int]] = field(default_factory=dict)
     _come: dict[tuple[SnapshotId, Phase], set[int]] = field(default_factory=dict)
     _passed: set[tuple[SnapshotId, Phase]] = field(default_factory=set)
@@ -137,6 +146,23 @@ class Attempt:
         """Ranks of the nodes that still take part."""
         return {node_rank for node_rank in self._members_by_node if self.is_present(node_rank)}
 
+    def has_session(self, member: int) -> bool:
+        """Whether a rank of this member has called ``pf.init``."""
+        return member in self.progress and bool(self.progress[member].steps)
+
+    def trains_on(self, node_rank: int) -> bool:
+        """Whether a rank on this node has called ``pf.init``."""
+        return any(map(self.has_session, self._members_by_node.get(node_rank, ())))
+
+    def lacks_session(self, node_rank: int) -> bool:
+        """Whether nobody on this node has called ``pf.init``, long after others: it has no part in checkpoints."""
+        return self.is_present(node_rank) and self._members_by_node[node_rank] - self.left <= self.without_session
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether any rank has made a step, or saves."""
+        return self.last_step > self.resumed_step or bool(self._come) or bool(self._passed)
+
     def come_to(self, member: int, snapshot: SnapshotId, phase: Phase) -> None:
         """A member has come to a phase of a save, where it waits for the others."""
         if (snapshot, phase) not in self._passed:
@@ -146,16 +172,20 @@ class Attempt:
         """Whether every member came to this phase, has left, or is beyond the save's step."""
         key = (snapshot, phase)
         if key not in self._passed:
-            come = self._come.get(key, set())
-            if not all(
-                member in come or member in self.left or self._lowest_of(member) > snapshot[0]
-                for member in self.members
-            ):
+            if self._find_missing(key):
                 return False
             # Who comes later passes at once; the members themselves need not be remembered.
             self._passed.add(key)
             self._come.pop(key, None)
         return True
+
+    def find_meetings(self) -> list[tuple[SnapshotId, Phase, set[int], set[int]]]:
+        """Phases of saves at which members wait: who has come, and who is missing."""
+        return [
+            (snapshot, phase, set(come), missing)
+            for (snapshot, phase), come in self._come.items()
+            if (missing := self._find_missing((snapshot, phase)))
+        ]
 
     def take_report(self, report: Report) -> bool:
         """Take in how far a member's ranks are; False if the report has been here before."""
@@ -173,7 +203,10 @@ class Attempt:
         known.is_pausing = report.is_pausing
         if report.steps and report.steps != known.steps:
             self._moved_s = time.monotonic()
+            if report.steps.keys() != known.steps.keys():
+                self._take_ranks(report.member, report.steps)
             known.steps = report.steps
+            self.without_session.discard(report.member)
             known.lowest_step, known.highest_step = min(report.steps.values()), max(report.steps.values())
             if known.highest_step > self.last_step:
                 self._advance(known.highest_step)
@@ -197,14 +230,21 @@ class Attempt:
     def standstill_s(self) -> float:
         """Seconds since any rank made a step, or called ``pf.init``, as long as one has a step to make.
 
-        Call it regularly, so that a pause does not count.
+        They count as well while a member's code runs, and waits for one that has not even been started. Call it
+        regularly, so that a pause does not count.
         """
         has_to_move = any(
             known.steps and not known.is_pausing and member not in self.left for member, known in self.progress.items()
         )
-        if not has_to_move:
+        if not has_to_move and not self.late_starters:
             self._moved_s = time.monotonic()
         return time.monotonic() - self._moved_s
+
+    @property
+    def late_starters(self) -> set[int]:
+        """Members that are not prepared yet while others' code runs."""
+        present = set(self.members) - self.left
+        return present - self.started if self.started & present else set()
 
     def may_still_save(self, node_rank: int, step: int) -> bool:
         """Whether some rank of a node is not beyond this step, as far as is known."""
@@ -235,9 +275,20 @@ class Attempt:
         """Order the members to leave; False if they were ordered to before."""
         if self.cause is not None:
             return False
-        self.cause, self.text = cause, text
+        self.cause, self.text, self.ended_s = cause, text, time.monotonic()
         self.orders.append(EndAttempt(cause, text))
         return True
+
+    def _take_ranks(self, member: int, ranks: Collection[int]) -> None:
+        for rank in ranks:
+            if self._members_by_rank.setdefault(rank, member) != member:
+                self.doubled_ranks.add(rank)
+
+    def _find_missing(self, key: tuple[SnapshotId, Phase]) -> set[int]:
+        """Members that have not come to a phase of a save, and are not beyond it."""
+        step = key[0][0]
+        away = self._come.get(key, set()) | self.left | self.without_session
+        return {member for member in self.members if member not in away and self._lowest_of(member) <= step}
 
     def _lowest_of(self, member: int) -> int:
         known = self.progress.get(member)

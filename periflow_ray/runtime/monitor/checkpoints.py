@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from periflow_ray.errors import DocumentError, NotFoundError, StorageError
 from periflow_ray.jobs import read_record
@@ -211,6 +211,19 @@ class Checkpoints:
             if node_rank in pending.awaited_nodes:
                 self._see_node(pending, node_rank)
 
+    def find_waits(self) -> Iterator[tuple[SnapshotId, str, set[int]]]:
+        """Checkpoints that wait, for what, and for which nodes; without nodes it is the storage."""
+        for snapshot, pending in self._pending.items():
+            if pending.settling is not None:
+                yield snapshot, "record it", set()
+            elif pending.error is None and pending.files_by_node and not pending.is_planned:
+                # One without a session is told as such.
+                nodes = {node for node in pending.awaited_nodes if self._context.attempt.trains_on(node)}
+                if nodes:
+                    yield snapshot, "save at this step", nodes
+            elif pending.is_planned and pending.finished_nodes:
+                yield snapshot, "upload its files", set(pending.files_by_node) - pending.finished_nodes
+
     # The save that was announced to all ranks.
 
     def require_all_nodes(self, first_step: int) -> None:
@@ -273,7 +286,11 @@ class Checkpoints:
         attempt = self._context.attempt
         if node_rank in pending.files_by_node or not attempt.is_present(node_rank):
             return False
-        if self._agreed.is_asked_for(pending.snapshot) or node_rank in pending.announced_nodes:
+        if node_rank in pending.announced_nodes:
+            return True
+        if attempt.lacks_session(node_rank):
+            return False
+        if self._agreed.is_asked_for(pending.snapshot):
             return True
         # A node whose ranks are all beyond the step will not come.
         return attempt.may_still_save(node_rank, pending.snapshot[0])
@@ -319,16 +336,20 @@ class Checkpoints:
         except Exception as err:
             # Whatever it was: those who wait for the checkpoint must hear of its end.
             pending.error = _describe(err)
-        if pending.error is not None:
-            self._tell_failed(pending, pending.error)
-            if name is not None:
-                # Where the storage does not even take this, the next attempt's sweep does it.
-                with contextlib.suppress(OSError, StorageError):
-                    await asyncio.to_thread(
-                        checkpoints.mark_failed, self._context.root, self._context.job_id, name, pending.error
-                    )
-        pending.is_written.set()
-        self._settled(pending)
+        try:
+            if pending.error is not None:
+                await self._record_failure(pending, name, pending.error)
+        finally:
+            # Whatever cannot be told or recorded: members wait for this, and so does the next attempt.
+            pending.is_written.set()
+            self._settled(pending)
+
+    async def _record_failure(self, pending: PendingCheckpoint, name: str | None, reason: str) -> None:
+        self._tell_failed(pending, reason)
+        if name is not None:
+            # Where the storage does not even take this, the next attempt's sweep does it.
+            with contextlib.suppress(OSError, StorageError):
+                await asyncio.to_thread(checkpoints.mark_failed, self._context.root, self._context.job_id, name, reason)
 
     def _settled(self, pending: PendingCheckpoint) -> None:
         if self._pending.get(pending.snapshot) is pending:
@@ -369,7 +390,8 @@ class Checkpoints:
         self._context.write_event("checkpoint_failed", f"checkpoint at step {step} was not saved: {reason}")
         if pending.is_void or self._agreed.is_void or not self._agreed.is_asked_for(pending.snapshot):
             return
-        if self._context.attempt.present_nodes() <= pending.nodes:
+        attempt = self._context.attempt
+        if all(node in pending.nodes or attempt.lacks_session(node) for node in attempt.present_nodes()):
             self._agreed.take_failure(pending.snapshot)
         else:
             # Those that have not come yet may save for it at any other step, and then without the rest.

@@ -7,6 +7,7 @@ from periflow_ray.runtime.monitor.contract import DumpStacks
 
 # The first step of an attempt may load data and compile: it may take this many times longer.
 FIRST_STEP_FACTOR = 5
+MAX_NAMED = 8
 
 
 class Hangs:
@@ -24,7 +25,12 @@ class Hangs:
         if timeout_s is None or standstill_s < factor * timeout_s:
             return
         self._context.order(attempt, DumpStacks())
-        text = f"no rank made a step for {standstill_s:.0f} s after step {attempt.last_step}"
+        late = ", ".join(str(member) for member in sorted(attempt.late_starters)[:MAX_NAMED])
+        if late:
+            noun = next(facts.noun for facts in attempt.members.values())
+            text = f"{noun} {late} was not prepared {standstill_s:.0f} s after others had started"
+        else:
+            text = f"no rank made a step for {standstill_s:.0f} s after step {attempt.last_step}"
         self._context.note(
             f"{text}; the stacks of all ranks go to the log: periflow-ray job log {self._context.job_id}"
         )

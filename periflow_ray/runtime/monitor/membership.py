@@ -138,7 +138,7 @@ class Membership:
             return "end"
         if not await self._may_restart(attempt):
             return "end"
-        is_for_others = attempt.cause in ("preemption", "resize") or attempt.is_group_broken
+        is_for_others = attempt.cause in ("preemption", "resize") or attempt.is_group_broken or attempt.has_stuck_member
         return "new_group" if is_for_others else "restart"
 
     # Ray Train's controller.

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from periflow_ray.runtime.notices.metadata import PROBE_TIMEOUT_S, REQUEST_TIMEOUT_S, MetadataClient
-from periflow_ray.runtime.notices.notice import MetadataError, Notice, take_first_new
+from periflow_ray.runtime.notices.notice import MetadataError, Notice, shown, take_first_new
 
 TOKEN_PATH = "/latest/api/token"
 INTERRUPTION_PATH = "/latest/meta-data/spot/instance-action"
@@ -85,7 +85,7 @@ class AwsSource:
         text = self._client.expect_ok(answer, path)
         try:
             content = json.loads(text)
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             raise MetadataError(f"{path}: not JSON: {text[:100]!r}") from err
         if not isinstance(content, dict):
             raise MetadataError(f"{path}: not a JSON object: {text[:100]!r}")
@@ -116,7 +116,7 @@ def _describe_interruption(content: dict[str, Any]) -> Notice:
         kind="preemption",
         deadline_unix_s=deadline_unix_s,
         notice_id=f"{action} {stated}",
-        text=f"AWS takes this spot instance back {when} (action: {action})",
+        text=f"AWS takes this spot instance back {shown(when)} (action: {shown(action)})",
     )
 
 
@@ -126,7 +126,8 @@ def _describe_rebalance(content: dict[str, Any]) -> Notice:
         kind="warning",
         deadline_unix_s=None,
         notice_id=f"rebalance {stated}",
-        text=f"AWS sees a higher risk that this spot instance is taken back (rebalance recommendation of {stated})",
+        text="AWS sees a higher risk that this spot instance is taken back "
+        f"(rebalance recommendation of {shown(str(stated))})",
     )
 
 

@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from periflow_ray.runtime.notices.metadata import PROBE_TIMEOUT_S, REQUEST_TIMEOUT_S, MetadataClient
-from periflow_ray.runtime.notices.notice import MetadataError, Notice, take_first_new
+from periflow_ray.runtime.notices.notice import MetadataError, Notice, shown, take_first_new
 
 EVENTS_PATH = "/metadata/scheduledevents?api-version=2020-07-01"
 NAME_PATH = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"
@@ -85,7 +85,7 @@ class AzureSource:
         text = self._client.expect_ok(answer, EVENTS_PATH)
         try:
             document = json.loads(text)
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             raise MetadataError(f"{EVENTS_PATH}: not JSON: {text[:100]!r}") from err
         events = document.get("Events") if isinstance(document, dict) else None
         if not isinstance(events, list):
@@ -97,7 +97,7 @@ def _describe_event(event: dict[str, Any], *, is_only_machine: bool) -> Notice |
     """The notice of an event for this machine; None for a type that does not concern it."""
     event_type, event_id = str(event.get("EventType")), str(event.get("EventId"))
     stated = str(event.get("NotBefore") or "")
-    when = f"not before {stated}" if stated else "at any moment"
+    when = f"not before {shown(stated)}" if stated else "at any moment"
     if event_type in ENDING_EVENTS:
         return Notice(
             kind="preemption",

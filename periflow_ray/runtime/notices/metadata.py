@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from periflow_ray.errors import UsageError
 from periflow_ray.runtime.notices.notice import MetadataError
+from periflow_ray.runtime.timed_http import use_deadline
 
 # The same on AWS, Azure and Google Cloud: a link-local address that only the machine itself reaches.
 DEFAULT_ENDPOINT = "http://169.254.169.254"
@@ -30,7 +32,7 @@ class MetadataClient:
 
     Args:
         endpoint: ``http://HOST[:PORT]``.
-        timeout_s: for the connection and for every wait for the next bytes, unless a request has its own.
+        timeout_s: for a request and its whole answer, unless a request has its own.
     Raises:
         UsageError: another kind of URL.
     """
@@ -52,7 +54,7 @@ class MetadataClient:
         """Send one request; every status is an answer.
 
         Raises:
-            MetadataError: no answer.
+            MetadataError: no answer in time, or one that is too large.
         """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         is_reused = self._connection is not None
@@ -89,6 +91,7 @@ class MetadataClient:
             connection.timeout = timeout_s
             if connection.sock is not None:
                 connection.sock.settimeout(timeout_s)
+            use_deadline(connection, time.monotonic() + timeout_s)
             connection.request(method, path, body=body, headers=headers)
             response = connection.getresponse()
             content = response.read()

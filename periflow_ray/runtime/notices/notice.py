@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 
 from periflow_ray.errors import ClusterError
 
+_MAX_SHOWN_CHARS = 200
+
 
 class MetadataError(ClusterError):
     """The metadata service does not answer, or with nothing that can be understood; the message says which of them."""
@@ -21,7 +23,7 @@ class Notice:
         kind: "preemption" means that the machine goes; "warning" asks for nothing but a line in the log.
         deadline_unix_s: when the machine may go; None when it is not said, which means at any moment.
         notice_id: equal for the same announcement read twice.
-        text: one plain sentence about it.
+        text: one plain sentence about it, in one line.
         is_acknowledgeable: the cloud takes the machine as soon as the notice is acknowledged, and nothing else with it.
     """
 
@@ -49,6 +51,11 @@ class NoticeSource(Protocol):
     def acknowledge(self, notice: Notice) -> None:
         """Let the cloud take the machine now; does nothing unless ``notice.is_acknowledgeable``."""
         ...
+
+
+def shown(text: str) -> str:
+    """What a metadata service said, as a log may repeat it: one line without control characters, and not a long one."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:_MAX_SHOWN_CHARS])
 
 
 def take_first_new(notices: Iterable[Notice], returned_ids: set[str]) -> Notice | None:

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from periflow_ray.runtime.outbox import DeliveryError
+from periflow_ray.runtime.timed_http import AnswerTooLargeError, use_deadline
 
-_MAX_ANSWER_BYTES = 64 << 10
+_PIECE_BYTES = 16 << 10
 
 
 def post_json(url: str, document: Mapping[str, Any], *, timeout_s: float, authorization: str | None = None) -> bytes:
-    """Post a document; returns the beginning of the answer's body.
+    """Post a document; returns the answer's body, all of which has to come in time; empty if it is a long one.
 
     Redirects are not followed: they would take the authorization to another server.
 
@@ -32,8 +33,9 @@ def post_json(url: str, document: Mapping[str, Any], *, timeout_s: float, author
     deadline_s = time.monotonic() + timeout_s
     try:
         request = urllib.request.Request(url, json.dumps(document).encode(), headers, method="POST")
-        with urllib.request.build_opener(_NoRedirects).open(request, timeout=timeout_s) as response:
-            return _read(response, deadline_s)
+        opener = urllib.request.build_opener(_NoRedirects, _TimedHttp(deadline_s), _TimedHttps(deadline_s))
+        with opener.open(request, timeout=timeout_s) as response:
+            return _read(response)
     except urllib.error.HTTPError as err:
         with err:
             raise _explain_status(err) from None
@@ -48,14 +50,42 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _read(response: http.client.HTTPResponse, deadline_s: float) -> bytes:
-    # The timeout of a connection is for each of its pieces, and a server may send very many.
+def _read(response: http.client.HTTPResponse) -> bytes:
     body = b""
-    while len(body) < _MAX_ANSWER_BYTES and (piece := response.read1(_MAX_ANSWER_BYTES - len(body))):
-        body += piece
-        if time.monotonic() > deadline_s:
-            raise TimeoutError
+    try:
+        while piece := response.read1(_PIECE_BYTES):
+            body += piece
+    except AnswerTooLargeError:
+        # It took the message, and what it shows beside that is for people.
+        return b""
     return body
+
+
+class _TimedHttp(urllib.request.HTTPHandler):
+    def __init__(self, deadline_s: float) -> None:
+        super().__init__()
+        self._deadline_s = deadline_s
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_timed(http.client.HTTPConnection, self._deadline_s), request)
+
+
+class _TimedHttps(urllib.request.HTTPSHandler):
+    def __init__(self, deadline_s: float) -> None:
+        super().__init__()
+        self._deadline_s = deadline_s
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_timed(http.client.HTTPSConnection, self._deadline_s), request)
+
+
+def _timed(kind: type[http.client.HTTPConnection], deadline_s: float) -> Any:
+    def connect(host: str, **options: Any) -> http.client.HTTPConnection:
+        connection = kind(host, **options)
+        use_deadline(connection, deadline_s)
+        return connection
+
+    return connect
 
 
 def _explain_status(err: urllib.error.HTTPError) -> DeliveryError:
