@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from periflow_ray.errors import StorageError
 from periflow_ray.jobs.logs import LogWriter, read_logs
 from periflow_ray.runtime.function_jobs.output import copy_output
 from periflow_ray.runtime.member import log as log_module
+from periflow_ray.runtime.member.line_buffer import LineBuffer
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.store.root import StorageRoot
 
@@ -106,3 +108,64 @@ def test_secrets_are_masked_before_anything_is_stored(root):
     with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True, secrets=["hunter2", ""]) as log:
         assert log.write("the password is hunter2") == "the password is ***"
     assert read_lines(root) == ["the password is ***"]
+
+
+def test_a_storage_that_is_away_costs_lines_in_the_middle_and_says_how_many(root, wait_until):
+    is_away = True
+    notes: list[str] = []
+
+    def refuse(number: int) -> None:
+        if is_away:
+            raise StorageError("503 SlowDown")
+
+    root.on_flush = refuse
+    buffer = LineBuffer(max_half_bytes=200_000)
+    with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True, note=notes.append, buffer=buffer) as log:
+        for number in range(50_000):
+            log.write(f"line {number}")
+        wait_until(lambda: root.num_flushes > 1)
+        is_away = False
+    lines = read_lines(root)
+    following, num_dropped = 0, 0
+    for line in lines:
+        if gap := re.fullmatch(r"\[([\d,]+) lines are missing here: the storage did not take them in time\]", line):
+            num_dropped += int(gap[1].replace(",", ""))
+            following += int(gap[1].replace(",", ""))
+        else:
+            assert line == f"line {following}"
+            following += 1
+    assert following == 50_000
+    assert num_dropped > 40_000
+    assert notes == [
+        "lines are missing in the log of node 0, because the storage did not take them in time; the log says where, "
+        "and how many"
+    ]
+
+
+def test_a_full_buffer_holds_no_more_than_its_bounds():
+    buffer = LineBuffer(max_half_bytes=10_000)
+    for number in range(10_000):
+        buffer.add((number, "x" * 100))
+    taken = buffer.take()
+    assert len(taken.first) + taken.num_dropped + len(taken.last) == 10_000
+    assert sum(len(text) for _, text in taken.first + taken.last) <= 20_000
+    assert buffer.take().first == buffer.take().last == []
+    # One line that is too long by itself is kept.
+    buffer.add((1, "x" * 1_000_000))
+    assert buffer.take().last == [(1, "x" * 1_000_000)]
+
+
+def test_several_lines_of_a_secret_are_masked_one_by_one(root):
+    key = "-----BEGIN KEY-----\nMIIEvQIBADANBgkqh\n-----END KEY-----"
+    with MemberLog(LogWriter(root, 1, 0), "rank 0", is_local=True, secrets=[key]) as log, copy_output(log):
+        print("the key:", key)
+        print("hunt", end="", flush=True)
+        print("er2", end="")
+    assert read_lines(root) == ["the key: ***", "***", "***", "hunter2"]
+
+
+def test_ray_gets_no_secret_that_is_printed_in_pieces(root, capsys):
+    with MemberLog(LogWriter(root, 1, 0), "rank 0", is_local=True, secrets=["hunter2"]) as log, copy_output(log):
+        print("hunt", end="", flush=True)
+        print("er2!")
+    assert capsys.readouterr().out == "***!\n"

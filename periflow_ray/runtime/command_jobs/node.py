@@ -63,7 +63,7 @@ def run_node(task: NodeTask) -> None:
         lifeline.keep_pace(start.report_interval_s)
 
     def note(text: str) -> None:
-        events.write("note", text, attempt)
+        events.write("note", log.mask.apply(text), attempt)
 
     writer = LogWriter(task.root, task.job_id, node_rank)
     with contextlib.ExitStack() as stack:
@@ -73,6 +73,7 @@ def run_node(task: NodeTask) -> None:
                 f"node {node_rank}",
                 is_local=task.root.is_local,
                 secrets=(*task.secrets.values(), task.secrets_key),
+                note=note,
             )
         )
         shell = CommandShell(plan, task.root, task.job_id, node_rank, task.claim, task.secrets, log, note)

@@ -57,7 +57,11 @@ def run_function(task: FunctionTask) -> Any:
     events = EventWriter(task.root, task.job_id, f"rank-{rank}")
     writer = LogWriter(task.root, task.job_id, node_rank, rank)
     secrets = task.secrets.values()
-    with MemberLog(writer, f"rank {rank}", is_local=task.root.is_local, secrets=secrets) as log:
+
+    def note(text: str) -> None:
+        events.write("note", log.mask.apply(text))
+
+    with MemberLog(writer, f"rank {rank}", is_local=task.root.is_local, secrets=secrets, note=note) as log:
         shell = FunctionShell(
             task.train_loop,
             task.config,
@@ -79,7 +83,7 @@ def run_function(task: FunctionTask) -> Any:
             group=worker_group(),
             shell=shell,
             log=log,
-            note=lambda text: events.write("note", text),
+            note=note,
             on_join=lambda start: lifeline.keep_pace(start.report_interval_s),
         ).run()
     if outcome.following is None:

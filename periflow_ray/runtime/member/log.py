@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
-from periflow_ray.errors import MASK, StorageError
+from periflow_ray.errors import StorageError
 from periflow_ray.jobs.logs import LogWriter
-from periflow_ray.loops import BackgroundLoop, Faults
+from periflow_ray.loops import BackgroundLoop, Faults, tell
+from periflow_ray.runtime.member.line_buffer import LineBuffer
+from periflow_ray.secret_mask import SecretMask
 
 LOCAL_FLUSH_INTERVAL_S = 0.5
 # Each flush to an object store is a request, and rewrites the last segment.
@@ -20,20 +22,34 @@ REMOTE_FLUSH_INTERVAL_S = 3.0
 class MemberLog:
     """Lines of all that a member runs, from any thread; while it is open, a thread makes them visible to readers.
 
-    ``write`` never waits for the storage.
+    ``write`` never waits for the storage. What the storage does not take in time is kept within bounds: lines in the
+    middle are dropped, the log says how many, and one note says that it does.
 
     Args:
         name: whose lines they are, for messages.
         secrets: values that are replaced by ``***`` wherever they appear.
+        note: takes a sentence that the user should read.
+        buffer: where lines wait for the storage.
     """
 
-    def __init__(self, writer: LogWriter, name: str, *, is_local: bool, secrets: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        writer: LogWriter,
+        name: str,
+        *,
+        is_local: bool,
+        secrets: Iterable[str] = (),
+        note: Callable[[str], None] = lambda text: None,
+        buffer: LineBuffer | None = None,
+    ) -> None:
         self._writer = writer
         self._name = name
-        self._secrets = [secret for secret in secrets if secret]
+        self.mask = SecretMask(secrets)
+        """What hides the secrets."""
+        self._note = note
+        self._has_noted_loss = False
         self._interval_s = LOCAL_FLUSH_INTERVAL_S if is_local else REMOTE_FLUSH_INTERVAL_S
-        self._lines: list[tuple[int, str]] = []
-        self._lock = threading.Lock()
+        self._buffer = buffer or LineBuffer()
         # Held during storage I/O, by flushes alone.
         self._flushing = threading.Lock()
         self._faults = Faults(f"the log of {name}", write_trace=lambda text: print(text, file=sys.__stderr__))
@@ -51,28 +67,35 @@ class MemberLog:
 
     def write(self, text: str) -> str:
         """Add a line; returns it as it was written."""
-        text = self.mask(text)
-        with self._lock:
-            self._lines.append((int(time.time() * 1000), text))
-        return text
-
-    def mask(self, text: str) -> str:
-        """A text without the secrets."""
-        for secret in self._secrets:
-            text = text.replace(secret, MASK)
+        text = self.mask.apply(text)
+        if self._buffer.add((int(time.time() * 1000), text)):
+            self._loop.wake()
         return text
 
     def flush(self) -> None:
         """Make everything written so far visible to readers, as far as the storage takes it; never raises."""
         with self._flushing:
-            with self._lock:
-                lines, self._lines = self._lines, []
-            for time_unix_ms, text in lines:
-                self._writer.write(text, time_unix_ms)
             try:
+                # What was refused before comes first, so that the writer never holds more than the buffer did.
+                self._writer.flush()
+                self._move_lines()
                 self._writer.flush()
             # Not to ``sys.stderr``, which a function job's worker copies into this very log.
             except (OSError, StorageError) as err:  # The lines stay buffered; the next flush tries again.
                 print(f"log lines of {self._name} are delayed: {err}", file=sys.__stderr__)
             except Exception as err:
                 self._faults.take(err)
+
+    def _move_lines(self) -> None:
+        taken = self._buffer.take()
+        for time_unix_ms, text in taken.first:
+            self._writer.write(text, time_unix_ms)
+        if taken.num_dropped:
+            missing = f"[{taken.num_dropped:,} lines are missing here: the storage did not take them in time]"
+            self._writer.write(missing, taken.last[0][0])
+        for time_unix_ms, text in taken.last:
+            self._writer.write(text, time_unix_ms)
+        if taken.num_dropped and not self._has_noted_loss:
+            self._has_noted_loss = True
+            text = f"lines are missing in the log of {self._name}, because the storage did not take them in time"
+            tell(self._note, f"{text}; the log says where, and how many")
