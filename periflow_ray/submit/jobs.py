@@ -17,7 +17,7 @@ from periflow_ray.errors import ClusterError, PeriflowRayError
 from periflow_ray.jobs import HEARTBEAT_INTERVAL_S, JobRecord, JobState, JobStatus, sealed_secrets
 from periflow_ray.jobs.events import EventWriter
 from periflow_ray.plan import JobPlan
-from periflow_ray.store.documents import write_document
+from periflow_ray.store.documents import write_private_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import upload_file
@@ -70,7 +70,7 @@ def submit_job(
         ray_address=cluster.address,
         ray_submission_id=submission_id,
     )
-    write_document(root, job_key(job_id, "plan.json"), plan)
+    write_private_document(root, job_key(job_id, "plan.json"), plan)
     if workspace is not None:
         _store_workspace(root, job_id, workspace)
     jobs.write_state(root, job_id, JobState("waiting"))
