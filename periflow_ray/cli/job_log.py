@@ -95,7 +95,7 @@ def _write_lines(lines: Sequence[LogLine], view: LogView, output: str) -> None:
     ]
 
     def draw(console: Console) -> None:
-        # Not through rich: a log line is shown byte for byte, with its own colours and its own width.
+        # Not through rich: a log line is shown with its own colours and its own width.
         for line in lines:
             console.file.write(view.describe(line) + "\n")
 

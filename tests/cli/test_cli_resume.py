@@ -198,11 +198,11 @@ def test_secrets_are_taken_from_the_shell_again(run_cli, stopped_root, cluster, 
         "Set it first: export WANDB_API_KEY=...\n",
     )
     assert read_state(stopped_root, 1) == STOPPED
-    monkeypatch.setenv("WANDB_API_KEY", "k3y")
+    monkeypatch.setenv("WANDB_API_KEY", "k3y-of-w")
     assert run_cli("job", "resume", "1", "--no-follow").exit_code == 0
     (body,) = submitted(cluster)
     key = body["runtime_env"]["env_vars"][KEY_VARIABLE]
-    assert unseal(stopped_root, 1, key) == {"TOKEN": "t0k3n", "WANDB_API_KEY": "k3y"}
+    assert unseal(stopped_root, 1, key) == {"TOKEN": "t0k3n", "WANDB_API_KEY": "k3y-of-w"}
 
 
 def test_a_cluster_that_refuses_leaves_a_job_that_can_be_resumed_again(run_cli, stopped_root, cluster, monkeypatch):
