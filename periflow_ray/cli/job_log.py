@@ -78,8 +78,12 @@ def log(
         state = follow_job(root, job_id, console=talk_console(), view=view, num_past_lines=num_records)
         raise_unless_success(job_id, state)
         return
-    lines = [line for line in read_logs(root, job_id) if view.selects(line)]
-    if export_path is None or ctx.get_parameter_source("num_records") is not ParameterSource.DEFAULT:
+    is_limited = export_path is None or ctx.get_parameter_source("num_records") is not ParameterSource.DEFAULT
+    # Lines with a certain text may be anywhere.
+    is_end_enough = is_limited and not is_head and content is None
+    found = read_logs(root, job_id, num_records if is_end_enough else None)
+    lines = [line for line in found if view.selects(line)]
+    if is_limited:
         lines = lines[:num_records] if is_head else lines[max(0, len(lines) - num_records) :]
     if export_path is not None:
         text = "".join(f"{view.describe(line)}\n" for line in lines)

@@ -50,11 +50,17 @@ class LogWriter:
 
 
 class LogFollower:
-    """Reads a job's lines as they come, all streams merged in time order per call."""
+    """Reads a job's lines as they come, all streams merged in time order per call.
 
-    def __init__(self, root: StorageRoot, job_id: int) -> None:
+    Args:
+        num_past_lines: of the lines that are there at the first call, at least the last ones of each stream, so many;
+            None for all.
+    """
+
+    def __init__(self, root: StorageRoot, job_id: int, num_past_lines: int | None = None) -> None:
         self._root = root
         self._job_id = job_id
+        self._num_past_lines = num_past_lines
         self._nodes: dict[str, SegmentFollower] = {}
         self._own: dict[str, SegmentFollower] = {}
         self._read: list[LogLine] = []
@@ -71,6 +77,8 @@ class LogFollower:
         for _, stream in self._find_streams("events", self._own):
             events = parse_events(stream.read_new(), describe_key(self._root, stream.prefix))
             self._read += [LogLine(int(event.time_unix_s * 1000), None, event.text) for event in events]
+        # A stream that begins later is new as a whole.
+        self._num_past_lines = None
         found, self._read = self._read, []
         return sorted(found, key=lambda line: line.time_unix_ms)
 
@@ -78,13 +86,13 @@ class LogFollower:
         prefix = job_key(self._job_id, kind)
         for name in self._root.list_names(prefix):
             if name not in known:
-                known[name] = SegmentFollower(self._root, f"{prefix}/{name}")
+                known[name] = SegmentFollower(self._root, f"{prefix}/{name}", self._num_past_lines)
         return known.items()
 
 
-def read_logs(root: StorageRoot, job_id: int) -> list[LogLine]:
-    """All lines of a job in time order."""
-    return LogFollower(root, job_id).read_new()
+def read_logs(root: StorageRoot, job_id: int, num_last_lines: int | None = None) -> list[LogLine]:
+    """Lines of a job in time order: all of them, or at least the last so many, of which little more is read."""
+    return LogFollower(root, job_id, num_last_lines).read_new()
 
 
 def _parse_line(line: bytes, node_rank: int) -> LogLine | None:

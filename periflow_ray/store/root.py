@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from periflow_ray.credentials import read_credential
 from periflow_ray.errors import StorageError
+from periflow_ray.finite_json import dump_json
 from periflow_ray.private_files import make_private_directories
 from periflow_ray.store import local_files
 from periflow_ray.store.backends import cloud_variables, find_backend, open_filesystem
@@ -188,7 +189,7 @@ class StorageRoot:
 
     def write_json(self, key: str, value: Any) -> None:
         """Create or replace a key with a JSON document."""
-        self.write_bytes(key, json.dumps(value, indent=1).encode())
+        self.write_bytes(key, dump_json(value, indent=1).encode())
 
     def exists(self, key: str) -> bool:
         """Whether the key, or any key below it, exists."""

@@ -16,6 +16,8 @@ from periflow_ray.errors import NotFoundError
 from periflow_ray.store.root import StorageRoot
 
 SEGMENT_BYTES = 2 << 20
+# Some thousand lines of a log.
+_FIRST_BLOCK_BYTES = 256 << 10
 _SEGMENT_NAME = re.compile(r"[0-9]{8,}")
 
 
@@ -96,10 +98,15 @@ class SegmentFollower:
 
     A line belongs to one segment: where its writer was killed over it, and another one began the next segment, the
     half line is left out and spoils no other.
+
+    Args:
+        num_past_lines: of the lines that are there at the first call, at least so many of the last ones are returned,
+            and little more is read; None returns all.
     """
 
     root: StorageRoot
     prefix: str
+    num_past_lines: int | None = None
     _index: int = 0
     _offset: int = 0
     _rest: bytes = b""
@@ -108,6 +115,9 @@ class SegmentFollower:
     def read_new(self) -> list[bytes]:
         """Lines without their newline; empty when there is nothing new."""
         last_index = last_segment(self.root, self.prefix)
+        if self.num_past_lines is not None and last_index >= 0:
+            self._skip_to_last(self.num_past_lines, last_index)
+            self.num_past_lines = None
         while self._index <= last_index:
             try:
                 new = self.root.read_bytes(segment_key(self.prefix, self._index), start=self._offset)
@@ -122,6 +132,30 @@ class SegmentFollower:
             self._index, self._offset, self._rest = self._index + 1, 0, b""
         found, self._lines = self._lines, []
         return found
+
+    def _skip_to_last(self, num_lines: int, last_index: int) -> None:
+        """Go to where so many lines begin, looking at the end of the last segment first, and at ever more of it."""
+        num_found = 0
+        for index in range(last_index, -1, -1):
+            key = segment_key(self.prefix, index)
+            try:
+                size = self.root.size_bytes(key)
+            except NotFoundError:
+                continue
+            num_bytes = _FIRST_BLOCK_BYTES
+            while True:
+                start = max(0, size - num_bytes)
+                block = self.root.read_bytes(key, start=start)
+                # Where it does not begin with the segment, its first line is half a line.
+                begin = 0 if start == 0 else block.find(b"\n") + 1
+                num_here = block.count(b"\n", begin)
+                if num_found + num_here >= num_lines:
+                    self._index, self._offset = index, start + begin
+                    return
+                if start == 0:
+                    break
+                num_bytes *= 4
+            num_found += num_here
 
 
 def read_lines(root: StorageRoot, prefix: str) -> list[bytes]:
