@@ -49,7 +49,10 @@ def build_attempt_table(account: JobAccount) -> Table:
 
 def describe_account(account: JobAccount) -> dict[str, str]:
     """Fields of the panel with the sums."""
-    return {"Goodput": describe_goodput(account), "Lost": describe_lost(account.num_lost_steps, account.lost_device_s)}
+    # A driver that dies takes the newest steps that it knew of with it.
+    is_least = any(attempt.cause == "driver" for attempt in account.attempts)
+    lost = describe_lost(account.num_lost_steps, account.lost_device_s, is_least=is_least)
+    return {"Goodput": describe_goodput(account), "Lost": lost}
 
 
 def account_document(account: JobAccount) -> dict[str, Any]:
