@@ -111,7 +111,8 @@ def describe_lost(num_lost_steps: int, lost_device_s: float, *, is_least: bool =
         is_least: steps that nobody could record may be lost as well.
     """
     least = "at least " if is_least else ""
-    return f"{least}{num_lost_steps} step{'' if num_lost_steps == 1 else 's'}, {format_number(lost_device_s)} device-seconds"
+    noun = "step" if num_lost_steps == 1 else "steps"
+    return f"{least}{num_lost_steps} {noun}, {format_number(lost_device_s)} device-seconds"
 
 
 def format_number(value: float) -> str:
