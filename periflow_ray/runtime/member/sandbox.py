@@ -68,7 +68,7 @@ class Sandbox:
         ready = self.directory / _READY_MARK
         if ready.exists():
             return
-        target.mkdir(parents=True, exist_ok=True)
+        make_private_directories(target)
         key = job_key(job_id, "workspace.tar.gz")
         if root.exists(key):
             archive = self.directory / "workspace.tar.gz"
