@@ -69,6 +69,7 @@ def _run(
 ) -> bool:
     job_id = record.job_id
     secrets_key, secrets = _open_secrets(root, job_id, plan)
+    state.hide((*secrets.values(), secrets_key))
     set_train_environment(is_elastic=plan.min_num_nodes < plan.num_nodes)
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = _resources_per_node(plan)
