@@ -79,10 +79,7 @@ def log(
         raise_unless_success(job_id, state)
         return
     is_limited = export_path is None or ctx.get_parameter_source("num_records") is not ParameterSource.DEFAULT
-    # Lines with a certain text may be anywhere.
-    is_end_enough = is_limited and not is_head and content is None
-    found = read_logs(root, job_id, num_records if is_end_enough else None)
-    lines = [line for line in found if view.selects(line)]
+    lines = _read_last(root, job_id, view, num_records) if is_limited and not is_head else _read_all(root, job_id, view)
     if is_limited:
         lines = lines[:num_records] if is_head else lines[max(0, len(lines) - num_records) :]
     if export_path is not None:
@@ -91,6 +88,22 @@ def log(
         click.echo(f"Wrote {len(lines)} lines to {export_path}.", err=True)
         return
     _write_lines(lines, view, output)
+
+
+def _read_all(root: StorageRoot, job_id: int, view: LogView) -> list[LogLine]:
+    return [line for line in read_logs(root, job_id) if view.selects(line)]
+
+
+def _read_last(root: StorageRoot, job_id: int, view: LogView, num_lines: int) -> list[LogLine]:
+    """At least the last lines that are shown; a log may be much larger than what is asked for."""
+    num_asked = max(1000, num_lines)
+    while True:
+        found = read_logs(root, job_id, num_asked)
+        selected = [line for line in found if view.selects(line)]
+        if len(selected) >= num_lines or len(found) < num_asked:
+            return selected
+        # Lines with a certain text may be anywhere.
+        num_asked *= 8
 
 
 def _write_lines(lines: Sequence[LogLine], view: LogView, output: str) -> None:

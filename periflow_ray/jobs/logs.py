@@ -17,8 +17,10 @@ from periflow_ray.jobs.events import parse_events
 from periflow_ray.store.documents import describe_key
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.segments import SegmentFollower, SegmentWriter
+from periflow_ray.store.segments import SEGMENT_BYTES, SegmentFollower, SegmentWriter
 
+# Of each stream. More than this nobody reads, and a script that prints without end must not fill the storage.
+MAX_LOG_BYTES = 2 << 30
 _STREAM_NAME = re.compile(r"node-(?P<node_rank>\d+)(-rank-\d+)?")
 
 
@@ -36,7 +38,12 @@ class LogWriter:
 
     def __init__(self, root: StorageRoot, job_id: int, node_rank: int, rank: int | None = None) -> None:
         name = f"node-{node_rank}" if rank is None else f"node-{node_rank}-rank-{rank}"
-        self._segments = SegmentWriter(root, job_key(job_id, "logs", name))
+        self._segments = SegmentWriter(root, job_key(job_id, "logs", name), max_segments=MAX_LOG_BYTES // SEGMENT_BYTES)
+
+    @property
+    def has_deleted(self) -> bool:
+        """Whether the log has become so long that lines in its middle are deleted."""
+        return self._segments.has_deleted
 
     def write(self, text: str, time_unix_ms: int | None = None) -> None:
         """Add a line (several, if the text has newlines); visible after ``flush``."""

@@ -7,12 +7,13 @@ Readers may follow while it is written.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
 from dataclasses import dataclass, field
 
-from periflow_ray.errors import NotFoundError
+from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.store.root import StorageRoot
 
 SEGMENT_BYTES = 2 << 20
@@ -22,11 +23,19 @@ _SEGMENT_NAME = re.compile(r"[0-9]{8,}")
 
 
 class SegmentWriter:
-    """Appends whole lines below a prefix; a new writer starts a new segment and leaves old ones alone."""
+    """Appends whole lines below a prefix; a new writer starts a new segment and leaves old ones alone.
 
-    def __init__(self, root: StorageRoot, prefix: str) -> None:
+    Args:
+        max_segments: of more than so many those in the middle are deleted, an eighth of them being the first; None
+            keeps all.
+    """
+
+    def __init__(self, root: StorageRoot, prefix: str, *, max_segments: int | None = None) -> None:
         self._root = root
         self._prefix = prefix
+        self._max_segments = max_segments
+        self.has_deleted = False
+        """Whether lines in the middle are deleted."""
         self._index = last_segment(root, prefix) + 1
         self._segment = bytearray()
         self._num_flushed = 0
@@ -69,8 +78,21 @@ class SegmentWriter:
                 self._num_flushed = len(begun)
             self._may_be_begun = False
             if self._num_flushed:
+                self._delete_middle()
                 return
             self._index += 1
+
+    def _delete_middle(self) -> None:
+        if self._max_segments is None:
+            return
+        num_first = self._max_segments // 8
+        too_many = self._index - (self._max_segments - num_first)
+        if too_many < num_first:
+            return
+        self.has_deleted = True
+        # One that stays costs nothing but its room.
+        with contextlib.suppress(OSError, StorageError):
+            self._root.delete(segment_key(self._prefix, too_many))
 
     def _extend_segment(self) -> None:
         key = segment_key(self._prefix, self._index)

@@ -125,4 +125,5 @@ def test_the_end_of_a_very_long_log_is_the_end_of_all_its_streams(run_cli, root,
     assert run_cli("job", "log", "1", "-n", "3", "-m", "1").stdout.splitlines() == [lines[at] for at in (-5, -3, -1)]
     assert run_cli("job", "log", "1", "-n", "50", "-f").stdout.splitlines() == lines[-50:]
     assert run_cli("job", "log", "1", "-n", "2", "-c", "line 1").stdout.splitlines() == [lines[1998], lines[1999]]
+    assert run_cli("job", "log", "1", "-n", "2", "-c", "line 0").stdout.splitlines() == lines[:1]
     assert run_cli("job", "log", "1", "-n", "2", "--head").stdout.splitlines() == lines[:2]

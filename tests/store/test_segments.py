@@ -257,3 +257,17 @@ def test_a_half_line_and_a_lost_segment_are_no_lines_of_the_end(root):
     assert SegmentFollower(root, "logs", 2).read_new() == [b"one", b"two", b"three"]
     assert SegmentFollower(root, "logs", 1).read_new() == [b"three"]
     assert SegmentFollower(root, "none", 1).read_new() == []
+
+
+def test_of_too_many_segments_those_in_the_middle_are_deleted(root, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 1)
+    lines = [f"line {number}".encode() for number in range(40)]
+    for first in range(0, 40, 10):  # As after restarts.
+        writer = SegmentWriter(root, "logs", max_segments=16)
+        for line in lines[first : first + 10]:
+            writer.append(line + b"\n")
+            writer.flush()
+    assert writer.has_deleted
+    assert read_lines(root, "logs") == [*lines[:2], *lines[-14:]]
+    assert SegmentFollower(root, "logs", 15).read_new() == [*lines[1:2], *lines[-14:]]
+    assert not SegmentWriter(root, "others").has_deleted

@@ -47,7 +47,7 @@ class MemberLog:
         self.mask = SecretMask(secrets)
         """What hides the secrets."""
         self._note = note
-        self._has_noted_loss = False
+        self._noted: set[str] = set()
         self._interval_s = LOCAL_FLUSH_INTERVAL_S if is_local else REMOTE_FLUSH_INTERVAL_S
         self._buffer = buffer or LineBuffer()
         # Held during storage I/O, by flushes alone.
@@ -80,6 +80,8 @@ class MemberLog:
                 self._writer.flush()
                 self._move_lines()
                 self._writer.flush()
+                if self._writer.has_deleted:
+                    self._note_once(f"lines in the middle of the log of {self._name}, longer than 2 GiB, are deleted")
             # Not to ``sys.stderr``, which a function job's worker copies into this very log.
             except (OSError, StorageError) as err:  # The lines stay buffered; the next flush tries again.
                 print(f"log lines of {self._name} are delayed: {err}", file=sys.__stderr__)
@@ -93,9 +95,14 @@ class MemberLog:
         if taken.num_dropped:
             missing = f"[{taken.num_dropped:,} lines are missing here: the storage did not take them in time]"
             self._writer.write(missing, taken.last[0][0])
+            self._note_once(
+                f"lines are missing in the log of {self._name}, because the storage did not take them in time; the log "
+                "says where, and how many"
+            )
         for time_unix_ms, text in taken.last:
             self._writer.write(text, time_unix_ms)
-        if taken.num_dropped and not self._has_noted_loss:
-            self._has_noted_loss = True
-            text = f"lines are missing in the log of {self._name}, because the storage did not take them in time"
-            tell(self._note, f"{text}; the log says where, and how many")
+
+    def _note_once(self, text: str) -> None:
+        if text not in self._noted:
+            self._noted.add(text)
+            tell(self._note, text)
