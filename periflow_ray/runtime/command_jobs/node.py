@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import ray
 import ray.train
 
 from periflow_ray.credentials.cloud_environment import set_cloud_environment
+from periflow_ray.credentials.credential_types import secret_values
 from periflow_ray.errors import JobFailedError
 from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.logs import LogWriter
@@ -72,7 +74,12 @@ def run_node(task: NodeTask) -> None:
                 writer,
                 f"node {node_rank}",
                 is_local=task.root.is_local,
-                secrets=(*task.secrets.values(), task.secrets_key),
+                secrets=(
+                    *task.secrets.values(),
+                    task.secrets_key,
+                    # The command has them as well; what it prints of its environment is no place for keys.
+                    *secret_values({**os.environ, **plan.env}),
+                ),
                 note=note,
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import ray
 import ray.train
 
+from periflow_ray.credentials.credential_types import secret_values
 from periflow_ray.errors import PeriFlowError
 from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.logs import LogWriter
@@ -56,7 +58,7 @@ def run_function(task: FunctionTask) -> Any:
     rank, node_rank = context.get_world_rank(), context.get_node_rank()
     events = EventWriter(task.root, task.job_id, f"rank-{rank}")
     writer = LogWriter(task.root, task.job_id, node_rank, rank)
-    secrets = task.secrets.values()
+    secrets = [*task.secrets.values(), *secret_values({**os.environ, **task.environment})]
 
     def note(text: str) -> None:
         events.write("note", log.mask.apply(text))
