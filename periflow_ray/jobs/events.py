@@ -40,10 +40,22 @@ class EventWriter:
 
     def write(self, kind: str, text: str, attempt: int = 0, *, time_unix_s: float | None = None) -> None:
         """Record an event, of now or of ``time_unix_s``; where the storage fails, it is told with the next one."""
+        self.add(kind, text, attempt, time_unix_s=time_unix_s)
+        self._try_to_flush(f"an event is delayed ({shorten(text, MAX_TEXT_CHARS)})")
+
+    def add(self, kind: str, text: str, attempt: int = 0, *, time_unix_s: float | None = None) -> None:
+        """Record an event that is visible after ``publish``; never waits for the storage."""
         text = shorten(text, MAX_TEXT_CHARS)
         event = Event(time.time() if time_unix_s is None else time_unix_s, kind, text, attempt)
         self._segments.append(dump_document(event, indent=None) + b"\n")
-        self._try_to_flush(f"an event is delayed ({text})")
+
+    def publish(self) -> None:
+        """Make visible what was added.
+
+        Raises:
+            OSError, StorageError: the storage refused; the next call tries again.
+        """
+        self._segments.flush()
 
     def flush(self) -> None:
         """Try again to make visible what the storage refused."""

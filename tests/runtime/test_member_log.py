@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from periflow_ray.errors import StorageError
+from periflow_ray.jobs.events import EventWriter, read_events
 from periflow_ray.jobs.logs import LogWriter, read_logs
 from periflow_ray.runtime.function_jobs.output import copy_output
 from periflow_ray.runtime.member import log as log_module
@@ -46,7 +47,7 @@ def log(root: LogRoot) -> Iterator[MemberLog]:
 
 
 def read_lines(root: StorageRoot) -> list[str]:
-    return [line.text for line in read_logs(root, 1)]
+    return [line.text for line in read_logs(root, 1) if line.node_rank is not None]
 
 
 def test_writing_a_line_never_waits_for_the_storage(root, log, wait_until):
@@ -112,7 +113,6 @@ def test_secrets_are_masked_before_anything_is_stored(root):
 
 def test_a_storage_that_is_away_costs_lines_in_the_middle_and_says_how_many(root, wait_until):
     is_away = True
-    notes: list[str] = []
 
     def refuse(number: int) -> None:
         if is_away:
@@ -120,7 +120,8 @@ def test_a_storage_that_is_away_costs_lines_in_the_middle_and_says_how_many(root
 
     root.on_flush = refuse
     buffer = LineBuffer(max_half_bytes=200_000)
-    with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True, note=notes.append, buffer=buffer) as log:
+    events = EventWriter(root, 1, "node-0")
+    with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True, events=events, buffer=buffer) as log:
         for number in range(50_000):
             log.write(f"line {number}")
         wait_until(lambda: root.num_flushes > 1)
@@ -136,7 +137,7 @@ def test_a_storage_that_is_away_costs_lines_in_the_middle_and_says_how_many(root
             following += 1
     assert following == 50_000
     assert num_dropped > 40_000
-    assert notes == [
+    assert [event.text for event in read_events(root, 1)] == [
         "lines are missing in the log of node 0, because the storage did not take them in time; the log says where, "
         "and how many"
     ]
@@ -169,3 +170,25 @@ def test_ray_gets_no_secret_that_is_printed_in_pieces(root, capsys):
         print("hunt", end="", flush=True)
         print("er2!")
     assert capsys.readouterr().out == "***!\n"
+
+
+def test_a_note_never_waits_for_the_storage_and_tells_no_secret(root, wait_until):
+    is_held, is_free = threading.Event(), threading.Event()
+
+    def hold(number: int) -> None:
+        is_held.set()
+        is_free.wait(60)
+
+    root.on_flush = hold
+    events = EventWriter(root, 1, "node-0")
+    with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True, secrets=["hunter2"], events=events) as log:
+        log.write("first")
+        assert is_held.wait(30)
+        for number in range(100):
+            log.note(f"note {number} of hunter2", attempt=2)
+        assert read_events(root, 1) == []
+        is_free.set()
+        wait_until(lambda: len(read_events(root, 1)) == 100)
+    assert [(event.kind, event.text, event.attempt) for event in read_events(root, 1)] == [
+        ("note", f"note {number} of ***", 2) for number in range(100)
+    ]

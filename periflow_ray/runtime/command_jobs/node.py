@@ -56,16 +56,12 @@ def run_node(task: NodeTask) -> None:
     lifeline.start()
     plan = JobPlan.model_validate_json(task.plan_json)
     node_rank = ray.train.get_context().get_world_rank()
-    events = EventWriter(task.root, task.job_id, f"node-{node_rank}")
     attempt = 0
 
     def begin(start: AttemptStart) -> None:
         nonlocal attempt
         attempt = start.attempt
         lifeline.keep_pace(start.report_interval_s)
-
-    def note(text: str) -> None:
-        events.write("note", log.mask.apply(text), attempt)
 
     writer = LogWriter(task.root, task.job_id, node_rank)
     with contextlib.ExitStack() as stack:
@@ -80,9 +76,13 @@ def run_node(task: NodeTask) -> None:
                     # The command has them as well; what it prints of its environment is no place for keys.
                     *secret_values({**os.environ, **plan.env}),
                 ),
-                note=note,
+                events=EventWriter(task.root, task.job_id, f"node-{node_rank}"),
             )
         )
+
+        def note(text: str) -> None:
+            log.note(text, attempt)
+
         shell = CommandShell(plan, task.root, task.job_id, node_rank, task.claim, task.secrets, log, note)
         outcome = Member(
             task.monitor,

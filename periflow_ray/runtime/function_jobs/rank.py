@@ -59,11 +59,7 @@ def run_function(task: FunctionTask) -> Any:
     events = EventWriter(task.root, task.job_id, f"rank-{rank}")
     writer = LogWriter(task.root, task.job_id, node_rank, rank)
     secrets = [*task.secrets.values(), *secret_values({**os.environ, **task.environment})]
-
-    def note(text: str) -> None:
-        events.write("note", log.mask.apply(text))
-
-    with MemberLog(writer, f"rank {rank}", is_local=task.root.is_local, secrets=secrets, note=note) as log:
+    with MemberLog(writer, f"rank {rank}", is_local=task.root.is_local, secrets=secrets, events=events) as log:
         shell = FunctionShell(
             task.train_loop,
             task.config,
@@ -85,7 +81,7 @@ def run_function(task: FunctionTask) -> Any:
             group=worker_group(),
             shell=shell,
             log=log,
-            note=note,
+            note=log.note,
             on_join=lambda start: lifeline.keep_pace(start.report_interval_s),
         ).run()
     if outcome.following is None:

@@ -1,16 +1,17 @@
-"""A member's log on its way to the storage root: secrets masked, and written as often as the root can take."""
+"""A member's log and notes on their way to the storage root: without secrets, and as often as the root can take."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
 
 from periflow_ray.errors import StorageError
+from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.logs import LogWriter
-from periflow_ray.loops import BackgroundLoop, Faults, tell
+from periflow_ray.loops import BackgroundLoop, Faults
 from periflow_ray.runtime.member.line_buffer import LineBuffer
 from periflow_ray.secret_mask import SecretMask
 
@@ -20,15 +21,15 @@ REMOTE_FLUSH_INTERVAL_S = 3.0
 
 
 class MemberLog:
-    """Lines of all that a member runs, from any thread; while it is open, a thread makes them visible to readers.
+    """Lines of all that a member runs, and its notes, from any thread; while it is open, a thread makes them visible.
 
-    ``write`` never waits for the storage. What the storage does not take in time is kept within bounds: lines in the
-    middle are dropped, the log says how many, and one note says that it does.
+    ``write`` and ``note`` never wait for the storage. What the storage does not take in time is kept within bounds:
+    lines in the middle are dropped, the log says how many, and one note says that it does.
 
     Args:
         name: whose lines they are, for messages.
         secrets: values that are replaced by ``***`` wherever they appear.
-        note: takes a sentence that the user should read.
+        events: takes the member's notes; None where nobody reads them.
         buffer: where lines wait for the storage.
     """
 
@@ -39,14 +40,14 @@ class MemberLog:
         *,
         is_local: bool,
         secrets: Iterable[str] = (),
-        note: Callable[[str], None] = lambda text: None,
+        events: EventWriter | None = None,
         buffer: LineBuffer | None = None,
     ) -> None:
         self._writer = writer
         self._name = name
         self.mask = SecretMask(secrets)
         """What hides the secrets."""
-        self._note = note
+        self._events = events
         self._noted: set[str] = set()
         self._interval_s = LOCAL_FLUSH_INTERVAL_S if is_local else REMOTE_FLUSH_INTERVAL_S
         self._buffer = buffer or LineBuffer()
@@ -72,6 +73,12 @@ class MemberLog:
             self._loop.wake()
         return text
 
+    def note(self, text: str, attempt: int = 0) -> None:
+        """A sentence that the user should read, as an event of the job."""
+        if self._events is not None:
+            self._events.add("note", self.mask.apply(text), attempt)
+            self._loop.wake()
+
     def flush(self) -> None:
         """Make everything written so far visible to readers, as far as the storage takes it; never raises."""
         with self._flushing:
@@ -82,6 +89,8 @@ class MemberLog:
                 self._writer.flush()
                 if self._writer.has_deleted:
                     self._note_once(f"lines in the middle of the log of {self._name}, longer than 2 GiB, are deleted")
+                if self._events is not None:
+                    self._events.publish()
             # Not to ``sys.stderr``, which a function job's worker copies into this very log.
             except (OSError, StorageError) as err:  # The lines stay buffered; the next flush tries again.
                 print(f"log lines of {self._name} are delayed: {err}", file=sys.__stderr__)
@@ -105,4 +114,4 @@ class MemberLog:
     def _note_once(self, text: str) -> None:
         if text not in self._noted:
             self._noted.add(text)
-            tell(self._note, text)
+            self.note(text)
