@@ -19,7 +19,7 @@ from periflow_ray.runtime.ray_train.train_run import keep_token_private
 from periflow_ray.store.datasets.cache import DatasetCache
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import upload_file
-from periflow_ray.submit.local_cluster import LocalClusterDir
+from periflow_ray.submit.local_cluster import LocalCluster, LocalClusterDir
 
 
 @pytest.fixture(params=[0o000, 0o002, 0o022, 0o077], ids=oct)
@@ -141,6 +141,17 @@ def test_a_sandbox_below_somebody_elses_directory_is_neither_used_nor_removed(tm
         sandbox.create("claim")
     sandbox.remove()
     assert sandbox.directory.exists()
+
+
+def test_an_embedded_cluster_of_somebody_else_is_not_talked_to(tmp_path):
+    directory = LocalClusterDir(tmp_path / "cluster")
+    with directory.lock():
+        directory.write(LocalCluster("http://127.0.0.1:1", os.getpid()))
+    assert directory.read() == LocalCluster("http://127.0.0.1:1", os.getpid())
+    directory.path.chmod(0o777)
+    assert directory.read() is None
+    with pytest.raises(PermissionError, match="cannot be trusted"), directory.lock():
+        pass
 
 
 @pytest.mark.parametrize("is_there", [False, True])

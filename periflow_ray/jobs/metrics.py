@@ -97,4 +97,6 @@ def _parse_metric(line: bytes, where: str) -> Metric | None:
     if not isinstance(row, list) or len(row) < _NUM_FIELDS or not isinstance(row[_NUM_FIELDS - 1], dict):
         return None
     step, rank, local_rank, time_unix_s, values = row[:_NUM_FIELDS]
-    return Metric(step, rank, local_rank, time_unix_s, restore_numbers(values))
+    # Most lines have none, and a job may have millions.
+    has_text_numbers = b'NaN"' in line or b'Infinity"' in line
+    return Metric(step, rank, local_rank, time_unix_s, restore_numbers(values) if has_text_numbers else values)

@@ -21,7 +21,7 @@ from pathlib import Path
 import platformdirs
 
 from periflow_ray.errors import ClusterError, DamagedDocumentError
-from periflow_ray.private_files import create_private, make_own_directory
+from periflow_ray.private_files import create_private, is_own_directory, make_own_directory
 from periflow_ray.store.documents import dump_document, parse_document
 from periflow_ray.submit.ray_jobs import RayJobs, connect
 
@@ -68,11 +68,15 @@ class LocalClusterDir:
             yield
 
     def read(self) -> LocalCluster | None:
-        """The cluster that was started last, whether or not it still lives; None where its record is damaged.
+        """The cluster that was started last, whether or not it still lives.
+
+        None where its record is damaged, or where others may have written it.
 
         Raises:
             NewerFormatError: a later version started it, and this one cannot use it.
         """
+        if not is_own_directory(Path(os.path.realpath(self.path))):
+            return None
         try:
             return parse_document(LocalCluster, self._record_path.read_bytes(), f"'{self._record_path}'")
         except (OSError, DamagedDocumentError):
