@@ -175,6 +175,7 @@ class TorchTrainer:
         resources = self._choose_resources()
         sinks = plan_sinks(self._plugin, record, self._env_var, state.note)
         variables = sink_variables(sinks, given=self._env_var)
+        state.hide(variables.secrets.values())
 
         def make_trainer(monitor: RayMonitor) -> MonitoredTrainer:
             task = FunctionTask(

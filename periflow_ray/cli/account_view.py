@@ -9,6 +9,7 @@ from rich.table import Table
 
 from periflow_ray.cli.format import format_duration, iso_time
 from periflow_ray.cli.output import tell_left_out
+from periflow_ray.cli.plain_text import escape_block
 from periflow_ray.jobs import Job
 from periflow_ray.jobs.account import AttemptAccount, JobAccount, build_account, describe_goodput, describe_lost
 from periflow_ray.jobs.attempts import read_attempts
@@ -40,13 +41,18 @@ def build_attempt_table(account: JobAccount) -> Table:
     table.add_column("What happened", overflow="fold")
     for attempt in account.attempts:
         steps = f"{attempt.resumed_step} to {attempt.last_step}"
-        table.add_row(str(attempt.number), steps, format_duration(_measure_duration_s(attempt)), attempt.text)
+        table.add_row(
+            str(attempt.number), steps, format_duration(_measure_duration_s(attempt)), escape_block(attempt.text)
+        )
     return table
 
 
 def describe_account(account: JobAccount) -> dict[str, str]:
     """Fields of the panel with the sums."""
-    return {"Goodput": describe_goodput(account), "Lost": describe_lost(account.num_lost_steps, account.lost_device_s)}
+    # A driver that dies takes the newest steps that it knew of with it.
+    is_least = any(attempt.cause == "driver" for attempt in account.attempts)
+    lost = describe_lost(account.num_lost_steps, account.lost_device_s, is_least=is_least)
+    return {"Goodput": describe_goodput(account), "Lost": lost}
 
 
 def account_document(account: JobAccount) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -13,6 +12,7 @@ from periflow_ray.cli.format import NOTHING, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import storage_option, yes_option
 from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, tell_left_out, write_output
+from periflow_ray.finite_json import dump_json
 from periflow_ray.store.backends import BACKENDS
 from periflow_ray.store.backends.backend import scheme_of
 from periflow_ray.store.datasets import (
@@ -92,7 +92,7 @@ def view(name: str, root: StorageRoot, output: str) -> None:
             {
                 "Overview": build_fields(_overview(place)),
                 "Files": build_file_tree("/", sizes, max_lines=_MAX_TREE_LINES),
-                "Metadata": json.dumps(dataset.metadata, indent=2, ensure_ascii=False),
+                "Metadata": dump_json(dataset.metadata, indent=2, ensure_ascii=False),
             },
         )
 

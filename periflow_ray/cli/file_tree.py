@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from rich.tree import Tree
 
+from periflow_ray.cli.plain_text import escape_cell
 from periflow_ray.store.size_text import format_size
 
 _MAX_LINES_PER_FOLDER = 50
@@ -36,7 +37,7 @@ def build_file_tree(label: str, sizes: Mapping[str, int], *, max_lines: int | No
         while shown_depth < depth and _count_lines(top, shown_depth + 1) <= max_lines:
             shown_depth += 1
         depth = shown_depth
-    tree = Tree(label)
+    tree = Tree(escape_cell(label))
     _grow(tree, top, depth, None if max_lines is None else _MAX_LINES_PER_FOLDER)
     return tree
 
@@ -70,15 +71,15 @@ def _grow(tree: Tree, folder: _Folder, depth: int, max_folders: int | None) -> N
     folders = list(folder.folders.items())
     for name, inner in folders[:max_folders]:
         if depth > 1:
-            _grow(tree.add(f"📂 {name}"), inner, depth - 1, max_folders)
+            _grow(tree.add(f"📂 {escape_cell(name)}"), inner, depth - 1, max_folders)
         else:
-            tree.add(f"📂 {name} ({_describe(inner.num_files, inner.num_bytes)})")
+            tree.add(f"📂 {escape_cell(name)} ({_describe(inner.num_files, inner.num_bytes)})")
     if rest := [] if max_folders is None else [inner for _, inner in folders[max_folders:]]:
         held = _describe(sum(inner.num_files for inner in rest), sum(inner.num_bytes for inner in rest))
         tree.add(f"… {len(rest):,} more folders ({held})")
     files = list(folder.sizes.items())
     for name, size in files[:_MAX_LINES_PER_FOLDER]:
-        tree.add(f"{name} ({format_size(size)})")
+        tree.add(f"{escape_cell(name)} ({format_size(size)})")
     if left := [size for _, size in files[_MAX_LINES_PER_FOLDER:]]:
         tree.add(f"… {len(left):,} more files ({format_size(sum(left))})")
 

@@ -56,8 +56,10 @@ def follow_job(
     """
     record = read_record(root, job_id)
     display: ProgressDisplay = LiveProgress(console) if console.is_terminal else PlainProgress(console, job_id)
-    reader = _Reader(root, job_id, LogFollower(root, job_id), console, display)
     view = view or LogView(shows_node=record.num_nodes > 1)
+    # Lines with a certain text may be anywhere.
+    logs = LogFollower(root, job_id, num_past_lines if view.content is None else None)
+    reader = _Reader(root, job_id, logs, console, display)
     num_lines_left_out = num_past_lines
     with _collected_interrupts() as interrupts:
         try:

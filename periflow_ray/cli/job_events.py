@@ -32,7 +32,7 @@ def events(job_id: int, root: StorageRoot, output: str) -> None:
     rows = [(format_time(e.time_unix_s), str(e.attempt or NOTHING), e.kind, e.text) for e in found]
 
     def draw(console: Console) -> None:
-        draw_table(console, ("Time", "Attempt", "Kind", "Event"), rows)
+        draw_table(console, ("Time", "Attempt", "Kind", "Event"), rows, text_column="Event")
 
     write_output(output, [event_document(event) for event in found], draw)
 

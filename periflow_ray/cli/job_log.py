@@ -78,8 +78,9 @@ def log(
         state = follow_job(root, job_id, console=talk_console(), view=view, num_past_lines=num_records)
         raise_unless_success(job_id, state)
         return
-    lines = [line for line in read_logs(root, job_id) if view.selects(line)]
-    if export_path is None or ctx.get_parameter_source("num_records") is not ParameterSource.DEFAULT:
+    is_limited = export_path is None or ctx.get_parameter_source("num_records") is not ParameterSource.DEFAULT
+    lines = _read_last(root, job_id, view, num_records) if is_limited and not is_head else _read_all(root, job_id, view)
+    if is_limited:
         lines = lines[:num_records] if is_head else lines[max(0, len(lines) - num_records) :]
     if export_path is not None:
         text = "".join(f"{view.describe(line)}\n" for line in lines)
@@ -89,13 +90,29 @@ def log(
     _write_lines(lines, view, output)
 
 
+def _read_all(root: StorageRoot, job_id: int, view: LogView) -> list[LogLine]:
+    return [line for line in read_logs(root, job_id) if view.selects(line)]
+
+
+def _read_last(root: StorageRoot, job_id: int, view: LogView, num_lines: int) -> list[LogLine]:
+    """At least the last lines that are shown; a log may be much larger than what is asked for."""
+    num_asked = max(1000, num_lines)
+    while True:
+        found = read_logs(root, job_id, num_asked)
+        selected = [line for line in found if view.selects(line)]
+        if len(selected) >= num_lines or len(found) < num_asked:
+            return selected
+        # Lines with a certain text may be anywhere.
+        num_asked *= 8
+
+
 def _write_lines(lines: Sequence[LogLine], view: LogView, output: str) -> None:
     documents: list[dict[str, Any]] = [
         {"time": iso_time(line.time_unix_ms / 1000), "node": line.node_rank, "text": line.text} for line in lines
     ]
 
     def draw(console: Console) -> None:
-        # Not through rich: a log line is shown byte for byte, with its own colours and its own width.
+        # Not through rich: a log line is shown with its own colours and its own width.
         for line in lines:
             console.file.write(view.describe(line) + "\n")
 

@@ -14,6 +14,7 @@ from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import job_argument, storage_option
 from periflow_ray.cli.output import draw_table, output_option, write_output
 from periflow_ray.cli.picture import check_picture_path, write_picture
+from periflow_ray.cli.plain_text import escape_cell
 from periflow_ray.cli.plot import draw_plot
 from periflow_ray.cli.series import Point, Series, build_series, thin_numbers
 from periflow_ray.errors import NotFoundError, UsageError
@@ -172,7 +173,7 @@ def _draw_in_terminal(console: Console, name: str, series: Sequence[Series]) -> 
     num_columns = max(20, min(_MAX_PLOT_COLUMNS, console.width - 16))
     lines = [thin_numbers(entry.numbers(), 8 * num_columns) for entry in series]
     console.print()
-    console.file.write(draw_plot(name, lines, num_columns=num_columns) + "\n")
+    console.file.write(draw_plot(escape_cell(name), lines, num_columns=num_columns) + "\n")
 
 
 def _series_document(series: Series) -> dict[str, Any]:

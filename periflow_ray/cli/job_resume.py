@@ -125,10 +125,12 @@ def _choose_vm(
 
 
 def _collect_secrets(job_id: int, plan: JobPlan) -> dict[str, str]:
+    from periflow_ray.submit.environment import collect_secrets
+
     missing = [name for name in plan.secret_names if name not in os.environ]
     if missing:
         raise UsageError(
             f"job {job_id} was submitted with --secret {' --secret '.join(plan.secret_names)}, and not set here: "
             f"{', '.join(missing)}. Set it first: export {missing[0]}=..."
         )
-    return {name: os.environ[name] for name in plan.secret_names}
+    return collect_secrets(plan.secret_names, os.environ)

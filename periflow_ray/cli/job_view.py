@@ -21,6 +21,7 @@ from periflow_ray.cli.job_events import event_document
 from periflow_ray.cli.job_table import format_progress, job_document, measure_duration_s
 from periflow_ray.cli.options import job_argument, storage_option
 from periflow_ray.cli.output import build_fields, draw_panels, output_option, write_output
+from periflow_ray.cli.plain_text import escape_block, escape_cell
 from periflow_ray.jobs import Job, read_progress, read_record
 from periflow_ray.jobs.events import Event, read_events
 from periflow_ray.store.checkpoints import Manifest, list_committed
@@ -90,7 +91,9 @@ def _overview(job: Job) -> dict[str, str]:
         "Progress": format_progress(progress),
     }
     if progress.metrics:
-        fields["Metrics"] = ", ".join(f"{name} {format_value(value)}" for name, value in progress.metrics.items())
+        fields["Metrics"] = ", ".join(
+            f"{escape_cell(name)} {format_value(value)}" for name, value in progress.metrics.items()
+        )
     if state.message:
         fields["Error" if state.status == "failed" else "Message"] = state.message
     return fields
@@ -107,7 +110,7 @@ def _build_checkpoint_table(checkpoints: Sequence[Manifest]) -> Table:
 def _build_event_table(last_events: Sequence[Event]) -> Table:
     table = Table(box=None, show_header=False)
     for event in last_events:
-        table.add_row(format_time(event.time_unix_s), event.text)
+        table.add_row(format_time(event.time_unix_s), escape_block(event.text))
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from periflow_ray.cli.plain_text import escape_line
 from periflow_ray.jobs.logs import LogLine
 
 
@@ -31,7 +32,7 @@ class LogView:
         return self.content is None or self.content in line.text
 
     def describe(self, line: LogLine) -> str:
-        """The line as it is shown, without its last newline."""
+        """The line as it is shown, without its last newline; it keeps its colours, and no other control character."""
         stamp = ""
         if self.shows_time:
             moment = datetime.fromtimestamp(line.time_unix_ms / 1000).astimezone()
@@ -41,4 +42,4 @@ class LogView:
         else:
             mark = f"{stamp}[node {line.node_rank}] " if self.shows_node else stamp
         # The job's own line may be a diagnosis of several lines.
-        return mark + line.text.replace("\n", f"\n{mark}")
+        return mark + escape_line(line.text).replace("\n", f"\n{mark}")

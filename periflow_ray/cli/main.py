@@ -14,6 +14,7 @@ import click
 
 from periflow_ray import __version__
 from periflow_ray.cli.lazy import LazyGroup
+from periflow_ray.cli.plain_text import escape_controls
 from periflow_ray.errors import PeriflowRayError
 
 INTERRUPTED_EXIT_CODE = 130
@@ -51,7 +52,7 @@ class RootGroup(LazyGroup):
             err.show()
             sys.exit(err.exit_code)
         except PeriflowRayError as err:
-            click.echo(f"Error: {err}", err=True)
+            click.echo(escape_controls(f"Error: {err}"), err=True)
             sys.exit(err.exit_code)
         except BrokenPipeError:
             # The reader of our output has gone (``| head``); without this Python complains again while it exits.
@@ -59,7 +60,7 @@ class RootGroup(LazyGroup):
             sys.exit(1)
         except OSError as err:
             # A file or a storage root of the user's that cannot be read or written.
-            click.echo(f"Error: {err}", err=True)
+            click.echo(escape_controls(f"Error: {err}"), err=True)
             sys.exit(1)
         sys.exit(exit_code if isinstance(exit_code, int) else 0)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.panel import Panel
+from rich.segment import Segment
 from rich.table import Table
 
+from periflow_ray.cli.plain_text import escape_block, escape_cell, escape_controls, escape_json
 from periflow_ray.errors import DocumentError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -39,7 +41,7 @@ def write_output(output: str, document: Any, draw: Callable[[Console], None]) ->
     Numbers that JSON does not have (NaN and the infinities) become null.
     """
     if output == "json":
-        click.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False))
+        click.echo(escape_json(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)))
     elif output == "yaml":
         import yaml
 
@@ -50,12 +52,12 @@ def write_output(output: str, document: Any, draw: Callable[[Console], None]) ->
 
 def tell_left_out(err: DocumentError) -> None:
     """Say which entry of a list is not shown because its document cannot be read."""
-    click.echo(f"Left out: {err}", err=True)
+    click.echo(escape_controls(f"Left out: {err}"), err=True)
 
 
 def data_console() -> Console:
     """A console on standard output; it shows text as it is and never cuts it off when piped."""
-    console = Console(markup=False, highlight=False, emoji=False, soft_wrap=False)
+    console = _PlainConsole(markup=False, highlight=False, emoji=False, soft_wrap=False)
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
     return console
@@ -63,11 +65,32 @@ def data_console() -> Console:
 
 def talk_console() -> Console:
     """A console on standard error, for what is not the command's result."""
-    return Console(stderr=True, markup=False, highlight=False, emoji=False)
+    return _PlainConsole(stderr=True, markup=False, highlight=False, emoji=False)
 
 
-def draw_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Draw a table with bold headings; long cells fold, none is cut off."""
+class _PlainConsole(Console):
+    """A console whose own colours are the only control characters that reach the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            is_ours = segment.control is not None or segment.text.isprintable()
+            yield segment if is_ours else Segment(escape_controls(segment.text), segment.style)
+
+
+def draw_table(
+    console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_column: str | None = None
+) -> None:
+    """Draw a table with bold headings; long cells fold, and very long ones lose their middle.
+
+    Args:
+        text_column: the column whose cells may have several lines.
+    """
+    texts = [column == text_column for column in columns]
+    columns = [escape_cell(column) for column in columns]
+    rows = [
+        [escape_block(cell) if is_text else escape_cell(cell) for is_text, cell in zip(texts, row, strict=True)]
+        for row in rows
+    ]
     table = Table(header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -89,7 +112,7 @@ def build_fields(fields: Mapping[str, str]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in fields.items():
-        table.add_row(name, value)
+        table.add_row(name, escape_block(value))
     return table
 
 

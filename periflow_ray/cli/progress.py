@@ -9,6 +9,7 @@ from typing import Protocol
 from rich.console import Console
 
 from periflow_ray.cli.format import format_duration, format_value
+from periflow_ray.cli.plain_text import escape_block, escape_cell
 from periflow_ray.jobs import JobProgress, JobState
 
 _BAR_LENGTH = 20
@@ -63,7 +64,7 @@ class LiveProgress:
         if not progress.step and state.message:
             text = f"{state.status}: {state.message}".replace("\n", " ")
         # One column short of the edge: a full line would wrap and could not be taken away.
-        self._console.file.write(text[: self._console.width - 1])
+        self._console.file.write(escape_cell(text)[: self._console.width - 1])
         self._console.file.flush()
         self._is_shown = True
 
@@ -103,7 +104,7 @@ class PlainProgress:
         return total is not None and abs(progress.step - self._step) >= _PLAIN_FRACTION * total
 
     def _print(self, text: str) -> None:
-        self._console.file.write(text + "\n")
+        self._console.file.write(escape_block(text) + "\n")
         self._console.file.flush()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from periflow_ray.credentials.credential_types import CREDENTIAL_TYPES
 from periflow_ray.credentials.stored import CREDENTIALS_FILE_VARIABLE, credentials_path
 from periflow_ray.errors import StorageError
-from periflow_ray.private_files import create_private
+from periflow_ray.private_files import create_private, make_private_directories
 
 CLOUD_ENVIRONMENT_VARIABLE = "PERIFLOW_CLOUD_ENV_FILE"
 
@@ -39,7 +39,7 @@ def write_cloud_environment(
     variables = {name: _absolute(name, value) for name, value in environ.items() if _is_cloud_variable(name)}
     variables[CREDENTIALS_FILE_VARIABLE] = str(credentials_path())
     variables |= driver_variables or {}
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private_directories(directory)
     path = directory / f"{uuid.uuid4().hex}.json"
     create_private(path, json.dumps(variables).encode())
     return path

@@ -129,6 +129,22 @@ CREDENTIAL_TYPES: Mapping[str, CredentialType] = {
 }
 
 
+# Of clouds whose credentials have no type of their own here.
+_MORE_SECRET_VARIABLES = ("AZURE_CLIENT_SECRET", "AZURE_PASSWORD", "AZURE_CLIENT_CERTIFICATE_PASSWORD")
+
+
+def secret_values(environ: Mapping[str, str]) -> list[str]:
+    """What an environment has of keys of clouds and services, in the variables in which people usually have them."""
+    names = [
+        name
+        for each in CREDENTIAL_TYPES.values()
+        for value in each.values
+        if value.is_secret and not value.is_document
+        for name in value.variables
+    ]
+    return [environ[name] for name in (*names, *_MORE_SECRET_VARIABLES) if environ.get(name)]
+
+
 def find_credential_type(name: str) -> CredentialType:
     """A type by its name.
 

@@ -24,7 +24,7 @@ from periflow_ray.credentials.credential_types import CREDENTIAL_TYPES, check_va
 from periflow_ray.documents import dump_document, parse_document
 from periflow_ray.errors import DamagedDocumentError, NewerFormatError, NotFoundError, StorageError, UsageError
 from periflow_ray.names import suggest_names
-from periflow_ray.private_files import create_private
+from periflow_ray.private_files import create_private, make_private_directories
 
 CREDENTIALS_FILE_VARIABLE = "PERIFLOW_CREDENTIALS_FILE"
 
@@ -190,7 +190,7 @@ def _locked(path: Path) -> Iterator[Path]:
     """Keep other writers out; gives the file behind a link, which must stay one."""
     target = Path(os.path.realpath(path))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_directories(target.parent)
         descriptor = os.open(target.with_name(f"{target.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as err:
         raise StorageError(f"credentials cannot be kept in '{path}': {err.strerror or err}") from err

@@ -12,9 +12,12 @@ from typing import Any, TypeVar, cast
 from periflow_ray import __version__
 from periflow_ray.documents.fields import build, build_all, name_type
 from periflow_ray.errors import DamagedDocumentError, NewerFormatError
+from periflow_ray.finite_json import dump_json, restore_numbers
 
 FORMAT_FIELD = "format"
 SINCE_FIELD = "format_since"
+# Values of a script, by name.
+METRICS_FIELD = "metrics"
 ADVICE = "Put a copy of it back, or delete it."
 _MAX_PROBLEMS = 3
 # What pydantic calls a field that it does not know, in a model and in a dataclass.
@@ -35,6 +38,8 @@ def parse_document(kind: type[Document], content: bytes, where: str, *, advice: 
         NewerFormatError: a later version wrote it, in a format that this one does not know.
     """
     fields = parse_fields(content, where, kind=kind, advice=advice)
+    if isinstance(metrics := fields.get(METRICS_FIELD), dict):
+        fields[METRICS_FIELD] = restore_numbers(metrics)
     if hasattr(kind, "model_validate_json"):
         return cast(Document, _validate(kind, fields, where, advice))
     problems: list[str] = []
@@ -108,7 +113,7 @@ def dump_document(document: Any, *, kind: type | None = None, indent: int | None
     head: dict[str, Any] = {FORMAT_FIELD: format_of(kind)}
     if format_of(kind) > 1:
         head[SINCE_FIELD] = cast(Any, kind).FORMAT_SINCE
-    return json.dumps({**head, **_fields_of(document)}, indent=indent).encode()
+    return dump_json({**head, **_fields_of(document)}, indent=indent).encode()
 
 
 def format_of(kind: type | None) -> int:

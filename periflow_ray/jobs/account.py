@@ -104,9 +104,15 @@ def describe_goodput(account: JobAccount) -> str:
     return f"{100 * account.goodput:.1f} % of {wall} device-seconds made steps that were kept"
 
 
-def describe_lost(num_lost_steps: int, lost_device_s: float) -> str:
-    """``45 steps, 4.6 device-seconds``."""
-    return f"{num_lost_steps} step{'' if num_lost_steps == 1 else 's'}, {format_number(lost_device_s)} device-seconds"
+def describe_lost(num_lost_steps: int, lost_device_s: float, *, is_least: bool = False) -> str:
+    """``45 steps, 4.6 device-seconds``.
+
+    Args:
+        is_least: steps that nobody could record may be lost as well.
+    """
+    least = "at least " if is_least else ""
+    noun = "step" if num_lost_steps == 1 else "steps"
+    return f"{least}{num_lost_steps} {noun}, {format_number(lost_device_s)} device-seconds"
 
 
 def format_number(value: float) -> str:
@@ -192,7 +198,7 @@ def _build_attempt(
             parts.append("taken up again" + (f" at step {later[0].resumed_step}" if later else ""))
         elif not is_over:
             parts.append(_describe_resumption(attempt, resumed, downtime_s))
-        parts.append(f"lost {describe_lost(num_lost_steps, lost_device_s)}")
+        parts.append(f"lost {describe_lost(num_lost_steps, lost_device_s, is_least=attempt.cause == 'driver')}")
     return AttemptAccount(
         number=attempt.number,
         num_devices=attempt.num_devices,

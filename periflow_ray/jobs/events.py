@@ -9,12 +9,15 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from periflow_ray.bounded_text import shorten
 from periflow_ray.errors import DamagedDocumentError, StorageError
 from periflow_ray.store.documents import describe_key, dump_document, parse_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.segments import SegmentWriter, read_lines
 
+# A sentence with a diagnosis of 20 lines; more than this is no text for people.
+MAX_TEXT_CHARS = 20_000
 # As earlier versions stored them. A notice is now a cloud's word that a machine goes, and nothing else.
 _FORMER_KINDS = {"notice": "note"}
 
@@ -37,9 +40,22 @@ class EventWriter:
 
     def write(self, kind: str, text: str, attempt: int = 0, *, time_unix_s: float | None = None) -> None:
         """Record an event, of now or of ``time_unix_s``; where the storage fails, it is told with the next one."""
+        self.add(kind, text, attempt, time_unix_s=time_unix_s)
+        self._try_to_flush(f"an event is delayed ({shorten(text, MAX_TEXT_CHARS)})")
+
+    def add(self, kind: str, text: str, attempt: int = 0, *, time_unix_s: float | None = None) -> None:
+        """Record an event that is visible after ``publish``; never waits for the storage."""
+        text = shorten(text, MAX_TEXT_CHARS)
         event = Event(time.time() if time_unix_s is None else time_unix_s, kind, text, attempt)
         self._segments.append(dump_document(event, indent=None) + b"\n")
-        self._try_to_flush(f"an event is delayed ({text})")
+
+    def publish(self) -> None:
+        """Make visible what was added.
+
+        Raises:
+            OSError, StorageError: the storage refused; the next call tries again.
+        """
+        self._segments.flush()
 
     def flush(self) -> None:
         """Try again to make visible what the storage refused."""

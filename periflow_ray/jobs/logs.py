@@ -17,8 +17,10 @@ from periflow_ray.jobs.events import parse_events
 from periflow_ray.store.documents import describe_key
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.segments import SegmentFollower, SegmentWriter
+from periflow_ray.store.segments import SEGMENT_BYTES, SegmentFollower, SegmentWriter
 
+# Of each stream. More than this nobody reads, and a script that prints without end must not fill the storage.
+MAX_LOG_BYTES = 2 << 30
 _STREAM_NAME = re.compile(r"node-(?P<node_rank>\d+)(-rank-\d+)?")
 
 
@@ -36,7 +38,12 @@ class LogWriter:
 
     def __init__(self, root: StorageRoot, job_id: int, node_rank: int, rank: int | None = None) -> None:
         name = f"node-{node_rank}" if rank is None else f"node-{node_rank}-rank-{rank}"
-        self._segments = SegmentWriter(root, job_key(job_id, "logs", name))
+        self._segments = SegmentWriter(root, job_key(job_id, "logs", name), max_segments=MAX_LOG_BYTES // SEGMENT_BYTES)
+
+    @property
+    def has_deleted(self) -> bool:
+        """Whether the log has become so long that lines in its middle are deleted."""
+        return self._segments.has_deleted
 
     def write(self, text: str, time_unix_ms: int | None = None) -> None:
         """Add a line (several, if the text has newlines); visible after ``flush``."""
@@ -50,11 +57,17 @@ class LogWriter:
 
 
 class LogFollower:
-    """Reads a job's lines as they come, all streams merged in time order per call."""
+    """Reads a job's lines as they come, all streams merged in time order per call.
 
-    def __init__(self, root: StorageRoot, job_id: int) -> None:
+    Args:
+        num_past_lines: of the lines that are there at the first call, at least the last ones of each stream, so many;
+            None for all.
+    """
+
+    def __init__(self, root: StorageRoot, job_id: int, num_past_lines: int | None = None) -> None:
         self._root = root
         self._job_id = job_id
+        self._num_past_lines = num_past_lines
         self._nodes: dict[str, SegmentFollower] = {}
         self._own: dict[str, SegmentFollower] = {}
         self._read: list[LogLine] = []
@@ -71,6 +84,8 @@ class LogFollower:
         for _, stream in self._find_streams("events", self._own):
             events = parse_events(stream.read_new(), describe_key(self._root, stream.prefix))
             self._read += [LogLine(int(event.time_unix_s * 1000), None, event.text) for event in events]
+        # A stream that begins later is new as a whole.
+        self._num_past_lines = None
         found, self._read = self._read, []
         return sorted(found, key=lambda line: line.time_unix_ms)
 
@@ -78,13 +93,13 @@ class LogFollower:
         prefix = job_key(self._job_id, kind)
         for name in self._root.list_names(prefix):
             if name not in known:
-                known[name] = SegmentFollower(self._root, f"{prefix}/{name}")
+                known[name] = SegmentFollower(self._root, f"{prefix}/{name}", self._num_past_lines)
         return known.items()
 
 
-def read_logs(root: StorageRoot, job_id: int) -> list[LogLine]:
-    """All lines of a job in time order."""
-    return LogFollower(root, job_id).read_new()
+def read_logs(root: StorageRoot, job_id: int, num_last_lines: int | None = None) -> list[LogLine]:
+    """Lines of a job in time order: all of them, or at least the last so many, of which little more is read."""
+    return LogFollower(root, job_id, num_last_lines).read_new()
 
 
 def _parse_line(line: bytes, node_rank: int) -> LogLine | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from periflow_ray.finite_json import dump_json, restore_numbers
 from periflow_ray.store.documents import check_format, describe_key
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
@@ -62,11 +63,11 @@ def _encode(metric: Metric) -> bytes:
     values = dict(metric.values)
     row = [metric.step, metric.rank, metric.local_rank, round(metric.time_unix_s, 3), values]
     try:
-        text = json.dumps(row, separators=(",", ":"))
+        text = dump_json(row, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError):
         # One value that is no JSON, and did not come through the SDK, must not take the others with it.
         row[4] = {str(name): value for name, value in values.items() if _is_json(value)}
-        text = json.dumps(row, separators=(",", ":"))
+        text = dump_json(row, separators=(",", ":"))
     return text.encode() + b"\n"
 
 
@@ -95,4 +96,7 @@ def _parse_metric(line: bytes, where: str) -> Metric | None:
     check_format(row, where)
     if not isinstance(row, list) or len(row) < _NUM_FIELDS or not isinstance(row[_NUM_FIELDS - 1], dict):
         return None
-    return Metric(*row[:_NUM_FIELDS])
+    step, rank, local_rank, time_unix_s, values = row[:_NUM_FIELDS]
+    # Most lines have none, and a job may have millions.
+    has_text_numbers = b'NaN"' in line or b'Infinity"' in line
+    return Metric(step, rank, local_rank, time_unix_s, restore_numbers(values) if has_text_numbers else values)

@@ -17,7 +17,7 @@ KEY_VARIABLE = "PERIFLOW_SECRETS_KEY"
 def seal(root: StorageRoot, job_id: int, secrets: Mapping[str, str]) -> str:
     """Store secrets encrypted; returns the key that opens them."""
     key = Fernet.generate_key()
-    root.write_bytes(_sealed_key(job_id), Fernet(key).encrypt(json.dumps(dict(secrets)).encode()))
+    root.write_private(_sealed_key(job_id), Fernet(key).encrypt(json.dumps(dict(secrets)).encode()))
     return key.decode()
 
 

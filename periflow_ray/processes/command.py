@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import os
 import subprocess
@@ -15,8 +17,10 @@ from pathlib import Path
 
 from periflow_ray.loops import Faults
 from periflow_ray.processes import keeper
+from periflow_ray.processes.output_lines import OutputLines
+from periflow_ray.secret_mask import SecretMask
 
-_MAX_LINE_BYTES = 64 << 10
+_READ_BYTES = 64 << 10
 # A command's processes are known by it when the keeper, their common ancestor, is gone.
 _MARKER_VARIABLE = "PERIFLOW_COMMAND_ID"
 # How long the last output is waited for where a process that cannot be ended may hold it open.
@@ -59,6 +63,7 @@ class Command:
         working_dir: where it starts.
         grace_s: seconds between SIGTERM and SIGKILL when it has to end.
         on_line: called from a reader thread with each line of its output (standard output and error together).
+        mask: whose secrets no piece of a very long line is cut through.
     """
 
     def __init__(
@@ -69,12 +74,14 @@ class Command:
         working_dir: Path,
         grace_s: float,
         on_line: Callable[[str], None],
+        mask: SecretMask | None = None,
     ) -> None:
         self._argv = argv
         self._env = env
         self._working_dir = working_dir
         self._grace_s = grace_s
         self._on_line = on_line
+        self._mask = mask
         self._marker = (_MARKER_VARIABLE, uuid.uuid4().hex)
         self._faults = Faults("taking in a command's output")
         self._waiting = threading.Lock()
@@ -143,15 +150,19 @@ class Command:
             return
 
     def _read_output(self) -> None:
-        assert self._keeper.stdout is not None
-        # readline's bound keeps a program that never prints a newline from filling the memory.
-        while line := self._keeper.stdout.readline(_MAX_LINE_BYTES):
-            # A progress bar rewrites its line with carriage returns: keep what was visible last.
-            text = line.rstrip(b"\r\n").rpartition(b"\r")[2]
-            try:
-                self._on_line(text.decode("utf-8", "replace"))
-            except Exception as err:  # Nobody would read on, and the command would stand still at a full pipe.
-                self._faults.take(err)
+        assert isinstance(self._keeper.stdout, io.BufferedReader)
+        lines = OutputLines(self._take_line, self._mask)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        while content := self._keeper.stdout.read1(_READ_BYTES):
+            lines.feed(decoder.decode(content))
+        lines.feed(decoder.decode(b"", final=True))
+        lines.finish()
+
+    def _take_line(self, text: str) -> None:
+        try:
+            self._on_line(text)
+        except Exception as err:  # Nobody would read on, and the command would stand still at a full pipe.
+            self._faults.take(err)
 
 
 def end_leftovers(marker: tuple[str, str]) -> list[Leftover]:

@@ -7,7 +7,12 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from periflow_ray.bounded_text import shorten
+
 NUM_SHOWN_LINES = 20
+# The log has the whole of a line that is longer.
+MAX_LINE_CHARS = 600
+MAX_SUMMARY_CHARS = 4_000
 # Where an error without a traceback is looked for; further up, a line is more likely a harmless warning.
 NUM_LAST_WORDS = 10
 # torch puts it before what a rank of a process group prints when it fails.
@@ -38,11 +43,12 @@ class Failure:
     def describe(self) -> str:
         """The diagnosis as the user reads it: where, how it ended, the hint, the last lines."""
         where = f"node {self.node_rank}" + ("" if self.rank is None else f", rank {self.rank}")
-        text = f"{where}: {self.summary or describe_exit(self.exit_code, self.signal)}."
+        how = shorten(self.summary, MAX_SUMMARY_CHARS) if self.summary else describe_exit(self.exit_code, self.signal)
+        text = f"{where}: {how}."
         if self.hint:
-            text += f"\nHint: {self.hint}"
+            text += f"\nHint: {shorten(self.hint, MAX_SUMMARY_CHARS)}"
         if self.last_lines:
-            text += "\nLast lines:\n" + "\n".join(f"  {line}" for line in self.last_lines)
+            text += "\nLast lines:\n" + "\n".join(f"  {shorten(line, MAX_LINE_CHARS)}" for line in self.last_lines)
         return text
 
 

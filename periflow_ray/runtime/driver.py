@@ -19,9 +19,10 @@ import ray.train
 
 from periflow_ray.credentials.cloud_environment import read_cloud_environment
 from periflow_ray.errors import DocumentError, NotFoundError, StorageError
-from periflow_ray.jobs import JobRecord, read_claim, read_record, sealed_secrets
+from periflow_ray.jobs import JobRecord, key_handover, read_claim, read_record, sealed_secrets
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.command_jobs.node import NodeTask, run_node
+from periflow_ray.runtime.driver_keeper import KeeperLine
 from periflow_ray.runtime.job_driver import JobSetup, run_job
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.client import RayMonitor
@@ -69,7 +70,8 @@ def _run(
     plan: JobPlan, record: JobRecord, root: StorageRoot, state: StateKeeper, cloud_variables: Mapping[str, str]
 ) -> bool:
     job_id = record.job_id
-    secrets_key, secrets = _open_secrets(root, job_id)
+    secrets_key, secrets = _open_secrets(root, job_id, plan)
+    state.hide((*secrets.values(), secrets_key))
     set_train_environment(is_elastic=plan.min_num_nodes < plan.num_nodes)
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = _resources_per_node(plan)
@@ -156,9 +158,13 @@ def _read_record(root: StorageRoot, job_id: int, plan: JobPlan, note: Callable[[
         )
 
 
-def _open_secrets(root: StorageRoot, job_id: int) -> tuple[str, dict[str, str]]:
+def _open_secrets(root: StorageRoot, job_id: int, plan: JobPlan) -> tuple[str, dict[str, str]]:
     # Removed from the environment, so that no process inherits the key.
     key = os.environ.pop(sealed_secrets.KEY_VARIABLE, "")
+    with KeeperLine.open() as keeper:
+        key = key or keeper.read_key()
+        if not key and plan.secret_names:
+            key = key_handover.ask_for_key(root, job_id, keep=keeper.keep_key)
     return key, sealed_secrets.unseal(root, job_id, key) if key else {}
 
 

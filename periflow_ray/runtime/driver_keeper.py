@@ -6,21 +6,20 @@ A driver that is killed is started again and goes on with the job from its lates
 with it. One that ends by itself has said how the job stands, and its exit code is this program's. If the keeper is
 killed, its driver gets a SIGTERM: Ray takes the job for over then, so it saves and ends.
 
-The key of the job's secrets comes as a variable of the Ray job where no file can carry it. Ray gives such variables to
-all workers of a job, and they to the user's processes; so it is taken out of what Ray will be told, and only the driver
-gets it.
+What the first driver was told of the job's secrets, the next one must know as well: whoever told it may have gone. The
+key goes back and forth on a socket, and not in a variable, which other processes of this user could read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import MutableMapping
 from pathlib import Path
 from types import FrameType
 
@@ -31,12 +30,10 @@ LONG_LIFE_S = 60.0
 MAX_QUICK_DEATHS = 3
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
-# As credentials.cloud_environment and jobs.sealed_secrets have them; not imported, because that would cost this process
-# 50 MB.
+# As credentials.cloud_environment has it; not imported, because that would cost this process 50 MB.
 _CLOUD_ENVIRONMENT_VARIABLE = "PERIFLOW_CLOUD_ENV_FILE"
-_SECRETS_KEY_VARIABLE = "PERIFLOW_SECRETS_KEY"
-# From its text the driver's ray.init makes the runtime environment of the job's workers (ray/_private/worker.py).
-_RAY_JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_LINE_VARIABLE = "PERIFLOW_KEEPER_FD"
+_MAX_KEY_BYTES = 4096
 
 
 def main() -> int:
@@ -53,16 +50,27 @@ def main() -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     cloud_file = _CloudFile(os.environ.get(_CLOUD_ENVIRONMENT_VARIABLE))
-    driver_env = take_secrets_key(os.environ)
+    key = b""
     num_quick_deaths = 0
     while True:
         cloud_file.put_back()
         began_s = time.monotonic()
         argv = [sys.executable, "-m", "periflow_ray.runtime.driver", *sys.argv[1:]]
-        driver = subprocess.Popen(argv, env={**os.environ, **driver_env}, preexec_fn=_end_with_this_process)
+        line, its_end = socket.socketpair()
+        line.sendall(key + b"\n")
+        its_fd = its_end.fileno()
+        driver = subprocess.Popen(
+            argv,
+            env={**os.environ, _LINE_VARIABLE: str(its_fd)},
+            pass_fds=(its_fd,),
+            preexec_fn=_end_with_this_process,
+        )
+        its_end.close()
         if is_stopping:  # The signal came when there was no driver to hand it to.
             driver.send_signal(signal.SIGTERM)
         exit_code = driver.wait()
+        key = _take_key(line) or key
+        line.close()
         num_quick_deaths = 1 if time.monotonic() - began_s > LONG_LIFE_S else num_quick_deaths + 1
         if exit_code >= 0 or is_stopping or num_quick_deaths > MAX_QUICK_DEATHS:
             cloud_file.remove()
@@ -70,18 +78,43 @@ def main() -> int:
         print(f"the job's driver was killed by signal {-exit_code}; starting it again", file=sys.stderr, flush=True)
 
 
-def take_secrets_key(environ: MutableMapping[str, str]) -> dict[str, str]:
-    """Remove the key of the secrets from an environment, and from the job's configuration in it.
+class KeeperLine:
+    """The driver's end of the line to its keeper; without a keeper nobody is there."""
 
-    Returns:
-        The key as a variable; empty if there is none.
-    """
-    config = json.loads(environ.get(_RAY_JOB_CONFIG_VARIABLE, "{}"))
-    workers_env = (config.get("runtime_env") or {}).get("env_vars") or {}
-    if workers_env.pop(_SECRETS_KEY_VARIABLE, None) is not None:
-        environ[_RAY_JOB_CONFIG_VARIABLE] = json.dumps(config)
-    key = environ.pop(_SECRETS_KEY_VARIABLE, None)
-    return {} if key is None else {_SECRETS_KEY_VARIABLE: key}
+    def __init__(self, line: socket.socket | None) -> None:
+        self._line = line
+
+    @classmethod
+    def open(cls) -> KeeperLine:
+        """Once in a driver: no other process learns of the line."""
+        given = os.environ.pop(_LINE_VARIABLE, None)
+        return cls(None if given is None else socket.socket(fileno=int(given)))
+
+    def __enter__(self) -> KeeperLine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._line is not None:
+            self._line.close()
+
+    def read_key(self) -> str:
+        """What an earlier driver kept; empty if there was none."""
+        if self._line is None:
+            return ""
+        return self._line.recv(_MAX_KEY_BYTES).decode().strip()
+
+    def keep_key(self, key: str) -> None:
+        """Leave the key of the secrets for the next driver."""
+        if self._line is not None:
+            self._line.sendall(key.encode())
+
+
+def _take_key(line: socket.socket) -> bytes:
+    """What a driver that has ended left; all of it is there already."""
+    line.setblocking(False)
+    with contextlib.suppress(OSError):
+        return line.recv(_MAX_KEY_BYTES).strip()
+    return b""
 
 
 def _end_with_this_process() -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from types import TracebackType
 
 from periflow_ray import jobs
@@ -16,6 +17,7 @@ from periflow_ray.jobs import ENDED_STATUSES, HEARTBEAT_INTERVAL_S, JobState, Jo
 from periflow_ray.jobs.attempts import list_attempt_numbers
 from periflow_ray.jobs.events import EventWriter
 from periflow_ray.loops import BackgroundLoop, Faults
+from periflow_ray.secret_mask import SecretMask
 from periflow_ray.store.root import StorageRoot
 
 # What the storage refused is written again after so long; what it took, with the next heartbeat.
@@ -40,6 +42,7 @@ class StateKeeper:
         self._job_id = job_id
         self._final_timeout_s = final_timeout_s
         self._events = EventWriter(root, job_id, "driver")
+        self._mask = SecretMask()
         self._state, is_damaged = _read_state(root, job_id)
         # Never held during I/O. The writing thread does without it: a signal handler that waits for what is written
         # may have interrupted its holder.
@@ -84,12 +87,17 @@ class StateKeeper:
         """An ended job's message, or what it waits for."""
         return self._state.message
 
+    def hide(self, secrets: Iterable[str]) -> None:
+        """From now on these values are ``***`` in every event and message."""
+        self._mask = SecretMask(secrets)
+
     def note(self, text: str) -> None:
         """A sentence for the user that changes nothing."""
         self._tell("note", text, self._state.attempt)
 
     def enter(self, status: JobStatus, text: str | None, attempt: int | None = None) -> None:
         """Change the status; ``text`` is the event's sentence, and an ended job's message."""
+        text = None if text is None else self._mask.apply(text)
         now = time.time()
         has_ended = status in ENDED_STATUSES
         with self._changing:
@@ -113,6 +121,7 @@ class StateKeeper:
 
     def note_waiting(self, text: str) -> None:
         """Say what an allocating job waits for; the same sentence only once."""
+        text = self._mask.apply(text)
         with self._changing:
             if self._state.has_ended or self._state.message == text:
                 return
@@ -144,7 +153,7 @@ class StateKeeper:
         _say(f"the final state of job {self._job_id}, {self._state.status}, could not be written: {trouble}")
 
     def _tell(self, kind: str, text: str, attempt: int) -> None:
-        self._unwritten_events.append((kind, text, attempt, time.time()))
+        self._unwritten_events.append((kind, self._mask.apply(text), attempt, time.time()))
         self._loop.wake()
         if self._has_closed:
             # Of the last messages to people, for example, that they did not arrive.

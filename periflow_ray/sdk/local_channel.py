@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from periflow_ray.finite_json import dump_json
 from periflow_ray.sdk.channel import Hello, MetricRecord
 
 logger = logging.getLogger("periflow_ray")
@@ -40,7 +40,7 @@ class LocalChannel:
         if not records or self._log_path is None or self._hello is None:
             return
         own = {"rank": self._hello.rank, "local_rank": self._hello.local_rank}
-        text = "".join(json.dumps({"step": record.step, **own, **record.values}) + "\n" for record in records)
+        text = "".join(dump_json({"step": record.step, **own, **record.values}) + "\n" for record in records)
         try:
             self._append(self._log_path, text.encode())
         except OSError as err:

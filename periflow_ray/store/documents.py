@@ -28,6 +28,7 @@ __all__ = [
     "read_document",
     "read_each",
     "write_document",
+    "write_private_document",
 ]
 
 Document = TypeVar("Document")
@@ -50,6 +51,11 @@ def read_document(root: StorageRoot, key: str, kind: type[Document]) -> Document
 def write_document(root: StorageRoot, key: str, document: Any, *, kind: type | None = None) -> None:
     """Create or replace a document of a storage root; see ``dump_document``."""
     root.write_bytes(key, dump_document(document, kind=kind))
+
+
+def write_private_document(root: StorageRoot, key: str, document: Any) -> None:
+    """Create or replace a document that has values which not everybody may read; see ``StorageRoot.write_private``."""
+    root.write_private(key, dump_document(document))
 
 
 def read_each(

@@ -104,9 +104,13 @@ def replacing(target: str) -> Iterator[str]:
         raise
 
 
-def write_whole(target: str, content: bytes) -> None:
-    """Create or replace a file; readers see the old or the new content, never a part."""
-    with replacing(target) as partial, open(partial, "xb") as file:
+def write_whole(target: str, content: bytes, *, mode: int = 0o666) -> None:
+    """Create or replace a file; readers see the old or the new content, never a part.
+
+    Args:
+        mode: its permissions, less the umask's.
+    """
+    with replacing(target) as partial, open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)
 
 

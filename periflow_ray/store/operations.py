@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from periflow_ray.errors import MASK, NotFoundError, PeriflowRayError, StorageError
+from periflow_ray.errors import NotFoundError, PeriflowRayError, StorageError
+from periflow_ray.secret_mask import SecretMask
 from periflow_ray.store.failures import Failures
 
 _FIRST_PAUSE_S = 0.25
@@ -114,8 +115,6 @@ class Operations:
 
     def failed(self, key: str, err: BaseException) -> StorageError:
         """The error for a user: key, URI and reason, without secrets."""
-        reason = self.failures.describe(err)
-        for secret in self.secrets:
-            reason = reason.replace(secret, MASK)
+        reason = SecretMask(self.secrets).apply(self.failures.describe(err))
         root = self.place_of_root.format(uri=self.uri)
         return StorageError(f"'{key}' in {root}: {reason}" if key else f"{root}: {reason}")

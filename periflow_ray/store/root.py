@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import Any, TypeVar
 
 from periflow_ray.credentials import read_credential
 from periflow_ray.errors import StorageError
+from periflow_ray.finite_json import dump_json
+from periflow_ray.private_files import make_private_directories
+from periflow_ray.store import local_files
 from periflow_ray.store.backends import cloud_variables, find_backend, open_filesystem
 from periflow_ray.store.backends.backend import Backend, OpenStorage
 from periflow_ray.store.operations import Operations
@@ -145,9 +149,28 @@ class StorageRoot:
         path = self.path_of(key)
         return self._found(key, lambda: self._backend.read(self._storage, key, path, start or 0))
 
+    def make_directory(self) -> None:
+        """Make the directory of a local root that does not exist yet, which nobody else may look into then."""
+        if self.is_local and not os.path.isdir(self._base):
+            make_private_directories(Path(self._base))
+
     def write_bytes(self, key: str, content: bytes) -> None:
         """Create or replace a key; readers see the old or the new content, never a part."""
+        self.make_directory()
         self._backend.write(self._storage, key, self.path_of(key), content)
+
+    def write_private(self, key: str, content: bytes) -> None:
+        """Create or replace a key that only those read who may write to the root; a server's own rules are as they are.
+
+        Of a local root that others may write to, they may read it.
+        """
+        if not self.is_local:
+            self.write_bytes(key, content)
+            return
+        self.make_directory()
+        shared = os.stat(self._base).st_mode
+        mode = 0o600 | (0o060 if shared & stat.S_IWGRP else 0) | (0o006 if shared & stat.S_IWOTH else 0)
+        local_files.write_whole(self.path_of(key), content, mode=mode)
 
     def create_exclusive(self, key: str, content: bytes) -> bool:
         """Create a key unless it exists; False when someone else was first.
@@ -155,6 +178,7 @@ class StorageRoot:
         Contents should tell writers apart: when a server creates the key but its answer is lost, the key counts as
         created here if it holds this content, and as someone else's if not or if the content is empty.
         """
+        self.make_directory()
         return self._backend.create(self._storage, key, self.path_of(key), content)
 
     def read_json(self, key: str) -> Any:
@@ -171,7 +195,7 @@ class StorageRoot:
 
     def write_json(self, key: str, value: Any) -> None:
         """Create or replace a key with a JSON document."""
-        self.write_bytes(key, json.dumps(value, indent=1).encode())
+        self.write_bytes(key, dump_json(value, indent=1).encode())
 
     def exists(self, key: str) -> bool:
         """Whether the key, or any key below it, exists."""

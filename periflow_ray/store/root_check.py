@@ -6,9 +6,11 @@ import dataclasses
 import os
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from periflow_ray.errors import StorageError
+from periflow_ray.private_files import make_private_directories
 from periflow_ray.store.local_files import write_whole
 from periflow_ray.store.operations import Operations
 from periflow_ray.store.time_limits import read_timeout
@@ -29,6 +31,7 @@ def check_directory(directory: str) -> None:
         raise StorageError(f"{refused}: it is a file, not a directory")
     marker = os.path.join(directory, _marker())
     try:
+        make_private_directories(Path(directory))
         write_whole(marker, b"")
         os.unlink(marker)
     except OSError as err:

@@ -7,25 +7,39 @@ Readers may follow while it is written.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
+from collections import deque
 from dataclasses import dataclass, field
 
-from periflow_ray.errors import NotFoundError
+from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.store.root import StorageRoot
 
 SEGMENT_BYTES = 2 << 20
+# Some thousand lines of a log.
+_FIRST_BLOCK_BYTES = 256 << 10
 _SEGMENT_NAME = re.compile(r"[0-9]{8,}")
 
 
 class SegmentWriter:
-    """Appends whole lines below a prefix; a new writer starts a new segment and leaves old ones alone."""
+    """Appends whole lines below a prefix; a new writer starts a new segment and leaves old ones alone.
 
-    def __init__(self, root: StorageRoot, prefix: str) -> None:
+    Args:
+        max_segments: of more than so many those in the middle are deleted, an eighth of them being the first; None
+            keeps all.
+    """
+
+    def __init__(self, root: StorageRoot, prefix: str, *, max_segments: int | None = None) -> None:
         self._root = root
         self._prefix = prefix
+        self._max_segments = max_segments
+        self.has_deleted = False
+        """Whether lines in the middle are deleted."""
         self._index = last_segment(root, prefix) + 1
+        # Appended, and not yet taken into the segment: whoever appends does not wait for a flush.
+        self._appended: deque[bytes] = deque()
         self._segment = bytearray()
         self._num_flushed = 0
         self._may_be_begun = False
@@ -33,9 +47,8 @@ class SegmentWriter:
         self._lock = threading.Lock()
 
     def append(self, lines: bytes) -> None:
-        """Buffer lines, each ending in a newline; ``flush`` makes them visible."""
-        with self._lock:
-            self._segment += lines
+        """Buffer lines, each ending in a newline; ``flush`` makes them visible. Never waits for the storage."""
+        self._appended.append(lines)
 
     def flush(self) -> None:
         """Make everything appended so far visible to readers."""
@@ -43,6 +56,8 @@ class SegmentWriter:
             self._flush()
 
     def _flush(self) -> None:
+        while self._appended:
+            self._segment += self._appended.popleft()
         if self._num_flushed == len(self._segment):
             return
         if self._num_flushed == 0:
@@ -67,8 +82,21 @@ class SegmentWriter:
                 self._num_flushed = len(begun)
             self._may_be_begun = False
             if self._num_flushed:
+                self._delete_middle()
                 return
             self._index += 1
+
+    def _delete_middle(self) -> None:
+        if self._max_segments is None:
+            return
+        num_first = self._max_segments // 8
+        too_many = self._index - (self._max_segments - num_first)
+        if too_many < num_first:
+            return
+        self.has_deleted = True
+        # One that stays costs nothing but its room.
+        with contextlib.suppress(OSError, StorageError):
+            self._root.delete(segment_key(self._prefix, too_many))
 
     def _extend_segment(self) -> None:
         key = segment_key(self._prefix, self._index)
@@ -96,10 +124,15 @@ class SegmentFollower:
 
     A line belongs to one segment: where its writer was killed over it, and another one began the next segment, the
     half line is left out and spoils no other.
+
+    Args:
+        num_past_lines: of the lines that are there at the first call, at least so many of the last ones are returned,
+            and little more is read; None returns all.
     """
 
     root: StorageRoot
     prefix: str
+    num_past_lines: int | None = None
     _index: int = 0
     _offset: int = 0
     _rest: bytes = b""
@@ -108,6 +141,9 @@ class SegmentFollower:
     def read_new(self) -> list[bytes]:
         """Lines without their newline; empty when there is nothing new."""
         last_index = last_segment(self.root, self.prefix)
+        if self.num_past_lines is not None and last_index >= 0:
+            self._skip_to_last(self.num_past_lines, last_index)
+            self.num_past_lines = None
         while self._index <= last_index:
             try:
                 new = self.root.read_bytes(segment_key(self.prefix, self._index), start=self._offset)
@@ -122,6 +158,30 @@ class SegmentFollower:
             self._index, self._offset, self._rest = self._index + 1, 0, b""
         found, self._lines = self._lines, []
         return found
+
+    def _skip_to_last(self, num_lines: int, last_index: int) -> None:
+        """Go to where so many lines begin, looking at the end of the last segment first, and at ever more of it."""
+        num_found = 0
+        for index in range(last_index, -1, -1):
+            key = segment_key(self.prefix, index)
+            try:
+                size = self.root.size_bytes(key)
+            except NotFoundError:
+                continue
+            num_bytes = _FIRST_BLOCK_BYTES
+            while True:
+                start = max(0, size - num_bytes)
+                block = self.root.read_bytes(key, start=start)
+                # Where it does not begin with the segment, its first line is half a line.
+                begin = 0 if start == 0 else block.find(b"\n") + 1
+                num_here = block.count(b"\n", begin)
+                if num_found + num_here >= num_lines:
+                    self._index, self._offset = index, start + begin
+                    return
+                if start == 0:
+                    break
+                num_bytes *= 4
+            num_found += num_here
 
 
 def read_lines(root: StorageRoot, prefix: str) -> list[bytes]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from periflow_ray.errors import UsageError
+from periflow_ray.secret_mask import MIN_SECRET_CHARS, can_be_masked
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -39,7 +40,8 @@ def collect_secrets(names: Sequence[str], environ: Mapping[str, str]) -> dict[st
     """Take secrets from this process's environment.
 
     Raises:
-        UsageError: a value was given on the command line, where ``ps`` shows it, or a variable is not set.
+        UsageError: a value was given on the command line, where ``ps`` shows it, a variable is not set, or a value is
+            too short to be hidden.
     """
     secrets = {}
     for name in names:
@@ -50,6 +52,12 @@ def collect_secrets(names: Sequence[str], environ: Mapping[str, str]) -> dict[st
             )
         if name not in environ:
             raise UsageError(f"--secret: the variable '{name}' is not set here. Set it first: export {name}=...")
+        if environ[name] and not can_be_masked(environ[name]):
+            raise UsageError(
+                f"--secret: the value of '{name}' has no line of {MIN_SECRET_CHARS} characters. Anything shorter is a "
+                "part of so many words that hiding it would hide half of the log. Use a longer one, or "
+                f"--env {name} if it may be read."
+            )
         secrets[name] = environ[name]
     return secrets
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from periflow_ray import jobs
 from periflow_ray.credentials import cloud_environment
 from periflow_ray.errors import ClusterError, PeriflowRayError
-from periflow_ray.jobs import HEARTBEAT_INTERVAL_S, JobRecord, JobState, JobStatus, sealed_secrets
+from periflow_ray.jobs import HEARTBEAT_INTERVAL_S, JobRecord, JobState, JobStatus, key_handover, sealed_secrets
 from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.liveness import find_end
 from periflow_ray.plan import JobPlan
-from periflow_ray.store.documents import write_document
+from periflow_ray.store.documents import write_private_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import upload_file
@@ -52,7 +52,7 @@ def submit_job(
         cloud_environment_dir: directory of this machine through which the driver gets this process's cloud variables;
             None where the cluster has its own.
     Raises:
-        ClusterError: the cluster refused; the job is recorded as failed.
+        ClusterError: the cluster refused, or the driver did not fetch its secrets; the job is recorded as failed.
         StorageError, WorkspaceError: the job could not be stored.
     """
     job_id = jobs.claim_job_id(root)
@@ -71,7 +71,7 @@ def submit_job(
         ray_address=cluster.address,
         ray_submission_id=submission_id,
     )
-    write_document(root, job_key(job_id, "plan.json"), plan)
+    write_private_document(root, job_key(job_id, "plan.json"), plan)
     if workspace is not None:
         _store_workspace(root, job_id, workspace)
     jobs.write_state(root, job_id, JobState("waiting"))
@@ -92,19 +92,22 @@ def start_driver(
     """Start the driver of a job that is stored and waits; see ``submit_job`` for the arguments.
 
     Raises:
-        ClusterError: the cluster refused; the job is recorded as failed.
+        ClusterError: the cluster refused, or the driver did not fetch its secrets; the job is recorded as failed.
         StorageError: the secrets could not be stored; so is it then.
     """
     job_id = record.job_id
     assert record.ray_submission_id is not None
     cloud_path = None
     try:
-        driver_env = {sealed_secrets.KEY_VARIABLE: sealed_secrets.seal(root, job_id, secrets)} if secrets else {}
+        key = sealed_secrets.seal(root, job_id, secrets) if secrets else None
         if cloud_environment_dir is not None:
+            driver_env = {} if key is None else {sealed_secrets.KEY_VARIABLE: key}
             cloud_path = cloud_environment.write_cloud_environment(cloud_environment_dir, os.environ, driver_env)
-            driver_env = {}
-        entrypoint = _entrypoint(root, plan, job_id, python, cloud_path)
-        cluster.submit(entrypoint, record.ray_submission_id, driver_env)
+        elif key is not None:
+            key_handover.forget_asked(root, job_id)
+        cluster.submit(_entrypoint(root, plan, job_id, python, cloud_path), record.ray_submission_id)
+        if key is not None and cloud_path is None:
+            _give_key(root, record, cluster, key)
     except (PeriflowRayError, OSError) as err:
         if cloud_path is not None:
             cloud_path.unlink(missing_ok=True)
@@ -112,6 +115,22 @@ def start_driver(
             jobs.read_state(root, job_id), status="failed", ended_unix_s=time.time(), message=str(err)
         )
         jobs.write_state(root, job_id, ended)
+        raise
+
+
+def _give_key(root: StorageRoot, record: JobRecord, cluster: RayJobs, key: str) -> None:
+    submission_id = record.ray_submission_id
+    assert submission_id is not None
+
+    def has_ended() -> bool:
+        ray_job = cluster.read(submission_id)
+        return ray_job is None or ray_job.status in ENDED_RAY_STATUSES
+
+    try:
+        key_handover.give_key(root, record.job_id, key, has_ended=has_ended)
+    except ClusterError:
+        # One that starts later would wait for somebody who has gone.
+        cluster.stop(submission_id)
         raise
 
 

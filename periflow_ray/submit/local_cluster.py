@@ -21,7 +21,7 @@ from pathlib import Path
 import platformdirs
 
 from periflow_ray.errors import ClusterError, DamagedDocumentError
-from periflow_ray.private_files import create_private
+from periflow_ray.private_files import create_private, is_own_directory, make_own_directory
 from periflow_ray.store.documents import dump_document, parse_document
 from periflow_ray.submit.ray_jobs import RayJobs, connect
 
@@ -56,18 +56,27 @@ class LocalClusterDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other submitters and the supervisor's decision to end out."""
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Keep other submitters and the supervisor's decision to end out.
+
+        Raises:
+            PermissionError: the directory is another user's, or others may write to it.
+        """
+        # A link is the user's own; what it leads to is looked at.
+        make_own_directory(Path(os.path.realpath(self.path)))
         with (self.path / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def read(self) -> LocalCluster | None:
-        """The cluster that was started last, whether or not it still lives; None where its record is damaged.
+        """The cluster that was started last, whether or not it still lives.
+
+        None where its record is damaged, or where others may have written it.
 
         Raises:
             NewerFormatError: a later version started it, and this one cannot use it.
         """
+        if not is_own_directory(Path(os.path.realpath(self.path))):
+            return None
         try:
             return parse_document(LocalCluster, self._record_path.read_bytes(), f"'{self._record_path}'")
         except (OSError, DamagedDocumentError):

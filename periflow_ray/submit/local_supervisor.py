@@ -19,6 +19,7 @@ from periflow_ray.errors import ClusterError, NewerFormatError
 from periflow_ray.jobs.stop_times import RAY_STOP_WAIT_S
 from periflow_ray.loops import Faults
 from periflow_ray.plan import drop_internal_variables
+from periflow_ray.private_files import make_own_directory
 from periflow_ray.processes import Command
 from periflow_ray.submit.local_cluster import START_TIMEOUT_S, LocalCluster, LocalClusterDir
 from periflow_ray.submit.ray_jobs import RayJobs, connect
@@ -47,7 +48,10 @@ _QUIET = {
 def main() -> None:
     """Run the cluster of the directory named on the command line until it is idle or this process is told to end."""
     directory = LocalClusterDir(Path(sys.argv[1]))
-    temp_dir = _make_temp_dir()
+    try:
+        temp_dir = _make_temp_dir()
+    except PermissionError as err:
+        sys.exit(str(err))
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
@@ -85,7 +89,7 @@ def _make_temp_dir() -> Path:
     # Short, because sockets below it may have 107 bytes at most, and the supervisor's own, because two Rays in one
     # directory hang.
     base = Path(f"/tmp/periflow-{os.getuid()}-ray")
-    base.mkdir(mode=0o700, exist_ok=True)
+    make_own_directory(base)
     for left in base.iterdir():
         if not Path("/proc", left.name).exists():  # Its supervisor was killed before it could clean up.
             shutil.rmtree(left, ignore_errors=True)

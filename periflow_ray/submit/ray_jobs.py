@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,20 +61,16 @@ class RayJobs:
         """
         self._request("GET", "/api/version")
 
-    def submit(self, entrypoint: str, submission_id: str, env: Mapping[str, str]) -> None:
+    def submit(self, entrypoint: str, submission_id: str) -> None:
         """Start a driver on the cluster.
 
         Args:
-            entrypoint: a shell command.
+            entrypoint: a shell command, which everybody sees who sees the cluster.
             submission_id: the Ray job's id, chosen by us.
-            env: environment variables of the Ray job; Ray gives them to all of its workers, unless its entrypoint takes
-                them out before ``ray.init``.
         Raises:
             ClusterError: the cluster refused.
         """
-        body: dict[str, Any] = {"entrypoint": entrypoint, "submission_id": submission_id}
-        if env:
-            body["runtime_env"] = {"env_vars": dict(env)}
+        body = {"entrypoint": entrypoint, "submission_id": submission_id}
         deadline_s = time.monotonic() + AGENT_TIMEOUT_S
         while True:
             try:

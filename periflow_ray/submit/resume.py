@@ -18,7 +18,7 @@ from periflow_ray.jobs.resumes import (
     require_resumable,
 )
 from periflow_ray.plan import JobPlan
-from periflow_ray.store.documents import read_document, write_document
+from periflow_ray.store.documents import read_document, write_private_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.jobs import choose_submission_id, settle_state, start_driver
@@ -84,7 +84,7 @@ def resume_job(
         ray_submission_id=choose_submission_id(root, job_id),
         resumed_unix_s=time.time(),
     )
-    write_document(root, job_key(job_id, "plan.json"), plan)
+    write_private_document(root, job_key(job_id, "plan.json"), plan)
     reopen_job(root, record, state)
     start_driver(root, plan, record, cluster, secrets, python, cloud_environment_dir)
     return record

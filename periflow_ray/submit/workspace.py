@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,13 @@ from pathspec import GitIgnoreSpec
 
 from periflow_ray.errors import WorkspaceError
 from periflow_ray.store.local_files import walk_files
+from periflow_ray.submit.ignore_patterns import parse_rules
 
 IGNORE_FILES = (".gitignore", ".pfignore")
 ALWAYS_IGNORED = frozenset({".git", "__pycache__", ".venv", ".ipynb_checkpoints", ".DS_Store"})
 MAX_WORKSPACE_BYTES = 512 << 20
+# Python's own way to make and delete folders ends near 1,000 levels, also on the job's machines.
+MAX_DEPTH = 200
 NUM_LISTED_OFFENDERS = 10
 
 
@@ -83,6 +88,11 @@ def _collect(root: Path) -> dict[str, int]:
         if entry.name in ALWAYS_IGNORED or _is_ignored(path, is_dir, rules):
             return False
         if is_dir:
+            if len(path.relative_to(root).parts) > MAX_DEPTH:
+                raise WorkspaceError(
+                    f"workspace '{root}' has more than {MAX_DEPTH} levels of folders. Add the deep ones to "
+                    f"'{root / '.pfignore'}': {'/'.join(path.relative_to(root).parts[:5])}/..."
+                )
             rules_of[path] = [*rules, *_read_rules(path)]
         return True
 
@@ -101,7 +111,7 @@ def _read_rules(directory: Path) -> list[tuple[Path, GitIgnoreSpec]]:
         if path.is_file():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             try:
-                rules.append((directory, GitIgnoreSpec.from_lines(lines)))
+                rules.append((directory, parse_rules(lines)))
             except ValueError as err:
                 raise WorkspaceError(f"{path}: {err}") from err
     return rules
@@ -121,32 +131,35 @@ def _is_ignored(path: Path, is_dir: bool, rules: list[tuple[Path, GitIgnoreSpec]
 def _size_of(path: Path, root: Path) -> int:
     if not path.is_symlink():
         return path.stat().st_size
-    try:
-        target = path.resolve()
-        if target.is_relative_to(root):
-            return 0
-        if target.is_file():
-            return target.stat().st_size
-    except (OSError, RuntimeError):  # RuntimeError: the link leads to itself.
-        pass
+    _require_inside(path, root)
+    return 0
+
+
+def _require_inside(link: Path, root: Path) -> None:
+    """Whoever wrote the link may be another one than who submits it, and have keys in mind."""
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the link leads to itself.
+        if link.resolve().is_relative_to(root):
+            return
     raise WorkspaceError(
-        f"'{path}' is a link to '{os.readlink(path)}', which is not a file. The job's machines do not have it: "
-        "add it to .pfignore, copy it into the workspace, or make it a dataset (periflow-ray datastore upload)."
+        f"'{link}' is a link to '{os.readlink(link)}', which is not in the workspace. Only what is in it goes to the "
+        "job's machines: copy it into the workspace, add the link to .pfignore, or make it a dataset (periflow-ray "
+        "datastore upload)."
     )
 
 
 def _add_file(archive: tarfile.TarFile, workspace: Workspace, relative: str) -> None:
     path = workspace.directory / relative
     name = f"{workspace.name}/{relative}"
-    if path.is_symlink() and not path.resolve().is_relative_to(workspace.directory):
-        # The link's target exists on this machine only, so its content goes along.
-        path = path.resolve()
     if path.is_symlink():
+        _require_inside(path, workspace.directory)
         info = archive.gettarinfo(path, name)
         info.linkname = os.path.relpath(path.resolve(), path.parent)
         archive.addfile(_anonymous(info))
         return
-    with path.open("rb") as file:
+    # What has become a pipe since it was listed would never open, a link could lead anywhere.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"it is no file any more: '{path}'")
         info = _anonymous(archive.gettarinfo(arcname=name, fileobj=file))
         # A second name of a file that is packed already would become a link without content: pack it again, so
         # that each path stands on its own.

@@ -53,9 +53,9 @@ def test_values():
     assert values == ["0.333333", "12", "nan", "warm-up", "True", "-"]
 
 
-def draw(columns, rows, width) -> str:
+def draw(columns, rows, width, **options) -> str:
     out = io.StringIO()
-    draw_table(Console(file=out, width=width, markup=False), columns, rows)
+    draw_table(Console(file=out, width=width, markup=False), columns, rows, **options)
     return out.getvalue()
 
 
@@ -76,7 +76,7 @@ def test_a_table_that_does_not_fit_folds_and_loses_nothing():
 
 def test_cells_may_have_several_lines_and_wide_characters():
     assert (
-        draw(["Name", "Text"], [("실험", "one\ntwo"), ("b", "[red]x")], 80)
+        draw(["Name", "Text"], [("실험", "one\ntwo"), ("b", "[red]x")], 80, text_column="Text")
         == """\
 ┏━━━━━━┳━━━━━━━━┓
 ┃ Name ┃ Text   ┃

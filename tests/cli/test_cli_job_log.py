@@ -8,6 +8,7 @@ from support.sample_jobs import build_record
 from periflow_ray.cli.log_view import LogView
 from periflow_ray.jobs import JobState, write_record, write_state
 from periflow_ray.jobs.logs import LogLine, LogWriter
+from periflow_ray.store import segments
 
 LINES = [
     "[job] Attempt 1 starts on 2 nodes.",
@@ -108,3 +109,21 @@ def test_following_an_ended_job_shows_its_last_lines_and_exits_as_the_job_did(ru
     assert result.stderr == (
         "Error: job 2 failed: node 0 failed: exit code 1.\nModuleNotFoundError: No module named 'einops'\n"
     )
+
+
+def test_the_end_of_a_very_long_log_is_the_end_of_all_its_streams(run_cli, root, monkeypatch):
+    monkeypatch.setattr(segments, "_FIRST_BLOCK_BYTES", 1000)
+    write_record(root, build_record(1, num_nodes=2, num_devices=2))
+    write_state(root, 1, JobState("success"))
+    for node_rank in range(2):
+        writer = LogWriter(root, 1, node_rank)
+        for number in range(node_rank, 4000, 2):
+            writer.write(f"line {number}", time_unix_ms=number)
+        writer.flush()
+    lines = [f"[node {number % 2}] line {number}" for number in range(4000)]
+    assert run_cli("job", "log", "1", "-n", "50").stdout.splitlines() == lines[-50:]
+    assert run_cli("job", "log", "1", "-n", "3", "-m", "1").stdout.splitlines() == [lines[at] for at in (-5, -3, -1)]
+    assert run_cli("job", "log", "1", "-n", "50", "-f").stdout.splitlines() == lines[-50:]
+    assert run_cli("job", "log", "1", "-n", "2", "-c", "line 1").stdout.splitlines() == [lines[1998], lines[1999]]
+    assert run_cli("job", "log", "1", "-n", "2", "-c", "line 0").stdout.splitlines() == lines[:1]
+    assert run_cli("job", "log", "1", "-n", "2", "--head").stdout.splitlines() == lines[:2]

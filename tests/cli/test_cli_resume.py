@@ -17,9 +17,10 @@ from support.sample_jobs import build_record
 from periflow_ray.errors import PeriflowRayError
 from periflow_ray.jobs import JobState, read_record, read_state, resumes, write_record, write_state
 from periflow_ray.jobs.events import read_events
+from periflow_ray.jobs.key_handover import ask_for_key
 from periflow_ray.jobs.requests import StopRequest, post_request, take_requests
 from periflow_ray.jobs.resumes import read_resumed_attempts
-from periflow_ray.jobs.sealed_secrets import KEY_VARIABLE, unseal
+from periflow_ray.jobs.sealed_secrets import unseal
 from periflow_ray.plan import JobPlan, build_plan, find_vm
 from periflow_ray.spec import JobSpec
 from periflow_ray.store.checkpoints import Manifest, StoredFile, checkpoint_key, commit
@@ -198,11 +199,11 @@ def test_secrets_are_taken_from_the_shell_again(run_cli, stopped_root, cluster, 
         "Set it first: export WANDB_API_KEY=...\n",
     )
     assert read_state(stopped_root, 1) == STOPPED
-    monkeypatch.setenv("WANDB_API_KEY", "k3y")
+    monkeypatch.setenv("WANDB_API_KEY", "k3y-of-w")
+    keys: list[str] = []
+    cluster.on_submit = lambda: keys.append(ask_for_key(stopped_root, 1))
     assert run_cli("job", "resume", "1", "--no-follow").exit_code == 0
-    (body,) = submitted(cluster)
-    key = body["runtime_env"]["env_vars"][KEY_VARIABLE]
-    assert unseal(stopped_root, 1, key) == {"TOKEN": "t0k3n", "WANDB_API_KEY": "k3y"}
+    assert unseal(stopped_root, 1, keys[0]) == {"TOKEN": "t0k3n", "WANDB_API_KEY": "k3y-of-w"}
 
 
 def test_a_cluster_that_refuses_leaves_a_job_that_can_be_resumed_again(run_cli, stopped_root, cluster, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -94,7 +95,7 @@ def test_variables_and_secrets_reach_a_command_without_the_sdk_and_no_worker_has
     assert [path for path in files if KEY_VARIABLE.encode() in path.read_bytes()] == []
 
 
-def test_on_another_cluster_rays_own_process_has_it_and_what_a_script_prints_of_it_is_masked(
+def test_on_another_cluster_no_process_and_none_of_rays_files_has_it_either(
     workbench: Workbench, write_job: WriteJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workbench.start_cluster()
@@ -130,6 +131,11 @@ def test_on_another_cluster_rays_own_process_has_it_and_what_a_script_prints_of_
     assert (outcome.exit_code, job.state.status) == (0, "success"), outcome
     assert "MY_SECRET=***" in outcome.stdout
     assert "workers above: 1" in outcome.stdout
-    (line,) = [line for line in outcome.stdout.splitlines() if KEY_VARIABLE in line]
-    assert re.fullmatch(rf"ray::JobSupervisor\S* has {KEY_VARIABLE}=\*\*\*", line.strip()), line
+    assert KEY_VARIABLE not in outcome.stdout
     assert not opens(workbench.root, record.job_id, outcome.stdout + read_stored(workbench.root, record.job_id))
+    assert "secrets-asked.json" not in workbench.root.list_names(f"jobs/{record.job_id}")
+    answers = json.dumps([cluster._request("GET", "/api/jobs/"), cluster.read_driver_output(record.ray_submission_id)])
+    assert record.ray_submission_id in answers
+    assert not opens(workbench.root, record.job_id, answers)
+    files = [path for base in (workbench.ray_dir, workbench.cluster_dir) for path in base.rglob("*") if path.is_file()]
+    assert [path for path in files if KEY_VARIABLE.encode() in path.read_bytes()] == []

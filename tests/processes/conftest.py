@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from periflow_ray.processes import Command
+from periflow_ray.secret_mask import SecretMask
 
 
 class Marked:
@@ -50,7 +51,7 @@ def marked() -> Iterator[Marked]:
 def start(tmp_path: Path, marked: Marked) -> Callable[..., tuple[Command, list[str]]]:
     """Starts a bash command: ``command, lines = start("echo hello")``."""
 
-    def start(script: str, *, grace_s: float = 30.0) -> tuple[Command, list[str]]:
+    def start(script: str, *, grace_s: float = 30.0, mask: SecretMask | None = None) -> tuple[Command, list[str]]:
         lines: list[str] = []
         command = Command(
             ["bash", "-c", script],
@@ -58,6 +59,7 @@ def start(tmp_path: Path, marked: Marked) -> Callable[..., tuple[Command, list[s
             working_dir=tmp_path,
             grace_s=grace_s,
             on_line=lines.append,
+            mask=mask,
         ).start()
         return command, lines
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from periflow_ray.processes import CommandResult
+from periflow_ray.secret_mask import SecretMask
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,14 @@ def test_a_very_long_line_comes_in_pieces_and_whole(start):
     assert "".join(lines) == "x" * 1_000_000 + "next"
     assert lines[-1] == "next"
     assert max(map(len, lines)) <= 65_536
+
+
+def test_no_piece_of_a_very_long_line_ends_within_a_secret(start):
+    secret = "correct-horse-battery"
+    command, lines = start(f"printf '%065530d' 0; sleep 0.1; printf '{secret}%065530d' 0", mask=SecretMask([secret]))
+    assert command.wait().is_success
+    # As the log masks them.
+    assert "".join(map(SecretMask([secret]).apply, lines)) == "0" * 65_530 + "***" + "0" * 65_530
 
 
 def test_a_progress_bar_leaves_what_was_visible_last(start):

@@ -241,3 +241,12 @@ def test_a_failure_that_is_no_exit_has_its_own_summary_and_survives_the_way_to_t
     failure = Failure(1, 2.5, rank=3, summary="the last checkpoint could not be saved: disk full")
     assert pickle.loads(pickle.dumps(failure)) == failure
     assert failure.describe() == "node 1, rank 3: the last checkpoint could not be saved: disk full."
+
+
+def test_a_diagnosis_is_bounded_however_long_the_lines_are():
+    """The log has them whole."""
+    failure = Failure(
+        0, 0.0, exit_code=1, last_lines=("x" * 64_000,) * 20, summary="y" * 1_000_000, hint="z" * 1_000_000
+    )
+    assert len(failure.describe()) < 25_000
+    assert failure.headline().startswith("node 0: yyy")

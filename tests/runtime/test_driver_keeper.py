@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,10 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
-from periflow_ray.jobs import sealed_secrets
-from periflow_ray.runtime.driver_keeper import take_secrets_key
+from periflow_ray.runtime.driver_keeper import KeeperLine
 
 KEEPER = (
     "import sys; sys.executable = {driver!r}; from periflow_ray.runtime.driver_keeper import main; sys.exit(main())"
@@ -99,36 +96,29 @@ def test_a_driver_that_never_read_the_cloud_variables_leaves_none_either(keep):
     assert not keeper.cloud_file.exists()
 
 
-def test_every_driver_gets_the_key_of_the_secrets_and_no_worker_of_its_job_does(keep, tmp_path):
-    config = {
-        "runtime_env": {"env_vars": {sealed_secrets.KEY_VARIABLE: "the-key", "MORE": "1"}},
-        "metadata": {"a": "b"},
-    }
-    keeper = keep(
-        f"env > {tmp_path}/env-$run; [ $run -lt 2 ] && kill -KILL $$; exit 0",
-        **{sealed_secrets.KEY_VARIABLE: "the-key", RAY_JOB_CONFIG_JSON_ENV_VAR: json.dumps(config)},
-    )
+def test_the_next_driver_gets_the_key_of_the_secrets_and_no_environment_has_it(keep, tmp_path):
+    talk = f"""
+import os, signal
+from periflow_ray.runtime.driver_keeper import KeeperLine
+with KeeperLine.open() as keeper:
+    key = keeper.read_key()
+    open("{tmp_path}/keys", "a").write(f"key {{key}}\\n")
+    if not key:
+        keeper.keep_key("the-key")
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert "PERIFLOW_KEEPER_FD" not in os.environ
+"""
+    keeper = keep(f"cat /proc/$$/environ >> {tmp_path}/environ; exec {sys.executable} -c '{talk}'")
     assert keeper.finish() == (0, [RESTARTED])
-    for run in (1, 2):
-        env = dict(line.split("=", 1) for line in (tmp_path / f"env-{run}").read_text().splitlines() if "=" in line)
-        assert env[sealed_secrets.KEY_VARIABLE] == "the-key"
-        assert json.loads(env[RAY_JOB_CONFIG_JSON_ENV_VAR]) == {
-            "runtime_env": {"env_vars": {"MORE": "1"}},
-            "metadata": {"a": "b"},
-        }
+    assert (tmp_path / "keys").read_text() == "key \nkey the-key\n"
+    assert b"the-key" not in (tmp_path / "environ").read_bytes()
 
 
-@pytest.mark.parametrize("config", ["{}", '{"runtime_env": null}', '{"runtime_env": {"env_vars": {"MORE": "1"}}}'])
-def test_what_ray_is_told_of_a_job_without_secrets_stays_as_it_is(config):
-    environ = {RAY_JOB_CONFIG_JSON_ENV_VAR: config}
-    assert take_secrets_key(environ) == {}
-    assert environ == {RAY_JOB_CONFIG_JSON_ENV_VAR: config}
-
-
-def test_the_key_is_gone_from_the_environment_that_it_was_taken_from():
-    environ = {sealed_secrets.KEY_VARIABLE: "the-key", "HOME": "/ada"}
-    assert take_secrets_key(environ) == {sealed_secrets.KEY_VARIABLE: "the-key"}
-    assert environ == {"HOME": "/ada"}
+def test_a_driver_without_a_keeper_keeps_and_gets_nothing(monkeypatch):
+    monkeypatch.delenv("PERIFLOW_KEEPER_FD", raising=False)
+    with KeeperLine.open() as keeper:
+        keeper.keep_key("the-key")
+        assert keeper.read_key() == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -163,3 +163,18 @@ def test_a_state_that_a_later_version_wrote_is_left_alone(root: StorageRoot) -> 
     with pytest.raises(NewerFormatError, match=r"Version 0\.4\.0 or later reads it"):
         StateKeeper(root, 1)
     assert root.read_json("jobs/1/state.json")["format"] == 2
+
+
+def test_no_event_and_no_message_tells_a_secret(root: StorageRoot) -> None:
+    with StateKeeper(root, 1) as state:
+        state.hide(["hunter2"])
+        state.note("logs in with hunter2")
+        state.note_waiting("waits for hunter2")
+        state.enter_failure(RuntimeError("401 for hunter2"))
+        assert state.message == "the driver failed: RuntimeError: 401 for ***"
+    assert jobs.read_state(root, 1).message == state.message
+    assert [event.text for event in read_events(root, 1)] == [
+        "logs in with ***",
+        "waits for ***",
+        "the job failed: the driver failed: RuntimeError: 401 for ***",
+    ]

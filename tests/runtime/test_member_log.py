@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from periflow_ray.errors import StorageError
+from periflow_ray.jobs.events import EventWriter, read_events
 from periflow_ray.jobs.logs import LogWriter, read_logs
 from periflow_ray.runtime.function_jobs.output import copy_output
 from periflow_ray.runtime.member import log as log_module
+from periflow_ray.runtime.member.line_buffer import LineBuffer
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.store.root import StorageRoot
 
@@ -21,11 +24,12 @@ class LogRoot(StorageRoot):
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
+        self.held_part = "/logs/"
         self.num_flushes = 0
         self.on_flush: Callable[[int], None] = lambda number: None
 
     def create_exclusive(self, key: str, content: bytes) -> bool:
-        if "/logs/" in key:
+        if self.held_part in key:
             self.num_flushes += 1
             self.on_flush(self.num_flushes)
         return super().create_exclusive(key, content)
@@ -44,7 +48,7 @@ def log(root: LogRoot) -> Iterator[MemberLog]:
 
 
 def read_lines(root: StorageRoot) -> list[str]:
-    return [line.text for line in read_logs(root, 1)]
+    return [line.text for line in read_logs(root, 1) if line.node_rank is not None]
 
 
 def test_writing_a_line_never_waits_for_the_storage(root, log, wait_until):
@@ -106,3 +110,89 @@ def test_secrets_are_masked_before_anything_is_stored(root):
     with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True, secrets=["hunter2", ""]) as log:
         assert log.write("the password is hunter2") == "the password is ***"
     assert read_lines(root) == ["the password is ***"]
+
+
+def test_a_storage_that_is_away_costs_lines_in_the_middle_and_says_how_many(root, wait_until):
+    is_away = True
+
+    def refuse(number: int) -> None:
+        if is_away:
+            raise StorageError("503 SlowDown")
+
+    root.on_flush = refuse
+    buffer = LineBuffer(max_half_bytes=200_000)
+    events = EventWriter(root, 1, "node-0")
+    with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True, events=events, buffer=buffer) as log:
+        for number in range(50_000):
+            log.write(f"line {number}")
+        wait_until(lambda: root.num_flushes > 1)
+        is_away = False
+    lines = read_lines(root)
+    following, num_dropped = 0, 0
+    for line in lines:
+        if gap := re.fullmatch(r"\[([\d,]+) lines are missing here: the storage did not take them in time\]", line):
+            num_dropped += int(gap[1].replace(",", ""))
+            following += int(gap[1].replace(",", ""))
+        else:
+            assert line == f"line {following}"
+            following += 1
+    assert following == 50_000
+    assert num_dropped > 40_000
+    assert [event.text for event in read_events(root, 1)] == [
+        "lines are missing in the log of node 0, because the storage did not take them in time; the log says where, "
+        "and how many"
+    ]
+
+
+def test_a_full_buffer_holds_no_more_than_its_bounds():
+    buffer = LineBuffer(max_half_bytes=10_000)
+    for number in range(10_000):
+        buffer.add((number, "x" * 100))
+    taken = buffer.take()
+    assert len(taken.first) + taken.num_dropped + len(taken.last) == 10_000
+    assert sum(len(text) for _, text in taken.first + taken.last) <= 20_000
+    assert buffer.take().first == buffer.take().last == []
+    # One line that is too long by itself is kept.
+    buffer.add((1, "x" * 1_000_000))
+    assert buffer.take().last == [(1, "x" * 1_000_000)]
+
+
+def test_several_lines_of_a_secret_are_masked_one_by_one(root):
+    key = "-----BEGIN KEY-----\nMIIEvQIBADANBgkqh\n-----END KEY-----"
+    with MemberLog(LogWriter(root, 1, 0), "rank 0", is_local=True, secrets=[key]) as log, copy_output(log):
+        print("the key:", key)
+        print("hunt", end="", flush=True)
+        print("er2", end="")
+    assert read_lines(root) == ["the key: ***", "***", "***", "hunter2"]
+
+
+def test_ray_gets_no_secret_that_is_printed_in_pieces(root, capsys):
+    with MemberLog(LogWriter(root, 1, 0), "rank 0", is_local=True, secrets=["hunter2"]) as log, copy_output(log):
+        print("hunt", end="", flush=True)
+        print("er2!")
+    assert capsys.readouterr().out == "***!\n"
+
+
+@pytest.mark.parametrize("held_part", ["/logs/", "/events/"])
+def test_a_note_never_waits_for_the_storage_and_tells_no_secret(root, wait_until, held_part):
+    is_held, is_free = threading.Event(), threading.Event()
+
+    def hold(number: int) -> None:
+        is_held.set()
+        is_free.wait(60)
+
+    root.on_flush = hold
+    events = EventWriter(root, 1, "node-0")
+    root.held_part = held_part
+    with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True, secrets=["hunter2"], events=events) as log:
+        log.write("first")
+        log.note("note 0 of hunter2", attempt=2)
+        assert is_held.wait(30)
+        for number in range(1, 100):
+            log.note(f"note {number} of hunter2", attempt=2)
+        assert read_events(root, 1) == []
+        is_free.set()
+        wait_until(lambda: len(read_events(root, 1)) == 100)
+    assert [(event.kind, event.text, event.attempt) for event in read_events(root, 1)] == [
+        ("note", f"note {number} of ***", 2) for number in range(100)
+    ]

@@ -163,7 +163,7 @@ def test_a_node_that_is_lost_without_a_word_a_hang_and_a_dead_driver():
         "node 1 was lost: its agent or its machine died at step 8; resumed at step 8 after 9.1 s; "
         "lost 0 steps, 0 device-seconds",
         "no rank made a step for 60 s after step 16; resumed at step 16 after 9.1 s; lost 0 steps, 0 device-seconds",
-        "the job's driver died at step 24; not resumed yet; lost 0 steps, 0 device-seconds",
+        "the job's driver died at step 24; not resumed yet; lost at least 0 steps, 0 device-seconds",
         "starts",
     ]
 
@@ -229,7 +229,7 @@ def test_an_attempt_that_nobody_ended_died_with_the_driver():
     state = JobState("failed", ended_unix_s=START_UNIX_S + 11)
     record = running(1, at_s=0, resumed_step=0)
     account = build_account([record], state, now_unix_s=START_UNIX_S + 9999, step=101, resumable_step=81)
-    assert account.attempts[0].text == "the job's driver died at step 101; lost 20 steps, 4 device-seconds"
+    assert account.attempts[0].text == "the job's driver died at step 101; lost at least 20 steps, 4 device-seconds"
     assert account.wall_device_s == 22
 
 

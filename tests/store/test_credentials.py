@@ -17,6 +17,7 @@ from periflow_ray.credentials import (
     list_credentials,
     read_credential,
 )
+from periflow_ray.credentials.credential_types import secret_values
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
 
 S3 = {"access_key_id": "AKIA0", "secret_access_key": "s3cr3t"}
@@ -234,3 +235,16 @@ def test_creations_at_the_same_time_lose_nothing():
     known = list_credentials()
     assert {each.name for each in known} == {f"{name}-{number}" for name in "abc" for number in range(20)}
     assert all(isinstance(each, Credential) and each.values == {"api_key": "k"} for each in known)
+
+
+def test_the_keys_in_an_environment_are_known():
+    environ = {
+        "AWS_ACCESS_KEY_ID": "AKIA",
+        "AWS_SECRET_ACCESS_KEY": "s3cr3t",
+        "AZURE_CLIENT_SECRET": "cl13nt",
+        "AZURE_STORAGE_ACCOUNT": "ours",
+        "GOOGLE_APPLICATION_CREDENTIALS": "/home/ada/key.json",
+        "WANDB_API_KEY": "",
+        "HOME": "/home/ada",
+    }
+    assert secret_values(environ) == ["s3cr3t", "cl13nt"]

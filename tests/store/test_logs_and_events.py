@@ -130,3 +130,10 @@ def test_events_of_a_newer_format_are_refused_with_their_key(root):
     for read in (lambda: read_events(root, 1), lambda: read_logs(root, 1)):
         with pytest.raises(NewerFormatError, match=r"^'jobs/1/events/driver' in storage root .* has format 2, "):
             read()
+
+
+def test_an_event_is_bounded_however_long_the_text_is(root):
+    EventWriter(root, 1, "driver").write("note", "x" * 1_000_000)
+    (event,) = read_events(root, 1)
+    assert len(event.text) < 21_000
+    assert "[... 980,000 characters ...]" in event.text

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from periflow_ray.errors import NewerFormatError
+from periflow_ray.jobs import JobProgress, read_progress, write_progress
 from periflow_ray.jobs.metrics import Metric, MetricsWriter, list_metric_names, read_metrics
 from periflow_ray.jobs.tensorboard import TensorBoardWriter
+from periflow_ray.store.segments import read_lines
 
 METRICS = [
     Metric(1, 0, 0, 100.5, {"loss": 2.5, "phase": "train"}),
@@ -62,10 +65,16 @@ def test_metrics_of_a_newer_format_are_refused_with_their_key(root):
         read_metrics(root, 1)
 
 
-def test_values_that_are_not_finite_survive(root):
+def refuse(constant):
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_values_that_are_not_finite_survive_and_are_json(root):
     writer = MetricsWriter(root, 1)
     writer.append([Metric(1, 0, 0, 1.0, {"a": math.inf, "b": -math.inf, "c": math.nan, "d": None})])
     writer.flush()
+    (line,) = read_lines(root, "jobs/1/metrics")
+    assert json.loads(line, parse_constant=refuse)[4] == {"a": "Infinity", "b": "-Infinity", "c": "NaN", "d": None}
     values = read_metrics(root, 1)[0].values
     assert (values["a"], values["b"], math.isnan(values["c"]), values["d"]) == (math.inf, -math.inf, True, None)
 
@@ -97,3 +106,14 @@ def test_a_job_without_metrics_has_no_event_file(local_root):
     writer.flush()
     writer.close()
     assert local_root.list_names("jobs/1") == []
+
+
+def test_documents_with_metrics_are_json_whatever_the_values_are(root):
+    write_progress(root, 1, JobProgress(step=1, metrics={"loss": math.nan, "best": -math.inf, "text": "none"}))
+    stored = json.loads(root.read_bytes("jobs/1/progress.json"), parse_constant=refuse)
+    assert stored["metrics"] == {"loss": "NaN", "best": "-Infinity", "text": "none"}
+    metrics = read_progress(root, 1).metrics
+    assert (math.isnan(metrics["loss"]), metrics["best"], metrics["text"]) == (True, -math.inf, "none")
+    # As earlier versions stored it.
+    root.write_bytes("jobs/2/progress.json", b'{"step":1,"metrics":{"loss":NaN}}')
+    assert math.isnan(read_progress(root, 2).metrics["loss"])

@@ -213,3 +213,61 @@ def test_a_segment_that_another_writer_began_meanwhile_is_left_to_it():
         first.flush()
         assert root.list_files("logs") == {"00000000": 13, "00000001": 8}
         assert read_lines(root, "logs") == [b"of the other", b"one", b"two"]
+
+
+@pytest.mark.parametrize("num_lines", [0, 1, 2, 7, 30, 99, 100, 1000])
+def test_the_last_lines_are_read_from_the_end(root, monkeypatch, num_lines):
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 100)
+    monkeypatch.setattr(segments, "_FIRST_BLOCK_BYTES", 15)
+    writer = SegmentWriter(root, "logs")
+    lines = [f"line {number}".encode() for number in range(100)]
+    for line in lines:
+        writer.append(line + b"\n")
+        writer.flush()
+    follower = SegmentFollower(root, "logs", num_lines)
+    found = follower.read_new()
+    assert found == lines[100 - len(found) :]
+    assert min(num_lines, 100) <= len(found) <= min(num_lines + 20, 100)
+    writer.append(b"new\n")
+    writer.flush()
+    assert follower.read_new() == [b"new"]
+
+
+def test_little_more_than_the_last_lines_is_read(root):
+    class CountingRoot(StorageRoot):
+        num_bytes = 0
+
+        def read_bytes(self, key, start=None):
+            content = super().read_bytes(key, start)
+            CountingRoot.num_bytes += len(content)
+            return content
+
+    writer = SegmentWriter(root, "logs")
+    for _ in range(8):
+        writer.append(b"x" * 99 + b"\n")
+        writer.append((b"y" * 99 + b"\n") * 30_000)
+        writer.flush()
+    assert len(SegmentFollower(CountingRoot(root.uri), "logs", 10).read_new()) >= 10
+    assert CountingRoot.num_bytes < 1_000_000
+
+
+def test_a_half_line_and_a_lost_segment_are_no_lines_of_the_end(root):
+    root.write_bytes("logs/00000000", b"one\ntwo\n")
+    root.write_bytes("logs/00000002", b"three\nhalf")
+    assert SegmentFollower(root, "logs", 2).read_new() == [b"one", b"two", b"three"]
+    assert SegmentFollower(root, "logs", 1).read_new() == [b"three"]
+    assert SegmentFollower(root, "none", 1).read_new() == []
+
+
+def test_of_too_many_segments_those_in_the_middle_are_deleted(root, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 1)
+    lines = [f"line {number}".encode() for number in range(40)]
+    for first in range(0, 40, 10):  # As after restarts.
+        writer = SegmentWriter(root, "logs", max_segments=16)
+        for line in lines[first : first + 10]:
+            writer.append(line + b"\n")
+            writer.flush()
+    assert writer.has_deleted
+    assert read_lines(root, "logs") == [*lines[:2], *lines[-14:]]
+    assert SegmentFollower(root, "logs", 15).read_new() == [*lines[1:2], *lines[-14:]]
+    assert not SegmentWriter(root, "others").has_deleted

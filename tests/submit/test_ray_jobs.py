@@ -17,15 +17,11 @@ def test_a_job_is_submitted_read_and_stopped(server):
     cluster = RayJobs(server.address + "/")
     cluster.check()
     assert cluster.has_running_jobs() is False
-    cluster.submit("python -m periflow_ray.runtime.driver", "periflow-1", {"KEY": "v"})
+    cluster.submit("python -m periflow_ray.runtime.driver", "periflow-1")
     assert server.requests[-1] == (
         "POST",
         "/api/jobs/",
-        {
-            "entrypoint": "python -m periflow_ray.runtime.driver",
-            "submission_id": "periflow-1",
-            "runtime_env": {"env_vars": {"KEY": "v"}},
-        },
+        {"entrypoint": "python -m periflow_ray.runtime.driver", "submission_id": "periflow-1"},
     )
     assert cluster.read("periflow-1") == RayJob("PENDING", None)
     assert cluster.has_running_jobs() is True
@@ -36,7 +32,7 @@ def test_a_job_is_submitted_read_and_stopped(server):
 
 
 def test_a_job_without_variables_asks_for_no_runtime_environment(server):
-    RayJobs(server.address).submit("true", "periflow-1", {})
+    RayJobs(server.address).submit("true", "periflow-1")
     assert server.requests == [("POST", "/api/jobs/", {"entrypoint": "true", "submission_id": "periflow-1"})]
 
 
@@ -49,9 +45,9 @@ def test_a_job_that_the_cluster_does_not_know_is_none(server):
 
 def test_a_refusal_is_passed_on_with_the_clusters_own_words(server):
     cluster = RayJobs(server.address)
-    cluster.submit("true", "periflow-1", {})
+    cluster.submit("true", "periflow-1")
     with pytest.raises(ClusterError) as caught:
-        cluster.submit("true", "periflow-1", {})
+        cluster.submit("true", "periflow-1")
     assert str(caught.value) == (
         f"the Ray cluster at {server.address} refused POST /api/jobs/: 500 "
         "Job with submission_id periflow-1 already exists."
@@ -130,7 +126,7 @@ def test_an_address_of_another_kind_is_refused_with_the_right_one(address):
 def test_a_cluster_that_is_not_ready_for_jobs_yet_is_asked_again(server, monkeypatch):
     monkeypatch.setattr(ray_jobs, "RETRY_INTERVAL_S", 0.01)
     server.num_refusals = 3
-    RayJobs(server.address).submit("true", "periflow-1", {})
+    RayJobs(server.address).submit("true", "periflow-1")
     assert list(server.jobs) == ["periflow-1"]
     assert len(server.requests) == 4
 
@@ -139,4 +135,4 @@ def test_a_cluster_that_never_gets_ready_is_given_up(server, monkeypatch):
     monkeypatch.setattr(ray_jobs, "AGENT_TIMEOUT_S", 0.0)
     server.num_refusals = 1_000_000
     with pytest.raises(ClusterError, match="No available agent to submit job"):
-        RayJobs(server.address).submit("true", "periflow-1", {})
+        RayJobs(server.address).submit("true", "periflow-1")

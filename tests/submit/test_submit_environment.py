@@ -97,6 +97,16 @@ def test_secrets_are_taken_from_here():
     assert collect_secrets(["TOKEN", "EMPTY"], ENVIRON) == {"TOKEN": "t0k3n", "EMPTY": ""}
 
 
+@pytest.mark.parametrize("value", ["abc", " 1234"[:4], "a\nb\nc\n"])
+def test_a_secret_that_cannot_be_hidden_is_refused_without_repeating_it(value):
+    with pytest.raises(UsageError) as caught:
+        collect_secrets(["PIN"], {"PIN": value})
+    assert str(caught.value) == (
+        "--secret: the value of 'PIN' has no line of 4 characters. Anything shorter is a part of so many words that "
+        "hiding it would hide half of the log. Use a longer one, or --env PIN if it may be read."
+    )
+
+
 def test_a_secret_on_the_command_line_is_refused_without_repeating_it():
     with pytest.raises(UsageError) as caught:
         collect_secrets(["TOKEN=hunter2=x"], ENVIRON)

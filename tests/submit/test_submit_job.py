@@ -13,6 +13,7 @@ from periflow_ray import jobs
 from periflow_ray.errors import ClusterError
 from periflow_ray.jobs import JobRecord, JobState
 from periflow_ray.jobs.events import read_events
+from periflow_ray.jobs.key_handover import ask_for_key
 from periflow_ray.jobs.sealed_secrets import KEY_VARIABLE, unseal
 from periflow_ray.plan import JobPlan, build_plan, local_vm
 from periflow_ray.spec import JobSpec
@@ -62,20 +63,30 @@ def test_cloud_variables_reach_a_local_driver_in_a_file_and_not_through_ray(root
     assert not any(b"s3cr3t" in content for content in [*stored, json.dumps(server.requests).encode()])
 
 
-def test_the_key_of_the_secrets_reaches_a_local_driver_in_that_file_and_another_with_the_ray_job(
-    root, server, tmp_path
-):
+def test_the_key_of_the_secrets_reaches_a_local_driver_in_that_file_and_another_on_its_request(root, server, tmp_path):
     plan, secrets = plan_of(root, secret_names=("TOKEN",)), {"TOKEN": "t0k3n"}
-    for directory in (tmp_path / "cloud", None):
-        submit(root, server, plan, secrets=secrets, cloud_environment_dir=directory)
+    submit(root, server, plan, secrets=secrets, cloud_environment_dir=tmp_path / "cloud")
+    keys: list[str] = []
+    server.on_submit = lambda: keys.append(ask_for_key(root, 2))
+    submit(root, server, plan, secrets=secrets, cloud_environment_dir=None)
     (path,) = (tmp_path / "cloud").iterdir()
-    (_, _, local), (_, _, remote) = server.requests
-    key = json.loads(path.read_text())[KEY_VARIABLE]
-    assert sorted(local) == ["entrypoint", "submission_id"]
-    assert key not in json.dumps(local)
-    assert unseal(root, 1, key) == secrets
-    assert remote["runtime_env"]["env_vars"].keys() == {KEY_VARIABLE}
-    assert unseal(root, 2, remote["runtime_env"]["env_vars"][KEY_VARIABLE]) == secrets
+    keys.insert(0, json.loads(path.read_text())[KEY_VARIABLE])
+    assert [unseal(root, job_id, key) for job_id, key in enumerate(keys, 1)] == [secrets] * 2
+    assert [sorted(body) for _, _, body in server.requests] == [["entrypoint", "submission_id"]] * 2
+    # Neither Ray nor whoever reads the storage root has seen one.
+    stored = [file.read_text() for file in Path(root.base_path).rglob("*") if file.is_file()]
+    assert not any(key in text for key in keys for text in [*stored, json.dumps(server.requests)])
+
+
+def test_a_driver_that_ends_before_it_has_its_secrets_is_said_to(root, server):
+    def end() -> None:
+        for job in server.jobs.values():
+            job["status"] = "FAILED"
+
+    server.on_submit = end
+    with pytest.raises(ClusterError, match="the driver of job 1 ended before it had the job's secrets"):
+        submit(root, server, plan_of(root, secret_names=("TOKEN",)), secrets={"TOKEN": "t0k3n"})
+    assert jobs.read_state(root, 1).status == "failed"
 
 
 def test_a_cluster_that_refuses_leaves_no_cloud_variables_behind(root, server, tmp_path):

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import io
 import os
 import socket
 import tarfile
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.errors import WorkspaceError
-from periflow_ray.submit.workspace import Workspace, pack_workspace, scan_workspace
+from periflow_ray.submit.workspace import MAX_DEPTH, Workspace, pack_workspace, scan_workspace
 
 
 @pytest.fixture
@@ -173,24 +176,49 @@ def test_links_inside_stay_links(directory, tmp_path):
     assert (node / "networks" / "absolute.py").read_text() == "resnet"
 
 
-def test_a_link_to_a_file_outside_becomes_the_file(directory, tmp_path):
-    write(tmp_path, "shared/config.json", content="{}")
-    (directory / "config.json").symlink_to("../shared/config.json")
-    assert scan_workspace(directory).files == {"config.json": 2}
-    node = pack_and_unpack(directory, tmp_path)
-    assert not (node / "cifar/config.json").is_symlink()
-    assert (node / "cifar/config.json").read_text() == "{}"
-
-
-@pytest.mark.parametrize("target", ["../shared", "../missing", "itself"])
-def test_a_link_that_the_jobs_machines_could_not_follow_is_refused(directory, tmp_path, target):
-    write(tmp_path, "shared/train.bin")
+@pytest.mark.parametrize(
+    "target", ["../shared/id_rsa", "../shared", "../missing", "itself", "inner/../../shared/id_rsa"]
+)
+def test_a_link_that_leads_out_of_the_workspace_is_refused(directory, tmp_path, target):
+    """A repository that somebody cloned must not take the keys of this machine with it."""
+    write(tmp_path, "shared/id_rsa")
+    write(directory, "inner/main.py")
     (directory / "itself").symlink_to(target)
     with pytest.raises(WorkspaceError) as caught:
         scan_workspace(directory)
     assert str(caught.value) == (
-        f"'{directory}/itself' is a link to '{target}', which is not a file. The job's machines do not have it: add it "
-        "to .pfignore, copy it into the workspace, or make it a dataset (periflow-ray datastore upload)."
+        f"'{directory}/itself' is a link to '{target}', which is not in the workspace. Only what is in it goes to the "
+        "job's machines: copy it into the workspace, add the link to .pfignore, or make it a dataset (periflow-ray "
+        "datastore upload)."
+    )
+
+
+def test_what_was_replaced_after_it_was_listed_is_not_packed(directory, tmp_path):
+    write(tmp_path, "id_rsa")
+    write(directory, "main.py")
+    for replace in (os.mkfifo, lambda path: path.symlink_to(tmp_path / "id_rsa"), Path.mkdir):
+        workspace = scan_workspace(directory)
+        (directory / "main.py").unlink()
+        replace(directory / "main.py")
+        with pytest.raises(WorkspaceError, match=r"main\.py"):
+            pack_workspace(workspace, tmp_path / "workspace.tar.gz")
+        (directory / "main.py").rmdir() if replace is Path.mkdir else (directory / "main.py").unlink()
+        write(directory, "main.py")
+
+
+def test_a_very_deep_workspace_is_packed_and_shown_and_a_deeper_one_refused(directory, tmp_path):
+    deep = directory / ("d/" * MAX_DEPTH)
+    write(deep, "main.py")
+    workspace = scan_workspace(directory)
+    assert list(workspace.files) == ["d/" * MAX_DEPTH + "main.py"]
+    assert (pack_and_unpack(directory, tmp_path) / "cifar" / ("d/" * MAX_DEPTH) / "main.py").exists()
+    Console(file=io.StringIO()).print(build_file_tree("/workspace/cifar", workspace.files))
+    (deep / "d").mkdir()
+    with pytest.raises(WorkspaceError) as caught:
+        scan_workspace(directory)
+    assert str(caught.value) == (
+        f"workspace '{directory}' has more than 200 levels of folders. Add the deep ones to '{directory}/.pfignore': "
+        "d/d/d/d/d/..."
     )
 
 

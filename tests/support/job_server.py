@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -18,6 +18,8 @@ class JobServer(ThreadingHTTPServer):
         self.token: str | None = None
         self.num_refusals = 0
         """How many more jobs are refused because the cluster is not ready for them."""
+        self.on_submit: Callable[[], object] = lambda: None
+        """Called in a thread of its own when a job was taken, as its driver would start."""
         self.jobs: dict[str, dict[str, Any]] = {}
         self.requests: list[tuple[str, str, Any]] = []
 
@@ -71,6 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
             if job["submission_id"] in jobs:
                 return 500, f"Job with submission_id {job['submission_id']} already exists."
             jobs[job["submission_id"]] = {"status": "PENDING", "message": None}
+            threading.Thread(target=self.server.on_submit).start()
             return 200, {"submission_id": job["submission_id"]}
         if parts[2] not in jobs:
             return 404, f"Job {parts[2]} does not exist"

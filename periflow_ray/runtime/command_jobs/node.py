@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import ray
 import ray.train
 
 from periflow_ray.credentials.cloud_environment import set_cloud_environment
+from periflow_ray.credentials.credential_types import secret_values
 from periflow_ray.errors import JobFailedError
 from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.logs import LogWriter
@@ -54,16 +56,12 @@ def run_node(task: NodeTask) -> None:
     lifeline.start()
     plan = JobPlan.model_validate_json(task.plan_json)
     node_rank = ray.train.get_context().get_world_rank()
-    events = EventWriter(task.root, task.job_id, f"node-{node_rank}")
     attempt = 0
 
     def begin(start: AttemptStart) -> None:
         nonlocal attempt
         attempt = start.attempt
         lifeline.keep_pace(start.report_interval_s)
-
-    def note(text: str) -> None:
-        events.write("note", text, attempt)
 
     writer = LogWriter(task.root, task.job_id, node_rank)
     with contextlib.ExitStack() as stack:
@@ -72,9 +70,19 @@ def run_node(task: NodeTask) -> None:
                 writer,
                 f"node {node_rank}",
                 is_local=task.root.is_local,
-                secrets=(*task.secrets.values(), task.secrets_key),
+                secrets=(
+                    *task.secrets.values(),
+                    task.secrets_key,
+                    # The command has them as well; what it prints of its environment is no place for keys.
+                    *secret_values({**os.environ, **plan.env}),
+                ),
+                events=EventWriter(task.root, task.job_id, f"node-{node_rank}"),
             )
         )
+
+        def note(text: str) -> None:
+            log.note(text, attempt)
+
         shell = CommandShell(plan, task.root, task.job_id, node_rank, task.claim, task.secrets, log, note)
         outcome = Member(
             task.monitor,

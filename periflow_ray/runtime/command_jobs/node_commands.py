@@ -107,6 +107,7 @@ class NodeCommands:
             working_dir=self._sandbox.path_of(self._plan.workspace_mount_path),
             grace_s=COMMAND_GRACE_S,
             on_line=lambda text: lines.append(self._log.write(text)),
+            mask=self._log.mask,
         ).start()
         return _Running(command, run.rank, lines)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from periflow_ray.jobs.stop_times import COMMAND_GRACE_S
 from periflow_ray.plan import JobPlan, rewritten_mounts
+from periflow_ray.private_files import make_private_directories
 from periflow_ray.processes import end_leftovers
 from periflow_ray.runtime.command_jobs.data_mount import DatasetMount, mount_dataset
 from periflow_ray.runtime.command_jobs.node_commands import LOST_GRACE_S, NodeCommands
@@ -154,7 +155,7 @@ class CommandShell:
         if kind == "data" and data is not None:
             self._dataset = mount_dataset(self._root, data, target, on_note=self._note)
             return
-        target.mkdir(parents=True, exist_ok=True)
+        make_private_directories(target)
         # Once per node: a later attempt neither fetches it again nor needs it to be there still.
         fetched = self._sandbox.directory / "input-is-fetched"
         if kind == "checkpoint_input" and checkpoint_input is not None and not fetched.exists():

@@ -9,17 +9,15 @@ import threading
 from collections.abc import Iterator
 from typing import TextIO
 
+from periflow_ray.processes import OutputLines
 from periflow_ray.runtime.member.log import MemberLog
-
-# As for a command's lines; a program that never prints a newline must not fill the memory either.
-_MAX_LINE_CHARS = 64 << 10
 
 
 @contextlib.contextmanager
 def copy_output(log: MemberLog) -> Iterator[None]:
     """Give each line of standard output and error to the log while the block runs, to the last one.
 
-    Ray gets what is printed, too, piece by piece and without the log's secrets.
+    Ray gets the same lines, without the log's secrets.
     """
     tees = _Tee(sys.stdout, log), _Tee(sys.stderr, log)
     try:
@@ -34,20 +32,13 @@ class _Tee(io.TextIOBase):
     def __init__(self, original: TextIO, log: MemberLog) -> None:
         self._original = original
         self._log = log
-        self._lock = threading.Lock()
-        self._rest = ""
+        # A signal handler may print while it has interrupted a print.
+        self._lock = threading.RLock()
+        self._lines = OutputLines(self._take_line, log.mask)
 
     def write(self, text: str) -> int:
-        self._original.write(self._log.mask(text))
         with self._lock:
-            *lines, rest = (self._rest + text).split("\n")
-            for line in lines:
-                self._write_line(line)
-            # Of a progress bar's line, the part that will be visible is what follows its last carriage return.
-            self._rest = rest[rest.rfind("\r", 0, len(rest) - 1) + 1 :]
-            if len(self._rest) > _MAX_LINE_CHARS:
-                self._write_line(self._rest)
-                self._rest = ""
+            self._lines.feed(text)
         return len(text)
 
     def flush(self) -> None:
@@ -61,11 +52,7 @@ class _Tee(io.TextIOBase):
 
     def finish_line(self) -> None:
         with self._lock:
-            if self._rest:
-                self._write_line(self._rest)
-                self._rest = ""
+            self._lines.finish()
 
-    def _write_line(self, line: str) -> None:
-        visible = line.rstrip("\r").rpartition("\r")[2]
-        for start in range(0, max(1, len(visible)), _MAX_LINE_CHARS):
-            self._log.write(visible[start : start + _MAX_LINE_CHARS])
+    def _take_line(self, line: str) -> None:
+        self._original.write(self._log.write(line) + "\n")

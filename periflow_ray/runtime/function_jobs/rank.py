@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import ray
 import ray.train
 
+from periflow_ray.credentials.credential_types import secret_values
 from periflow_ray.errors import PeriFlowError
 from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.logs import LogWriter
@@ -56,8 +58,8 @@ def run_function(task: FunctionTask) -> Any:
     rank, node_rank = context.get_world_rank(), context.get_node_rank()
     events = EventWriter(task.root, task.job_id, f"rank-{rank}")
     writer = LogWriter(task.root, task.job_id, node_rank, rank)
-    secrets = task.secrets.values()
-    with MemberLog(writer, f"rank {rank}", is_local=task.root.is_local, secrets=secrets) as log:
+    secrets = [*task.secrets.values(), *secret_values({**os.environ, **task.environment})]
+    with MemberLog(writer, f"rank {rank}", is_local=task.root.is_local, secrets=secrets, events=events) as log:
         shell = FunctionShell(
             task.train_loop,
             task.config,
@@ -79,7 +81,7 @@ def run_function(task: FunctionTask) -> Any:
             group=worker_group(),
             shell=shell,
             log=log,
-            note=lambda text: events.write("note", text),
+            note=log.note,
             on_join=lambda start: lifeline.keep_pace(start.report_interval_s),
         ).run()
     if outcome.following is None:

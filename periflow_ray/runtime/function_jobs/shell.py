@@ -149,8 +149,8 @@ class FunctionShell:
             node_rank=self._node_rank,
             rank=self._rank,
             time_unix_s=time.time(),
-            last_lines=tuple(self._log.mask(line) for line in lines[-NUM_SHOWN_LINES:]),
-            summary=self._log.mask(summary),
+            last_lines=tuple(self._log.mask.apply(line) for line in lines[-NUM_SHOWN_LINES:]),
+            summary=self._log.mask.apply(summary),
         )
 
 

@@ -206,7 +206,7 @@ class Member:
 
     def _failure(self, text: str) -> Failure:
         rank = self._facts.member if self._facts.noun == "rank" else None
-        return Failure(self._facts.node_rank, time.time(), rank=rank, summary=text)
+        return Failure(self._facts.node_rank, time.time(), rank=rank, summary=self._log.mask.apply(text))
 
 
 class _Running:

@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from periflow_ray.private_files import is_own_directory, make_own_directory, make_private_directories
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.read_only import remove_tree
 from periflow_ray.store.root import StorageRoot
@@ -46,15 +47,18 @@ class Sandbox:
 
         Args:
             claim: the job's; everything of another job that had its number is deleted first.
+        Raises:
+            PermissionError: the directory of all sandboxes is another user's, or others may write to it.
         """
+        make_own_directory(self.job_dir.parent)
         owner = self.directory / "claim"
         if not owner.exists() or owner.read_text() != claim:
             remove_tree(self.directory)
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_directories(self.directory)
         owner.write_text(claim)
-        self.root_dir.mkdir(exist_ok=True)
+        make_private_directories(self.root_dir)
         shutil.rmtree(self.snapshots_dir, ignore_errors=True)
-        self.snapshots_dir.mkdir()
+        make_private_directories(self.snapshots_dir)
         self.socket_path.unlink(missing_ok=True)
 
     def path_of(self, mount_path: str) -> Path:
@@ -67,7 +71,7 @@ class Sandbox:
         ready = self.directory / _READY_MARK
         if ready.exists():
             return
-        target.mkdir(parents=True, exist_ok=True)
+        make_private_directories(target)
         key = job_key(job_id, "workspace.tar.gz")
         if root.exists(key):
             archive = self.directory / "workspace.tar.gz"
@@ -87,6 +91,8 @@ class Sandbox:
 
     def remove(self) -> None:
         """Delete the node's directories, and the job's when no other node of it is left here."""
+        if not is_own_directory(self.job_dir.parent):
+            return
         for abandoned in self.job_dir.glob(f"{self._name}.*"):
             shutil.rmtree(abandoned, ignore_errors=True)
         shutil.rmtree(self.job_dir / self._name, ignore_errors=True)

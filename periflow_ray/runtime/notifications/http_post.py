@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import ssl
 import time
 import urllib.error
@@ -11,6 +10,7 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
+from periflow_ray.finite_json import dump_json
 from periflow_ray.runtime.outbox import DeliveryError
 from periflow_ray.runtime.timed_http import AnswerTooLargeError, use_deadline
 
@@ -32,7 +32,7 @@ def post_json(url: str, document: Mapping[str, Any], *, timeout_s: float, author
         headers["Authorization"] = authorization
     deadline_s = time.monotonic() + timeout_s
     try:
-        request = urllib.request.Request(url, json.dumps(document).encode(), headers, method="POST")
+        request = urllib.request.Request(url, dump_json(document).encode(), headers, method="POST")
         opener = urllib.request.build_opener(_NoRedirects, _TimedHttp(deadline_s), _TimedHttps(deadline_s))
         with opener.open(request, timeout=timeout_s) as response:
             return _read(response)

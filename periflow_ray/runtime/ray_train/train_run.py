@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
+from pathlib import Path
 
 import ray
 import ray.train
 
+from periflow_ray.private_files import create_private, make_private_directories
 from periflow_ray.runtime.ray_private import PlacementGroupCleanerCallback, TrainerHooks, keep_to_loopback
 from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.keys import job_key
@@ -55,7 +59,22 @@ def ensure_ray() -> None:
     # The variable of the same meaning (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER) is read when Ray is imported, which user code
     # has done by now.
     keep_to_loopback()
+    keep_token_private()
     ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+
+
+def keep_token_private() -> None:
+    """See to it that only this user reads Ray's token; Ray itself would make the file with the umask's mode."""
+    path = Path.home() / ".ray" / "auth_token"
+    mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
+    if mode == "token" and not os.environ.get("RAY_AUTH_TOKEN") and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        # A home directory that cannot be written to is Ray's to tell.
+        with contextlib.suppress(OSError):
+            make_private_directories(path.parent)
+            create_private(path, secrets.token_hex(32).encode())
+    with contextlib.suppress(OSError):
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
 
 
 def forget_ray_checkpoints(root: StorageRoot, job_id: int) -> None:

@@ -27,6 +27,7 @@ from pathlib import Path
 import platformdirs
 
 from periflow_ray.errors import StorageError, UsageError
+from periflow_ray.private_files import make_private_directories
 from periflow_ray.store.read_only import make_directories_writable, make_read_only, remove_tree
 
 DIR_VARIABLE = "PERIFLOW_CACHE_DIR"
@@ -95,8 +96,9 @@ class DatasetCache:
         Raises:
             StorageError: it does not fit beside the entries in use.
         """
+        make_private_directories(self.directory)
         for directory in (self._entries, self._partial, self._locks, self._trash):
-            directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(exist_ok=True)
         lock = os.open(self._locks / key, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_SH)

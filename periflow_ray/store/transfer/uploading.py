@@ -42,6 +42,7 @@ class Uploads:
 
     def works(self) -> Iterator[Work]:
         """The pieces of work; pieces of the same file may run at the same time."""
+        self._context.root.make_directory()
         for item, size in self._sizes:
             if self._context.root.is_local:
                 yield partial(_put_local, self._context, item, size)
