@@ -114,6 +114,8 @@ def _recover(training: Training, bound_s: float, may_have_ended: bool) -> float:
         if now_s < next_view_s:
             continue
         next_view_s = now_s + _ASK_EVERY_S
+        # One that was announced to go may leave the cluster long after its notice.
+        training.restore_machines()
         # Only the command asks the cluster whether a job that says nothing is alive.
         view = training.view()
         if view["status"] in ("failed", "stopped", "success"):

@@ -50,6 +50,8 @@ def _choose_machine(training: Training, chance: random.Random) -> Machine:
 def _kill_raylet(training: Training, chance: random.Random) -> str:
     machine = _choose_machine(training, chance)
     machine.kill_raylet()
+    # Ray counts it among the living until it has noticed.
+    wait_until(lambda: training.cluster.node_id_of(machine.name) is None, f"{machine.name} leaves the cluster", 60)
     training.restore_machines()
     return machine.name
 
