@@ -11,6 +11,7 @@ Every request but the planned one is forwarded, over a connection of its own. Ne
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import struct
 import threading
@@ -73,6 +74,8 @@ class FaultProxy:
         self._threads: list[threading.Thread] = []
         self.requests: list[str] = []
         self.has_struck = False
+        self.max_delay_s = 0.0
+        """Each request is forwarded up to this much later, so that later ones overtake it."""
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
 
@@ -165,6 +168,7 @@ class FaultProxy:
                 _reset_when_closed(client)
                 return False
             server.sendall(request.head)
+            time.sleep(random.uniform(0.0, self.max_delay_s))
             for chunk in body:
                 self._pace(len(chunk))
                 server.sendall(chunk)

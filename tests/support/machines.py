@@ -108,10 +108,10 @@ class Cluster:
 
     Args:
         directory: short, because Ray's sockets lie below it.
-        storage: the storage root.
+        storage: the storage root, a path or a URI.
     """
 
-    def __init__(self, directory: Path, storage: Path) -> None:
+    def __init__(self, directory: Path, storage: Path | str) -> None:
         self._directory = directory
         self.root = StorageRoot(str(storage))
         token_path = directory / "token"
@@ -147,6 +147,11 @@ class Cluster:
     def head(self) -> Machine:
         """The newest head."""
         return next(machine for machine in reversed(self._machines) if machine.name == "head")
+
+    @property
+    def workers(self) -> list[Machine]:
+        """The machines beside the head that are not switched off."""
+        return [machine for machine in self._machines if machine.name != "head" and not machine.is_off]
 
     def start_head(self) -> Machine:
         """Start the machine with Ray's control store and job server; a second time on the same ports."""
