@@ -9,6 +9,7 @@ from support.workbench import processes_with, wait_until
 
 from chaos_run.training import KINDS, Training
 from periflow_ray import jobs
+from periflow_ray.errors import NotFoundError
 from periflow_ray.jobs.events import read_events
 from periflow_ray.store import checkpoints
 
@@ -33,8 +34,13 @@ def check_at_end(training: Training) -> None:
 def _check_checkpoints(training: Training) -> None:
     """A committed checkpoint verifies, unless this run damaged it."""
     for name, manifest in training.committed().items():
-        problems = [] if name in training.damaged else checkpoints.verify(training.root, manifest)
-        # Retention or a user may have deleted it meanwhile.
+        if name in training.damaged:
+            continue
+        try:
+            problems = [f"{problem.key} {problem.text}" for problem in checkpoints.verify(training.root, manifest)]
+        except NotFoundError as err:
+            problems = [str(err)]
+        # Retention may be deleting it: a checkpoint goes with its manifest first.
         assert not problems or name not in training.committed(), f"{name} does not verify: {problems}"
 
 

@@ -37,6 +37,7 @@ def start_chaos(*options: object) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.long
 def test_a_training_outlives_some_events(short_directory: Path) -> None:
     run = start_chaos("--minutes", 0.4, "--seed", 2)
     output, _ = run.communicate(timeout=350)

@@ -243,8 +243,8 @@ def test_the_keys_in_an_environment_are_known():
         "AWS_SECRET_ACCESS_KEY": "s3cr3t",
         "AZURE_CLIENT_SECRET": "cl13nt",
         "AZURE_STORAGE_ACCOUNT": "ours",
-        "GOOGLE_APPLICATION_CREDENTIALS": "/home/ada/key.json",
+        "GOOGLE_APPLICATION_CREDENTIALS": "/keys/key.json",
         "WANDB_API_KEY": "",
-        "HOME": "/home/ada",
+        "HOME": "/ada",
     }
     assert secret_values(environ) == ["s3cr3t", "cl13nt"]

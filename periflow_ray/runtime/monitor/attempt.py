@@ -1,4 +1,7 @@
-"""One attempt as the monitor sees it: who takes part, how far each member is, and how it ends. No I/O, no waiting."""
+"""One attempt as the monitor sees it: who takes part, how far each member is, and how it ends. No I/O, no waiting.
+
+Long because every question about an attempt is answered here, from the same few tables.
+"""
 
 from __future__ import annotations
 
