@@ -13,6 +13,7 @@ import ray.train.torch
 
 from periflow_ray.errors import JobStoppedError, PeriflowRayError, UsageError
 from periflow_ray.jobs import JobRecord, read_claim
+from periflow_ray.jobs.succession import driver_id_of
 from periflow_ray.runtime.function_jobs.rank import FunctionTask, run_function
 from periflow_ray.runtime.function_jobs.record import (
     read_resumable_job,
@@ -166,7 +167,7 @@ class TorchTrainer:
                 accelerator=accelerator,
                 num_devices=self._num_devices,
             )
-        with StateKeeper(root, record.job_id) as state:
+        with StateKeeper(root, record.job_id, driver_id=driver_id_of(record)) as state:
             return self._fit(chosen, record, state)
 
     def _fit(self, chosen: ChosenRoot, record: JobRecord, state: StateKeeper) -> ray.train.Result:
@@ -195,7 +196,7 @@ class TorchTrainer:
             num_members=self._num_devices,
             min_num_members=self._min_devices,
             resources_per_member=resources,
-            rules=dataclasses.replace(self._rules, sinks=sinks),
+            rules=dataclasses.replace(self._rules, sinks=sinks, driver_id=driver_id_of(record)),
             is_interactive=True,
             notifier=make_notifier(self._plugin, record, state.note),
             on_attempt=lambda news: record_num_nodes(root, job_id, news.num_nodes),

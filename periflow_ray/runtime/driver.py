@@ -1,6 +1,6 @@
 """The process that Ray Jobs runs for one command job: starts the monitor and Ray Train, keeps the job's state true.
 
-    python -m periflow_ray.runtime.driver --storage URI [--storage-credential NAME] --job-id N
+    python -m periflow_ray.runtime.driver --storage URI [--storage-credential NAME] --job-id N [--driver-id ID]
 
 Exit code 0 only if the job succeeded.
 """
@@ -20,6 +20,7 @@ import ray.train
 from periflow_ray.credentials.cloud_environment import read_cloud_environment
 from periflow_ray.errors import DocumentError, NotFoundError, StorageError
 from periflow_ray.jobs import JobRecord, key_handover, read_claim, read_record, sealed_secrets
+from periflow_ray.jobs.succession import Ownership, leave_to_successor
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.command_jobs.node import NodeTask, run_node
 from periflow_ray.runtime.driver_keeper import KeeperLine
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--storage", required=True)
     parser.add_argument("--storage-credential", metavar="NAME")
     parser.add_argument("--job-id", type=int, required=True)
+    parser.add_argument("--driver-id")
     options = parser.parse_args()
     try:
         cloud_variables = read_cloud_environment()
@@ -55,19 +57,26 @@ def main() -> None:
         plan = read_document(root, job_key(options.job_id, "plan.json"), JobPlan)
         if not plan.fsync:
             root = root.without_fsync()
-        keeper = StateKeeper(root, options.job_id)
+        if Ownership(root, options.job_id, options.driver_id).is_lost():
+            leave_to_successor(options.job_id)
+        keeper = StateKeeper(root, options.job_id, driver_id=options.driver_id)
     except NotFoundError as err:
         sys.exit(f"{err}. Can this machine see the storage root? A path must be on a shared file system.")
     except StorageError as err:
         sys.exit(str(err))
     with keeper as state:
         record = _read_record(root, options.job_id, plan, state.note)
-        succeeded = _run(plan, record, root, state, cloud_variables)
+        succeeded = _run(plan, record, root, state, cloud_variables, options.driver_id)
     sys.exit(0 if succeeded else 1)
 
 
 def _run(
-    plan: JobPlan, record: JobRecord, root: StorageRoot, state: StateKeeper, cloud_variables: Mapping[str, str]
+    plan: JobPlan,
+    record: JobRecord,
+    root: StorageRoot,
+    state: StateKeeper,
+    cloud_variables: Mapping[str, str],
+    driver_id: str | None,
 ) -> bool:
     job_id = record.job_id
     secrets_key, secrets = _open_secrets(root, job_id, plan)
@@ -106,6 +115,7 @@ def _run(
             hang_timeout_s=plan.hang_timeout_s,
             retention=Retention(plan.keep_last, plan.keep_best),
             sinks=sinks,
+            driver_id=driver_id,
         ),
         num_sandboxes=plan.num_nodes,
         notifier=make_notifier(plan.plugin, record, state.note),

@@ -16,6 +16,7 @@ from periflow_ray.errors import DamagedDocumentError, StorageError
 from periflow_ray.jobs import ENDED_STATUSES, HEARTBEAT_INTERVAL_S, JobState, JobStatus
 from periflow_ray.jobs.attempts import list_attempt_numbers
 from periflow_ray.jobs.events import EventWriter
+from periflow_ray.jobs.succession import Ownership, leave_to_successor
 from periflow_ray.loops import BackgroundLoop, Faults
 from periflow_ray.secret_mask import SecretMask
 from periflow_ray.store.root import StorageRoot
@@ -34,12 +35,21 @@ class StateKeeper:
     and so may a signal handler.
 
     Args:
+        driver_id: of this driver, which ends itself when another one was started; None if there can be none.
         final_timeout_s: how long a final state is tried to be written.
     """
 
-    def __init__(self, root: StorageRoot, job_id: int, *, final_timeout_s: float = FINAL_STATE_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        root: StorageRoot,
+        job_id: int,
+        *,
+        driver_id: str | None = None,
+        final_timeout_s: float = FINAL_STATE_TIMEOUT_S,
+    ) -> None:
         self._root = root
         self._job_id = job_id
+        self._ownership = Ownership(root, job_id, driver_id)
         self._final_timeout_s = final_timeout_s
         self._events = EventWriter(root, job_id, "driver")
         self._mask = SecretMask()
@@ -171,11 +181,16 @@ class StateKeeper:
         """Write what is new, and a heartbeat when it is time; only the loop's thread does."""
         # Before the events are looked at, so that those of this state are among them.
         state = self._state
-        self._write_events()
         now_s = time.monotonic()
-        if state is self._written and (state.has_ended or now_s < self._next_heartbeat_s):
+        is_due = state is not self._written or not (state.has_ended or now_s < self._next_heartbeat_s)
+        if not is_due and not self._unwritten_events:
             return
         try:
+            if self._ownership.is_lost():
+                leave_to_successor(self._job_id)
+            self._write_events()
+            if not is_due:
+                return
             jobs.write_state(self._root, self._job_id, dataclasses.replace(state, heartbeat_unix_s=time.time()))
         except (OSError, StorageError) as err:  # The next look tries again.
             if str(err) != self._last_error:

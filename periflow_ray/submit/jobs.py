@@ -17,6 +17,7 @@ from periflow_ray.errors import ClusterError, PeriflowRayError
 from periflow_ray.jobs import HEARTBEAT_INTERVAL_S, JobRecord, JobState, JobStatus, key_handover, sealed_secrets
 from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.liveness import find_end
+from periflow_ray.jobs.succession import driver_id_of
 from periflow_ray.plan import JobPlan
 from periflow_ray.store.documents import write_private_document
 from periflow_ray.store.keys import job_key
@@ -105,7 +106,7 @@ def start_driver(
             cloud_path = cloud_environment.write_cloud_environment(cloud_environment_dir, os.environ, driver_env)
         elif key is not None:
             key_handover.forget_asked(root, job_id)
-        cluster.submit(_entrypoint(root, plan, job_id, python, cloud_path), record.ray_submission_id)
+        cluster.submit(_entrypoint(root, plan, record, python, cloud_path), record.ray_submission_id)
         if key is not None and cloud_path is None:
             _give_key(root, record, cluster, key)
     except (PeriflowRayError, OSError) as err:
@@ -204,8 +205,8 @@ def choose_submission_id(root: StorageRoot, job_id: int) -> str:
     return f"periflow-{hashlib.sha256(root.uri.encode()).hexdigest()[:8]}-{job_id}-{os.urandom(3).hex()}"
 
 
-def _entrypoint(root: StorageRoot, plan: JobPlan, job_id: int, python: str, cloud_path: Path | None) -> str:
-    options = ["--storage", root.uri, "--job-id", str(job_id)]
+def _entrypoint(root: StorageRoot, plan: JobPlan, record: JobRecord, python: str, cloud_path: Path | None) -> str:
+    options = ["--storage", root.uri, "--job-id", str(record.job_id), "--driver-id", driver_id_of(record)]
     if plan.storage_credential is not None:
         options += ["--storage-credential", plan.storage_credential]
     command = shlex.join([python, "-m", "periflow_ray.runtime.driver_keeper", *options])

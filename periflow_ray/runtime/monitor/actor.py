@@ -8,9 +8,11 @@ the next one, and what it said arrives when its network is back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 
+from periflow_ray.errors import StorageError
 from periflow_ray.jobs.attempts import AttemptRecord
 from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.requests import Drill
@@ -47,6 +49,7 @@ from periflow_ray.store.checkpoints import LocalFile, Manifest
 from periflow_ray.store.root import StorageRoot
 
 WATCH_INTERVAL_S = 0.5
+SUCCESSION_INTERVAL_S = 5.0
 
 
 class Monitor:
@@ -210,6 +213,12 @@ class Monitor:
             self._repetition.begin(self._watch, WATCH_INTERVAL_S, "looking after the members")
             # Beside it, because a storage that hangs must not keep anybody from looking.
             self._repetition.begin(self._membership.update_record, WATCH_INTERVAL_S, "recording the attempt")
+            self._repetition.begin(self._require_ownership, SUCCESSION_INTERVAL_S, "looking for a newer driver")
+
+    async def _require_ownership(self) -> None:
+        # What the storage does not say now, it says the next time.
+        with contextlib.suppress(OSError, StorageError):
+            await asyncio.to_thread(self._context.require_ownership)
 
     async def _watch(self) -> None:
         attempt = self._context.attempt

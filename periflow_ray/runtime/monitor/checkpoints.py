@@ -359,6 +359,7 @@ class Checkpoints:
         self._context.reports.tell()
 
     async def _commit(self, pending: PendingCheckpoint, manifest: Manifest) -> None:
+        await asyncio.to_thread(self._context.require_ownership)
         await asyncio.to_thread(checkpoints.commit, self._context.root, manifest)
         self.num_commits += 1
         self.newest_commit = manifest

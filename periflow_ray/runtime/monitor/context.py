@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from periflow_ray.jobs.attempts import EndCause
+from periflow_ray.jobs.succession import Ownership, leave_to_successor
 from periflow_ray.runtime.monitor.attempt import Attempt
 from periflow_ray.runtime.monitor.changes import Changes
 from periflow_ray.runtime.monitor.contract import EndAttempt, Order
@@ -36,6 +37,16 @@ class JobContext:
         self._orders = Changes()
         self._store_event = store_event
         self._event_thread = ThreadPoolExecutor(1, thread_name_prefix="events")
+        self._ownership = Ownership(root, job_id, rules.driver_id)
+
+    def require_ownership(self) -> None:
+        """End this process if a newer driver has taken up the job. Waits for the storage.
+
+        Raises:
+            OSError, StorageError: the storage does not say.
+        """
+        if self._ownership.is_lost():
+            leave_to_successor(self.job_id)
 
     def write_event(self, kind: str, text: str) -> None:
         """Add to the job's events."""

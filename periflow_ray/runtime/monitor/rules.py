@@ -17,6 +17,7 @@ class JobRules:
         max_failures: restarts after failures, beside those after preemptions; -1 for any number.
         hang_timeout_s: seconds without a step on any rank that count as a hang; None to wait without end.
         sinks: where metrics go.
+        driver_id: of the driver that the monitor belongs to; None if there can be no other one.
     """
 
     devices_per_member: int
@@ -24,3 +25,4 @@ class JobRules:
     retention: Retention
     hang_timeout_s: float | None = None
     sinks: tuple[SinkPlan, ...] = DEFAULT_SINKS
+    driver_id: str | None = None
