@@ -44,8 +44,9 @@ def run_monitor(root: StorageRoot, monkeypatch: pytest.MonkeyPatch) -> Callable[
         max_failures: int = -1,
         hang_timeout_s: float | None = None,
         root: StorageRoot = root,
+        driver_id: str | None = None,
     ) -> None:
-        rules = JobRules(4 // num_members, max_failures, retention or Retention(), hang_timeout_s)
+        rules = JobRules(4 // num_members, max_failures, retention or Retention(), hang_timeout_s, driver_id=driver_id)
         monitor: ObservedMonitor
 
         def make() -> ObservedMonitor:
