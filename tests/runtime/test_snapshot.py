@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import threading
@@ -90,6 +91,24 @@ def test_a_file_written_a_moment_ago_is_copied_again(output_dir, snapshots):
     first = snapshots.take(output_dir, "1-1")
     second = snapshots.take(output_dir, "2-1")
     assert not os.path.samefile(first.directory / "checkpoint.pt", second.directory / "checkpoint.pt")
+
+
+def test_a_store_through_a_mapping_that_changes_no_time_stamp_is_not_missed(output_dir, tmp_path, wait_until):
+    snapshots = Snapshots(tmp_path / "snapshots", lambda: [os.getpid()])
+    weights = output_dir / "with blanks" / "weights.bin"
+    write(weights, bytes(8192))
+    write(output_dir / "config.json", b"{}")
+    with weights.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[0] = 1
+        age(output_dir, wait_until)
+        first = snapshots.take(output_dir, "1")
+        stamp = weights.stat()
+        mapped[1] = 2
+        assert (weights.stat().st_mtime_ns, weights.stat().st_ctime_ns) == (stamp.st_mtime_ns, stamp.st_ctime_ns)
+        second = snapshots.take(output_dir, "2")
+    assert (first.directory / "with blanks" / "weights.bin").read_bytes()[:2] == b"\1\0"
+    assert (second.directory / "with blanks" / "weights.bin").read_bytes()[:2] == b"\1\2"
+    assert (second.directory / "config.json").samefile(first.directory / "config.json")
 
 
 def test_files_are_described_with_their_checksums_whether_linked_or_copied(output_dir, snapshots, wait_until):

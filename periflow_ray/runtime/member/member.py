@@ -155,6 +155,7 @@ class Member:
                             snapshots_dir,
                             Transfer(self._root, bandwidth_bytes_per_s=self._bandwidth_bytes_per_s),
                             reporter.give_up,
+                            lambda: list(self._shell.pids().values()),
                         )
                     )
                 self._monitor.start(start.attempt, self._facts.member)

@@ -2,16 +2,22 @@
 
 A snapshot is a directory of its own. A file that did not change since the one before is hard-linked from there; any
 other is cloned where the file system can (reflink), else copied in the kernel.
+
+A store through a shared mapping (``numpy.memmap``) may change a file and none of its time stamps: the kernel sets them
+with the first store into a clean page, and another one may follow before the page is written back. So a file that is
+mapped for writing when a snapshot has been taken is copied again with the next one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
 import time
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from periflow_ray.store.checkpoints import LocalFile
@@ -39,8 +45,10 @@ class _Stamp:
 class Snapshot:
     """A copy of a directory; ``stamps`` are those of the originals that can be recognised as unchanged later."""
 
+    source: Path
     directory: Path
     stamps: dict[str, _Stamp]
+    are_maps_read: threading.Event = field(default_factory=threading.Event, repr=False)
 
 
 class Snapshots:
@@ -50,10 +58,12 @@ class Snapshots:
 
     Args:
         directory: where to keep them; on the file system of what is copied, so that reflinks are possible.
+        find_writers: ids of the processes that may write to what is copied.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, find_writers: Callable[[], Collection[int]] = lambda: ()) -> None:
         self._directory = directory
+        self._find_writers = find_writers
         self._newest: Snapshot | None = None
         self._released: list[Snapshot] = []
         self._checksums: dict[tuple[int, ...], str] = {}
@@ -68,17 +78,20 @@ class Snapshots:
         target = self._directory / name
         try:
             target.mkdir(parents=True)
+            if self._newest is not None:
+                self._forget_mapped(self._newest)
             stamps = _copy_tree(source, target, self._newest)
         except OSError:
             shutil.rmtree(target, ignore_errors=True)
             raise
-        snapshot = Snapshot(target, stamps)
+        snapshot = Snapshot(source, target, stamps)
         with self._lock:
             self._newest = snapshot
         return snapshot
 
     def describe(self, snapshot: Snapshot) -> list[LocalFile]:
         """Every file with size and checksum, by path; a file that was linked is not read again."""
+        self._forget_mapped(snapshot)
         files = []
         checksums: dict[tuple[int, ...], str] = {}
         for path in sorted(walk_files(snapshot.directory)):
@@ -89,6 +102,17 @@ class Snapshots:
             files.append(LocalFile(path, stat.st_size, checksums[identity]))
         self._checksums = checksums
         return files
+
+    def _forget_mapped(self, snapshot: Snapshot) -> None:
+        """Once for each snapshot, beside the training unless the next one comes first."""
+        with self._lock:
+            if snapshot.are_maps_read.is_set():
+                return
+            top = f"{os.path.realpath(snapshot.source)}/"
+            for path in _find_mapped(self._find_writers()):
+                if path.startswith(top):
+                    snapshot.stamps.pop(path.removeprefix(top), None)
+            snapshot.are_maps_read.set()
 
     def release(self, snapshot: Snapshot) -> None:
         """Delete a snapshot once it is not the newest any more."""
@@ -142,6 +166,22 @@ def _copy_consistently(source: Path, target: Path) -> _Stamp | None:
         target.unlink(missing_ok=True)
     # A file that changes all the time, such as a log, has no better moment.
     return None
+
+
+def _find_mapped(pids: Collection[int]) -> set[str]:
+    """Paths of the files that these processes have mapped so that their stores reach the file."""
+    mapped: set[str] = set()
+    for pid in pids:
+        with (
+            contextlib.suppress(OSError),
+            open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps,
+        ):
+            for line in maps:
+                # Address, permissions, offset, device, inode, path.
+                fields = line.split(maxsplit=5)
+                if len(fields) == 6 and fields[1].startswith("rw") and fields[1].endswith("s"):
+                    mapped.add(fields[5].rstrip("\n").replace("\\012", "\n"))
+    return mapped
 
 
 def _stamp_of(path: Path | str) -> _Stamp:

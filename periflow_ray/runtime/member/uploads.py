@@ -8,7 +8,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 
@@ -36,6 +36,7 @@ class CheckpointUploads:
         transfer: how bytes get into the root.
         tell_given_up: takes a snapshot that could not be settled nevertheless, and why; it brings that to the monitor,
             if need be later.
+        find_writers: ids of the node's ranks.
     """
 
     def __init__(
@@ -48,13 +49,14 @@ class CheckpointUploads:
         snapshots_dir: Path,
         transfer: Transfer,
         tell_given_up: Callable[[SnapshotId, str], None] = lambda snapshot, reason: None,
+        find_writers: Callable[[], Collection[int]] = lambda: (),
     ) -> None:
         self._root = root
         self._job_id = job_id
         self._node_rank = node_rank
         self._monitor = monitor
         self._attempt = attempt
-        self._snapshots = Snapshots(snapshots_dir)
+        self._snapshots = Snapshots(snapshots_dir, find_writers)
         self._transfer = transfer
         self._tell_given_up = tell_given_up
         self._changed = threading.Condition()
