@@ -10,7 +10,10 @@ import torch
 
 import periflow_ray as pf
 from periflow_ray.lightning.checkpoints import (
+    FIT_KEY,
+    begin_fit,
     make_emergency_path,
+    number_of_fit,
     upload_after_saving,
     use_job_checkpoint_dir,
 )
@@ -44,8 +47,12 @@ class PeriFlowCallback(pl.Callback):  # type: ignore[misc]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
+            begin_fit()
             use_job_checkpoint_dir(trainer)
             upload_after_saving(trainer)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint[FIT_KEY] = number_of_fit()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if pf.is_initialized():
@@ -58,7 +65,8 @@ class PeriFlowCallback(pl.Callback):  # type: ignore[misc]
                 pf.resumed_step(),
             )
             total_train_steps = None
-        if trainer.global_step == 0:
+        # A later fit of the script may not have begun yet when the job was interrupted.
+        if trainer.global_step == 0 and number_of_fit() == 1:
             refuse_to_begin_anew("this training has loaded no checkpoint (ckpt_path)")
         pf.init(total_train_steps)
 

@@ -19,6 +19,24 @@ logger = logging.getLogger("periflow_ray")
 
 EMERGENCY_FILE_NAME = "emergency.ckpt"
 AsyncCheckpointIO = pl.plugins.io.AsyncCheckpointIO
+# In a checkpoint: which ``fit`` of the script saved it, the first being 1. What says nothing is of the first.
+FIT_KEY = "periflow_fit"
+
+
+class _Fits:
+    """How many ``fit``s this process has begun."""
+
+    num_begun = 0
+
+
+def begin_fit() -> None:
+    """A ``fit`` of this process begins."""
+    _Fits.num_begun += 1
+
+
+def number_of_fit() -> int:
+    """Which ``fit`` of this process is under way; the first is 1."""
+    return _Fits.num_begun
 
 
 def latest_checkpoint(directory: str | os.PathLike[str] | None = None) -> Path | None:
@@ -35,30 +53,57 @@ def latest_checkpoint(directory: str | os.PathLike[str] | None = None) -> Path |
     directory = directory or os.environ.get("CKPT_DIR")
     if not directory:
         return None
+    found = _find_checkpoints(directory)
+    return max(found)[1] if found else None
+
+
+def _find_checkpoints(directory: str | os.PathLike[str]) -> list[tuple[_Progress, Path]]:
     found = []
     for path in sorted(Path(directory).rglob("*.ckpt")):
         try:
             found.append((_read_progress(path), path))
         except Exception as err:  # A damaged file can raise anything from zipfile, pickle or torch.
             logger.warning("periflow-ray: cannot resume from %s (%s); looking for another.", path, err)
-    return max(found)[1] if found else None
+    return found
 
 
 def make_resume_options(ckpt_path: Any, weights_only: bool | None) -> dict[str, Any]:
-    """Build ``fit``'s keyword arguments: as the user gave them, else the newest checkpoint of a job that resumes.
+    """Build the keyword arguments of the next ``fit``: as the user gave them, else what a job that resumes has.
+
+    That is the newest checkpoint of the same ``fit`` of the script: folds, or phases, do not go on from each other.
 
     Raises:
         PeriFlowError: the job resumes, and there is none.
     """
     if ckpt_path is None and pf.resumed_step() > 0:
-        ckpt_path = latest_checkpoint()
-        if ckpt_path is None:
-            directory = os.environ.get("CKPT_DIR") or "CKPT_DIR, which is not set"
-            refuse_to_begin_anew(f"there is no usable Lightning checkpoint in {directory}")
-        elif weights_only is None and "weights_only" in inspect.signature(pl.Trainer.fit).parameters:
+        ckpt_path = _choose_checkpoint(number_of_fit() + 1)
+        if (
+            ckpt_path is not None
+            and weights_only is None
+            and "weights_only" in inspect.signature(pl.Trainer.fit).parameters
+        ):
             weights_only = False  # The job's own file: hyperparameters of any class may be in it.
     # Older Lightning 2 has no weights_only, and loads as if it were False.
     return {"ckpt_path": ckpt_path} if weights_only is None else {"ckpt_path": ckpt_path, "weights_only": weights_only}
+
+
+def _choose_checkpoint(fit: int) -> Path | None:
+    """What a ``fit`` of a script goes on from; None if it had not begun when the job was interrupted."""
+    directory = os.environ.get("CKPT_DIR")
+    found = _find_checkpoints(directory) if directory else []
+    if not found:
+        refuse_to_begin_anew(f"there is no usable Lightning checkpoint in {directory or 'CKPT_DIR, which is not set'}")
+        return None
+    own = [(progress, path) for progress, path in found if progress[0] == fit]
+    if own:
+        return max(own)[1]
+    interrupted = max(progress[0] for progress, _ in found)
+    if fit < interrupted:
+        refuse_to_begin_anew(
+            f"it was interrupted in fit number {interrupted} of the script, and of fit number {fit}, which was "
+            f"complete, there is no checkpoint in {directory}"
+        )
+    return None
 
 
 def use_job_checkpoint_dir(trainer: Any) -> None:
@@ -108,8 +153,11 @@ def _wait_for_writes(checkpoint_io: Any) -> None:
         checkpoint_io = getattr(checkpoint_io, "checkpoint_io", None)
 
 
-def _read_progress(path: Path) -> tuple[int, int, int, int]:
-    """How far a checkpoint is: optimizer steps, batches, finished epochs, and when it was written.
+_Progress = tuple[int, int, int, int, int]
+
+
+def _read_progress(path: Path) -> _Progress:
+    """How far a checkpoint is: fit, optimizer steps, batches, finished epochs, and when it was written.
 
     Raises:
         ValueError: training cannot resume from it.
@@ -121,7 +169,8 @@ def _read_progress(path: Path) -> tuple[int, int, int, int]:
     fit_loop = checkpoint["loops"]["fit_loop"]
     num_batches = fit_loop["epoch_loop.batch_progress"]["total"]["ready"]
     num_epochs = fit_loop["epoch_progress"]["total"]["processed"]
-    return checkpoint["global_step"], num_batches, num_epochs, path.stat().st_mtime_ns
+    fit = int(checkpoint.get(FIT_KEY, 1))
+    return fit, checkpoint["global_step"], num_batches, num_epochs, path.stat().st_mtime_ns
 
 
 def _find_shared_state(directory: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,9 @@ def work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in JOB_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
+    begun = sys.modules.get("periflow_ray.lightning.checkpoints")
+    if begun is not None:
+        monkeypatch.setattr(begun._Fits, "num_begun", 0)
     yield tmp_path
     use_channel_factory(None)
 

@@ -14,7 +14,7 @@ from pytorch_lightning.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from support.tiny_regression import QUIET, TinyRegression, make_loader
 
 from periflow_ray.errors import PeriFlowError
-from periflow_ray.lightning import PeriFlowCallback, PeriFlowTrainer, latest_checkpoint
+from periflow_ray.lightning import PeriFlowCallback, PeriFlowTrainer, checkpoints, latest_checkpoint
 from periflow_ray.sdk.session import use_channel_factory
 
 
@@ -24,6 +24,8 @@ def make_trainer(**options: Any) -> PeriFlowTrainer:
 
 def restart(monkeypatch: pytest.MonkeyPatch, processed_iters: int) -> None:
     monkeypatch.setenv("PROCESSED_ITERS", str(processed_iters))
+    # In another process.
+    monkeypatch.setattr(checkpoints._Fits, "num_begun", 0)
 
 
 def test_the_trainer_reports_and_uploads_without_any_callback(channel):
@@ -154,6 +156,62 @@ def test_a_restart_without_a_usable_checkpoint_is_refused_unless_that_is_meant(c
     monkeypatch.setenv("PERIFLOW_BEGIN_ANEW", "1")
     make_trainer().fit(module, make_loader(3))
     assert len(module.seen) == 6
+
+
+class Interrupted(Exception):
+    """The job's ranks are killed."""
+
+
+class Fold(TinyRegression):
+    """Remembers in its weights whose they are."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.register_buffer("fold", torch.tensor(number))
+
+
+class InterruptAt(pl.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise Interrupted
+
+
+def train_folds(num_folds: int, interrupt: dict[int, int]) -> list[tuple[Fold, int]]:
+    """One fit after the other; each fold's module, and the step at which it began."""
+    trained = []
+    for number in range(1, num_folds + 1):
+        saving = ModelCheckpoint(filename=f"fold{number}-{{step}}", every_n_train_steps=3, save_top_k=1)
+        stops = [InterruptAt(interrupt[number])] if number in interrupt else []
+        trainer, module = make_trainer(callbacks=[saving, *stops]), Fold(number)
+        trainer.fit(module, make_loader(5))
+        trained.append((module, trainer.global_step - len(module.seen)))
+    return trained
+
+
+def test_of_several_fits_only_the_interrupted_one_goes_on_and_from_its_own_checkpoint(channel, ckpt_dir, monkeypatch):
+    with pytest.raises(Interrupted):
+        train_folds(3, {2: 7})
+    assert {path.name for path in ckpt_dir.iterdir()} == {"fold1-step=9.ckpt", "fold2-step=6.ckpt"}
+
+    restart(monkeypatch, 16)
+    folds = train_folds(3, {})
+    assert [int(module.fold) for module, _ in folds] == [1, 2, 3]
+    assert [began_at for _, began_at in folds] == [9, 6, 0]
+
+
+def test_a_complete_fit_without_a_checkpoint_is_not_trained_again_unless_that_is_meant(channel, ckpt_dir, monkeypatch):
+    with pytest.raises(Interrupted):
+        train_folds(2, {2: 7})
+    (ckpt_dir / "fold1-step=9.ckpt").unlink()
+    restart(monkeypatch, 16)
+    with pytest.raises(PeriFlowError, match="interrupted in fit number 2 of the script, and of fit number 1"):
+        train_folds(2, {})
+    restart(monkeypatch, 16)
+    monkeypatch.setenv("PERIFLOW_BEGIN_ANEW", "1")
+    assert [began_at for _, began_at in train_folds(2, {})] == [0, 6]
 
 
 def test_what_is_written_in_the_background_is_there_when_it_is_uploaded(channel, ckpt_dir):
