@@ -38,12 +38,13 @@ def submit(root: StorageRoot, server: JobServer, plan: JobPlan | None = None, **
 
 
 def test_the_drivers_command_line_names_the_root_the_job_and_the_credential(root, server):
-    submit(root, server)
-    submit(root, server, plan_of(root, storage_credential="team-s3"), python="/opt/python")
+    first = submit(root, server)
+    second = submit(root, server, plan_of(root, storage_credential="team-s3"), python="/opt/python")
+    module = ("-m", "periflow_ray.runtime.driver_keeper")
     assert [shlex.split(body["entrypoint"]) for _, _, body in server.requests] == [
-        ["python", "-m", "periflow_ray.runtime.driver_keeper", "--storage", root.uri, "--job-id", "1"],
+        ["python", *module, "--storage", root.uri, "--job-id", "1", "--driver-id", first.ray_submission_id],
         [
-            *("/opt/python", "-m", "periflow_ray.runtime.driver_keeper", "--storage", root.uri, "--job-id", "2"),
+            *("/opt/python", *module, "--storage", root.uri, "--job-id", "2", "--driver-id", second.ray_submission_id),
             *("--storage-credential", "team-s3"),
         ],
     ]
