@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from periflow_ray.errors import StorageError
 from periflow_ray.runtime.member import sandbox as sandbox_module
 from periflow_ray.runtime.member.sandbox import Sandbox
+from periflow_ray.store.root import StorageRoot
 
 
 @pytest.fixture
@@ -54,3 +58,48 @@ def test_an_abandoned_sandbox_is_not_used_again_but_removed_with_the_job(sandbox
     assert [path.name for path in neighbour.job_dir.iterdir()] == ["node-1"]
     neighbour.remove()
     assert not neighbour.job_dir.exists()
+
+
+def pack(root: StorageRoot, tmp_path: Path, *members: tuple[str, str]) -> None:
+    """Store a workspace: of each member its name, and what it is a symbolic link to (empty: a file)."""
+    with tarfile.open(tmp_path / "w.tar.gz", "w:gz") as packed:
+        for name, leads_to in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = (tarfile.SYMTYPE, leads_to) if leads_to else (tarfile.REGTYPE, "")
+            packed.addfile(member)
+    root.write_bytes("jobs/1/workspace.tar.gz", (tmp_path / "w.tar.gz").read_bytes())
+
+
+@pytest.fixture(params=["3.11.4 and later", "3.11.0 to 3.11.3"])
+def any_python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pythons with and without filters of what is unpacked."""
+    if request.param == "3.11.0 to 3.11.3":
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+
+
+@pytest.mark.usefixtures("any_python")
+def test_a_workspace_is_unpacked_with_its_links(sandbox: Sandbox, tmp_path: Path) -> None:
+    root = StorageRoot(str(tmp_path / "storage"))
+    pack(root, tmp_path, ("code/main.py", ""), ("code/sub/latest", "../main.py"))
+    sandbox.create("one")
+    sandbox.unpack_workspace(root, 1, "/workspace")
+    assert os.readlink(sandbox.path_of("/workspace/code/sub/latest")) == "../main.py"
+    assert sandbox.path_of("/workspace/code/main.py").is_file()
+
+
+@pytest.mark.usefixtures("any_python")
+@pytest.mark.parametrize(
+    "member", [("../out", ""), ("/tmp/periflow-out", ""), ("code/link", "../../out"), ("l", "/etc")]
+)
+def test_nothing_of_a_workspace_lies_elsewhere(sandbox: Sandbox, tmp_path: Path, member: tuple[str, str]) -> None:
+    root = StorageRoot(str(tmp_path / "storage"))
+    pack(root, tmp_path, ("code/main.py", ""), member)
+    sandbox.create("one")
+    if member[0].startswith("/") and hasattr(tarfile, "data_filter"):
+        # Python takes the leading slash away.
+        sandbox.unpack_workspace(root, 1, "/workspace")
+    else:
+        with pytest.raises((tarfile.TarError, StorageError)):
+            sandbox.unpack_workspace(root, 1, "/workspace")
+    assert not Path("/tmp/periflow-out").exists()
+    assert not (sandbox.root_dir / "out").exists()

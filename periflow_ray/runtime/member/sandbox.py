@@ -12,13 +12,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import posixpath
 import shutil
 import tarfile
 import tempfile
 from pathlib import Path
 
+from periflow_ray.errors import StorageError
 from periflow_ray.private_files import is_own_directory, make_own_directory, make_private_directories
-from periflow_ray.store.keys import job_key
+from periflow_ray.store.keys import job_key, leads_out
 from periflow_ray.store.read_only import remove_tree
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import download_file
@@ -77,7 +79,7 @@ class Sandbox:
             archive = self.directory / "workspace.tar.gz"
             download_file(root, key, archive)
             with tarfile.open(archive) as packed:
-                packed.extractall(target, filter="data")
+                _extract(packed, target)
             archive.unlink()
         ready.touch()
 
@@ -109,6 +111,28 @@ class Sandbox:
                 break
             directory = self.job_dir / f"{self._name}.{number}"
         return directory
+
+
+def _extract(packed: tarfile.TarFile, target: Path) -> None:
+    """Unpack a workspace, of which nothing may lie elsewhere.
+
+    Raises:
+        tarfile.TarError, StorageError: something in it would.
+    """
+    if hasattr(tarfile, "data_filter"):
+        packed.extractall(target, filter="data")
+        return
+    # Python 3.11 before 3.11.4, as some distributions have it.
+    for member in packed:
+        leads_to = member.linkname
+        if member.issym():
+            leads_to = posixpath.normpath(posixpath.join(posixpath.dirname(member.name), leads_to))
+        is_link = (member.issym() and not leads_to.startswith(("/", ".."))) or (
+            member.islnk() and not leads_out(leads_to)
+        )
+        if leads_out(member.name) or not (member.isreg() or member.isdir() or is_link):
+            raise StorageError(f"the workspace is refused: '{member.name}' in it does not stay inside the sandbox")
+    packed.extractall(target)
 
 
 def _base_dir() -> Path:
