@@ -23,7 +23,7 @@ from periflow_ray.errors import PeriFlowError
 from periflow_ray.loops import BackgroundLoop, Faults
 from periflow_ray.sdk.channel import Channel, Hello, MetricRecord
 from periflow_ray.sdk.rank import find_rank
-from periflow_ray.sdk.values import plain_values
+from periflow_ray.sdk.values import plain_values, values_of_now
 
 logger = logging.getLogger("periflow_ray")
 
@@ -124,7 +124,7 @@ class Session:
         return self._train_step
 
     def metric(self, msg: Mapping[str, Any]) -> None:
-        """Record a mapping of names to numbers; step, rank and local rank are added.
+        """Record a mapping of names to numbers, as they are now; step, rank and local rank are added.
 
         >>> pf.init(total_train_steps=1, local_log_name="metrics.log")
         >>> with pf.train_step():
@@ -139,7 +139,7 @@ class Session:
         append = self._append_metric
         if append is None:
             self._refuse("metric")
-        append((self._step, time(), dict(msg)))
+        append((self._step, time(), values_of_now(msg)))
 
     def is_emergency_save(self) -> bool:
         """Whether to save a checkpoint at this step because a machine is about to be taken away.

@@ -9,6 +9,25 @@ from typing import Any
 
 # JSON has no bound, but its readers do; more than this is a float.
 _MAX_INT_BITS = 64
+_IMMUTABLE = frozenset({type(None), bool, int, float, str})
+
+
+def values_of_now(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The same values, as later changes in place leave them: ``running += loss`` is a common accumulator.
+
+    Waits for no device; what is a tensor stays one, and is read by ``plain_values``.
+    """
+    return {name: value if type(value) in _IMMUTABLE else _of_now(value) for name, value in values.items()}
+
+
+def _of_now(value: Any) -> Any:
+    if not hasattr(value, "detach"):
+        return plain_value(value)
+    try:
+        # On its device, in the order of its own work. Of a larger one only the text is kept.
+        return value.detach().clone() if value.numel() == 1 else value
+    except Exception:  # No tensor after all.
+        return value
 
 
 def plain_values(values: Mapping[Any, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from periflow_ray.sdk.values import plain_value, plain_values
+from periflow_ray.sdk.session import Session
+from periflow_ray.sdk.values import plain_value, plain_values, values_of_now
 
 
 class Phase(enum.IntEnum):
@@ -87,3 +88,28 @@ def test_numbers_that_are_not_finite_stay_what_they_are(value: Any) -> None:
 def test_a_bad_value_or_name_spoils_nothing_else() -> None:
     values = {"loss": 0.5, "bad": Broken("str"), Loud("name"): 1, Broken("str"): 2}
     assert plain_values(values) == {"loss": 0.5, "bad": "<Broken>", "name": 1, "<Broken>": 2}
+
+
+def test_a_metric_is_what_it_was_when_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session = Session()
+    session.use_channel_factory(None)
+    session.init(total_train_steps=3, local_log_name="metrics.log")
+    running, hits, history = torch.zeros((), requires_grad=False), np.zeros(()), []
+    for step in range(1, 4):
+        with session.train_step():
+            running += 1.0
+            hits += 10
+            history.append(step)
+            session.metric({"running": running, "hits": hits, "history": history})
+    session.use_channel_factory(None)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.log").read_text().splitlines()]
+    assert [line["running"] for line in lines] == [1.0, 2.0, 3.0]
+    assert [line["hits"] for line in lines] == [10, 20, 30]
+    assert [line["history"] for line in lines] == ["[1]", "[1, 2]", "[1, 2, 3]"]
+
+
+def test_a_metric_keeps_no_graph_of_the_loss():
+    loss = (torch.ones(3, requires_grad=True) * 2).sum()
+    kept = values_of_now({"loss": loss})["loss"]
+    assert (kept.grad_fn, float(kept)) == (None, 6.0)
