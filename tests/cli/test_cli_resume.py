@@ -87,7 +87,8 @@ def test_a_stopped_job_goes_on_under_its_number_where_it_was(run_cli, stopped_ro
     )
     (body,) = submitted(cluster)
     assert shlex.split(body["entrypoint"]) == [
-        *("python", "-m", "periflow_ray.runtime.driver_keeper", "--storage", stopped_root.uri, "--job-id", "1")
+        *("python", "-m", "periflow_ray.runtime.driver_keeper", "--storage", stopped_root.uri, "--job-id", "1"),
+        *("--driver-id", body["submission_id"]),
     ]
     record = read_record(stopped_root, 1)
     assert record == dataclasses.replace(

@@ -48,6 +48,8 @@ def train_all_cases(config: dict[str, Any]) -> None:
     from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
     from support.tiny_regression import QUIET
 
+    from periflow_ray.lightning import checkpoints
+
     class UsersFSDPStrategy(FSDPStrategy):
         """Lightning refuses its own class on a CPU, whoever prepares it."""
 
@@ -69,6 +71,8 @@ def train_all_cases(config: dict[str, Any]) -> None:
     results = {}
     for case, options in options_by_case.items():
         os.environ["PROCESSED_ITERS"] = "2" if case == "resumed" else "0"
+        # Each case stands for a process of its own.
+        checkpoints._Fits.num_begun = 0
         trainer = pl.Trainer(**{"max_epochs": 1, **QUIET, "accelerator": "auto", **options})
         assert prepare_trainer(trainer) is trainer
         results[case] = train(trainer, can_fit=case != "fsdp")
