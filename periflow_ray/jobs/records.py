@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from periflow_ray.errors import DamagedDocumentError, DocumentError, NotFoundError, UsageError
+from periflow_ray.errors import DamagedDocumentError, DocumentError, NotFoundError, StorageError, UsageError
 from periflow_ray.store.documents import OnUnreadable, read_document, read_each, write_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
@@ -110,6 +110,19 @@ def read_claim(root: StorageRoot, job_id: int) -> str:
         return root.read_bytes(job_key(job_id, "claim")).decode()
     except NotFoundError:
         return ""
+
+
+def require_job(root: StorageRoot, job_id: int, claim: str) -> None:
+    """See to it that the storage root has the job: where a file system is not mounted, its folder may be empty.
+
+    Args:
+        claim: what ``read_claim`` said of it.
+    Raises:
+        StorageError: the storage root does not have it, or does not answer.
+        OSError: likewise, of a local root.
+    """
+    if read_claim(root, job_id) != claim:
+        raise StorageError(f"storage root '{root.uri}' has no documents of job {job_id} here; is it mounted?")
 
 
 def write_record(root: StorageRoot, record: JobRecord) -> None:

@@ -1,6 +1,7 @@
 """The process that Ray Jobs runs for one command job: starts the monitor and Ray Train, keeps the job's state true.
 
     python -m periflow_ray.runtime.driver --storage URI [--storage-credential NAME] --job-id N [--driver-id ID]
+                                         [--again]
 
 Exit code 0 only if the job succeeded.
 """
@@ -12,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -23,7 +25,7 @@ from periflow_ray.jobs import JobRecord, key_handover, read_claim, read_record, 
 from periflow_ray.jobs.succession import Ownership, leave_to_successor
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.command_jobs.node import NodeTask, run_node
-from periflow_ray.runtime.driver_keeper import KeeperLine
+from periflow_ray.runtime.driver_keeper import AGAIN_OPTION, KeeperLine
 from periflow_ray.runtime.job_driver import JobSetup, run_job
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.client import RayMonitor
@@ -40,6 +42,7 @@ from periflow_ray.runtime.ray_train.train_run import (
 )
 from periflow_ray.store.documents import read_document
 from periflow_ray.store.keys import job_key
+from periflow_ray.store.patience import STORAGE_PATIENCE_S, Patience
 from periflow_ray.store.root import StorageRoot
 
 
@@ -50,48 +53,69 @@ def main() -> None:
     parser.add_argument("--storage-credential", metavar="NAME")
     parser.add_argument("--job-id", type=int, required=True)
     parser.add_argument("--driver-id")
+    parser.add_argument(AGAIN_OPTION, action="store_true")
     options = parser.parse_args()
+    # A first driver that does not reach the storage is set up wrongly; a later one only has to wait.
+    patience = Patience(_say, timeout_s=STORAGE_PATIENCE_S if options.again else 0.0)
     try:
         cloud_variables = read_cloud_environment()
         root = StorageRoot(options.storage, options.storage_credential)
-        plan = read_document(root, job_key(options.job_id, "plan.json"), JobPlan)
+        plan = patience.insist(lambda: _read_plan(root, options.job_id, options.again))
         if not plan.fsync:
             root = root.without_fsync()
-        if Ownership(root, options.job_id, options.driver_id).is_lost():
+        if patience.insist(Ownership(root, options.job_id, options.driver_id).is_lost):
             leave_to_successor(options.job_id)
-        keeper = StateKeeper(root, options.job_id, driver_id=options.driver_id)
+        keeper = patience.insist(lambda: StateKeeper(root, options.job_id, driver_id=options.driver_id))
     except NotFoundError as err:
         sys.exit(f"{err}. Can this machine see the storage root? A path must be on a shared file system.")
     except StorageError as err:
         sys.exit(str(err))
     with keeper as state:
-        record = _read_record(root, options.job_id, plan, state.note)
-        succeeded = _run(plan, record, root, state, cloud_variables, options.driver_id)
+        # From here on the job waits in any case: the storage was there a moment ago.
+        patience = Patience(state.note)
+        record = patience.insist(lambda: _read_record(root, options.job_id, plan, state.note))
+        claim = patience.insist(lambda: read_claim(root, options.job_id))
+        secrets_key, secrets = _open_secrets(root, options.job_id, plan, patience)
+        inputs = _Inputs(plan, record, claim, secrets_key, secrets, cloud_variables)
+        succeeded = _run(inputs, root, state, options.driver_id)
     sys.exit(0 if succeeded else 1)
 
 
-def _run(
-    plan: JobPlan,
-    record: JobRecord,
-    root: StorageRoot,
-    state: StateKeeper,
-    cloud_variables: Mapping[str, str],
-    driver_id: str | None,
-) -> bool:
+@dataclass(frozen=True)
+class _Inputs:
+    """What the driver read of its job; ``secrets_key`` opens the sealed ``secrets``."""
+
+    plan: JobPlan
+    record: JobRecord
+    claim: str
+    secrets_key: str = field(repr=False)
+    secrets: Mapping[str, str] = field(repr=False)
+    cloud_variables: Mapping[str, str] = field(repr=False)
+
+
+def _run(inputs: _Inputs, root: StorageRoot, state: StateKeeper, driver_id: str | None) -> bool:
+    plan, record = inputs.plan, inputs.record
     job_id = record.job_id
-    secrets_key, secrets = _open_secrets(root, job_id, plan)
-    state.hide((*secrets.values(), secrets_key))
+    state.hide((*inputs.secrets.values(), inputs.secrets_key))
     set_train_environment(is_elastic=plan.min_num_nodes < plan.num_nodes)
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = _resources_per_node(plan)
     sinks = plan_sinks(plan.plugin, record, plan.env, state.note)
     variables = sink_variables(sinks, given={*plan.env, *plan.secret_names})
     plan = plan.model_copy(update={"env": {**variables.settings, **plan.env}})
-    secrets = {**variables.secrets, **secrets}
-    claim = read_claim(root, job_id)
+    secrets = {**variables.secrets, **inputs.secrets}
 
     def make_trainer(monitor: RayMonitor) -> MonitoredTrainer:
-        task = NodeTask(plan.model_dump_json(), job_id, claim, root, monitor, secrets, cloud_variables, secrets_key)
+        task = NodeTask(
+            plan.model_dump_json(),
+            job_id,
+            inputs.claim,
+            root,
+            monitor,
+            secrets,
+            inputs.cloud_variables,
+            inputs.secrets_key,
+        )
         # The monitor decides on restarts; Ray's own counters stay out of it.
         return _NodeTrainer(
             _run_node_loop,
@@ -168,14 +192,28 @@ def _read_record(root: StorageRoot, job_id: int, plan: JobPlan, note: Callable[[
         )
 
 
-def _open_secrets(root: StorageRoot, job_id: int, plan: JobPlan) -> tuple[str, dict[str, str]]:
+def _read_plan(root: StorageRoot, job_id: int, is_again: bool) -> JobPlan:
+    try:
+        return read_document(root, job_key(job_id, "plan.json"), JobPlan)
+    except NotFoundError as err:
+        if not is_again:
+            raise
+        # An earlier driver has read it: the file system of the root is not mounted any more.
+        raise StorageError(str(err)) from err
+
+
+def _open_secrets(root: StorageRoot, job_id: int, plan: JobPlan, patience: Patience) -> tuple[str, dict[str, str]]:
     # Removed from the environment, so that no process inherits the key.
     key = os.environ.pop(sealed_secrets.KEY_VARIABLE, "")
     with KeeperLine.open() as keeper:
         key = key or keeper.read_key()
         if not key and plan.secret_names:
             key = key_handover.ask_for_key(root, job_id, keep=keeper.keep_key)
-    return key, sealed_secrets.unseal(root, job_id, key) if key else {}
+    return key, patience.insist(lambda: sealed_secrets.unseal(root, job_id, key)) if key else {}
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from periflow_ray.private_files import create_private
 # A driver that lives longer than this did some work: the count of quick deaths begins anew.
 LONG_LIFE_S = 60.0
 MAX_QUICK_DEATHS = 3
+# Tells a driver that it is not the job's first one.
+AGAIN_OPTION = "--again"
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 # As credentials.cloud_environment has it; not imported, because that would cost this process 50 MB.
@@ -52,10 +54,10 @@ def main() -> int:
     cloud_file = _CloudFile(os.environ.get(_CLOUD_ENVIRONMENT_VARIABLE))
     key = b""
     num_quick_deaths = 0
+    argv = [sys.executable, "-m", "periflow_ray.runtime.driver", *sys.argv[1:]]
     while True:
         cloud_file.put_back()
         began_s = time.monotonic()
-        argv = [sys.executable, "-m", "periflow_ray.runtime.driver", *sys.argv[1:]]
         line, its_end = socket.socketpair()
         line.sendall(key + b"\n")
         its_fd = its_end.fileno()
@@ -76,6 +78,8 @@ def main() -> int:
             cloud_file.remove()
             return exit_code if exit_code >= 0 else 128 - exit_code
         print(f"the job's driver was killed by signal {-exit_code}; starting it again", file=sys.stderr, flush=True)
+        if AGAIN_OPTION not in argv:
+            argv.append(AGAIN_OPTION)
 
 
 class KeeperLine:

@@ -13,7 +13,7 @@ from typing import Literal
 import ray
 import ray.train
 
-from periflow_ray.errors import PeriflowRayError
+from periflow_ray.errors import PeriflowRayError, StorageError
 from periflow_ray.jobs.requests import KillNodeDrill, KillRankDrill, NoticeDrill, Request, StopRequest, UnknownRequest
 from periflow_ray.runtime.graceful_stop import GracefulStop
 from periflow_ray.runtime.job_requests import JobRequests
@@ -27,6 +27,7 @@ from periflow_ray.runtime.ray_private import find_cause
 from periflow_ray.runtime.ray_train.group_policy import MonitoredTrainer
 from periflow_ray.runtime.ray_train.train_run import forget_ray_checkpoints
 from periflow_ray.runtime.supervision import Supervision
+from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
 
 # A monitor or controller that lives longer than this did some work: the count of quick deaths begins anew.
@@ -122,6 +123,7 @@ class _Driver:
         self._setup = setup
         self._make_trainer = make_trainer
         self._stop = stop
+        self._patience = Patience(state.note, is_cancelled=lambda: stop.is_asked)
         self._monitor: RayMonitor | None = None
         self._trainer: MonitoredTrainer | None = None
 
@@ -138,7 +140,12 @@ class _Driver:
     def _run_once(self, may_restart: bool) -> JobEnd | None:
         """How the job ended; None if it is to be started again because a process of its own died."""
         setup = self._setup
-        forget_ray_checkpoints(self._root, self._job_id)
+        try:
+            self._patience.insist(lambda: forget_ray_checkpoints(self._root, self._job_id))
+        except (OSError, StorageError) as err:
+            if not self._stop.is_asked:
+                raise
+            return self._enter_stopped(err)
         with Supervision(
             self._root,
             self._job_id,
@@ -167,11 +174,10 @@ class _Driver:
                 self._end_attempt(supervision.monitor)
             ending = supervision.finish()
             if is_stopped:
-                self._state.enter("stopped", f"stopped: {self._stop.reason}")
-                return JobEnd("stopped", error=error, signum=self._stop.signum)
-            lost = "the monitor" if ending is None else "Ray Train's controller" if _is_actor_death(error) else None
+                return self._enter_stopped(error)
+            lost = _find_loss(ending, error)
             if lost is not None and may_restart:
-                self._state.note(f"{lost} of the job died; it is started again")
+                self._state.note(f"{lost}; it is started again")
                 return None
             ending = ending or Ending()
             if error is not None or ending.why_over is not None:
@@ -179,6 +185,10 @@ class _Driver:
                 return JobEnd("failed", error=error)
             self._state.enter("success", None)
             return JobEnd("success", result)
+
+    def _enter_stopped(self, error: BaseException | None) -> JobEnd:
+        self._state.enter("stopped", f"stopped: {self._stop.reason}")
+        return JobEnd("stopped", error=error, signum=self._stop.signum)
 
     def _end_group(self) -> None:
         """End the workers of a monitor that has died; ``fit`` raises then."""
@@ -202,11 +212,16 @@ class _Driver:
                 self._state.note(f"a request was refused: this job's version of periflow-ray does not know {text}")
 
 
-def _is_actor_death(error: BaseException | None) -> bool:
-    """Whether ``fit`` ended because an actor that it waited for died, and not because of what it ran."""
-    return isinstance(error, ray.exceptions.RayActorError) or isinstance(
+def _find_loss(ending: Ending | None, error: BaseException | None) -> str | None:
+    """Which process of its own a run lost, and with it what it could say of the job."""
+    if ending is None:
+        return "the monitor of the job died"
+    if isinstance(error, ray.exceptions.RayActorError) or isinstance(
         getattr(error, "controller_failure", None), ray.exceptions.RayActorError
-    )
+    ):
+        # It dies at once where it cannot write its mark into the storage.
+        return "Ray Train's controller of the job died"
+    return None
 
 
 def describe_error(ending: Ending, error: BaseException | None) -> str:

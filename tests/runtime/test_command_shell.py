@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.powerless_keeper import use_powerless_keeper
 
+from periflow_ray.jobs import claim_job_id, read_claim
 from periflow_ray.jobs.logs import LogWriter
 from periflow_ray.plan import build_plan, find_vm
 from periflow_ray.runtime.command_jobs.shell import CommandShell
@@ -36,8 +37,9 @@ def test_a_process_that_cannot_be_ended_is_told_and_the_next_attempt_has_other_d
     )
     plan = build_plan(spec, find_vm("local"), storage_uri=root.uri)
     notes: list[str] = []
+    claim_job_id(root)
     with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
-        shell = CommandShell(plan, root, 1, 0, "claim", {}, log, notes.append)
+        shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), {}, log, notes.append)
         shell.prepare(1)
         first = shell.output_dir
         shell.start(AttemptStart(1, 1), Links(lambda step, replace_waiting: None, lambda step: None))

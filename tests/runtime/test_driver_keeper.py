@@ -71,7 +71,8 @@ def test_a_driver_that_ends_by_itself_has_said_how_the_job_stands(keep, exit_cod
 def test_a_driver_that_is_killed_is_started_again(keep):
     keeper = keep("[ $run -lt 3 ] && kill -KILL $$; exit 0")
     assert keeper.finish() == (0, [RESTARTED] * 2)
-    assert keeper.num_runs == 3
+    first = "-m periflow_ray.runtime.driver --job-id 7"
+    assert keeper.runs.read_text().splitlines() == [first, f"{first} --again", f"{first} --again"]
 
 
 def test_a_driver_that_is_killed_at_once_again_and_again_is_given_up(keep):

@@ -45,7 +45,7 @@ class LoneMonitor(Monitor):
         attempt = Attempt(1, ("group-1", 0), 1)
         attempt.add(MemberFacts(0, 1, node_rank=0, address="127.0.0.1", port=0, ray_node_id="ray-node-0"))
         self._context.begin(attempt)
-        attempt.resume_at(await self._checkpoints.begin_attempt())
+        attempt.resume_at(await self._checkpoints.begin_attempt(self._context.patience(lambda: True)))
 
     async def close(self) -> None:
         await self._checkpoints.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 import sys
 import threading
 import time
@@ -12,8 +11,10 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from periflow_ray.errors import PeriflowRayError
+from periflow_ray.jobs import require_job
 from periflow_ray.jobs.attempts import EndCause
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.member.insistent import InsistentMonitor
@@ -39,6 +40,7 @@ from periflow_ray.runtime.monitor.contract import (
 )
 from periflow_ray.runtime.monitor.drills import die
 from periflow_ray.store.checkpoints import Manifest
+from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer
 
@@ -138,8 +140,9 @@ class Member:
         try:
             with contextlib.ExitStack() as stack:
                 stack.callback(self._shell.close)
-                snapshots_dir = self._shell.prepare(start.attempt)
-                self._restored = self._restore(start.checkpoint)
+                patience = Patience(self._note, look=lambda: require_job(self._root, self._job_id, start.claim))
+                snapshots_dir = patience.insist(lambda: self._prepare(start.attempt))
+                self._restored = self._restore(start.checkpoint, patience)
                 reporter = Reporter(
                     self._monitor, start.attempt, self._facts.member, start.report_interval_s, self._shell.take_records
                 )
@@ -171,20 +174,23 @@ class Member:
             traceback.print_exc()
             return self._failure(f"periflow-ray failed: {type(err).__name__}: {err}")
 
-    def _restore(self, checkpoint: Manifest | None) -> Manifest | None:
+    def _prepare(self, attempt: int) -> Path:
+        try:
+            return self._shell.prepare(attempt)
+        except BaseException:
+            # It may be tried again.
+            self._shell.close()
+            raise
+
+    def _restore(self, checkpoint: Manifest | None, patience: Patience) -> Manifest | None:
         """Fill the output folder with the newest checkpoint that all members can restore; returns that one."""
         output_dir = self._shell.output_dir
         if output_dir is None:
             return None
         target = output_dir if self._shell.brings_files else None
-        restored = restore_agreed(
-            self._root, self._monitor, self._facts.member, self._facts.node_rank, checkpoint, target
+        return restore_agreed(
+            self._root, self._monitor, self._facts.member, self._facts.node_rank, checkpoint, target, patience
         )
-        if restored is None and target is not None:
-            # What an earlier attempt wrote but never saved as a checkpoint must not be taken for one.
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir(parents=True, exist_ok=True)
-        return restored
 
     def _run_user_code(
         self, start: AttemptStart, reporter: Reporter, uploads: CheckpointUploads | None

@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 from periflow_ray.errors import StorageError
+from periflow_ray.jobs import require_job
 from periflow_ray.private_files import is_own_directory, make_own_directory, make_private_directories
 from periflow_ray.store.keys import job_key, leads_out
 from periflow_ray.store.read_only import remove_tree
@@ -38,6 +39,7 @@ class Sandbox:
         self.job_dir = _base_dir() / f"{root_key}-{job_id}"
         self._name = f"node-{node_rank}"
         self.directory = self._find_directory()
+        self._claim_file = self.directory / "claim"
         self.root_dir = self.directory / "root"
         self.snapshots_dir = self.directory / "snapshots"
         # A Unix-domain socket's path may have 107 bytes at most, so it must not lie below a long TMPDIR.
@@ -53,11 +55,10 @@ class Sandbox:
             PermissionError: the directory of all sandboxes is another user's, or others may write to it.
         """
         make_own_directory(self.job_dir.parent)
-        owner = self.directory / "claim"
-        if not owner.exists() or owner.read_text() != claim:
+        if not self._claim_file.exists() or self._claim_file.read_text() != claim:
             remove_tree(self.directory)
         make_private_directories(self.directory)
-        owner.write_text(claim)
+        self._claim_file.write_text(claim)
         make_private_directories(self.root_dir)
         shutil.rmtree(self.snapshots_dir, ignore_errors=True)
         make_private_directories(self.snapshots_dir)
@@ -81,6 +82,8 @@ class Sandbox:
             with tarfile.open(archive) as packed:
                 _extract(packed, target)
             archive.unlink()
+        else:
+            require_job(root, job_id, self._claim_file.read_text())
         ready.touch()
 
     def abandon(self) -> None:

@@ -23,6 +23,7 @@ from periflow_ray.runtime.monitor.pending_checkpoint import PendingCheckpoint
 from periflow_ray.runtime.monitor.restore_agreement import RestoreAgreement
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import LocalFile, Manifest
+from periflow_ray.store.patience import Patience
 from periflow_ray.store.size_text import format_size
 
 # How long a failed attempt lasts for the sake of a checkpoint that is almost there.
@@ -75,8 +76,12 @@ class Checkpoints:
         """What became of the checkpoint that ``require_all_nodes`` asked for."""
         return self._agreed
 
-    async def begin_attempt(self) -> Manifest | None:
-        """Forget what the attempt before left unsettled, after its last commit; returns what to resume from."""
+    async def begin_attempt(self, patience: Patience) -> Manifest | None:
+        """Forget what the attempt before left unsettled, after its last commit; returns what to resume from.
+
+        Args:
+            patience: with a storage that is away.
+        """
         for pending in list(self._pending.values()):
             if pending.settling is not None:
                 await pending.is_written.wait()
@@ -88,15 +93,21 @@ class Checkpoints:
         self._agreed = AgreedSave()
         self.num_commits, self.newest_commit = 0, None
         self._context.checkpoints.tell()
+        newest, committed = await asyncio.to_thread(patience.insist, self._look_at_storage)
+        self._kept.begin_attempt(newest, committed)
+        return newest
+
+    def _look_at_storage(self) -> tuple[Manifest | None, Sequence[str]]:
+        """The checkpoint to resume from, and the names of all; what nobody committed is deleted."""
         root, job_id = self._context.root, self._context.job_id
+        # Where it seems to be gone, its checkpoints do as well: the job must not begin anew.
+        self._context.require_job()
         if self._created_by is None:
             # A manifest without its author is worth more than an attempt that does not begin.
             with contextlib.suppress(NotFoundError, DocumentError):
-                self._created_by = (await asyncio.to_thread(read_record, root, job_id)).created_by
-        swept = await asyncio.to_thread(checkpoints.sweep, root, job_id, _CUT_SHORT, self._kept.names)
-        newest = await self._restores.find_checkpoint()
-        self._kept.begin_attempt(newest, swept.committed)
-        return newest
+                self._created_by = read_record(root, job_id).created_by
+        swept = checkpoints.sweep(root, job_id, _CUT_SHORT, self._kept.names)
+        return self._restores.find_checkpoint(), swept.committed
 
     # Restoring.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from periflow_ray.jobs import read_claim, require_job
 from periflow_ray.jobs.attempts import EndCause
 from periflow_ray.jobs.succession import Ownership, leave_to_successor
 from periflow_ray.runtime.monitor.attempt import Attempt
 from periflow_ray.runtime.monitor.changes import Changes
 from periflow_ray.runtime.monitor.contract import EndAttempt, Order
 from periflow_ray.runtime.monitor.rules import JobRules
+from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
 
 
@@ -37,6 +39,7 @@ class JobContext:
         self._orders = Changes()
         self._store_event = store_event
         self._event_thread = ThreadPoolExecutor(1, thread_name_prefix="events")
+        self._claim: str | None = None
         self._ownership = Ownership(root, job_id, rules.driver_id)
 
     def require_ownership(self) -> None:
@@ -48,6 +51,22 @@ class JobContext:
         if self._ownership.is_lost():
             leave_to_successor(self.job_id)
 
+    def require_job(self) -> None:
+        """See to it that the storage root still has the job. Waits for the storage.
+
+        Raises:
+            OSError, StorageError: it has not, or does not answer.
+        """
+        if self._claim is None:
+            self._claim = read_claim(self.root, self.job_id)
+        else:
+            require_job(self.root, self.job_id, self._claim)
+
+    @property
+    def claim(self) -> str:
+        """What tells the job from another one that had its number, once an attempt has begun."""
+        return self._claim or ""
+
     def write_event(self, kind: str, text: str) -> None:
         """Add to the job's events."""
         # Elsewhere, because a storage that hangs must not hold up the members.
@@ -56,6 +75,10 @@ class JobContext:
     def note(self, text: str) -> None:
         """A sentence for the user that changes nothing."""
         self.write_event("note", text)
+
+    def patience(self, is_cancelled: Callable[[], bool]) -> Patience:
+        """With a storage that is away when somebody has to wait for it."""
+        return Patience(self.note, is_cancelled=is_cancelled)
 
     def begin(self, attempt: Attempt) -> None:
         """Put an attempt in the place of the one before; whoever waits for orders of that one is sent away."""

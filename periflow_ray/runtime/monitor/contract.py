@@ -54,6 +54,7 @@ class AttemptStart:
         checkpoint: where to resume; None at the beginning.
         report_interval_s: how often to report, so that the monitor of many members keeps up.
         is_over: the job has ended, and there is nothing left to do but to leave.
+        claim: tells the job from another one that had its number.
     """
 
     attempt: int
@@ -63,6 +64,7 @@ class AttemptStart:
     checkpoint: Manifest | None = None
     report_interval_s: float = 0.5
     is_over: bool = False
+    claim: str = ""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,13 @@ class Membership:
             REPORT_INTERVAL_S if facts is first else max(REPORT_INTERVAL_S, len(attempt.members) / MAX_REPORTS_PER_S)
         )
         return AttemptStart(
-            attempt.number, attempt.num_members, first.address, first.port, attempt.checkpoint, interval_s
+            attempt.number,
+            attempt.num_members,
+            first.address,
+            first.port,
+            attempt.checkpoint,
+            interval_s,
+            claim=self._context.claim,
         )
 
     def start(self, number: int, member: int) -> None:
@@ -263,7 +269,8 @@ class Membership:
             # From now on, whatever members of the attempt before say is refused.
             self._context.begin(attempt)
             self._num_unborn_groups = 0
-            attempt.resume_at(await self._checkpoints.begin_attempt())
+            patience = self._context.patience(lambda: self._is_over)
+            attempt.resume_at(await self._checkpoints.begin_attempt(patience))
             await self._history.begin(attempt)
             attempt.is_prepared = True
         finally:

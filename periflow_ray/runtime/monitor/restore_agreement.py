@@ -21,11 +21,9 @@ class RestoreAgreement:
         self._unusable: set[str] = set()
         self._choosing = asyncio.Lock()
 
-    async def find_checkpoint(self) -> Manifest | None:
-        """The newest committed checkpoint that nobody found damaged."""
-        return await asyncio.to_thread(
-            checkpoints.latest_committed, self._context.root, self._context.job_id, self._unusable
-        )
+    def find_checkpoint(self) -> Manifest | None:
+        """The newest committed checkpoint that nobody found damaged; waits for the storage."""
+        return checkpoints.latest_committed(self._context.root, self._context.job_id, self._unusable)
 
     async def settle(self, member: int, name: str, problem: str | None) -> RestoreVerdict:
         """Take in what became of a member's restore and wait for the others; see ``Monitor.settle_restore``."""
@@ -49,5 +47,6 @@ class RestoreAgreement:
             if name not in self._unusable and is_candidate:
                 return RestoreVerdict(True, candidate)
             if is_candidate:
-                attempt.resume_at(await self.find_checkpoint())
+                patience = self._context.patience(lambda: attempt.cause is not None)
+                attempt.resume_at(await asyncio.to_thread(patience.insist, self.find_checkpoint))
             return RestoreVerdict(False, attempt.checkpoint)
