@@ -58,22 +58,19 @@ def run_chaos(
         training.submit()
         say("the training runs")
         end_s = time.monotonic() + 60 * minutes
-        may_have_ended = False
         for planned in plan_events(seed, names_for(training.storage.kind, only)):
             if time.monotonic() > end_s:
                 break
             event = EVENTS[planned.name]
             try:
                 if event.needs_quiet:
-                    _recover(training, BOUND_S, may_have_ended)
+                    _recover(training, BOUND_S)
                 time.sleep(planned.pause_s)
                 say(str(planned))
                 said = event.act(training, random.Random(planned.seed))
-                may_have_ended |= event.may_end_job
                 recovery_s = None
                 if not planned.is_joined or event.needs_quiet:
-                    recovery_s = _recover(training, event.bound_s, may_have_ended)
-                    may_have_ended = False
+                    recovery_s = _recover(training, event.bound_s)
                     check_while_running(training)
             except Exception as err:
                 raise BrokenPromiseError(_describe(training, str(planned), err)) from err
@@ -81,7 +78,7 @@ def run_chaos(
             recovery = "" if recovery_s is None else f"; {recovery_s:.1f} s until new steps were saved"
             say(f"   {said}{recovery}; attempt {training.attempts()[-1].number}")
         try:
-            _recover(training, BOUND_S, may_have_ended)
+            _recover(training, BOUND_S)
             training.hurry()
             wait_until(lambda: training.status() in ("success", "failed", "stopped"), "the job ends", ENDS_WITHIN_S)
             check_at_end(training)
@@ -100,8 +97,8 @@ def _describe(training: Training, when: str, err: Exception) -> str:
     return "\n".join(lines)
 
 
-def _recover(training: Training, bound_s: float, may_have_ended: bool) -> float:
-    """Wait until the job has saved new steps; one that may have ended is resumed. Returns the seconds that it took."""
+def _recover(training: Training, bound_s: float) -> float:
+    """Wait until the job has saved new steps. Returns the seconds that it took."""
     began_s = time.monotonic()
     known = set(training.committed())
     found: set[str] = set()
@@ -118,9 +115,5 @@ def _recover(training: Training, bound_s: float, may_have_ended: bool) -> float:
         training.restore_machines()
         # Only the command asks the cluster whether a job that says nothing is alive.
         view = training.view()
-        if view["status"] in ("failed", "stopped", "success"):
-            assert may_have_ended, f"the job has ended: {view}"
-            resumed = training.resume()
-            assert resumed.exit_code == 0, resumed
-            may_have_ended = False
+        assert view["status"] not in ("failed", "stopped", "success"), f"the job has ended: {view}"
     return time.monotonic() - began_s

@@ -18,7 +18,6 @@ class Event:
     Args:
         act: does it, and returns in a few words to whom; raises AssertionError if it shows a broken promise. All
             that it chooses comes from the random numbers that it is given.
-        may_end_job: whether the job may have ended afterwards, so that it is resumed.
         needs_quiet: whether it only means something to a job that makes steps; no other event is joined to it.
         storages: kinds of storage that can have it; empty for all.
         bound_s: within this time the job makes steps and saves them again.
@@ -26,7 +25,6 @@ class Event:
 
     name: str
     act: Callable[[Training, random.Random], str]
-    may_end_job: bool = False
     needs_quiet: bool = False
     storages: tuple[str, ...] = ()
     bound_s: float = BOUND_S

@@ -14,6 +14,7 @@ from chaos_run.events.event import Event
 from chaos_run.training import KINDS, Training
 
 APPEARS_WITHIN_S = 60.0
+ENDS_WITHIN_S = 90.0
 
 
 def find_victim(training: Training, chance: random.Random, kind: str) -> int:
@@ -34,13 +35,23 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _kill(kind: str, may_end_job: bool = False) -> Event:
+def _kill(kind: str) -> Event:
     def act(training: Training, chance: random.Random) -> str:
         pid = find_victim(training, chance, kind)
         send(pid, signal.SIGKILL)
         return f"process {pid}"
 
-    return Event(f"kill {kind}", act, may_end_job)
+    return Event(f"kill {kind}", act)
+
+
+def _kill_keeper(training: Training, chance: random.Random) -> str:
+    pid = find_victim(training, chance, "driver's keeper")
+    send(pid, signal.SIGKILL)
+    # It is what Ray knows of the job: without it the cluster takes the job for over, and so the driver saves and ends.
+    wait_until(lambda: training.view()["status"] in ("failed", "stopped"), "the job has ended", ENDS_WITHIN_S)
+    resumed = training.resume()
+    assert resumed.exit_code == 0, resumed
+    return f"process {pid}, and resumed"
 
 
 def _choose_machine(training: Training, chance: random.Random) -> Machine:
@@ -64,8 +75,8 @@ def _switch_off(training: Training, chance: random.Random) -> str:
 
 
 EVENTS = [
-    # The driver's keeper is what Ray knows of the job: without it the cluster takes the job for ended.
-    *(_kill(kind, may_end_job=kind == "driver's keeper") for kind in KINDS),
+    *(_kill(kind) for kind in KINDS if kind != "driver's keeper"),
+    Event("kill driver's keeper", _kill_keeper),
     Event("kill raylet", _kill_raylet),
     Event("switch machine off", _switch_off),
 ]
