@@ -15,6 +15,7 @@ from periflow_ray.cli.format import NOTHING, format_time, format_value, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import storage_option
 from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
+from periflow_ray.cli.plain_text import escape_cell
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.jobs import read_record
 from periflow_ray.jobs.checkpoint_status import CheckpointEntry, find_entry, list_all
@@ -99,13 +100,19 @@ def view(checkpoint_id: str, root: StorageRoot, output: str) -> None:
     """
     entry = find_entry(root, resolve_id(root, checkpoint_id))
     files = entry.manifest.files if entry.manifest is not None else ()
+    links = [one for one in entry.manifest.entries if one.link_to is not None] if entry.manifest is not None else []
 
     def draw(console: Console) -> None:
         panels: dict[str, Any] = {"Overview": build_fields(_overview(entry))}
         if files:
-            # Where nodes' files of one name differ, the other nodes' stand below their node's key.
-            sizes = {file.key.removeprefix("files/"): file.size for file in files}
+            # Where nodes' files of one name differ, the other nodes' stand below their node.
+            sizes = {
+                f"node-{file.node_rank}/{file.path}" if file.key.startswith("node-") else file.path: file.size
+                for file in files
+            }
             panels["Files"] = build_file_tree("/", sizes)
+        if links:
+            panels["Links"] = build_fields({escape_cell(link.path): link.link_to or "" for link in links})
         draw_panels(console, panels)
 
     document = {
@@ -121,6 +128,7 @@ def view(checkpoint_id: str, root: StorageRoot, output: str) -> None:
             }
             for file in files
         ],
+        "links": [{"path": link.path, "link_to": link.link_to, "node_rank": link.node_rank} for link in links],
     }
     write_output(output, document, draw)
 

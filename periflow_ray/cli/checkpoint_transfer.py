@@ -17,15 +17,16 @@ from periflow_ray.errors import CorruptCheckpointError, StorageError, UsageError
 from periflow_ray.jobs.user import user_name
 from periflow_ray.store.checkpoints import find_checkpoint, restore, verify
 from periflow_ray.store.checkpoints.damage import find_saved, set_aside, take_back
-from periflow_ray.store.checkpoints.files import select_files
+from periflow_ray.store.checkpoints.files import select_content
 from periflow_ray.store.checkpoints.imports import link_checkpoint, upload_checkpoint_dir
-from periflow_ray.store.checkpoints.manifest import Manifest, StoredFile
+from periflow_ray.store.checkpoints.manifest import Manifest, StoredEntry, StoredFile
 from periflow_ray.store.checkpoints.restoring import is_partly_restored
 from periflow_ray.store.checkpoints.verifying import Problem
 from periflow_ray.store.checksum import is_checksum_of
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
 from periflow_ray.store.transfer import Transfer
+from periflow_ray.store.trees import TreeEntry, TreeFile, walk_tree
 
 
 @click.command()
@@ -52,12 +53,12 @@ def download(checkpoint_id: str, dest: Path | None, node_rank: int, root: Storag
       periflow-ray checkpoint download 12
     """
     manifest = find_checkpoint(root, resolve_id(root, checkpoint_id))
-    files = select_files(manifest, node_rank)
+    files, entries = select_content(manifest, node_rank)
     target = dest or Path(manifest.checkpoint)
     size = sum(file.size for file in files)
     what = f"{len(files)} files, {format_size(size)}"
     if _has_files(target):
-        if not _is_download_of(target, files):
+        if not _is_download_of(target, files, entries):
             raise UsageError(
                 f"'{target}' is not empty and holds something else than this checkpoint. Give another directory: -d DIR"
             )
@@ -87,10 +88,16 @@ def upload(name: str, source_path: Path, step: int, root: StorageRoot) -> None:
     Example:
       periflow-ray checkpoint upload -n resnet-base -p ./resnet
     """
-    size = sum(path.stat().st_size for path in source_path.rglob("*") if path.is_file())
+    size = _measure(source_path)
     with _progress("Uploading", size) as on_bytes:
         manifest = upload_checkpoint_dir(
-            root, source_path, name, step=step, created_by=user_name(), transfer=Transfer(root, on_bytes=on_bytes)
+            root,
+            source_path,
+            name,
+            step=step,
+            created_by=user_name(),
+            transfer=Transfer(root, on_bytes=on_bytes),
+            on_skipped=lambda path, reason: click.echo(f"Left out: '{path}' {reason}.", err=True),
         )
     click.echo(f"Checkpoint '{name}' is uploaded: {_describe(manifest)}.", err=True)
 
@@ -197,11 +204,21 @@ def _has_files(target: Path) -> bool:
     return any(target.iterdir())
 
 
-def _is_download_of(target: Path, files: Sequence[StoredFile]) -> bool:
-    found = {path.relative_to(target).as_posix(): path for path in target.rglob("*") if not path.is_dir()}
-    if {path: found[path].stat().st_size for path in found} != {file.path: file.size for file in files}:
+def _measure(directory: Path) -> int:
+    if not directory.is_dir():
+        return 0
+    return sum(found.stat.st_size for found in walk_tree(directory) if isinstance(found, TreeFile))
+
+
+def _is_download_of(target: Path, files: Sequence[StoredFile], entries: Sequence[StoredEntry]) -> bool:
+    found = list(walk_tree(target))
+    sizes = {one.path: one.stat.st_size for one in found if isinstance(one, TreeFile)}
+    links = {one.path: one.link_to for one in found if isinstance(one, TreeEntry) and one.link_to is not None}
+    if sizes != {file.path: file.size for file in files}:
         return False
-    return all(is_checksum_of(found[file.path], file.checksum) for file in files)
+    if links != {entry.path: entry.link_to for entry in entries if entry.link_to is not None}:
+        return False
+    return all(is_checksum_of(target / file.path, file.checksum) for file in files)
 
 
 def _describe(manifest: Manifest) -> str:

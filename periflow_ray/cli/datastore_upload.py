@@ -42,6 +42,7 @@ def upload(name: str, source_path: str, metadata_file: Path | None, root: Storag
             contents_only=source_path.endswith("/"),
             metadata=metadata,
             on_progress=on_progress,
+            on_skipped=lambda path, reason: click.echo(f"Left out: '{path}' {reason}.", err=True),
         )
     assert dataset.num_files is not None
     assert dataset.size_bytes is not None

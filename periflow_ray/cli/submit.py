@@ -95,6 +95,7 @@ def submit(
       periflow-ray submit --dry-run -f pf-template.yml
     """
     from periflow_ray.submit.environment import collect_env, collect_secrets
+    from periflow_ray.submit.workspace import scan_workspace, workspace_name
 
     overrides = {"name": name, "vm": vm, "experiment": experiment, "num_devices": num_devices}
     template = _read_template(config_file, overrides)
@@ -108,7 +109,7 @@ def submit(
         storage_credential=chosen_credential(),
         upload_bandwidth_bytes_per_s=upload_bandwidth_bytes_per_s,
         fsync=fsync,
-        workspace_dir_name=workspace_dir.resolve().name if workspace_dir is not None else None,
+        workspace_dir_name=workspace_name(workspace_dir) if workspace_dir is not None else None,
         extra_env=env,
         secret_names=tuple(secrets),
     )
@@ -119,7 +120,6 @@ def submit(
 
     from periflow_ray.cli.submit_notes import describe_unused
     from periflow_ray.submit.jobs import submit_job
-    from periflow_ray.submit.workspace import scan_workspace
 
     workspace = scan_workspace(workspace_dir) if workspace_dir is not None else None
     # An unusable root is known now, and not after an hour of training; nothing has been created yet.
@@ -133,6 +133,8 @@ def submit(
         from periflow_ray.store.size_text import format_size
 
         talk.print(f"{len(workspace.files)} files, {format_size(workspace.size)}")
+        for path, reason in workspace.skipped:
+            talk.print(f"Left out: '{path}' {reason}.", soft_wrap=True)
     for note in describe_unused(plan):
         talk.print(f"Note: {note}", soft_wrap=True)
     _ensure_experiment(root, plan, is_confirmed)

@@ -1,4 +1,4 @@
-"""Files of this machine: listed, whole or not there at all, copied inside the kernel where it can.
+"""Files of this machine: whole or not there at all, copied inside the kernel where it can.
 
 What is being written has a hidden name, ``.<name>.<8 hex digits>.periflow-partial``; one that a killed process left is
 harmless.
@@ -23,64 +23,6 @@ _READ_BYTES = 1 << 20
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL})
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})
 _NO_KERNEL_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EBADF})
-
-
-def walk_files(
-    directory: str | os.PathLike[str],
-    *,
-    follows_links: bool = True,
-    wants: Callable[[os.DirEntry[str]], bool] = lambda entry: True,
-    on_circle: Callable[[str], None] = lambda path: None,
-    on_other: Callable[[str], None] = lambda path: None,
-) -> Iterator[str]:
-    """Paths of the files below a directory, relative to it and with forward slashes, in the order of their names.
-
-    Links to directories are followed, but never in a circle; a link to a file counts as a file, and one to nothing as
-    nothing. A directory that goes while its files are listed has none.
-
-    Args:
-        follows_links: False lists every link in place of what it leads to.
-        wants: called with each entry; False leaves it out, and whatever is below it.
-        on_circle: called with the full path of a link to a directory that it is in.
-        on_other: called with the full path of what is neither file nor directory, or a link to nothing.
-    Raises:
-        OSError: the directory, or one below it, cannot be read.
-    """
-    top = os.path.realpath(directory)
-    # For each directory on the way down: what is left of it, its path here, and where it and those above really are.
-    levels = [(_list_sorted(os.fspath(directory)), "", top, frozenset({top}))]
-    while levels:
-        entries, prefix, real_directory, above = levels[-1]
-        entry = next(entries, None)
-        if entry is None:
-            levels.pop()
-        elif not wants(entry):
-            continue
-        elif entry.is_symlink() and not follows_links:
-            yield f"{prefix}{entry.name}"
-        elif _leads_to(entry.is_dir):
-            real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(real_directory, entry.name)
-            if real in above:
-                on_circle(entry.path)
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                levels.append((_list_sorted(entry.path), f"{prefix}{entry.name}/", real, above | {real}))
-        elif _leads_to(entry.is_file):
-            yield f"{prefix}{entry.name}"
-        else:
-            on_other(entry.path)
-
-
-def _leads_to(kind: Callable[[], bool]) -> bool:
-    try:
-        return kind()
-    except OSError:  # A link to itself, or to where this user may not look.
-        return False
-
-
-def _list_sorted(directory: str) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(directory) as entries:
-        return iter(sorted(entries, key=lambda entry: entry.name))
 
 
 def is_partial_name(name: str) -> bool:

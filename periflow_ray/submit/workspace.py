@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import tarfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
 from periflow_ray.errors import WorkspaceError
-from periflow_ray.store.local_files import walk_files
+from periflow_ray.store.trees import TreeEntry, TreeFile, walk_tree
 from periflow_ray.submit.ignore_patterns import parse_rules
 
 IGNORE_FILES = (".gitignore", ".pfignore")
@@ -25,15 +25,20 @@ NUM_LISTED_OFFENDERS = 10
 
 @dataclass(frozen=True)
 class Workspace:
-    """What will be packaged: paths relative to ``directory`` -> size in bytes."""
+    """What will be packaged.
+
+    Args:
+        name: below the mount path: ``-d ./cifar`` appears as ``<mount_path>/cifar``.
+        files: paths relative to ``directory`` -> size in bytes.
+        entries: directories and links.
+        skipped: full paths of what cannot be packaged, and why.
+    """
 
     directory: Path
-    files: dict[str, int]
-
-    @property
-    def name(self) -> str:
-        """The name below the mount path: ``-d ./cifar`` appears as ``<mount_path>/cifar``."""
-        return self.directory.name
+    name: str
+    files: Mapping[str, int]
+    entries: Sequence[TreeEntry] = ()
+    skipped: Sequence[tuple[str, str]] = ()
 
     @property
     def size(self) -> int:
@@ -54,9 +59,9 @@ def scan_workspace(directory: Path, max_bytes: int = MAX_WORKSPACE_BYTES) -> Wor
     if not resolved.is_dir():
         what = "is not a directory" if resolved.exists() else "does not exist"
         raise WorkspaceError(f"workspace '{directory}' {what}. Give the directory with your script: -d DIR")
-    if not resolved.name:
+    if not resolved.name or not workspace_name(directory):
         raise WorkspaceError(f"workspace '{directory}' is the root of the file system. Give a directory below it.")
-    workspace = Workspace(resolved, dict(sorted(_collect(resolved).items())))
+    workspace = _collect(resolved, workspace_name(directory))
     if workspace.size > max_bytes:
         raise WorkspaceError(_describe_offenders(directory, workspace, max_bytes))
     return workspace
@@ -69,8 +74,9 @@ def pack_workspace(workspace: Workspace, target: Path) -> None:
         WorkspaceError: a file cannot be read.
     """
     with tarfile.open(target, "w:gz", compresslevel=1) as archive:
-        root = archive.gettarinfo(workspace.directory, workspace.name)
-        archive.addfile(_anonymous(root))
+        archive.addfile(_describe_entry(workspace.name, TreeEntry("", None, workspace.directory.stat().st_mtime_ns)))
+        for entry in workspace.entries:
+            archive.addfile(_describe_entry(f"{workspace.name}/{entry.path}", entry))
         for relative in workspace.files:
             try:
                 _add_file(archive, workspace, relative)
@@ -78,7 +84,12 @@ def pack_workspace(workspace: Workspace, target: Path) -> None:
                 raise WorkspaceError(f"cannot read '{workspace.directory / relative}': {err.strerror or err}") from err
 
 
-def _collect(root: Path) -> dict[str, int]:
+def workspace_name(directory: Path) -> str:
+    """As the user calls it: a link keeps its own name, and ``.`` has one."""
+    return os.path.basename(os.path.abspath(directory))
+
+
+def _collect(root: Path, name: str) -> Workspace:
     rules_of = {root: _read_rules(root)}
 
     def is_wanted(entry: os.DirEntry[str]) -> bool:
@@ -96,12 +107,21 @@ def _collect(root: Path) -> dict[str, int]:
             rules_of[path] = [*rules, *_read_rules(path)]
         return True
 
+    files: dict[str, int] = {}
+    entries: list[TreeEntry] = []
+    skipped: list[tuple[str, str]] = []
     try:
-        # A link stays one where it leads to something inside, so none is followed.
-        found = walk_files(root, follows_links=False, wants=is_wanted)
-        return {path: _size_of(root / path, root) for path in found}
+        # Whoever wrote a link that leads out may be another one than who submits it, and have keys in mind.
+        for found in walk_tree(
+            root, follows_links_out=False, wants=is_wanted, on_skipped=lambda *what: skipped.append(what)
+        ):
+            if isinstance(found, TreeFile):
+                files[found.path] = found.stat.st_size
+            else:
+                entries.append(found)
     except OSError as err:
         raise WorkspaceError(f"cannot read '{err.filename or root}': {err.strerror or err}") from err
+    return Workspace(root, name, dict(sorted(files.items())), entries, skipped)
 
 
 def _read_rules(directory: Path) -> list[tuple[Path, GitIgnoreSpec]]:
@@ -128,34 +148,9 @@ def _is_ignored(path: Path, is_dir: bool, rules: list[tuple[Path, GitIgnoreSpec]
     return ignored
 
 
-def _size_of(path: Path, root: Path) -> int:
-    if not path.is_symlink():
-        return path.stat().st_size
-    _require_inside(path, root)
-    return 0
-
-
-def _require_inside(link: Path, root: Path) -> None:
-    """Whoever wrote the link may be another one than who submits it, and have keys in mind."""
-    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the link leads to itself.
-        if link.resolve().is_relative_to(root):
-            return
-    raise WorkspaceError(
-        f"'{link}' is a link to '{os.readlink(link)}', which is not in the workspace. Only what is in it goes to the "
-        "job's machines: copy it into the workspace, add the link to .pfignore, or make it a dataset (periflow-ray "
-        "datastore upload)."
-    )
-
-
 def _add_file(archive: tarfile.TarFile, workspace: Workspace, relative: str) -> None:
     path = workspace.directory / relative
     name = f"{workspace.name}/{relative}"
-    if path.is_symlink():
-        _require_inside(path, workspace.directory)
-        info = archive.gettarinfo(path, name)
-        info.linkname = os.path.relpath(path.resolve(), path.parent)
-        archive.addfile(_anonymous(info))
-        return
     # What has become a pipe since it was listed would never open, a link could lead anywhere.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -166,6 +161,16 @@ def _add_file(archive: tarfile.TarFile, workspace: Workspace, relative: str) -> 
         info.type = tarfile.REGTYPE
         info.size = os.fstat(file.fileno()).st_size
         archive.addfile(info, file)
+
+
+def _describe_entry(name: str, entry: TreeEntry) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.mtime = (entry.mtime_ns or 0) / 1e9
+    if entry.link_to is None:
+        info.type, info.mode = tarfile.DIRTYPE, 0o755
+    else:
+        info.type, info.mode, info.linkname = tarfile.SYMTYPE, 0o777, entry.link_to
+    return info
 
 
 def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:

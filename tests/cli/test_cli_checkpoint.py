@@ -117,6 +117,16 @@ def test_view_for_programs_has_every_file_with_its_checksum(run_cli, saved_root)
     assert document["created_by"] == "kim"
 
 
+def test_view_shows_links(run_cli, saved_root, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "step-5.pt").write_text("weights")
+    (tmp_path / "model" / "latest.pt").symlink_to("step-5.pt")
+    assert run_cli("checkpoint", "upload", "-n", "linked", "-p", str(tmp_path / "model")).exit_code == 0
+    assert "│  latest.pt  step-5.pt  │" in run_cli("checkpoint", "view", "linked").stdout
+    document = json.loads(run_cli("checkpoint", "view", "linked", "-o", "json").stdout)
+    assert document["links"] == [{"path": "latest.pt", "link_to": "step-5.pt", "node_rank": 0}]
+
+
 def test_view_says_why_a_checkpoint_is_partial(run_cli, saved_root):
     assert (
         "│  Reason   the job ended before it was committed  │"

@@ -19,7 +19,7 @@ from periflow_ray.runtime.monitor.attempt import Attempt
 from periflow_ray.runtime.monitor.client import MonitorClient
 from periflow_ray.runtime.monitor.contract import Assignment, AttemptStart, MemberFacts, Report, SnapshotId
 from periflow_ray.runtime.monitor.rules import JobRules
-from periflow_ray.store.checkpoints import LocalFile
+from periflow_ray.store.checkpoints import Content
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer, UploadItem
 
@@ -54,10 +54,10 @@ class ObservedMonitor(Monitor):
         return self._context.attempt.step_time_s() is not None
 
     async def begin_checkpoint(
-        self, attempt: int, node_rank: int, snapshot: SnapshotId, files: Sequence[LocalFile]
+        self, attempt: int, node_rank: int, snapshot: SnapshotId, content: Content
     ) -> Assignment:
         self.described.add((node_rank, snapshot))
-        return await super().begin_checkpoint(attempt, node_rank, snapshot, files)
+        return await super().begin_checkpoint(attempt, node_rank, snapshot, content)
 
 
 class Node:

@@ -25,7 +25,7 @@ from periflow_ray.runtime.member.reporter import Reporter
 from periflow_ray.runtime.member.shell import Records
 from periflow_ray.runtime.monitor.contract import Assignment, GivenUpSnapshot, SnapshotId
 from periflow_ray.sdk.session import SAVE_NOW
-from periflow_ray.store.checkpoints import describe_files, list_committed
+from periflow_ray.store.checkpoints import describe_tree, list_committed
 from periflow_ray.store.root import StorageRoot
 
 WHY = "node 1: RuntimeError: the call was lost"
@@ -39,7 +39,7 @@ async def give_up(monitor: ObservedMonitor, node_rank: int, snapshot: SnapshotId
 
 async def describe(node: Node, snapshot: SnapshotId) -> asyncio.Task[Assignment]:
     """Begin the node's part, which nobody ends."""
-    files = describe_files(node.output_dir)
+    files = describe_tree(node.output_dir)
     beginning = asyncio.create_task(node.monitor.begin_checkpoint(1, node.node_rank, snapshot, files))
     await wait_for(lambda: (node.node_rank, snapshot) in node.monitor.described)
     return beginning

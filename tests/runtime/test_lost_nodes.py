@@ -9,7 +9,7 @@ from simulated_nodes import ObservedMonitor, event_texts, failure_of, join_all, 
 
 from periflow_ray.jobs.attempts import read_attempts
 from periflow_ray.runtime.monitor.contract import Assignment, GroupLoss
-from periflow_ray.store.checkpoints import describe_files, latest_committed, list_checkpoint_names, list_committed
+from periflow_ray.store.checkpoints import describe_tree, latest_committed, list_checkpoint_names, list_committed
 
 ENDED = "node 1 ended before its files were copied"
 
@@ -23,7 +23,7 @@ def test_what_a_lost_node_says_after_the_next_attempt_began_is_not_heard(run_mon
         # From the first attempt: far ahead, with files of its own, and then broken.
         await monitor.report(report_of(1, 90, {2: 99, 3: 99}))
         await monitor.announce_snapshot(1, 1, (10, 1), report_of(1, 91, {2: 99, 3: 99}))
-        assert await monitor.begin_checkpoint(1, 1, (10, 1), describe_files(second.output_dir)) == Assignment("", ())
+        assert await monitor.begin_checkpoint(1, 1, (10, 1), describe_tree(second.output_dir)) == Assignment("", ())
         assert await monitor.end_checkpoint(1, 1, (10, 1), None) == "attempt 1 is over"
         await monitor.withdraw_snapshot(1, (10, 1), "no room")
         await monitor.leave(1, 1, failure_of(1))

@@ -28,7 +28,7 @@ from periflow_ray.spec import KeepBest
 from periflow_ray.store.checkpoints import (
     Manifest,
     StoredFile,
-    describe_files,
+    describe_tree,
     latest_committed,
     list_committed,
     read_manifest,
@@ -45,7 +45,7 @@ def test_a_checkpoint_of_two_nodes_is_committed_when_both_have_uploaded(run_moni
         metrics = [Metric(10, 0, 0, 1.0, {"loss": 0.5}), Metric(10, 1, 1, 1.0, {"loss": 9})]
         await pair[0].record(10, metrics)
         assert await save_all(pair, (10, 1)) == [None, None]
-        shared, *own = describe_files(pair[0].output_dir) + describe_files(pair[1].output_dir)[1:]
+        shared, *own = describe_tree(pair[0].output_dir).files + describe_tree(pair[1].output_dir).files[1:]
         manifest = await monitor.newest_commit()
         assert manifest is not None
         assert manifest == Manifest(
@@ -78,7 +78,7 @@ def test_a_file_that_is_equal_on_all_nodes_is_uploaded_by_the_first(run_monitor,
         pair = nodes(monitor)
         await join_all(pair)
         begun = await asyncio.gather(
-            *(monitor.begin_checkpoint(1, n.node_rank, (1, 1), describe_files(n.output_dir)) for n in pair)
+            *(monitor.begin_checkpoint(1, n.node_rank, (1, 1), describe_tree(n.output_dir)) for n in pair)
         )
         assert [(assignment.name, [file.key for file in assignment.files]) for assignment in begun] == [
             ("step-00000001", ["files/model.pt", "files/rng.pt"]),
@@ -208,7 +208,7 @@ def test_a_file_that_did_not_change_is_copied_within_the_storage_root(run_monito
         await node.join()
         assert await node.save((10, 1)) is None
         (node.output_dir / "rng.pt").write_bytes(b"another")
-        assignment = await monitor.begin_checkpoint(1, 0, (20, 1), describe_files(node.output_dir))
+        assignment = await monitor.begin_checkpoint(1, 0, (20, 1), describe_tree(node.output_dir))
         assert (assignment.name, [(file.path, file.copy_from) for file in assignment.files]) == (
             "step-00000020",
             [("model.pt", "step-00000010/files/model.pt"), ("rng.pt", None)],

@@ -18,7 +18,7 @@ from periflow_ray.runtime.monitor.changes import Changes
 from periflow_ray.runtime.monitor.contract import Rehearse
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.spec import KeepBest
-from periflow_ray.store.checkpoints import LocalFile
+from periflow_ray.store.checkpoints import Content, LocalFile
 
 NUM_COMMITS = 25
 NUM_FILES = 512
@@ -55,7 +55,7 @@ def test_settled_checkpoints_leave_memory(run_monitor, retention):
             files = [LocalFile(f"shard-{number:05d}-of-{NUM_FILES}.pt", 1, f"{step}") for number in range(NUM_FILES)]
             # Without the files themselves: half a million would take minutes.
             board.announce(0, (step, 1))
-            await board.begin(0, (step, 1), files)
+            await board.begin(0, (step, 1), Content(files))
             assert await board.finish(0, (step, 1), None) is None
         assert board.num_commits == 2 * NUM_COMMITS
         # The newest one is kept as it is; that is the same each time.

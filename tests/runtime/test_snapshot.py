@@ -120,7 +120,7 @@ def test_files_are_described_with_their_checksums_whether_linked_or_copied(outpu
     write(output_dir / "checkpoint.pt", b"second")
     second = snapshots.take(output_dir, "2-1")
     snapshots.release(first)
-    described = {file.path: (file.size, file.checksum) for file in snapshots.describe(second)}
+    described = {file.path: (file.size, file.checksum) for file in snapshots.describe(second).files}
     assert described == {
         name: ((output_dir / name).stat().st_size, checksum_file(output_dir / name))
         for name in ("checkpoint.pt", "frozen.pt")
@@ -138,14 +138,24 @@ def test_only_the_newest_snapshot_stays_after_its_upload(output_dir, snapshots):
     assert (second.directory.exists(), third.directory.exists()) == (False, True)
 
 
-def test_links_to_files_become_files_and_dangling_ones_are_left_out(output_dir, snapshots):
+def test_links_and_directories_are_described_and_only_files_are_copied(output_dir, snapshots):
     write(output_dir / "step-5.ckpt", b"five")
     (output_dir / "last.ckpt").symlink_to("step-5.ckpt")
     (output_dir / "dangling").symlink_to("nothing")
     (output_dir / "again").symlink_to(output_dir)
+    (output_dir / "empty").mkdir()
+    (output_dir / "step-5.ckpt").chmod(0o755)
+    os.utime(output_dir / "step-5.ckpt", ns=(1, 1_000_000_001))
     snapshot = snapshots.take(output_dir, "5-1")
-    assert read_all(snapshot) == {"step-5.ckpt": b"five", "last.ckpt": b"five"}
-    assert not (snapshot.directory / "last.ckpt").is_symlink()
+    assert read_all(snapshot) == {"step-5.ckpt": b"five"}
+    content = snapshots.describe(snapshot)
+    assert [(file.is_executable, file.mtime_ns) for file in content.files] == [(True, 1_000_000_001)]
+    assert [(entry.path, entry.link_to) for entry in content.entries] == [
+        ("again", "."),
+        ("dangling", "nothing"),
+        ("empty", None),
+        ("last.ckpt", "step-5.ckpt"),
+    ]
 
 
 def test_files_that_lightning_deletes_meanwhile_do_no_harm(output_dir, snapshots):

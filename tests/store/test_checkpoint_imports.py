@@ -10,6 +10,7 @@ from periflow_ray.errors import NotFoundError, StorageError, UsageError
 from periflow_ray.jobs.checkpoint_status import list_all
 from periflow_ray.store.checkpoints import (
     Manifest,
+    StoredEntry,
     StoredFile,
     checkpoint_key,
     find_checkpoint,
@@ -48,6 +49,7 @@ def test_a_directory_becomes_a_checkpoint_that_no_job_made(root, source, tmp_pat
         ),
         metrics={"top1": 0.75},
         created_by="ada",
+        entries=(StoredEntry("vocab"),),
     )
     assert find_checkpoint(root, "resnet-base") == manifest
     assert list_committed(root, None) == [manifest]

@@ -105,12 +105,13 @@ def test_a_directory_is_uploaded_under_its_name(root, source):
         num_files=2,
         size_bytes=38,
         content_id=dataset.content_id,
+        has_entries=True,
     )
     assert before_unix_s <= dataset.created_unix_s <= time.time()
     assert read_dataset(root, "cifar-10") == dataset
     assert list_datasets(root) == [dataset]
     assert (progress[0], progress[-1]) == (("reading", 8, 38), ("uploading", 38, 38))
-    assert root.list_names("datasets/cifar-10") == ["dataset.json", "files", "files.json"]
+    assert root.list_names("datasets/cifar-10") == ["dataset.json", "entries.json", "files", "files.json"]
 
 
 def test_a_trailing_slash_uploads_the_contents_only(root, source):
@@ -226,24 +227,25 @@ def test_a_name_is_used_once(root, source):
     assert read_dataset(root, "cifar") == first
 
 
-def test_a_source_without_an_end_or_without_files_is_refused(root, source, tmp_path):
+def test_a_source_without_files_is_refused(root, tmp_path):
     (tmp_path / "empty" / "inner").mkdir(parents=True)
-    (tmp_path / "loop" / "inner").mkdir(parents=True)
-    (tmp_path / "loop" / "inner" / "up").symlink_to(tmp_path / "loop")
-    (source / "gone").symlink_to(tmp_path / "gone")
     for path, message in (
         (tmp_path / "nowhere", f"'{tmp_path}/nowhere' does not exist."),
         (tmp_path / "empty", f"'{tmp_path}/empty' has no files."),
-        (source, f"'{source}/gone' is a link to nothing. Remove it, or put back what it points to."),
-        (
-            tmp_path / "loop",
-            f"'{tmp_path}/loop/inner/up' is a link to a directory that it is in: the files would have no end.",
-        ),
     ):
         with pytest.raises(UsageError) as caught:
             upload_dataset(root, "cifar", path, contents_only=True)
         assert str(caught.value) == message
     assert list_datasets(root) == []
+
+
+def test_what_cannot_be_kept_is_left_out_and_told(root, source, tmp_path):
+    (source / "gone").symlink_to(tmp_path / "gone")
+    os.mkfifo(source / "pipe")
+    skipped = []
+    dataset = upload_dataset(root, "cifar", source, contents_only=True, on_skipped=lambda *what: skipped.append(what))
+    assert skipped == [(f"{source}/gone", "is a link to nothing"), (f"{source}/pipe", "is a pipe")]
+    assert sizes_of(root, dataset) == {"labels.txt": 8, "train/img[1].bin": 30}
 
 
 def test_a_linked_dataset_stays_where_it_is_also_when_it_is_deleted(root, source):
@@ -314,6 +316,7 @@ def test_an_uploaded_dataset_gets_another_name_and_other_metadata(root, source):
         num_files=2,
         size_bytes=38,
         content_id=before.content_id,
+        has_entries=True,
     )
     assert list_datasets(root) == [after]
     assert root.list_files("datasets/cifar") == {}

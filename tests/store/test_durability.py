@@ -11,7 +11,7 @@ from support.trees import write_tree
 from periflow_ray.jobs import JobState, write_state
 from periflow_ray.runtime.member.uploads import bring_files
 from periflow_ray.runtime.monitor.contract import Assignment
-from periflow_ray.store.checkpoints import PlannedFile, commit, describe_files, destroy_committed, merge_files
+from periflow_ray.store.checkpoints import PlannedFile, commit, describe_tree, destroy_committed, merge_contents
 from periflow_ray.store.checkpoints.imports import upload_checkpoint_dir
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer
@@ -74,7 +74,7 @@ def test_files_and_directories_are_durable_before_the_manifest_and_that_before_a
 
 def test_what_is_copied_inside_the_root_keeps_its_new_names_too(root, disk, tmp_path):
     source = write_tree(tmp_path / "source", {"model.pt": b"weights"})
-    (file,) = merge_files({0: describe_files(source)})
+    (file,) = merge_contents({0: describe_tree(source)}).files
     bring_files(root, 1, Assignment("step-1", (file,)), source, Transfer(root))
     disk.events.clear()
     copied = PlannedFile(file.path, file.size, file.checksum, 0, file.key, copy_from=f"step-1/{file.key}")

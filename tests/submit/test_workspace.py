@@ -11,7 +11,8 @@ from rich.console import Console
 
 from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.errors import WorkspaceError
-from periflow_ray.submit.workspace import MAX_DEPTH, Workspace, pack_workspace, scan_workspace
+from periflow_ray.store.trees import TreeEntry
+from periflow_ray.submit.workspace import MAX_DEPTH, pack_workspace, scan_workspace, workspace_name
 
 
 @pytest.fixture
@@ -43,9 +44,14 @@ def test_a_workspace_arrives_as_it_was_below_its_own_name(directory, tmp_path):
     write(directory, "run me.sh", content="#!/bin/bash\n")
     (directory / "run me.sh").chmod(0o755)
     workspace = scan_workspace(directory)
-    assert workspace == Workspace(
-        directory, {"empty.txt": 0, "main.py": 16, "nets/.hidden": 0, "nets/resnet.py": 0, "run me.sh": 12}
-    )
+    assert workspace.files == {
+        "empty.txt": 0,
+        "main.py": 16,
+        "nets/.hidden": 0,
+        "nets/resnet.py": 0,
+        "run me.sh": 12,
+    }
+    assert workspace.entries == [TreeEntry("nets")]
     assert (workspace.name, workspace.size) == ("cifar", 28)
     node = pack_and_unpack(directory, tmp_path)
     assert sorted(str(path.relative_to(node)) for path in node.rglob("*") if path.is_file()) == [
@@ -60,7 +66,7 @@ def test_a_workspace_arrives_as_it_was_below_its_own_name(directory, tmp_path):
 
 
 def test_an_empty_workspace_is_an_empty_directory(directory, tmp_path):
-    assert scan_workspace(directory) == Workspace(directory, {})
+    assert scan_workspace(directory).files == {}
     assert list((pack_and_unpack(directory, tmp_path) / "cifar").iterdir()) == []
 
 
@@ -177,20 +183,34 @@ def test_links_inside_stay_links(directory, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "target", ["../shared/id_rsa", "../shared", "../missing", "itself", "inner/../../shared/id_rsa"]
+    "target", ["../shared/id_rsa", "../shared", "../missing", "inner/../../shared/id_rsa", "/etc/passwd"]
 )
-def test_a_link_that_leads_out_of_the_workspace_is_refused(directory, tmp_path, target):
+def test_a_link_that_leads_out_of_the_workspace_is_left_out_and_told(directory, tmp_path, target):
     """A repository that somebody cloned must not take the keys of this machine with it."""
     write(tmp_path, "shared/id_rsa")
     write(directory, "inner/main.py")
-    (directory / "itself").symlink_to(target)
-    with pytest.raises(WorkspaceError) as caught:
-        scan_workspace(directory)
-    assert str(caught.value) == (
-        f"'{directory}/itself' is a link to '{target}', which is not in the workspace. Only what is in it goes to the "
-        "job's machines: copy it into the workspace, add the link to .pfignore, or make it a dataset (periflow-ray "
-        "datastore upload)."
-    )
+    (directory / "out").symlink_to(target)
+    workspace = scan_workspace(directory)
+    assert workspace.skipped == [(f"{directory}/out", f"is a link to '{target}', which is not in it")]
+    node = pack_and_unpack(directory, tmp_path) / "cifar"
+    assert sorted(path.name for path in node.rglob("*")) == ["inner", "main.py"]
+
+
+def test_a_workspace_that_is_a_link_keeps_the_name_that_the_user_typed(directory, tmp_path):
+    write(directory, "main.py")
+    (tmp_path / "alias").symlink_to(directory)
+    assert workspace_name(tmp_path / "alias") == scan_workspace(tmp_path / "alias").name == "alias"
+    assert (pack_and_unpack(tmp_path / "alias", tmp_path) / "alias" / "main.py").exists()
+
+
+def test_times_and_empty_directories_arrive(directory, tmp_path):
+    write(directory, "old/main.py")
+    (directory / "out").mkdir()
+    for name, time_s in (("old/main.py", 1_500_000_000.25), ("old", 1_600_000_000.5), ("out", 1_400_000_000)):
+        os.utime(directory / name, (time_s, time_s))
+    node = pack_and_unpack(directory, tmp_path) / "cifar"
+    times = [(node / name).stat().st_mtime for name in ("old/main.py", "old", "out")]
+    assert times == [1_500_000_000.25, 1_600_000_000.5, 1_400_000_000]
 
 
 def test_what_was_replaced_after_it_was_listed_is_not_packed(directory, tmp_path):

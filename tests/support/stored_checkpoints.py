@@ -13,8 +13,8 @@ from periflow_ray.store.checkpoints import (
     checkpoint_key,
     choose_name,
     commit,
-    describe_files,
-    merge_files,
+    describe_tree,
+    merge_contents,
 )
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import upload_file
@@ -42,7 +42,8 @@ def save(
         node_rank: write_tree(tmp_path / f"snapshot-{job_id}-{name}-{node_rank}", contents)
         for node_rank, contents in contents_by_node.items()
     }
-    planned = merge_files({node_rank: describe_files(snapshot) for node_rank, snapshot in snapshots.items()}, previous)
+    plan = merge_contents({node_rank: describe_tree(snapshot) for node_rank, snapshot in snapshots.items()}, previous)
+    planned = plan.files
     for file in planned:
         key = checkpoint_key(job_id, name, file.key)
         if file.copy_from is not None:

@@ -159,6 +159,7 @@ class Member:
                             Transfer(self._root, bandwidth_bytes_per_s=self._bandwidth_bytes_per_s),
                             reporter.give_up,
                             lambda: list(self._shell.pids().values()),
+                            self._note,
                         )
                     )
                 self._monitor.start(start.attempt, self._facts.member)
@@ -177,8 +178,7 @@ class Member:
     def _prepare(self, attempt: int) -> Path:
         try:
             return self._shell.prepare(attempt)
-        except BaseException:
-            # It may be tried again.
+        except BaseException:  # It may be tried again.
             self._shell.close()
             raise
 

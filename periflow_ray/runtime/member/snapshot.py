@@ -15,14 +15,15 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from periflow_ray.store.checkpoints import LocalFile
+from periflow_ray.store.checkpoints import Content, LocalFile
 from periflow_ray.store.checksum import checksum_file
-from periflow_ray.store.local_files import copy_content, walk_files
+from periflow_ray.store.local_files import copy_content
+from periflow_ray.store.trees import FileFacts, TreeEntry, TreeFile, walk_tree
 
 # Writes within one tick of the kernel's clock (10 ms at most) may leave the same time stamp.
 _SAFE_AGE_NS = 50_000_000
@@ -43,11 +44,16 @@ class _Stamp:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of a directory; ``stamps`` are those of the originals that can be recognised as unchanged later."""
+    """A copy of a directory's files; ``stamps`` are those of the originals that can be recognised as unchanged later.
+
+    What the originals have besides their content is in ``files`` and ``entries``.
+    """
 
     source: Path
     directory: Path
     stamps: dict[str, _Stamp]
+    files: Sequence[FileFacts] = ()
+    entries: Sequence[TreeEntry] = ()
     are_maps_read: threading.Event = field(default_factory=threading.Event, repr=False)
 
 
@@ -59,18 +65,25 @@ class Snapshots:
     Args:
         directory: where to keep them; on the file system of what is copied, so that reflinks are possible.
         find_writers: ids of the processes that may write to what is copied.
+        on_skipped: see ``walk_tree``.
     """
 
-    def __init__(self, directory: Path, find_writers: Callable[[], Collection[int]] = lambda: ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        find_writers: Callable[[], Collection[int]] = lambda: (),
+        on_skipped: Callable[[str, str], None] = lambda path, reason: None,
+    ) -> None:
         self._directory = directory
         self._find_writers = find_writers
+        self._on_skipped = on_skipped
         self._newest: Snapshot | None = None
         self._released: list[Snapshot] = []
         self._checksums: dict[tuple[int, ...], str] = {}
         self._lock = threading.Lock()
 
     def take(self, source: Path, name: str) -> Snapshot:
-        """Copy a directory aside; links to files become files. Call ``release`` when it is no longer needed.
+        """Copy a directory's files aside; for links see ``walk_tree``. Call ``release`` when it is no longer needed.
 
         Raises:
             OSError: the copy failed, for example because the disk is full; nothing is left of it.
@@ -80,28 +93,34 @@ class Snapshots:
             target.mkdir(parents=True)
             if self._newest is not None:
                 self._forget_mapped(self._newest)
-            stamps = _copy_tree(source, target, self._newest)
+            files, entries = _list_tree(source, self._on_skipped)
+            stamps = _copy_files(files, source, target, self._newest)
         except OSError:
             shutil.rmtree(target, ignore_errors=True)
             raise
-        snapshot = Snapshot(source, target, stamps)
+        facts = [FileFacts(file.path, file.is_executable, file.stat.st_mtime_ns) for file in files]
+        snapshot = Snapshot(source, target, stamps, facts, entries)
         with self._lock:
             self._newest = snapshot
         return snapshot
 
-    def describe(self, snapshot: Snapshot) -> list[LocalFile]:
+    def describe(self, snapshot: Snapshot) -> Content:
         """Every file with size and checksum, by path; a file that was linked is not read again."""
         self._forget_mapped(snapshot)
         files = []
         checksums: dict[tuple[int, ...], str] = {}
-        for path in sorted(walk_files(snapshot.directory)):
-            stat = os.stat(snapshot.directory / path)
+        for facts in snapshot.files:
+            path = facts.path
+            try:
+                stat = os.stat(snapshot.directory / path)
+            except FileNotFoundError:  # It was deleted before it could be copied.
+                continue
             # Not the inode alone: its number is used again once the last link to it is gone.
             identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
             checksums[identity] = self._checksums.get(identity) or checksum_file(snapshot.directory / path)
-            files.append(LocalFile(path, stat.st_size, checksums[identity]))
+            files.append(LocalFile(path, stat.st_size, checksums[identity], facts.is_executable, facts.mtime_ns))
         self._checksums = checksums
-        return files
+        return Content(files, snapshot.entries)
 
     def _forget_mapped(self, snapshot: Snapshot) -> None:
         """Once for each snapshot, beside the training unless the next one comes first."""
@@ -124,13 +143,23 @@ class Snapshots:
             shutil.rmtree(released.directory, ignore_errors=True)
 
 
-def _copy_tree(source: Path, target: Path, previous: Snapshot | None) -> dict[str, _Stamp]:
-    paths = list(walk_files(source))
-    for parent in {os.path.dirname(path) for path in paths}:
+def _list_tree(source: Path, on_skipped: Callable[[str, str], None]) -> tuple[list[TreeFile], list[TreeEntry]]:
+    files: list[TreeFile] = []
+    entries: list[TreeEntry] = []
+    for found in walk_tree(source, on_skipped=on_skipped):
+        if isinstance(found, TreeFile):
+            files.append(found)
+        else:
+            entries.append(found)
+    return files, entries
+
+
+def _copy_files(files: list[TreeFile], source: Path, target: Path, previous: Snapshot | None) -> dict[str, _Stamp]:
+    for parent in {os.path.dirname(file.path) for file in files}:
         (target / parent).mkdir(parents=True, exist_ok=True)
     # Linking takes microseconds, so that threads would cost more than they save.
-    stamps = {} if previous is None else {path: _link_unchanged(source, target, path, previous) for path in paths}
-    changed = [path for path in paths if stamps.get(path) is None]
+    stamps = {} if previous is None else {file.path: _link_unchanged(file, target, previous) for file in files}
+    changed = [file.path for file in files if stamps.get(file.path) is None]
     if changed:
         with ThreadPoolExecutor(_NUM_COPIERS, thread_name_prefix="snapshot") as copiers:
             copied = copiers.map(lambda path: _copy_consistently(source / path, target / path), changed)
@@ -138,13 +167,13 @@ def _copy_tree(source: Path, target: Path, previous: Snapshot | None) -> dict[st
     return {path: stamp for path, stamp in stamps.items() if stamp is not None}
 
 
-def _link_unchanged(source: Path, target: Path, path: str, previous: Snapshot) -> _Stamp | None:
+def _link_unchanged(file: TreeFile, target: Path, previous: Snapshot) -> _Stamp | None:
     """The stamp of a file that is as it was in the previous snapshot and linked from there; else None."""
-    known = previous.stamps.get(path)
+    known = previous.stamps.get(file.path)
     try:
-        if known is None or _stamp_of(f"{source}/{path}") != known:
+        if known is None or _as_stamp(file.stat) != known:
             return None
-        os.link(f"{previous.directory}/{path}", f"{target}/{path}")
+        os.link(f"{previous.directory}/{file.path}", f"{target}/{file.path}")
     except OSError:  # It has just been deleted, or there are no hard links here.
         return None
     return known
@@ -184,6 +213,9 @@ def _find_mapped(pids: Collection[int]) -> set[str]:
     return mapped
 
 
-def _stamp_of(path: Path | str) -> _Stamp:
-    stat = os.stat(path)
+def _stamp_of(path: Path) -> _Stamp:
+    return _as_stamp(os.stat(path))
+
+
+def _as_stamp(stat: os.stat_result) -> _Stamp:
     return _Stamp(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)

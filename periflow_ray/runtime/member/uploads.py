@@ -25,6 +25,7 @@ from periflow_ray.store.transfer import Transfer, UploadItem
 # Snapshots taken and not yet settled; a further upload_checkpoint() waits until one is through.
 MAX_IN_FLIGHT = 2
 _NICENESS = 10
+MAX_SKIPPED_TOLD = 10
 
 
 class CheckpointUploads:
@@ -37,6 +38,7 @@ class CheckpointUploads:
         tell_given_up: takes a snapshot that could not be settled nevertheless, and why; it brings that to the monitor,
             if need be later.
         find_writers: ids of the node's ranks.
+        note: takes a sentence that the user should read.
     """
 
     def __init__(
@@ -50,13 +52,16 @@ class CheckpointUploads:
         transfer: Transfer,
         tell_given_up: Callable[[SnapshotId, str], None] = lambda snapshot, reason: None,
         find_writers: Callable[[], Collection[int]] = lambda: (),
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._root = root
         self._job_id = job_id
         self._node_rank = node_rank
         self._monitor = monitor
         self._attempt = attempt
-        self._snapshots = Snapshots(snapshots_dir, find_writers)
+        self._snapshots = Snapshots(snapshots_dir, find_writers, self._tell_skipped)
+        self._note = note
+        self._told_skipped: set[str] = set()
         self._transfer = transfer
         self._tell_given_up = tell_given_up
         self._changed = threading.Condition()
@@ -128,6 +133,11 @@ class CheckpointUploads:
             self._withdraw(replaced[0], f"replaced by that of step {step} before its upload")
             self._snapshots.release(replaced[1])
 
+    def _tell_skipped(self, path: str, reason: str) -> None:
+        if path not in self._told_skipped and len(self._told_skipped) < MAX_SKIPPED_TOLD:
+            self._told_skipped.add(path)
+            self._note(f"checkpoints are saved without '{path}': it {reason}")
+
     def _withdraw(self, snapshot_id: SnapshotId, reason: str) -> None:
         try:
             self._monitor.withdraw_snapshot(self._attempt, snapshot_id, reason)
@@ -159,8 +169,8 @@ class CheckpointUploads:
         """Bring this node's files to the storage root; returns why that failed."""
         _be_nice(self._root)
         try:
-            files = self._snapshots.describe(snapshot)
-            assignment = self._monitor.begin_checkpoint(self._attempt, self._node_rank, snapshot_id, files)
+            content = self._snapshots.describe(snapshot)
+            assignment = self._monitor.begin_checkpoint(self._attempt, self._node_rank, snapshot_id, content)
             bring_files(self._root, self._job_id, assignment, snapshot.directory, self._transfer)
         except Exception as err:
             if not isinstance(err, OSError | StorageError | MonitorLostError):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
 
 from periflow_ray.errors import StorageError
 from periflow_ray.jobs.attempts import AttemptRecord
@@ -45,7 +44,7 @@ from periflow_ray.runtime.monitor.repetition import Repetition
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.monitor.sinks import open_sinks
 from periflow_ray.runtime.monitor.waits import Waits
-from periflow_ray.store.checkpoints import LocalFile, Manifest
+from periflow_ray.store.checkpoints import Content, Manifest
 from periflow_ray.store.root import StorageRoot
 
 WATCH_INTERVAL_S = 0.5
@@ -104,11 +103,11 @@ class Monitor:
             self._checkpoints.withdraw(snapshot, reason)
 
     async def begin_checkpoint(
-        self, attempt: int, node_rank: int, snapshot: SnapshotId, files: Sequence[LocalFile]
+        self, attempt: int, node_rank: int, snapshot: SnapshotId, content: Content
     ) -> Assignment:
         if not self._is_current(attempt):
             return Assignment("", ())
-        return await self._checkpoints.begin(node_rank, snapshot, files)
+        return await self._checkpoints.begin(node_rank, snapshot, content)
 
     async def end_checkpoint(self, attempt: int, node_rank: int, snapshot: SnapshotId, error: str | None) -> str | None:
         if not self._is_current(attempt):

@@ -22,7 +22,7 @@ from periflow_ray.runtime.monitor.kept_checkpoints import KeptCheckpoints
 from periflow_ray.runtime.monitor.pending_checkpoint import PendingCheckpoint
 from periflow_ray.runtime.monitor.restore_agreement import RestoreAgreement
 from periflow_ray.store import checkpoints
-from periflow_ray.store.checkpoints import LocalFile, Manifest
+from periflow_ray.store.checkpoints import Content, Manifest, Plan
 from periflow_ray.store.patience import Patience
 from periflow_ray.store.size_text import format_size
 
@@ -144,7 +144,7 @@ class Checkpoints:
         if snapshot in self._outcomes:
             return
         pending = self._pending_of(snapshot)
-        if not pending.files_by_node:
+        if not pending.contents:
             if pending.error is None:
                 self._tell_failed(pending, reason)
             pending.abandon(reason)
@@ -154,12 +154,12 @@ class Checkpoints:
         pending.abandon(reason)
         self._context.checkpoints.tell()
 
-    async def begin(self, node_rank: int, snapshot: SnapshotId, files: Sequence[LocalFile]) -> Assignment:
+    async def begin(self, node_rank: int, snapshot: SnapshotId, content: Content) -> Assignment:
         """Describe a node's snapshot; returns the checkpoint's name and what this node has to bring."""
         if snapshot in self._outcomes:
             return Assignment("", ())
         pending = self._pending_of(snapshot)
-        pending.files_by_node[node_rank] = list(files)
+        pending.contents[node_rank] = content
         if pending.name is None:
             pending.name = asyncio.create_task(self._open(snapshot[0]))
         self._see_node(pending, node_rank)
@@ -169,7 +169,7 @@ class Checkpoints:
         except Exception as err:
             pending.abandon(_describe(err))
             return Assignment("", ())
-        return Assignment(name, tuple(file for file in pending.plan or () if file.node_rank == node_rank))
+        return Assignment(name, pending.files_of(node_rank))
 
     async def finish(self, node_rank: int, snapshot: SnapshotId, error: str | None) -> str | None:
         """A node's files are there (or its upload failed); None once the checkpoint is committed, else why not."""
@@ -227,13 +227,13 @@ class Checkpoints:
         for snapshot, pending in self._pending.items():
             if pending.settling is not None:
                 yield snapshot, "record it", set()
-            elif pending.error is None and pending.files_by_node and not pending.is_planned:
+            elif pending.error is None and pending.contents and not pending.is_planned:
                 # One without a session is told as such.
                 nodes = {node for node in pending.awaited_nodes if self._context.attempt.trains_on(node)}
                 if nodes:
                     yield snapshot, "save at this step", nodes
             elif pending.is_planned and pending.finished_nodes:
-                yield snapshot, "upload its files", set(pending.files_by_node) - pending.finished_nodes
+                yield snapshot, "upload its files", set(pending.contents) - pending.finished_nodes
 
     # The save that was announced to all ranks.
 
@@ -287,15 +287,15 @@ class Checkpoints:
         """Wait for a node no longer if it will not come; with the last one it is known who brings what."""
         if not self._is_awaited(pending, node_rank):
             pending.awaited_nodes.discard(node_rank)
-        if pending.files_by_node and not pending.awaited_nodes and not pending.is_planned:
+        if pending.contents and not pending.awaited_nodes and not pending.is_planned:
             restored = self._context.attempt.checkpoint
-            pending.plan = checkpoints.merge_files(pending.files_by_node, self._kept.newest, restored)
+            pending.plan = checkpoints.merge_contents(pending.contents, self._kept.newest, restored)
         if pending.is_planned:
             self._context.checkpoints.tell()
 
     def _is_awaited(self, pending: PendingCheckpoint, node_rank: int) -> bool:
         attempt = self._context.attempt
-        if node_rank in pending.files_by_node or not attempt.is_present(node_rank):
+        if node_rank in pending.contents or not attempt.is_present(node_rank):
             return False
         if node_rank in pending.announced_nodes:
             return True
@@ -315,14 +315,14 @@ class Checkpoints:
         self._context.checkpoints.tell()
 
     def _abandon_without_failed_nodes(self, pending: PendingCheckpoint) -> None:
-        missing = self._failed_nodes - set(pending.files_by_node)
+        missing = self._failed_nodes - set(pending.contents)
         if missing:
             pending.abandon(f"node {min(missing)} ended before its files were copied")
 
     def _finish_part(self, pending: PendingCheckpoint, node_rank: int) -> None:
         """A node has done, or given up, its part; with the last one it is decided what becomes of the checkpoint."""
         pending.finished_nodes.add(node_rank)
-        if pending.settling is None and pending.finished_nodes >= set(pending.files_by_node):
+        if pending.settling is None and pending.finished_nodes >= set(pending.contents):
             pending.settling = asyncio.create_task(self._settle(pending))
         self._context.checkpoints.tell()
 
@@ -339,11 +339,12 @@ class Checkpoints:
         try:
             if pending.name is not None:
                 name = await pending.name
-            if pending.error is None and not pending.plan:
+            plan = pending.plan or Plan([], [])
+            if pending.error is None and not plan.files:
                 pending.error = _EMPTY
             if name is not None and pending.error is None:
                 pending.is_committing = True
-                await self._commit(pending, self._describe(name, pending))
+                await self._commit(pending, self._describe(name, pending.snapshot, plan, pending.metrics))
         except Exception as err:
             # Whatever it was: those who wait for the checkpoint must hear of its end.
             pending.error = _describe(err)
@@ -382,19 +383,20 @@ class Checkpoints:
         )
         self._kept.add(manifest)
 
-    def _describe(self, name: str, pending: PendingCheckpoint) -> Manifest:
+    def _describe(self, name: str, snapshot: SnapshotId, plan: Plan, metrics: Mapping[str, object]) -> Manifest:
         attempt = self._context.attempt
         return Manifest(
             checkpoint=name,
             job_id=self._context.job_id,
-            step=pending.snapshot[0],
+            step=snapshot[0],
             attempt=attempt.number,
             world_size=attempt.num_devices,
             num_nodes=attempt.num_nodes,
             created_unix_s=time.time(),
             created_by=self._created_by,
-            files=tuple(file.as_stored() for file in pending.plan or ()),
-            metrics=pending.metrics,
+            files=tuple(file.as_stored() for file in plan.files),
+            entries=tuple(plan.entries),
+            metrics=metrics,
         )
 
     def _tell_failed(self, pending: PendingCheckpoint, reason: str) -> None:

@@ -9,7 +9,7 @@ Long because every call stands twice: what it promises, and how it is asked.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import ray
@@ -35,7 +35,7 @@ from periflow_ray.runtime.monitor.contract import (
     SnapshotId,
 )
 from periflow_ray.runtime.monitor.rules import JobRules
-from periflow_ray.store.checkpoints import LocalFile, Manifest
+from periflow_ray.store.checkpoints import Content, Manifest
 from periflow_ray.store.root import StorageRoot
 
 if TYPE_CHECKING:
@@ -101,9 +101,7 @@ class MonitorClient(Protocol):
     def withdraw_snapshot(self, attempt: int, snapshot: SnapshotId, reason: str) -> None:
         """A node that announced a snapshot does not upload it."""
 
-    def begin_checkpoint(
-        self, attempt: int, node_rank: int, snapshot: SnapshotId, files: Sequence[LocalFile]
-    ) -> Assignment:
+    def begin_checkpoint(self, attempt: int, node_rank: int, snapshot: SnapshotId, content: Content) -> Assignment:
         """Describe a node's snapshot; waits until it is known which files this node has to bring."""
 
     def end_checkpoint(self, attempt: int, node_rank: int, snapshot: SnapshotId, error: str | None) -> str | None:
@@ -208,10 +206,8 @@ class MonitorCalls:
     def withdraw_snapshot(self, attempt: int, snapshot: SnapshotId, reason: str) -> None:
         self._ask(Monitor.withdraw_snapshot, attempt, snapshot, reason)
 
-    def begin_checkpoint(
-        self, attempt: int, node_rank: int, snapshot: SnapshotId, files: Sequence[LocalFile]
-    ) -> Assignment:
-        return self._ask(Monitor.begin_checkpoint, attempt, node_rank, snapshot, files)
+    def begin_checkpoint(self, attempt: int, node_rank: int, snapshot: SnapshotId, content: Content) -> Assignment:
+        return self._ask(Monitor.begin_checkpoint, attempt, node_rank, snapshot, content)
 
     def end_checkpoint(self, attempt: int, node_rank: int, snapshot: SnapshotId, error: str | None) -> str | None:
         return self._ask(Monitor.end_checkpoint, attempt, node_rank, snapshot, error)

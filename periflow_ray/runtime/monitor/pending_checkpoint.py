@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from periflow_ray.runtime.monitor.contract import SnapshotId
-from periflow_ray.store.checkpoints import LocalFile, PlannedFile
+from periflow_ray.store.checkpoints import Content, Plan, PlannedFile
 
 
 @dataclass
@@ -23,8 +23,8 @@ class PendingCheckpoint:
     awaited_nodes: set[int]
     name: asyncio.Task[str] | None = None
     announced_nodes: set[int] = field(default_factory=set)
-    files_by_node: dict[int, list[LocalFile]] = field(default_factory=dict)
-    plan: list[PlannedFile] | None = None
+    contents: dict[int, Content] = field(default_factory=dict)
+    plan: Plan | None = None
     finished_nodes: set[int] = field(default_factory=set)
     settling: asyncio.Task[None] | None = None
     metrics: dict[str, object] = field(default_factory=dict)
@@ -40,17 +40,21 @@ class PendingCheckpoint:
         """Whether it is decided who brings which file."""
         return self.plan is not None
 
+    def files_of(self, node_rank: int) -> tuple[PlannedFile, ...]:
+        """What a node has to bring."""
+        return () if self.plan is None else tuple(file for file in self.plan.files if file.node_rank == node_rank)
+
     def abandon(self, reason: str) -> None:
         """Give it up, unless all of its files are there: then whatever happens does not make it less."""
         if self.is_committing:
             return
         self.error = self.error or reason
-        self.plan = self.plan or []
+        self.plan = self.plan or Plan([], [])
 
     @property
     def nodes(self) -> set[int]:
         """Those that came to it."""
-        return {*self.announced_nodes, *self.files_by_node}
+        return {*self.announced_nodes, *self.contents}
 
     def waits_for(self, node_rank: int) -> bool:
         """Whether this node came to it and has not come to the end of its part."""

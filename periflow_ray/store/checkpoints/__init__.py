@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from periflow_ray.store.checkpoints.files import describe_files, merge_files
+from periflow_ray.store.checkpoints.files import Content, Plan, describe_tree, merge_contents
 from periflow_ray.store.checkpoints.lifecycle import (
     begin,
     choose_name,
@@ -26,6 +26,7 @@ from periflow_ray.store.checkpoints.manifest import (
     LocalFile,
     Manifest,
     PlannedFile,
+    StoredEntry,
     StoredFile,
     UploadNote,
     checkpoint_key,
@@ -35,16 +36,19 @@ from periflow_ray.store.checkpoints.verifying import verify
 
 __all__ = [
     "CheckpointSummary",
+    "Content",
     "LocalFile",
     "Manifest",
+    "Plan",
     "PlannedFile",
+    "StoredEntry",
     "StoredFile",
     "UploadNote",
     "begin",
     "checkpoint_key",
     "choose_name",
     "commit",
-    "describe_files",
+    "describe_tree",
     "destroy",
     "destroy_committed",
     "find_checkpoint",
@@ -53,7 +57,7 @@ __all__ = [
     "list_committed",
     "map_names",
     "mark_failed",
-    "merge_files",
+    "merge_contents",
     "put_into_trash",
     "read_manifest",
     "read_summaries",

@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
-from periflow_ray.store.checkpoints.files import FilesPlace, describe_files, merge_files
+from periflow_ray.store.checkpoints.files import FilesPlace, describe_tree, merge_contents
 from periflow_ray.store.checkpoints.lifecycle import begin, commit, destroy, mark_failed
 from periflow_ray.store.checkpoints.manifest import (
     DELETED,
     MANIFEST,
     Manifest,
+    StoredEntry,
     StoredFile,
     checkpoint_key,
     is_own_name,
 )
 from periflow_ray.store.checkpoints.trash import purge
 from periflow_ray.store.checkpoints.verifying import measure_files
-from periflow_ray.store.local_files import walk_files
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer, UploadItem
+from periflow_ray.store.trees import TreeFile, walk_tree
 
 
 def upload_checkpoint_dir(
@@ -35,10 +36,12 @@ def upload_checkpoint_dir(
     created_by: str | None = None,
     metrics: Mapping[str, Any] | None = None,
     transfer: Transfer | None = None,
+    on_skipped: Callable[[str, str], None] = lambda path, reason: None,
 ) -> Manifest:
-    """Copy the files of a directory into the storage root as a committed checkpoint.
+    """Copy a directory into the storage root as a committed checkpoint.
 
     Args:
+        on_skipped: see ``walk_tree``.
         step: training steps done in it, as far as known.
         transfer: how to move bytes into ``root``; None for the usual way.
     Raises:
@@ -49,21 +52,22 @@ def upload_checkpoint_dir(
     if not source.is_dir():
         raise UsageError(f"'{source}' is not a directory. Give the directory that holds the checkpoint's files.")
     stamps = _read_stamps(source)
-    files = describe_files(source)
-    if not files:
+    content = describe_tree(source, on_skipped)
+    if not content.files:
         raise UsageError(f"there are no files in '{source}'.")
     # What an upload that was cut short left behind is not part of this one.
     destroy(root, None, name)
     begin(root, None, name, step, attempt=0)
-    planned = merge_files({0: files})
+    plan = merge_contents({0: content})
     try:
         (transfer or Transfer(root)).upload_files(
-            [UploadItem(source / file.path, checkpoint_key(None, name, file.key)) for file in planned]
+            [UploadItem(source / file.path, checkpoint_key(None, name, file.key)) for file in plan.files]
         )
         changed = dict(_read_stamps(source).items() ^ stamps.items())
         if changed:
             raise StorageError(f"'{min(changed)}' changed while it was uploaded; nothing is stored. Try again")
-        manifest = _describe(name, step, created_by, metrics, tuple(file.as_stored() for file in planned))
+        files = tuple(file.as_stored() for file in plan.files)
+        manifest = _describe(name, step, created_by, metrics, files, tuple(plan.entries))
         commit(root, manifest)
     except BaseException as err:
         # Also for Ctrl-C; what cannot be told to the storage root is cleared by the next upload of this name.
@@ -109,7 +113,7 @@ def link_checkpoint(
         if on_file is not None:
             on_file(path, sizes[path])
     destroy(root, None, name)
-    manifest = _describe(name, step, created_by, metrics, tuple(files), linked.uri, credential)
+    manifest = _describe(name, step, created_by, metrics, tuple(files), (), linked.uri, credential)
     commit(root, manifest)
     return manifest
 
@@ -135,8 +139,8 @@ def _check_new_name(root: StorageRoot, name: str) -> None:
 
 def _read_stamps(directory: Path) -> dict[Path, tuple[int, int]]:
     """What changes when a file does: size and time of the last write."""
-    stats = {directory / path: (directory / path).stat() for path in walk_files(directory)}
-    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+    files = (found for found in walk_tree(directory) if isinstance(found, TreeFile))
+    return {directory / file.path: (file.stat.st_size, file.stat.st_mtime_ns) for file in files}
 
 
 def _describe(
@@ -145,6 +149,7 @@ def _describe(
     created_by: str | None,
     metrics: Mapping[str, Any] | None,
     files: tuple[StoredFile, ...],
+    entries: tuple[StoredEntry, ...],
     uri: str | None = None,
     credential: str | None = None,
 ) -> Manifest:
@@ -157,6 +162,7 @@ def _describe(
         num_nodes=1,
         created_unix_s=time.time(),
         files=files,
+        entries=entries,
         metrics=dict(metrics or {}),
         created_by=created_by,
         uri=uri,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from periflow_ray.errors import CorruptCheckpointError, DamagedDocumentError
 from periflow_ray.store.documents import dump_document, parse_document
 from periflow_ray.store.keys import job_key
+from periflow_ray.store.trees import TreeEntry
 
 MANIFEST = "manifest.json"
 UPLOADING = "uploading.json"
@@ -24,22 +25,39 @@ _OWN_NAME = re.compile(r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file of a snapshot: path relative to it, size in bytes, and checksum."""
+    """A file of a snapshot: path relative to it, size in bytes, and checksum.
+
+    ``mtime_ns``, when it was changed last in nanoseconds since 1970, does not count when files are compared.
+    """
 
     path: str
     size: int
     checksum: str
+    is_executable: bool = False
+    mtime_ns: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a checkpoint; ``key`` is relative to the checkpoint's directory (or to the manifest's URI)."""
+    """A file of a checkpoint; ``key`` is relative to the checkpoint's directory (or to the manifest's URI).
+
+    ``mtime_ns`` is None where it is not known: of a linked checkpoint, and of one that an early version saved.
+    """
 
     path: str
     size: int
     checksum: str
     node_rank: int
     key: str
+    is_executable: bool = False
+    mtime_ns: int | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class StoredEntry(TreeEntry):
+    """A directory or link of a checkpoint, as node ``node_rank`` had it."""
+
+    node_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,9 @@ class PlannedFile(StoredFile):
 
     def as_stored(self) -> StoredFile:
         """The file as the manifest lists it, wherever it came from."""
-        return StoredFile(self.path, self.size, self.checksum, self.node_rank, self.key)
+        return StoredFile(
+            self.path, self.size, self.checksum, self.node_rank, self.key, self.is_executable, self.mtime_ns
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +82,8 @@ class Manifest:
     """What a committed checkpoint consists of. Times in Unix seconds, sizes in bytes.
 
     ``job_id`` is None for a checkpoint that no job made; ``attempt`` and ``world_size`` are 0 then. ``uri`` is where
-    the files of a linked checkpoint are, opened with ``credential``; None means beside the manifest.
+    the files of a linked checkpoint are, opened with ``credential``; None means beside the manifest. ``entries`` are
+    the directories and symbolic links.
     """
 
     checkpoint: str
@@ -77,6 +98,7 @@ class Manifest:
     created_by: str | None = None
     uri: str | None = None
     credential: str | None = None
+    entries: tuple[StoredEntry, ...] = ()
 
     @property
     def checkpoint_id(self) -> str:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from periflow_ray.errors import CorruptCheckpointError, NotFoundError, StorageError
-from periflow_ray.store.checkpoints.files import FilesPlace, open_place, select_files
+from periflow_ray.store.checkpoints.files import FilesPlace, open_place, select_content
 from periflow_ray.store.checkpoints.manifest import Manifest, StoredFile
 from periflow_ray.store.checkpoints.verifying import Problem, compare_checksums, compare_sizes
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import DownloadItem, Transfer
+from periflow_ray.store.trees import FileFacts, make_entries, set_facts
 
 
 def restore(
@@ -41,7 +42,7 @@ def restore(
     place = open_place(root, manifest)
     if transfer is None or manifest.uri is not None:
         transfer = Transfer(place.root, on_bytes=on_bytes)
-    files = select_files(manifest, node_rank)
+    files, entries = select_content(manifest, node_rank)
     # A link to a directory stays what it is, and the directory it leads to is replaced.
     target = target.resolve()
     partial, marker = _beside(target, "restoring"), _beside(target, "restoring.json")
@@ -49,6 +50,8 @@ def restore(
         _refuse_damaged(manifest, compare_sizes(place, files))
         _open_partial(partial, marker, json.dumps([root.uri, manifest.checkpoint_id, manifest.created_unix_s]))
         _download(place, manifest, files, partial, transfer)
+        make_entries(partial, entries)
+        set_facts(partial, [FileFacts(file.path, file.is_executable, file.mtime_ns) for file in files], entries)
     except CorruptCheckpointError:
         _discard(partial)
         marker.unlink(missing_ok=True)
@@ -65,6 +68,11 @@ def is_partly_restored(target: Path) -> bool:
 def _download(
     place: FilesPlace, manifest: Manifest, files: Sequence[StoredFile], partial: Path, transfer: Transfer
 ) -> None:
+    # Links and times come last; what a restore that was cut short made of them would be in the way.
+    for top, directories, names in os.walk(partial):
+        for link in (os.path.join(top, name) for name in (*directories, *names)):
+            if os.path.islink(link):
+                os.unlink(link)
     targets = {file.path: partial / file.path for file in files}
     for parent in {target.parent for target in targets.values()}:
         parent.mkdir(parents=True, exist_ok=True)

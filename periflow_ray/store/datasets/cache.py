@@ -234,7 +234,9 @@ def _measure(directory: Path) -> Iterator[tuple[str, int]]:
     for parent, _, names in os.walk(directory):
         for name in names:
             path = os.path.join(parent, name)
-            yield os.path.relpath(path, directory), os.stat(path).st_size
+            # A link has no size of its own, and what it leads to may not be there.
+            if not os.path.islink(path):
+                yield os.path.relpath(path, directory), os.stat(path).st_size
 
 
 def _read_max_bytes() -> int | None:

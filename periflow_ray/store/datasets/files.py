@@ -6,17 +6,17 @@ import hashlib
 import json
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from periflow_ray.errors import StorageError, UsageError
 from periflow_ray.store.checksum import checksum_file
-from periflow_ray.store.keys import leads_out
-from periflow_ray.store.local_files import walk_files
+from periflow_ray.store.keys import key_of_file, leads_out
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.trees import FileFacts, TreeEntry, TreeFile, refuse_entry, walk_tree
 
 _NUM_READERS = 8
 # What the file systems of fsspec call the mark of a file's version: S3, Azure, Google, directories, memory.
@@ -29,7 +29,8 @@ class DatasetFile:
 
     ``checksum`` is known of uploaded files; ``version``, whatever the bucket tells one content from the next by, of
     linked ones. ``pack`` is the pack that an uploaded file is stored in, ``offset`` where it begins there; None of both
-    when it is stored as a file.
+    when it is stored as a file, under ``key`` where not every storage takes its path for one. What it has besides its
+    content does not count when files are compared; for ``mtime_ns`` see ``TreeEntry``.
     """
 
     path: str
@@ -38,11 +39,19 @@ class DatasetFile:
     version: str | None = None
     pack: str | None = None
     offset: int | None = None
+    key: str | None = None
+    is_executable: bool = field(default=False, compare=False)
+    mtime_ns: int | None = field(default=None, compare=False)
 
     @property
     def stored_key(self) -> str:
         """Where an uploaded file is, below the dataset's own key."""
-        return f"files/{self.path}" if self.pack is None else f"packs/{self.pack}"
+        return f"packs/{self.pack}" if self.pack is not None else self.key or f"files/{self.path}"
+
+    @property
+    def facts(self) -> FileFacts:
+        """What it has besides its content."""
+        return FileFacts(self.path, self.is_executable, self.mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,6 @@ class SourceFile:
 
     source: Path
     file: DatasetFile
-    mtime_ns: int
 
     @property
     def is_unchanged(self) -> bool:
@@ -60,37 +68,39 @@ class SourceFile:
             found = self.source.stat()
         except FileNotFoundError:
             return False
-        return (found.st_size, found.st_mtime_ns) == (self.file.size, self.mtime_ns)
+        return (found.st_size, found.st_mtime_ns) == (self.file.size, self.file.mtime_ns)
 
 
 def describe_source(
-    source: Path, contents_only: bool, on_bytes: Callable[[int, int], None] | None = None
-) -> tuple[SourceFile, ...]:
-    """Find the files of a directory, or a single file, and read their checksums.
-
-    Symbolic links are followed: a dataset consists of files. Empty directories are left out.
+    source: Path,
+    contents_only: bool,
+    on_bytes: Callable[[int, int], None] | None = None,
+    on_skipped: Callable[[str, str], None] = lambda path, reason: None,
+) -> tuple[tuple[SourceFile, ...], tuple[TreeEntry, ...]]:
+    """Find what is in a directory, or a single file, and read the files' checksums.
 
     Args:
         contents_only: leave the directory's own name out of the paths.
         on_bytes: called with the number of bytes read and the number of all bytes.
+        on_skipped: see ``walk_tree``, also for what becomes of links.
     Raises:
-        UsageError: the source does not exist, has no files, or has something in it that is not a file.
+        UsageError: the source does not exist, or has no files.
     """
     if not source.exists():
         raise UsageError(f"'{source}' does not exist.")
-    found = dict(_walk(source, contents_only))
+    found, entries = _walk(source, contents_only, on_skipped)
     if not found:
         raise UsageError(f"'{source}' has no files.")
-    total_bytes = sum(path.stat().st_size for path in found.values())
+    total_bytes = sum(file.stat.st_size for file in found.values())
     read_bytes = 0
     described = []
     with ThreadPoolExecutor(_NUM_READERS) as pool:
-        for one in pool.map(_describe, found.values(), found):
+        for one in pool.map(_describe, found, found.values()):
             described.append(one)
             read_bytes += one.file.size
             if on_bytes is not None:
                 on_bytes(read_bytes, total_bytes)
-    return tuple(described)
+    return tuple(described), tuple(entries)
 
 
 def describe_change(changed: Sequence[SourceFile]) -> UsageError:
@@ -105,7 +115,16 @@ def describe_change(changed: Sequence[SourceFile]) -> UsageError:
 def dump_files(files: Sequence[DatasetFile]) -> list[dict[str, Any]]:
     """The files as JSON, without what a manifest does not keep; see ``parse_entries``."""
     documents = [
-        {"path": file.path, "size": file.size, "checksum": file.checksum, "pack": file.pack, "offset": file.offset}
+        {
+            "path": file.path,
+            "size": file.size,
+            "checksum": file.checksum,
+            "pack": file.pack,
+            "offset": file.offset,
+            "key": file.key,
+            "is_executable": file.is_executable or None,
+            "mtime_ns": file.mtime_ns,
+        }
         for file in files
     ]
     return [{key: value for key, value in document.items() if value is not None} for document in documents]
@@ -121,10 +140,29 @@ def identify_content(files: Sequence[DatasetFile], uri: str = "") -> str:
     return hashlib.sha256("\n".join([uri, *sorted(lines)]).encode()).hexdigest()
 
 
-def refuse_outsiders(files: Sequence[DatasetFile], dataset: str) -> None:
-    """Raises StorageError if a stored list has a file that would lie elsewhere than in the dataset's directory."""
+def identify_facts(files: Sequence[DatasetFile], entries: Sequence[TreeEntry]) -> str:
+    """A digest that is equal when all is that there is besides paths and content; empty when nothing is known of it."""
+    lines = [json.dumps([file.path, file.is_executable, file.mtime_ns]) for file in files if file.mtime_ns is not None]
+    lines += [json.dumps([entry.path, entry.link_to, entry.mtime_ns]) for entry in entries]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest() if lines else ""
+
+
+def name_keys(described: Sequence[SourceFile]) -> tuple[SourceFile, ...]:
+    """Say where files are stored whose paths not every storage takes for keys."""
+    named = []
+    for one in described:
+        key = key_of_file("files", one.file.path)
+        is_path = key == f"files/{one.file.path}"
+        named.append(one if is_path else replace(one, file=replace(one.file, key=key)))
+    return tuple(named)
+
+
+def refuse_outsiders(files: Sequence[DatasetFile], entries: Sequence[TreeEntry], dataset: str) -> None:
+    """Raises StorageError if a stored list has something that would lie elsewhere than in the dataset's directory."""
+    for problem in filter(None, map(refuse_entry, entries)):
+        raise StorageError(f"{dataset} is refused: entries.json has {problem} the dataset's directory")
     for file in files:
-        if leads_out(file.path) or (file.pack is not None and leads_out(file.pack)):
+        if any(leads_out(path) for path in (file.path, file.pack, file.key) if path is not None):
             raise StorageError(
                 f"{dataset} is refused: files.json has a file '{file.path}', which does not stay inside the dataset's "
                 "directory"
@@ -157,29 +195,29 @@ def list_versions(root: StorageRoot) -> tuple[DatasetFile, ...]:
     return tuple(files)
 
 
-def _walk(source: Path, contents_only: bool) -> Iterator[tuple[str, Path]]:
-    """Paths in the dataset and files here, sorted."""
+def _walk(
+    source: Path, contents_only: bool, on_skipped: Callable[[str, str], None]
+) -> tuple[dict[str, TreeFile], list[TreeEntry]]:
+    """Files by their paths in the dataset, sorted, and what else there is."""
     if source.is_file():
-        yield source.name, source
-        return
+        return {source.name: TreeFile(source.name, os.fspath(source), source.stat())}, []
     # Made absolute without following links: "." has a name then, and a link keeps the one the user typed.
     top = Path(os.path.abspath(source))
-    base = top if contents_only else top.parent
-    for path in walk_files(top, on_circle=_refuse_circle, on_other=_refuse_other):
-        yield (top / path).relative_to(base).as_posix(), top / path
+    prefix = "" if contents_only else f"{top.name}/"
+    files: dict[str, TreeFile] = {}
+    entries = [] if contents_only else [TreeEntry(top.name, None, top.stat().st_mtime_ns)]
+    for found in walk_tree(top, on_skipped=on_skipped):
+        if isinstance(found, TreeFile):
+            files[f"{prefix}{found.path}"] = found
+        else:
+            entries.append(replace(found, path=f"{prefix}{found.path}"))
+    return files, entries
 
 
-def _refuse_circle(path: str) -> None:
-    raise UsageError(f"'{path}' is a link to a directory that it is in: the files would have no end.")
-
-
-def _refuse_other(path: str) -> None:
-    if not os.path.exists(path):
-        raise UsageError(f"'{path}' is a link to nothing. Remove it, or put back what it points to.")
-    raise UsageError(f"'{path}' is neither a file nor a directory.")
-
-
-def _describe(source: Path, path: str) -> SourceFile:
-    # Asked before reading, so that a change while it is read is seen.
-    found = source.stat()
-    return SourceFile(source, DatasetFile(path, found.st_size, checksum_file(source)), found.st_mtime_ns)
+def _describe(path: str, found: TreeFile) -> SourceFile:
+    # What the file was before it is read, so that a change meanwhile is seen.
+    checksum = checksum_file(Path(found.full_path))
+    file = DatasetFile(
+        path, found.stat.st_size, checksum, is_executable=found.is_executable, mtime_ns=found.stat.st_mtime_ns
+    )
+    return SourceFile(Path(found.full_path), file)

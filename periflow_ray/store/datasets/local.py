@@ -12,12 +12,13 @@ from pathlib import Path
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.names import HUGGINGFACE_PREFIX
 from periflow_ray.store.datasets.cache import CacheUse, DatasetCache
-from periflow_ray.store.datasets.files import identify_content
+from periflow_ray.store.datasets.files import identify_content, identify_facts
 from periflow_ray.store.datasets.huggingface import save_huggingface_dataset
 from periflow_ray.store.datasets.packs import download_packs
-from periflow_ray.store.datasets.records import list_dataset_files, locate_dataset, read_dataset
+from periflow_ray.store.datasets.records import list_dataset_entries, list_dataset_files, locate_dataset, read_dataset
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import DownloadItem, Transfer
+from periflow_ray.store.trees import make_entries, set_facts
 
 _NUM_WORKERS = 16
 
@@ -87,7 +88,7 @@ def open_dataset(
                 "a file system that every node mounts at this path, or upload it to the storage root."
             )
         return LocalDataset(path, None)
-    files = list_dataset_files(root, dataset)
+    files, entries = list_dataset_files(root, dataset), list_dataset_entries(root, dataset)
     if not files:
         raise NotFoundError(f"dataset '{name}' has no files: there is nothing at '{dataset.uri}'")
 
@@ -106,13 +107,16 @@ def open_dataset(
         ]
         Transfer(place, num_workers=_NUM_WORKERS, on_bytes=count).download_files(items)
         _remove_others(directory, {file.path for file in files})
+        make_entries(directory, entries)
+        set_facts(directory, [file.facts for file in files], entries)
         if dataset.is_linked and list_dataset_files(root, dataset) != files:
             raise StorageError(f"dataset '{name}' changed at '{dataset.uri}' while it was fetched. Run the job again.")
 
     content_id = identify_content(files, dataset.uri if dataset.is_linked else "")
+    facts_id = identify_facts(files, entries)
     size_bytes = sum(file.size for file in files)
     use = (cache or DatasetCache()).open(
-        _cache_key(name, content_id), fetch, size_bytes=size_bytes, on_wait=tell_waiting
+        _cache_key(name, content_id, facts_id), fetch, size_bytes=size_bytes, on_wait=tell_waiting
     )
     return LocalDataset(use.path, use)
 
@@ -125,5 +129,6 @@ def _remove_others(directory: Path, paths: Collection[str]) -> None:
                 path.unlink()
 
 
-def _cache_key(name: str, content_id: str) -> str:
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[:100]}-{content_id[:32]}"
+def _cache_key(name: str, content_id: str, facts_id: str = "") -> str:
+    ids = f"{content_id[:32]}-{facts_id[:16]}" if facts_id else content_id[:32]
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[:100]}-{ids}"

@@ -2,8 +2,11 @@
 
 datasets/<name>/dataset.json      written last: the dataset exists when it does
 datasets/<name>/files.json        of an uploaded one: path, size and checksum of every file
+datasets/<name>/entries.json      of an uploaded one: its directories and symbolic links, if there are any
 datasets/<name>/files/<path>      of an uploaded one: the files
 datasets/<name>/uploading.json    while it is uploaded, and after an upload that was cut short: what it was to be
+
+Long because every one of these is written and read here, in an order that is safe at each point.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +27,7 @@ from periflow_ray.store.datasets.files import (
     dump_files,
     identify_content,
     list_versions,
+    name_keys,
     refuse_outsiders,
 )
 from periflow_ray.store.datasets.packs import plan_packs
@@ -37,6 +41,7 @@ from periflow_ray.store.documents import (
     write_document,
 )
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.trees import TreeEntry
 
 UploadProgress = Callable[[str, int, int], None]
 """Called with ``reading`` or ``uploading``, the number of bytes done and of all bytes, from any thread."""
@@ -56,6 +61,7 @@ class Dataset:
         num_files: of an uploaded dataset; None for a linked one, whose files may change. So are the next two.
         size_bytes: of all files together.
         content_id: equal when all files are.
+        has_entries: whether an uploaded dataset has directories or links.
     """
 
     name: str
@@ -68,6 +74,7 @@ class Dataset:
     num_files: int | None = None
     size_bytes: int | None = None
     content_id: str | None = None
+    has_entries: bool = False
 
 
 def upload_dataset(
@@ -78,6 +85,7 @@ def upload_dataset(
     contents_only: bool,
     metadata: dict[str, Any] | None = None,
     on_progress: UploadProgress | None = None,
+    on_skipped: Callable[[str, str], None] = lambda path, reason: None,
 ) -> Dataset:
     """Copy a directory or file into the storage root under a name; an upload that was cut short goes on.
 
@@ -86,19 +94,22 @@ def upload_dataset(
 
     Args:
         contents_only: put the directory's contents at the top, not the directory itself (a trailing ``/``).
+        on_skipped: see ``walk_tree``.
     Raises:
         UsageError: the name is taken or cannot be used, the source cannot be a dataset, or it changed meanwhile.
         StorageError: the storage root failed, or somebody else uploads a dataset of this name.
     """
     _check_new_name(root, name)
     progress = on_progress or (lambda phase, num_bytes, total_bytes: None)
-    described = describe_source(source, contents_only, lambda done, total: progress("reading", done, total))
+    described, entries = describe_source(
+        source, contents_only, lambda done, total: progress("reading", done, total), on_skipped
+    )
     if not root.is_local:
-        described = plan_packs(described)
+        described = plan_packs(name_keys(described))
     files = tuple(one.file for one in described)
     upload_id = send_files(root, _key(name), described, lambda done, total: progress("uploading", done, total))
-    root.write_json(_key(name, "files.json"), dump_files(files))
-    end_upload(root, _key(name), upload_id)
+    _write_lists(root, name, files, entries)
+    end_upload(root, _key(name), upload_id, files, entries)
     dataset = Dataset(
         name=name,
         uri=_uploaded_uri(root, name),
@@ -108,6 +119,7 @@ def upload_dataset(
         num_files=len(files),
         size_bytes=sum(file.size for file in files),
         content_id=identify_content(files),
+        has_entries=bool(entries),
     )
     _write_dataset(root, dataset)
     root.delete(_key(name, JOURNAL))
@@ -193,8 +205,22 @@ def list_dataset_files(root: StorageRoot, dataset: Dataset) -> tuple[DatasetFile
             f"dataset '{dataset.name}' in storage root '{root.uri}' is damaged: files.json is not the list of files "
             "that was uploaded. Delete the dataset and upload it again."
         )
-    refuse_outsiders(files, f"dataset '{dataset.name}' in storage root '{root.uri}'")
+    refuse_outsiders(files, (), _describe_place(root, dataset))
     return files
+
+
+def list_dataset_entries(root: StorageRoot, dataset: Dataset) -> tuple[TreeEntry, ...]:
+    """The directories and symbolic links of an uploaded dataset; a linked one has what is at its URI.
+
+    Raises:
+        StorageError: one would lie elsewhere than in the dataset.
+    """
+    if not dataset.has_entries:
+        return ()
+    key = _key(dataset.name, "entries.json")
+    entries = parse_entries(TreeEntry, root.read_bytes(key), describe_key(root, key))
+    refuse_outsiders((), entries, _describe_place(root, dataset))
+    return entries
 
 
 def locate_dataset(root: StorageRoot, dataset: Dataset) -> tuple[StorageRoot, str]:
@@ -258,13 +284,23 @@ def delete_dataset(root: StorageRoot, name: str) -> None:
 
 
 def _copy_files(root: StorageRoot, dataset: Dataset, new_name: str) -> None:
-    files = list_dataset_files(root, dataset)
+    files, entries = list_dataset_files(root, dataset), list_dataset_entries(root, dataset)
     _delete_keys(root, new_name)
     keys = {file.stored_key for file in files}
     with ThreadPoolExecutor(_NUM_WORKERS) as pool:
         list(pool.map(lambda key: root.copy_file(_key(dataset.name, key), _key(new_name, key)), keys))
-    seal_files(root, _key(new_name))
-    root.write_json(_key(new_name, "files.json"), dump_files(files))
+    seal_files(root, _key(new_name), files, entries)
+    _write_lists(root, new_name, files, entries)
+
+
+def _write_lists(root: StorageRoot, name: str, files: Sequence[DatasetFile], entries: Sequence[TreeEntry]) -> None:
+    root.write_json(_key(name, "files.json"), dump_files(files))
+    if entries:
+        root.write_json(_key(name, "entries.json"), [vars(entry) for entry in entries])
+
+
+def _describe_place(root: StorageRoot, dataset: Dataset) -> str:
+    return f"dataset '{dataset.name}' in storage root '{root.uri}'"
 
 
 def _delete_keys(root: StorageRoot, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -20,6 +21,7 @@ from periflow_ray.store.local_files import is_partial_name
 from periflow_ray.store.read_only import make_directories_writable, make_read_only
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer, UploadItem
+from periflow_ray.store.trees import TreeEntry, make_entries, set_facts
 
 JOURNAL = "uploading.json"
 _NUM_WORKERS = 16
@@ -67,8 +69,10 @@ def send_files(
     return upload_id
 
 
-def end_upload(root: StorageRoot, prefix: str, upload_id: str) -> None:
-    """Make sure that what is stored is this upload's; in a directory it is read-only from now on.
+def end_upload(
+    root: StorageRoot, prefix: str, upload_id: str, files: Sequence[DatasetFile], entries: Sequence[TreeEntry]
+) -> None:
+    """Make sure that what is stored is this upload's, and complete it.
 
     Raises:
         StorageError: another upload to this prefix began meanwhile.
@@ -82,13 +86,16 @@ def end_upload(root: StorageRoot, prefix: str, upload_id: str) -> None:
             f"another upload to '{prefix}' in storage root '{root.uri}' began while this one ran, or its files were "
             "deleted. Nothing was committed; upload again, under a name of its own if both are wanted."
         )
-    seal_files(root, prefix)
+    seal_files(root, prefix, files, entries)
 
 
-def seal_files(root: StorageRoot, prefix: str) -> None:
-    """Make the stored files read-only where they are files of this machine: jobs read them in place."""
+def seal_files(root: StorageRoot, prefix: str, files: Sequence[DatasetFile], entries: Sequence[TreeEntry]) -> None:
+    """Make what is stored a read-only directory tree where it is on this machine: jobs read it in place."""
     if root.is_local:
-        make_read_only(root.local_path(f"{prefix}/files"))
+        top = root.local_path(f"{prefix}/files")
+        make_entries(top, entries)
+        set_facts(top, [file.facts for file in files], entries)
+        make_read_only(top)
 
 
 def unseal_files(root: StorageRoot, prefix: str) -> None:
@@ -113,7 +120,7 @@ def _begin(root: StorageRoot, prefix: str, described: Sequence[SourceFile]) -> t
     same = {one.file.stored_key for one in described if one.file == planned.get(one.file.path)}
     kept = {key for key, size in stored.items() if key in same and size == wanted[key]}
     _delete_all(root, prefix, stored.keys() - kept)
-    _remove_partial_files(root, prefix, wanted)
+    _remove_remains(root, prefix, wanted)
     upload_id = uuid.uuid4().hex
     files = dump_files([one.file for one in described])
     journal = {"upload_id": upload_id, "started_unix_s": time.time(), "files": files}
@@ -142,14 +149,19 @@ def _sum_sizes(files: Iterable[DatasetFile]) -> Counter[str]:
     return sizes
 
 
-def _remove_partial_files(root: StorageRoot, prefix: str, wanted: Collection[str]) -> None:
-    """Delete what a killed upload left half written; listings do not show it, but jobs read the directory itself."""
+def _remove_remains(root: StorageRoot, prefix: str, wanted: Collection[str]) -> None:
+    """Delete what an upload that was cut short left besides whole files: jobs read the directory itself."""
     if not root.is_local:
         return
     top = root.local_path(f"{prefix}/files")
-    for parent, _, names in os.walk(top):
-        for path in (Path(parent, name) for name in names if is_partial_name(name)):
-            if f"files/{path.relative_to(top).as_posix()}" not in wanted:
+    for parent, directories, names in os.walk(top, topdown=False):
+        for path in (Path(parent, name) for name in (*directories, *names)):
+            if path.is_symlink():
+                path.unlink()
+            elif path.is_dir():
+                with contextlib.suppress(OSError):  # It is not empty.
+                    path.rmdir()
+            elif is_partial_name(path.name) and f"files/{path.relative_to(top).as_posix()}" not in wanted:
                 path.unlink()
 
 
