@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -64,16 +64,19 @@ def main(result_fd: int, grace_s: float, command: list[str]) -> None:
     os._exit(0)
 
 
-def end_descendants(pid: int, grace_s: float) -> list[int]:
+def end_descendants(pid: int, grace_s: float, spared: Collection[int] = ()) -> list[int]:
     """SIGTERM every descendant of a process, SIGKILL after the grace time what is left.
 
+    Args:
+        spared: not these.
     Returns:
         Those that are there all the same ``KILL_TIMEOUT_S`` later: another user's, or held by the kernel (state D).
     """
     deadline = time.monotonic() + grace_s
     for descendant in find_descendants(pid):
-        _send(descendant, signal.SIGTERM)
-    while remaining := find_descendants(pid):
+        if descendant not in spared:
+            _send(descendant, signal.SIGTERM)
+    while remaining := [found for found in find_descendants(pid) if found not in spared]:
         # A killed process may have forked meanwhile, so look again until there is none.
         if time.monotonic() >= deadline:
             for descendant in remaining:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from support.trees import read_tree, write_tree
 
+from periflow_ray.jobs import claim_job_id, read_claim
 from periflow_ray.jobs.logs import LogWriter
 from periflow_ray.plan import build_plan, find_vm
 from periflow_ray.runtime.command_jobs.shell import CommandShell
+from periflow_ray.runtime.member import sandbox as sandbox_module
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.spec import JobSpec
 from periflow_ray.store.checkpoints import destroy
@@ -19,7 +21,6 @@ from periflow_ray.store.checkpoints.imports import upload_checkpoint_dir
 @pytest.fixture
 def shell(root, tmp_path, monkeypatch):
     """Of a job that begins with checkpoint ``base``."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "t"))
     upload_checkpoint_dir(root, write_tree(tmp_path / "source", {"model.pt": b"base"}), "base")
     spec = JobSpec.model_validate(
         {
@@ -30,8 +31,10 @@ def shell(root, tmp_path, monkeypatch):
         }
     )
     plan = build_plan(spec, find_vm("local"), storage_uri=root.uri)
+    monkeypatch.setattr(sandbox_module, "_base_dir", lambda: tmp_path / "sandboxes")
+    claim_job_id(root)
     with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
-        shell = CommandShell(plan, root, 1, 0, "claim", {}, log, print)
+        shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), {}, log, print)
         yield shell
         shell.close()
 

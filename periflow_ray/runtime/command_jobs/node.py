@@ -84,6 +84,7 @@ def run_node(task: NodeTask) -> None:
             log.note(text, attempt)
 
         shell = CommandShell(plan, task.root, task.job_id, node_rank, task.claim, task.secrets, log, note)
+        stack.callback(shell.close_launcher)
         outcome = Member(
             task.monitor,
             task.root,

@@ -15,6 +15,7 @@ import periflow_ray.sdk
 from periflow_ray.jobs.stop_times import COMMAND_GRACE_S
 from periflow_ray.plan import JobPlan, NodeFacts, drop_internal_variables, rewrite_paths
 from periflow_ray.processes import Command, CommandResult
+from periflow_ray.runtime.command_jobs import warm_launcher
 from periflow_ray.runtime.command_jobs.launchers import LAUNCHERS, Run
 from periflow_ray.runtime.diagnosis import Failure, diagnose
 from periflow_ray.runtime.member.log import MemberLog
@@ -140,6 +141,7 @@ class NodeCommands:
             **self._secrets,
             marker_name: marker_value,
             "PERIFLOW_SESSION": str(self._sandbox.socket_path),
+            warm_launcher.VARIABLE: str(self._sandbox.launcher_path),
             wire.VERSION_VARIABLE: str(wire.PROTOCOL_VERSION),
             # For periflow_ray.dataset(): the root that this job is in.
             "PERIFLOW_STORAGE": self._plan.storage_uri,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,9 +12,11 @@ from periflow_ray.jobs.stop_times import COMMAND_GRACE_S
 from periflow_ray.plan import JobPlan, rewritten_mounts
 from periflow_ray.private_files import make_private_directories
 from periflow_ray.processes import end_leftovers
+from periflow_ray.runtime.command_jobs import warm_launcher
 from periflow_ray.runtime.command_jobs.data_mount import DatasetMount, mount_dataset
 from periflow_ray.runtime.command_jobs.node_commands import LOST_GRACE_S, NodeCommands
 from periflow_ray.runtime.command_jobs.session_server import SessionServer
+from periflow_ray.runtime.command_jobs.warm_launcher import WarmLauncher
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
@@ -57,6 +61,8 @@ class CommandShell:
         self._dataset: DatasetMount | None = None
         self._server: SessionServer | None = None
         self._commands: NodeCommands | None = None
+        self._warm: WarmLauncher | None = None
+        self._has_warmed = False
         self.output_dir: Path | None = None
         self._find_sandbox()
 
@@ -67,6 +73,7 @@ class CommandShell:
             else:
                 self._note(f"ended process {leftover.description}, left over from an earlier attempt on this node")
         self._find_sandbox()
+        self._has_warmed = False
         self._server, self._commands = None, None
         self._sandbox.create(self._claim)
         self._sandbox.unpack_workspace(self._root, self._job_id, self._plan.workspace_mount_path)
@@ -85,17 +92,24 @@ class CommandShell:
             resumed_step=0 if start.checkpoint is None else start.checkpoint.step,
         )
         self._server.start()
+        if self._plan.launch_mode == "node":
+            self._open_launcher()
         self._commands = NodeCommands(self._plan, self._sandbox, self._log, self._secrets, self._node_rank, start)
 
     def wait(self) -> Failure | None:
         assert self._commands is not None
         failure = self._commands.wait()
-        for process in self._commands.left:
+        for process in (*self._commands.left, *(self._warm.end_runs() if self._warm is not None else ())):
             self._leave_behind(process)
         return failure
 
     def take_records(self) -> Records:
-        return Records({}) if self._server is None else self._server.take_records()
+        records = Records({}) if self._server is None else self._server.take_records()
+        if records.steps and self._warm is not None and not self._has_warmed:
+            # Not before, because a start needs the processors for itself.
+            self._has_warmed = True
+            threading.Thread(target=self._warm.warm_up, name="warm-up", daemon=True).start()
+        return records
 
     def ask_steps(self, timeout_s: float) -> None:
         if self._server is not None:
@@ -136,6 +150,21 @@ class CommandShell:
         if self._dataset is not None:
             self._dataset.close()
             self._dataset = None
+
+    def close_launcher(self) -> None:
+        """End what lasts from one attempt to the next."""
+        if self._warm is not None:
+            self._warm.close()
+            self._warm = None
+
+    def _open_launcher(self) -> None:
+        path = self._sandbox.launcher_path
+        if self._warm is None or self._warm.socket_path != path:
+            self.close_launcher()
+            # Of a member that was killed.
+            end_leftovers((warm_launcher.MARKER, str(self._sandbox.directory)))
+            warm = WarmLauncher(path, str(self._sandbox.directory), lambda text: print(text, file=sys.stderr))
+            self._warm = warm.start()
 
     def _find_sandbox(self) -> None:
         self._sandbox = Sandbox(self._root.uri, self._job_id, self._node_rank)

@@ -1,7 +1,9 @@
-"""Python runs this at its start in a job's command: lines of several processes do not mix inside a line.
+"""Python runs this at its start in a job's command: lines do not mix, and a torchrun may start warm.
 
 The processes of a node share one pipe, and are told to print at once (PYTHONUNBUFFERED, torchrun's ``python -u``), for
 which Python writes a line and its end one after the other. From here on it writes them together, and as soon.
+
+For a torchrun see ``periflow_launcher``.
 """
 
 import importlib.machinery
@@ -27,5 +29,13 @@ def _run_shadowed() -> None:
         spec.loader.exec_module(module)
 
 
+def _hand_over() -> None:
+    if "PERIFLOW_LAUNCHER" in os.environ and "torch" in "".join(getattr(sys, "orig_argv", ())[1:5]):
+        import periflow_launcher  # type: ignore[import-not-found]
+
+        periflow_launcher.hand_over()
+
+
 _write_whole_lines()
+_hand_over()
 _run_shadowed()
