@@ -61,6 +61,7 @@ class WarmLauncher:
     def warm_up(self) -> None:
         """Get ready for a torchrun like the last one; nothing happens if none was there, or it is done already."""
         with self._lock:
+            self._notice_death()
             if self._wanted is None or (self._made_for is not None and _is_alike(self._wanted, self._made_for)):
                 return
             self._end_warm()
@@ -130,15 +131,25 @@ class WarmLauncher:
 
     def _hand_over(self, task: dict[str, Any], fds: list[int]) -> bool:
         with self._lock:
+            self._notice_death()
             if self._line is not None and self._made_for is not None and _is_alike(task, self._made_for):
-                try:
-                    launcher.send(self._line, task, fds)
-                except OSError:  # It has died; another one is made as for the first time.
-                    self._made_for = None
-                else:
-                    return True
+                launcher.send(self._line, task, fds)
+                return True
             self._wanted = {name: task[name] for name in ("executable", "prefix", "environ")}
             return False
+
+    def _notice_death(self) -> None:
+        """Another one is made then, when it is time."""
+        if self._line is None:
+            return
+        try:
+            # It says nothing any more: whatever comes is the end.
+            self._line.recv(1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._made_for = None
 
 
 def _is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
