@@ -121,11 +121,11 @@ class _Reader:
 
     def read(self) -> _News | None:
         """The news since the last call; None when they could not be read this time."""
-        from periflow_ray.submit.jobs import check_state
+        from periflow_ray.submit.jobs import settle_state
 
         try:
             # The state first: the last lines are written before the final state is.
-            state = check_state(self._root, self._job_id)
+            state = settle_state(self._root, self._job_id)
             progress = read_progress(self._root, self._job_id)
             lines = self._logs.read_new()
         except NewerFormatError:

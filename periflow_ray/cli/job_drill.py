@@ -121,12 +121,12 @@ def _wait_for_first_step(root: StorageRoot, job_id: int, timeout_s: float, conso
         UsageError: the job has ended or is about to.
         PeriflowRayError: it made no step in time.
     """
-    from periflow_ray.submit.jobs import check_state
+    from periflow_ray.submit.jobs import settle_state
 
     began_s = time.monotonic()
     has_told = False
     while True:
-        state = check_state(root, job_id)
+        state = settle_state(root, job_id)
         if state.has_ended or state.status == "stopping":
             raise UsageError(f"job {job_id} is {state.status}; only a running job can be drilled.")
         attempts = read_attempts(root, job_id, _leave_out)
@@ -169,14 +169,14 @@ class _Rehearsal:
         Raises:
             PeriflowRayError: the driver did not take the request, or the job did neither in time.
         """
-        from periflow_ray.submit.jobs import check_state
+        from periflow_ray.submit.jobs import settle_state
 
         job_id = self._record.job_id
         began_s = time.monotonic()
         has_answered = False
         while True:
             # The state first: the last events are written before the final state is.
-            self._state = check_state(self._root, job_id)
+            self._state = settle_state(self._root, job_id)
             has_answered = has_answered or not self._root.exists(request_key)
             self._show_new_events()
             attempts = read_attempts(self._root, job_id, _leave_out)

@@ -35,12 +35,12 @@ def stop(job_id: int, save_timeout_s: float | None, is_now: bool, root: StorageR
       periflow-ray job stop 3 --now
     """
     from periflow_ray.jobs.stop_times import SAVE_TIMEOUT_S
-    from periflow_ray.submit.jobs import check_state
+    from periflow_ray.submit.jobs import settle_state
     from periflow_ray.submit.stop import stop_job, stop_job_now
 
     if is_now and save_timeout_s is not None:
         raise UsageError("--now saves nothing; it cannot be used with --timeout.")
-    state = check_state(root, job_id)
+    state = settle_state(root, job_id)
     if state.has_ended:
         click.echo(f"Job ({job_id}) has already ended: {state.status}.", err=True)
         return

@@ -12,7 +12,7 @@ from periflow_ray.jobs import JobRecord, JobState
 from periflow_ray.jobs.requests import StopRequest, post_request
 from periflow_ray.jobs.stop_times import END_TIMEOUT_S, SAVE_TIMEOUT_S
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.submit.jobs import SUSPECT_AFTER_S, check_state, connect_to_job
+from periflow_ray.submit.jobs import connect_to_job, settle_state
 from periflow_ray.submit.ray_jobs import ENDED_RAY_STATUSES
 
 # The driver looks for requests about once a second; its storage root may be slow.
@@ -30,16 +30,16 @@ def ask_to_stop(root: StorageRoot, job_id: int, *, save_timeout_s: float = SAVE_
         ClusterError: neither its driver nor its cluster can be reached.
     """
     record = jobs.read_record(root, job_id)
-    state = check_state(root, job_id)
+    state = settle_state(root, job_id)
     if state.has_ended or state.status == "stopping":
         return state
-    if _is_driver_alive(state):
+    if _has_begun(state):
         post_request(root, job_id, StopRequest(save_timeout_s))
         state = _wait(root, job_id, ANSWER_TIMEOUT_S, lambda state: state.status == "stopping")
         if state.has_ended or state.status == "stopping":
             return state
     _stop_through_ray(root, record)
-    return jobs.read_state(root, job_id)
+    return jobs.read_written_state(root, job_id)
 
 
 def stop_job(root: StorageRoot, job_id: int, *, save_timeout_s: float = SAVE_TIMEOUT_S) -> JobState:
@@ -69,8 +69,8 @@ def stop_job_now(root: StorageRoot, job_id: int) -> JobState:
         ClusterError: its cluster cannot be reached, or the job did not end in time.
     """
     record = jobs.read_record(root, job_id)
-    state = check_state(root, job_id)
-    if not state.has_ended and _is_driver_alive(state):
+    state = settle_state(root, job_id)
+    if not state.has_ended and _has_begun(state):
         # Also ends a save that is under way. Ray's signal alone would ask for one.
         post_request(root, job_id, StopRequest(0.0))
         # A function job has no Ray job that could be ended instead.
@@ -82,14 +82,15 @@ def stop_job_now(root: StorageRoot, job_id: int) -> JobState:
     return _wait_with_ray(root, job_id, END_TIMEOUT_S)
 
 
-def _is_driver_alive(state: JobState) -> bool:
-    return state.heartbeat_unix_s is not None and time.time() - state.heartbeat_unix_s < SUSPECT_AFTER_S
+def _has_begun(state: JobState) -> bool:
+    """Whether there is, or was, a driver; whether it lives is seen by its answer, and not by the time of its clock."""
+    return state.heartbeat_unix_s is not None
 
 
 def _wait(root: StorageRoot, job_id: int, timeout_s: float, is_enough: Callable[[JobState], bool]) -> JobState:
     deadline = time.monotonic() + timeout_s
     while True:
-        state = check_state(root, job_id)
+        state = settle_state(root, job_id)
         if state.has_ended or is_enough(state) or time.monotonic() > deadline:
             return state
         time.sleep(_POLL_S)
@@ -111,13 +112,13 @@ def _wait_with_ray(root: StorageRoot, job_id: int, timeout_s: float) -> JobState
     cluster = connect_to_job(record)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        state = jobs.read_state(root, job_id)
+        state = jobs.read_written_state(root, job_id)
         if state.has_ended:
             # Ray itself takes its whole grace time to see that a stopped driver has ended.
             return state
         ray_job = cluster.read(record.ray_submission_id)
         if ray_job is None or ray_job.status in ENDED_RAY_STATUSES:
-            state = jobs.read_state(root, job_id)
+            state = jobs.read_written_state(root, job_id)
             if not state.has_ended:
                 # The driver was ended before it could say so.
                 state = dataclasses.replace(

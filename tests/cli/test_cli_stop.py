@@ -8,7 +8,7 @@ from support.driver_stand_in import DriverStandIn, ended_attempt, running_state
 from support.job_server import JobServer, serve_jobs
 from support.sample_jobs import build_record
 
-from periflow_ray.jobs import JobState, read_state, write_record, write_state
+from periflow_ray.jobs import JobState, read_state, read_written_state, write_record, write_state
 from periflow_ray.jobs.attempts import SaveRecord, write_attempt
 from periflow_ray.jobs.requests import Request, StopRequest
 from periflow_ray.store.checkpoints import Manifest, StoredFile, checkpoint_key, commit
@@ -139,13 +139,44 @@ def test_a_driver_that_does_not_answer_is_stopped_by_ray(run_cli, running_root, 
     assert read_state(running_root, 1).message == "stopped on request"
 
 
-def test_a_driver_with_an_old_heartbeat_is_not_asked(run_cli, running_root, cluster):
-    state = running_state()
+HOURS_S = 7200.0
+
+
+def of_another_clock(state: JobState) -> JobState:
+    """As a driver says it whose machine's clock is hours behind."""
     assert state.heartbeat_unix_s is not None
-    write_state(running_root, 1, dataclasses.replace(state, heartbeat_unix_s=state.heartbeat_unix_s - 30))
-    assert run_cli("job", "stop", "1").exit_code == 0
-    assert running_root.list_names(job_key(1, "requests")) == []
+    return dataclasses.replace(state, heartbeat_unix_s=state.heartbeat_unix_s - HOURS_S)
+
+
+@pytest.mark.parametrize("option", [[], ["--now"]])
+def test_a_driver_whose_clock_is_hours_behind_is_asked(run_cli, running_root, cluster, option):
+    write_state(running_root, 1, of_another_clock(running_state()))
+
+    def react(request: Request) -> None:
+        write_state(running_root, 1, of_another_clock(dataclasses.replace(running_state(), status="stopping")))
+        ended = JobState("stopped", 1000.0, 1010.0, attempt=1, message="stopped on request")
+        write_state(running_root, 1, ended)
+
+    with DriverStandIn(running_root, react) as driver:
+        result = run_cli("job", "stop", "1", *option)
+    assert result.exit_code == 0
+    assert "Job (1) ended: stopped; " in result.stderr
+    assert len(driver.requests) == 1
+    assert stops_requested(cluster) == 0
+
+
+@pytest.mark.parametrize("option", [[], ["--now"]])
+def test_one_that_ray_ends_is_recorded_as_stopped_whatever_its_clock_said(
+    run_cli, running_root, cluster, monkeypatch, option
+):
+    monkeypatch.setattr(stop, "ANSWER_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(stop, "NOW_GRACE_S", 0.0)
+    write_state(running_root, 1, of_another_clock(running_state()))
+    result = run_cli("job", "stop", "1", *option)
+    assert result.exit_code == 0
+    assert "Job (1) ended: stopped; " in result.stderr
     assert stops_requested(cluster) == 1
+    assert read_written_state(running_root, 1).status == "stopped"
 
 
 def test_a_job_that_waits_for_its_driver_is_stopped_by_ray(run_cli, running_root, cluster):
