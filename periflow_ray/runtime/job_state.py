@@ -207,7 +207,7 @@ class StateKeeper:
 def _read_state(root: StorageRoot, job_id: int) -> tuple[JobState, bool]:
     """How the job stands, and whether that had to be guessed, because the document is damaged."""
     try:
-        return jobs.read_state(root, job_id), False
+        return jobs.read_written_state(root, job_id), False
     except DamagedDocumentError as err:
         # It is written anew, and whole: a job needs nothing of what it said.
         _say(str(err))

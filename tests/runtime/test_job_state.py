@@ -178,3 +178,12 @@ def test_no_event_and_no_message_tells_a_secret(root: StorageRoot) -> None:
         "waits for ***",
         "the job failed: the driver failed: RuntimeError: 401 for ***",
     ]
+
+
+def test_a_driver_that_comes_late_is_not_taken_for_dead_by_itself(root: StorageRoot) -> None:
+    """Its predecessor was killed hours ago, or the clock of its machine was hours behind."""
+    jobs.write_state(root, 1, JobState("running", heartbeat_unix_s=1000.0, attempt=3))
+    with StateKeeper(root, 1) as state:
+        assert (state.status, state.attempt) == ("running", 3)
+        state.enter("success", None)
+    assert jobs.read_written_state(root, 1).status == "success"
