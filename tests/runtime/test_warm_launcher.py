@@ -21,7 +21,7 @@ SHIM_DIR = Path(periflow_ray.sdk.__file__).parent / "shim"
 TORCHRUN = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
 # What a rank sees of itself, and of who started it.
 RANK = """\
-import json, os, sys
+import json, os, sys, time
 told = {"rank": os.environ["RANK"], "world": os.environ["WORLD_SIZE"], "args": sys.argv[1:], "cwd": os.getcwd(),
         "attempt": os.environ["PERIFLOW_ATTEMPT"], "umask": os.umask(0o022), "parent": os.getppid()}
 print(json.dumps(told), flush=True)
@@ -101,7 +101,7 @@ def warm(launches: Launches) -> Launches:
 
 
 def test_the_next_torchrun_is_as_the_first_one(warm, wait_until):
-    (warm.directory / "main.py").write_text(RANK + "while not os.path.exists('go'): pass\n")
+    (warm.directory / "main.py").write_text(RANK + "while not os.path.exists('go'): time.sleep(0.01)\n")
     process = subprocess.Popen(
         ["bash", "-c", f"umask 027; {' '.join(TORCHRUN)} main.py --lr 0.1"],
         env={**warm.env, "PERIFLOW_ATTEMPT": "2", "PROCESSED_ITERS": "20"},
