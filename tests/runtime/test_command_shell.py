@@ -45,6 +45,7 @@ def test_a_process_that_cannot_be_ended_is_told_and_the_next_attempt_has_other_d
         shell.start(AttemptStart(1, 1), Links(lambda step, replace_waiting: None, lambda step: None))
         failure = shell.wait()
         shell.close()
+        shell.close_launcher()
         assert failure is not None
         assert failure.exit_code == 3
         left = re.fullmatch(r"process (\d+) \(sleep 1000\) on node 0 cannot be ended, .*", notes[-1])

@@ -32,11 +32,13 @@ from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.ray_train.train_run import ensure_ray, set_train_environment
 from periflow_ray.spec.models import JobSpec
+from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 
 JOB_ID = 1
 COMMIT_TIMEOUT_S = 120.0
 COMMIT_POLL_S = 0.005
+CLAIM = "bench"
 START_TIMEOUT_S = 60.0
 START_POLL_S = 0.05
 OUTPUT_MOUNT_PATH = "/workspace/ckpt"
@@ -74,6 +76,7 @@ class RunningMember:
 
     def __init__(self, root: StorageRoot) -> None:
         self._root = root
+        root.create_exclusive(job_key(JOB_ID, "claim"), CLAIM.encode())
         self._sandbox = Sandbox(root.uri, JOB_ID, 0)
         rules = JobRules(devices_per_member=1, max_failures=0, retention=Retention())
         self._monitor = start_monitor(root, JOB_ID, rules, num_members=1)
@@ -131,8 +134,9 @@ def run_member(monitor: RayMonitor, root: StorageRoot) -> None:
     machine = ray.get_runtime_context().get_node_id()
     facts = MemberFacts(member=0, num_members=1, node_rank=0, address="127.0.0.1", port=0, ray_node_id=machine)
     with MemberLog(LogWriter(root, JOB_ID, 0), "node 0", is_local=root.is_local) as log:
-        shell = CommandShell(plan, root, JOB_ID, 0, claim="bench", secrets={}, log=log, note=tell)
+        shell = CommandShell(plan, root, JOB_ID, 0, CLAIM, secrets={}, log=log, note=tell)
         Member(monitor, root, JOB_ID, describe=lambda: facts, group="bench", shell=shell, log=log, note=tell).run()
+        shell.close_launcher()
 
 
 def tell(text: str) -> None:
