@@ -88,6 +88,25 @@ def test_a_file_that_is_equal_on_all_nodes_is_uploaded_by_the_first(run_monitor,
     run_monitor(scenario)
 
 
+def test_a_checkpoint_of_which_not_even_the_failure_can_be_recorded_holds_nobody_up(
+    run_monitor, nodes, root, monkeypatch
+):
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("whatever it is")
+
+    async def scenario(monitor: ObservedMonitor) -> None:
+        first, second = nodes(monitor)
+        await join_all([first, second])
+        full = FailingTransfer(root, OSError(28, "No space left on device"))
+        with monkeypatch.context() as patch:
+            patch.setattr("periflow_ray.store.checkpoints.mark_failed", refuse)
+            outcomes = await asyncio.gather(first.save((10, 1)), second.save((10, 1), full))
+        assert [outcome is None for outcome in outcomes] == [False, False]
+        assert await save_all([first, second], (20, 1)) == [None, None]
+
+    run_monitor(scenario)
+
+
 def test_an_upload_that_fails_on_one_node_commits_nothing_and_the_next_one_works(run_monitor, nodes, root):
     async def scenario(monitor: ObservedMonitor) -> None:
         first, second = nodes(monitor)
