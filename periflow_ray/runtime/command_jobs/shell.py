@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from periflow_ray.jobs.stop_times import COMMAND_GRACE_S
@@ -19,9 +20,11 @@ from periflow_ray.runtime.command_jobs.session_server import SessionServer
 from periflow_ray.runtime.command_jobs.warm_launcher import WarmLauncher
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.member.log import MemberLog
+from periflow_ray.runtime.member.open_watch import OpenWatch
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.member.shell import Links, Records
 from periflow_ray.runtime.monitor.contract import AttemptStart, EndAttempt
+from periflow_ray.sdk.beginning import BEGIN_ANEW_VARIABLE
 from periflow_ray.store import checkpoints
 from periflow_ray.store.root import StorageRoot
 
@@ -63,6 +66,7 @@ class CommandShell:
         self._commands: NodeCommands | None = None
         self._warm: WarmLauncher | None = None
         self._has_warmed = False
+        self._opens: OpenWatch | None = None
         self.output_dir: Path | None = None
         self._find_sandbox()
 
@@ -92,6 +96,8 @@ class CommandShell:
             resumed_step=0 if start.checkpoint is None else start.checkpoint.step,
         )
         self._server.start()
+        if start.checkpoint is not None and self.output_dir and not self._plan.env.get(BEGIN_ANEW_VARIABLE):
+            self._opens = OpenWatch(self.output_dir)
         if self._plan.launch_mode == "node":
             self._open_launcher()
         self._commands = NodeCommands(self._plan, self._sandbox, self._log, self._secrets, self._node_rank, start)
@@ -109,7 +115,7 @@ class CommandShell:
             # Not before, because a start needs the processors for itself.
             self._has_warmed = True
             threading.Thread(target=self._warm.warm_up, name="warm-up", daemon=True).start()
-        return records
+        return records if self._opens is None else replace(records, has_read_checkpoint=self._opens.has_opened)
 
     def ask_steps(self, timeout_s: float) -> None:
         if self._server is not None:
@@ -147,6 +153,9 @@ class CommandShell:
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
+        if self._opens is not None:
+            self._opens.close()
+            self._opens = None
         if self._dataset is not None:
             self._dataset.close()
             self._dataset = None

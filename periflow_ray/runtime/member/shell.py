@@ -20,6 +20,7 @@ class Records:
         steps: each rank's current step.
         is_pausing: no rank has a step to make now: each is in ``upload_checkpoint``, at its last step, or has ended.
         asks_for_saves: some rank has asked ``is_emergency_save``.
+        has_read_checkpoint: see ``Report``.
     """
 
     steps: Mapping[int, int]
@@ -27,6 +28,7 @@ class Records:
     metrics: tuple[Metric, ...] = ()
     is_pausing: bool = False
     asks_for_saves: bool = False
+    has_read_checkpoint: bool | None = None
 
 
 @dataclass(frozen=True)

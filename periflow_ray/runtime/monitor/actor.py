@@ -17,6 +17,7 @@ from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.requests import Drill
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.monitor.announced_save import AnnouncedSave
+from periflow_ray.runtime.monitor.beginnings import Beginnings
 from periflow_ray.runtime.monitor.checkpoints import Checkpoints
 from periflow_ray.runtime.monitor.context import JobContext
 from periflow_ray.runtime.monitor.contract import (
@@ -62,6 +63,7 @@ class Monitor:
         self._save = AnnouncedSave(self._context, self._checkpoints)
         self._draining = Draining(self._context, self._save)
         self._hangs = Hangs(self._context)
+        self._beginnings = Beginnings(self._context)
         self._waits = Waits(self._context, self._checkpoints)
         self._growth = Growth(self._context, self._checkpoints, self._save)
         self._membership = Membership(self._context, self._checkpoints, self._save, self._draining.announced_machines)
@@ -187,6 +189,7 @@ class Monitor:
             return
         if not attempt.take_report(report):
             return
+        self._beginnings.take(report)
         if attempt.number != self._recorded_attempt:
             self._recorder.forget_speed()
             self._recorded_attempt = attempt.number

@@ -92,6 +92,7 @@ class Report:
         steps: each rank's current step.
         is_pausing: none of the ranks has a step to make now.
         asks_for_saves: some rank has asked ``is_emergency_save`` in this attempt.
+        has_read_checkpoint: whether a file of the restored checkpoint was opened since then; None where nobody knows.
         is_answer: it was asked for by ``ReportSteps``.
         given_up: what its node has given up. A report is sent until it arrives, so the other nodes do hear of it.
     """
@@ -104,6 +105,7 @@ class Report:
     metrics: tuple[Metric, ...] = ()
     is_pausing: bool = False
     asks_for_saves: bool = False
+    has_read_checkpoint: bool | None = None
     is_answer: bool = False
     given_up: tuple[GivenUpSnapshot, ...] = ()
 

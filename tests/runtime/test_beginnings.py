@@ -1,0 +1,65 @@
+"""A script that does not read the checkpoint which it was given back is noticed, and a word is said of it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from simulated_nodes import Node, ObservedMonitor, failure_of, join_all, save_all
+
+from periflow_ray.jobs.events import read_events
+from periflow_ray.runtime.member import open_watch
+from periflow_ray.runtime.member.open_watch import OpenWatch
+from periflow_ray.runtime.monitor.contract import Report
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "ckpt" / "deep").mkdir(parents=True)
+    (tmp_path / "ckpt" / "deep" / "model.pt").write_text("weights")
+    return tmp_path / "ckpt"
+
+
+def test_a_file_that_any_process_opens_is_seen(directory):
+    watch = OpenWatch(directory)
+    assert watch.has_opened is False
+    # To look for one is not to read it.
+    assert list(directory.rglob("*.pt")) == [directory / "deep" / "model.pt"]
+    assert watch.has_opened is False
+    subprocess.run(["cat", str(directory / "deep" / "model.pt")], check=True, stdout=subprocess.DEVNULL)
+    assert watch.has_opened is True
+    watch.close()
+    assert watch.has_opened is True
+
+
+def test_what_cannot_be_watched_is_not_known(directory, monkeypatch):
+    monkeypatch.setattr(open_watch, "_MAX_DIRECTORIES", 1)
+    assert OpenWatch(directory).has_opened is None
+
+
+@pytest.mark.parametrize(
+    ("have_read", "is_told"),
+    [((False, False), True), ((True, False), False), ((None, False), False), ((False, None), False)],
+)
+def test_it_is_told_where_no_node_has_read_anything(run_monitor, root, tmp_path, have_read, is_told):
+    async def scenario(monitor: ObservedMonitor) -> None:
+        nodes = [Node(monitor, root, tmp_path, rank) for rank in (0, 1)]
+        for node in nodes:
+            (node.output_dir / "model.pt").write_text("ten steps")
+        await join_all(nodes)
+        assert await save_all(nodes, (10, 1)) == [None, None]
+        for node in nodes:
+            await node.leave(failure_of(node.node_rank))
+        await join_all(nodes, "group-2")
+        for number in (1, 2, 3):
+            for node in nodes:
+                # In the second report it has made its first step; what it opens later may be what it writes.
+                has_read = have_read[node.node_rank] if number < 3 else True
+                steps = {2 * node.node_rank: 10 + number}
+                await monitor.report(Report(node.attempt, node.node_rank, number, steps, has_read_checkpoint=has_read))
+
+    run_monitor(scenario)
+    told = [event.text for event in read_events(root, 1) if "without opening a file" in event.text]
+    assert len(told) == is_told
+    assert all(text.startswith("the script went on from step 10 without opening a file of ") for text in told)
