@@ -82,7 +82,7 @@ def _check_nothing_left(training: Training) -> None:
     for machine in training.cluster.workers:
         left = processes_with(f"{machine.temp_dir}/periflow-")
         assert not left, f"processes of the job on {machine.name}: {left}"
-    assert jobs.read_state(training.root, training.job_id).has_ended
+    assert jobs.read_written_state(training.root, training.job_id).has_ended
     files = training.root.list_files("")
     temporary = [key for key in files if re.search(r"\.(part|tmp)\b", key)]
     assert not temporary, f"temporary files in the storage root: {temporary}"

@@ -107,7 +107,7 @@ class Training:
 
     def status(self) -> str:
         """As the job itself has last said."""
-        return jobs.read_state(self.root, self.job_id).status
+        return jobs.read_written_state(self.root, self.job_id).status
 
     def committed(self) -> dict[str, Manifest]:
         """The committed checkpoints by name, the newest last."""
