@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -172,8 +173,10 @@ class CommandShell:
             self.close_launcher()
             # Of a member that was killed.
             end_leftovers((warm_launcher.MARKER, str(self._sandbox.directory)))
-            warm = WarmLauncher(path, str(self._sandbox.directory), lambda text: print(text, file=sys.stderr))
-            self._warm = warm.start()
+            # A job does without it where it cannot be, for example below a path that is too long for a socket.
+            with contextlib.suppress(OSError):
+                warm = WarmLauncher(path, str(self._sandbox.directory), lambda text: print(text, file=sys.stderr))
+                self._warm = warm.start()
 
     def _find_sandbox(self) -> None:
         self._sandbox = Sandbox(self._root.uri, self._job_id, self._node_rank)

@@ -44,7 +44,7 @@ class Sandbox:
         self.snapshots_dir = self.directory / "snapshots"
         # A Unix-domain socket's path may have 107 bytes at most, so it must not lie below a long TMPDIR.
         self.socket_path = self.directory / "session"
-        self.launcher_path = self.directory / "launcher"
+        self.launcher_path = self.directory / "warm"
         self.marker = ("PERIFLOW_SANDBOX", str(self.directory))
 
     def create(self, claim: str) -> None:
