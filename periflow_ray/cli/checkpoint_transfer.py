@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from periflow_ray.cli.checkpoint import resolve_id
 from periflow_ray.cli.options import storage_option
-from periflow_ray.cli.output import draw_table, output_option, talk_console, write_output
+from periflow_ray.cli.output import draw_table, output_option, talk_console, tell_skipped, write_output
 from periflow_ray.errors import CorruptCheckpointError, StorageError, UsageError
 from periflow_ray.jobs.user import user_name
 from periflow_ray.store.checkpoints import find_checkpoint, restore, verify
@@ -26,7 +26,7 @@ from periflow_ray.store.checksum import is_checksum_of
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
 from periflow_ray.store.transfer import Transfer
-from periflow_ray.store.trees import TreeEntry, TreeFile, walk_tree
+from periflow_ray.store.trees import TreeEntry, list_tree
 
 
 @click.command()
@@ -97,7 +97,7 @@ def upload(name: str, source_path: Path, step: int, root: StorageRoot) -> None:
             step=step,
             created_by=user_name(),
             transfer=Transfer(root, on_bytes=on_bytes),
-            on_skipped=lambda path, reason: click.echo(f"Left out: '{path}' {reason}.", err=True),
+            on_skipped=tell_skipped,
         )
     click.echo(f"Checkpoint '{name}' is uploaded: {_describe(manifest)}.", err=True)
 
@@ -207,18 +207,20 @@ def _has_files(target: Path) -> bool:
 def _measure(directory: Path) -> int:
     if not directory.is_dir():
         return 0
-    return sum(found.stat.st_size for found in walk_tree(directory) if isinstance(found, TreeFile))
+    return sum(file.stat.st_size for file in list_tree(directory)[0])
 
 
 def _is_download_of(target: Path, files: Sequence[StoredFile], entries: Sequence[StoredEntry]) -> bool:
-    found = list(walk_tree(target))
-    sizes = {one.path: one.stat.st_size for one in found if isinstance(one, TreeFile)}
-    links = {one.path: one.link_to for one in found if isinstance(one, TreeEntry) and one.link_to is not None}
-    if sizes != {file.path: file.size for file in files}:
+    found, found_entries = list_tree(target)
+    if {file.path: file.stat.st_size for file in found} != {file.path: file.size for file in files}:
         return False
-    if links != {entry.path: entry.link_to for entry in entries if entry.link_to is not None}:
+    if _links_of(found_entries) != _links_of(entries):
         return False
     return all(is_checksum_of(target / file.path, file.checksum) for file in files)
+
+
+def _links_of(entries: Sequence[TreeEntry]) -> dict[str, str]:
+    return {entry.path: entry.link_to for entry in entries if entry.link_to is not None}
 
 
 def _describe(manifest: Manifest) -> str:

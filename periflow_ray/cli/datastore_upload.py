@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from periflow_ray.cli.dataset_metadata import metadata_file_option, read_metadata
 from periflow_ray.cli.options import storage_option
-from periflow_ray.cli.output import talk_console
+from periflow_ray.cli.output import talk_console, tell_skipped
 from periflow_ray.store.datasets import UploadProgress, upload_dataset
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
@@ -42,7 +42,7 @@ def upload(name: str, source_path: str, metadata_file: Path | None, root: Storag
             contents_only=source_path.endswith("/"),
             metadata=metadata,
             on_progress=on_progress,
-            on_skipped=lambda path, reason: click.echo(f"Left out: '{path}' {reason}.", err=True),
+            on_skipped=tell_skipped,
         )
     assert dataset.num_files is not None
     assert dataset.size_bytes is not None

@@ -55,6 +55,11 @@ def tell_left_out(err: DocumentError) -> None:
     click.echo(escape_controls(f"Left out: {err}"), err=True)
 
 
+def tell_skipped(path: str, reason: str) -> None:
+    """Say what of a directory is not packed or stored; see ``walk_tree``."""
+    click.echo(escape_controls(f"Left out: '{path}' {reason}."), err=True)
+
+
 def data_console() -> Console:
     """A console on standard output; it shows text as it is and never cuts it off when piped."""
     console = _PlainConsole(markup=False, highlight=False, emoji=False, soft_wrap=False)

@@ -11,7 +11,7 @@ import click
 
 from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.options import chosen_credential, storage_option, upload_bandwidth_option, yes_option
-from periflow_ray.cli.output import build_fields, output_option, talk_console, write_output
+from periflow_ray.cli.output import build_fields, output_option, talk_console, tell_skipped, write_output
 from periflow_ray.cli.target import Target, connect_target, count_gpus, driver_options
 from periflow_ray.errors import ClusterError, PlanError, TemplateError, UsageError
 from periflow_ray.jobs.user import user_name
@@ -134,7 +134,7 @@ def submit(
 
         talk.print(f"{len(workspace.files)} files, {format_size(workspace.size)}")
         for path, reason in workspace.skipped:
-            talk.print(f"Left out: '{path}' {reason}.", soft_wrap=True)
+            tell_skipped(path, reason)
     for note in describe_unused(plan):
         talk.print(f"Note: {note}", soft_wrap=True)
     _ensure_experiment(root, plan, is_confirmed)

@@ -7,11 +7,12 @@ import posixpath
 import re
 import unicodedata
 
+from periflow_ray.store.local_files import PARTIAL_SUFFIX
+
 # What every storage takes as it is, in a path that leaves room for the storage root's own.
 _PLAIN_NAME = re.compile(r"(?! )[\w.+=@,()\[\] -]*[\w+=@,()\[\]-]")
 _MAX_PLAIN_BYTES = 400
 _HIDDEN_PREFIX = ".path-"
-_PARTIAL_SUFFIX = ".periflow-partial"
 
 
 def job_key(job_id: int, *parts: str) -> str:
@@ -34,7 +35,7 @@ def _is_plain(path: str) -> bool:
     if len(path.encode(errors="surrogateescape")) > _MAX_PLAIN_BYTES or unicodedata.normalize("NFC", path) != path:
         return False
     return all(
-        _PLAIN_NAME.fullmatch(name) and not name.startswith(_HIDDEN_PREFIX) and not name.endswith(_PARTIAL_SUFFIX)
+        _PLAIN_NAME.fullmatch(name) and not name.startswith(_HIDDEN_PREFIX) and not name.endswith(PARTIAL_SUFFIX)
         for name in path.split("/")
     )
 

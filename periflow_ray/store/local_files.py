@@ -13,7 +13,8 @@ import os
 import re
 from collections.abc import Callable, Iterator
 
-_PARTIAL = re.compile(r"\.(.*\.)?[0-9a-f]{8}\.periflow-partial", re.DOTALL)
+PARTIAL_SUFFIX = ".periflow-partial"
+_PARTIAL = re.compile(rf"\.(.*\.)?[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}", re.DOTALL)
 # File systems allow names of 255 bytes; the rest is for what the hidden name adds.
 _MAX_NAME_BYTES = 225
 # FICLONE of <linux/fs.h>: the copy shares the blocks until one of the two files is written to.
@@ -151,7 +152,7 @@ def _partial_path(target: str) -> str:
     if not os.path.isdir(directory):
         os.makedirs(directory, exist_ok=True)
     shown = name + "." if len(os.fsencode(name)) <= _MAX_NAME_BYTES else ""
-    return os.path.join(directory, f".{shown}{os.urandom(4).hex()}.periflow-partial")
+    return os.path.join(directory, f".{shown}{os.urandom(4).hex()}{PARTIAL_SUFFIX}")
 
 
 def _clone(source_fd: int, target_fd: int) -> bool:

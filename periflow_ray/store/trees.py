@@ -13,6 +13,7 @@ import posixpath
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from periflow_ray.store.keys import leads_out
 
@@ -35,6 +36,24 @@ class TreeFile:
     def is_executable(self) -> bool:
         """Whether its owner may execute it."""
         return bool(self.stat.st_mode & stat.S_IXUSR)
+
+    @property
+    def mtime_ns(self) -> int:
+        """As in ``TreeEntry``."""
+        return self.stat.st_mtime_ns
+
+
+class FileFacts(Protocol):
+    """What a file of a tree has besides its content, wherever it is listed; ``mtime_ns`` as in ``TreeEntry``."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def is_executable(self) -> bool: ...
+
+    @property
+    def mtime_ns(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,24 @@ def walk_tree(
         if isinstance(found, TreeEntry) and found.link_to is None:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 levels.append((_list_sorted(entry.path), f"{found.path}/"))
+
+
+def list_tree(
+    directory: str | os.PathLike[str],
+    *,
+    follows_links_out: bool = True,
+    wants: Callable[[os.DirEntry[str]], bool] = lambda entry: True,
+    on_skipped: Callable[[str, str], None] = lambda path, reason: None,
+) -> tuple[list[TreeFile], list[TreeEntry]]:
+    """The files, and the directories and links, that ``walk_tree`` finds."""
+    files: list[TreeFile] = []
+    entries: list[TreeEntry] = []
+    for found in walk_tree(directory, follows_links_out=follows_links_out, wants=wants, on_skipped=on_skipped):
+        if isinstance(found, TreeFile):
+            files.append(found)
+        else:
+            entries.append(found)
+    return files, entries
 
 
 class _Walk:
@@ -196,15 +233,6 @@ def set_facts(directory: str | os.PathLike[str], files: Iterable[FileFacts], ent
     # From the innermost on, and the directories after the links in them.
     for entry in sorted(entries, key=lambda entry: (entry.link_to is None, -entry.path.count("/"))):
         _set_time(os.path.join(directory, entry.path), entry.mtime_ns)
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    """What a file of a tree has besides its content; ``mtime_ns`` as in ``TreeEntry``."""
-
-    path: str
-    is_executable: bool
-    mtime_ns: int | None
 
 
 def _set_time(full_path: str, mtime_ns: int | None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pathspec import GitIgnoreSpec
 
 from periflow_ray.errors import WorkspaceError
-from periflow_ray.store.trees import TreeEntry, TreeFile, walk_tree
+from periflow_ray.store.trees import TreeEntry, list_tree
 from periflow_ray.submit.ignore_patterns import parse_rules
 
 IGNORE_FILES = (".gitignore", ".pfignore")
@@ -107,21 +107,16 @@ def _collect(root: Path, name: str) -> Workspace:
             rules_of[path] = [*rules, *_read_rules(path)]
         return True
 
-    files: dict[str, int] = {}
-    entries: list[TreeEntry] = []
     skipped: list[tuple[str, str]] = []
     try:
         # Whoever wrote a link that leads out may be another one than who submits it, and have keys in mind.
-        for found in walk_tree(
+        files, entries = list_tree(
             root, follows_links_out=False, wants=is_wanted, on_skipped=lambda *what: skipped.append(what)
-        ):
-            if isinstance(found, TreeFile):
-                files[found.path] = found.stat.st_size
-            else:
-                entries.append(found)
+        )
     except OSError as err:
         raise WorkspaceError(f"cannot read '{err.filename or root}': {err.strerror or err}") from err
-    return Workspace(root, name, dict(sorted(files.items())), entries, skipped)
+    sizes = {file.path: file.stat.st_size for file in files}
+    return Workspace(root, name, dict(sorted(sizes.items())), entries, skipped)
 
 
 def _read_rules(directory: Path) -> list[tuple[Path, GitIgnoreSpec]]:

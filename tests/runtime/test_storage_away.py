@@ -70,15 +70,21 @@ def unmounted(root: StorageRoot) -> Iterator[None]:
                 break
 
 
+async def save_and_fail(monitor: ObservedMonitor, root: StorageRoot, base_dir: Path) -> Node:
+    """A node whose first attempt has saved step 10, and is over."""
+    node = Node(monitor, root, base_dir, 0)
+    (node.output_dir / "model.pt").write_text("ten steps")
+    await node.join()
+    assert await node.save((10, 1)) is None
+    await node.leave(failure_of(0))
+    return node
+
+
 def test_an_attempt_begins_when_the_storage_is_back(run_monitor, claimed, notes, tmp_path):
     root = claimed
 
     async def scenario(monitor: ObservedMonitor) -> None:
-        node = Node(monitor, root, tmp_path, 0)
-        (node.output_dir / "model.pt").write_text("ten steps")
-        await node.join()
-        assert await node.save((10, 1)) is None
-        await node.leave(failure_of(0))
+        node = await save_and_fail(monitor, root, tmp_path)
         with unmounted(root):
             joining = asyncio.create_task(node.join(round_in_group=1))
             await wait_for(lambda: has_waited(notes))
@@ -111,11 +117,7 @@ def test_a_checkpoint_is_not_damaged_because_its_file_system_is_not_mounted(run_
     told: list[str] = []
 
     async def scenario(monitor: ObservedMonitor) -> None:
-        node = Node(monitor, root, tmp_path, 0)
-        (node.output_dir / "model.pt").write_text("ten steps")
-        await node.join()
-        assert await node.save((10, 1)) is None
-        await node.leave(failure_of(0))
+        node = await save_and_fail(monitor, root, tmp_path)
         start = await node.join(round_in_group=1)
         patience = Patience(told.append, look=lambda: jobs.require_job(root, 1, start.claim))
         with unmounted(root):

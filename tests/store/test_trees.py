@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from periflow_ray.store.checkpoints import LocalFile
 from periflow_ray.store.keys import key_of_file
 from periflow_ray.store.trees import (
-    FileFacts,
     TreeEntry,
     TreeFile,
     make_entries,
@@ -213,7 +213,7 @@ def test_a_tree_is_made_again_with_times_and_permissions(tmp_path):
     entries = [TreeEntry("d", None, 5_000_000_001), TreeEntry("d/e", None, 3_000_000_002), TreeEntry("d/l", "e", 7)]
     for _ in range(2):  # What is there already is made again.
         make_entries(tmp_path, entries)
-        set_facts(tmp_path, [FileFacts("run.sh", True, 1_000_000_003)], entries)
+        set_facts(tmp_path, [LocalFile("run.sh", 10, "", True, 1_000_000_003)], entries)
     assert os.readlink(tmp_path / "d" / "l") == "e"
     assert os.access(tmp_path / "run.sh", os.X_OK)
     times = [os.lstat(tmp_path / name).st_mtime_ns for name in ("d", "d/e", "d/l", "run.sh")]

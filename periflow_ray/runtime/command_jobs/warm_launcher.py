@@ -24,8 +24,12 @@ VARIABLE = launcher.VARIABLE
 # By it, what a killed member left behind is known; a sandbox's own processes end with every attempt.
 MARKER = "PERIFLOW_WARM_LAUNCHER"
 # What differs from one attempt to the next, and what a shell keeps for itself; torch's import reads none of it.
-_PER_ATTEMPT = frozenset({"MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "NUM_NODES", "PROCESSED_ITERS"})
-_OF_SHELLS = frozenset({"SHLVL", "PWD", "OLDPWD", "_"})
+_PASSING = frozenset({"MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "NUM_NODES", "PROCESSED_ITERS"}) | {
+    "SHLVL",
+    "PWD",
+    "OLDPWD",
+    "_",
+}
 _OWN_PREFIX = "PERIFLOW_"
 
 
@@ -159,8 +163,4 @@ def _is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _lasting(environ: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in environ.items()
-        if name not in _PER_ATTEMPT | _OF_SHELLS and not name.startswith(_OWN_PREFIX)
-    }
+    return {name: value for name, value in environ.items() if name not in _PASSING and not name.startswith(_OWN_PREFIX)}

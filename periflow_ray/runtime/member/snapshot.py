@@ -23,7 +23,7 @@ from pathlib import Path
 from periflow_ray.store.checkpoints import Content, LocalFile
 from periflow_ray.store.checksum import checksum_file
 from periflow_ray.store.local_files import copy_content
-from periflow_ray.store.trees import FileFacts, TreeEntry, TreeFile, walk_tree
+from periflow_ray.store.trees import TreeEntry, TreeFile, list_tree
 
 # Writes within one tick of the kernel's clock (10 ms at most) may leave the same time stamp.
 _SAFE_AGE_NS = 50_000_000
@@ -52,7 +52,7 @@ class Snapshot:
     source: Path
     directory: Path
     stamps: dict[str, _Stamp]
-    files: Sequence[FileFacts] = ()
+    files: Sequence[TreeFile] = ()
     entries: Sequence[TreeEntry] = ()
     are_maps_read: threading.Event = field(default_factory=threading.Event, repr=False)
 
@@ -93,13 +93,12 @@ class Snapshots:
             target.mkdir(parents=True)
             if self._newest is not None:
                 self._forget_mapped(self._newest)
-            files, entries = _list_tree(source, self._on_skipped)
+            files, entries = list_tree(source, on_skipped=self._on_skipped)
             stamps = _copy_files(files, source, target, self._newest)
         except OSError:
             shutil.rmtree(target, ignore_errors=True)
             raise
-        facts = [FileFacts(file.path, file.is_executable, file.stat.st_mtime_ns) for file in files]
-        snapshot = Snapshot(source, target, stamps, facts, entries)
+        snapshot = Snapshot(source, target, stamps, files, entries)
         with self._lock:
             self._newest = snapshot
         return snapshot
@@ -109,16 +108,16 @@ class Snapshots:
         self._forget_mapped(snapshot)
         files = []
         checksums: dict[tuple[int, ...], str] = {}
-        for facts in snapshot.files:
-            path = facts.path
+        for file in snapshot.files:
+            copy = snapshot.directory / file.path
             try:
-                stat = os.stat(snapshot.directory / path)
+                stat = os.stat(copy)
             except FileNotFoundError:  # It was deleted before it could be copied.
                 continue
             # Not the inode alone: its number is used again once the last link to it is gone.
             identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-            checksums[identity] = self._checksums.get(identity) or checksum_file(snapshot.directory / path)
-            files.append(LocalFile(path, stat.st_size, checksums[identity], facts.is_executable, facts.mtime_ns))
+            checksums[identity] = self._checksums.get(identity) or checksum_file(copy)
+            files.append(LocalFile(file.path, stat.st_size, checksums[identity], file.is_executable, file.mtime_ns))
         self._checksums = checksums
         return Content(files, snapshot.entries)
 
@@ -141,17 +140,6 @@ class Snapshots:
             self._released = [released for released in self._released if released is self._newest]
         for released in unneeded:
             shutil.rmtree(released.directory, ignore_errors=True)
-
-
-def _list_tree(source: Path, on_skipped: Callable[[str, str], None]) -> tuple[list[TreeFile], list[TreeEntry]]:
-    files: list[TreeFile] = []
-    entries: list[TreeEntry] = []
-    for found in walk_tree(source, on_skipped=on_skipped):
-        if isinstance(found, TreeFile):
-            files.append(found)
-        else:
-            entries.append(found)
-    return files, entries
 
 
 def _copy_files(files: list[TreeFile], source: Path, target: Path, previous: Snapshot | None) -> dict[str, _Stamp]:

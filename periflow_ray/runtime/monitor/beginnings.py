@@ -22,9 +22,10 @@ class Beginnings:
         checkpoint = attempt.checkpoint
         if attempt is not self._attempt:
             self._attempt, self._have_read = attempt, {}
+        if checkpoint is None or report.member in self._have_read:
+            return
         # A step is counted when it begins.
-        has_made_step = max(report.steps.values(), default=0) >= attempt.resumed_step + 2
-        if checkpoint is None or not has_made_step or report.member in self._have_read:
+        if max(report.steps.values(), default=0) < attempt.resumed_step + 2:
             return
         self._have_read[report.member] = report.has_read_checkpoint
         members = {member for member in attempt.members if attempt.brings_files(member)}

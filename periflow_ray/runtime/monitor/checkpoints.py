@@ -344,7 +344,7 @@ class Checkpoints:
                 pending.error = _EMPTY
             if name is not None and pending.error is None:
                 pending.is_committing = True
-                await self._commit(pending, self._describe(name, pending.snapshot, plan, pending.metrics))
+                await self._commit(pending, self._describe(name, pending, plan))
         except Exception as err:
             # Whatever it was: those who wait for the checkpoint must hear of its end.
             pending.error = _describe(err)
@@ -383,12 +383,12 @@ class Checkpoints:
         )
         self._kept.add(manifest)
 
-    def _describe(self, name: str, snapshot: SnapshotId, plan: Plan, metrics: Mapping[str, object]) -> Manifest:
+    def _describe(self, name: str, pending: PendingCheckpoint, plan: Plan) -> Manifest:
         attempt = self._context.attempt
         return Manifest(
             checkpoint=name,
             job_id=self._context.job_id,
-            step=snapshot[0],
+            step=pending.snapshot[0],
             attempt=attempt.number,
             world_size=attempt.num_devices,
             num_nodes=attempt.num_nodes,
@@ -396,7 +396,7 @@ class Checkpoints:
             created_by=self._created_by,
             files=tuple(file.as_stored() for file in plan.files),
             entries=tuple(plan.entries),
-            metrics=metrics,
+            metrics=pending.metrics,
         )
 
     def _tell_failed(self, pending: PendingCheckpoint, reason: str) -> None:

@@ -18,7 +18,7 @@ from periflow_ray.store.checkpoints.manifest import (
 from periflow_ray.store.checksum import checksum_file
 from periflow_ray.store.keys import key_of_file, leads_out
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.trees import TreeEntry, TreeFile, refuse_entry, walk_tree
+from periflow_ray.store.trees import TreeEntry, list_tree, refuse_entry
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,12 @@ class FilesPlace:
 
 def describe_tree(directory: Path, on_skipped: Callable[[str, str], None] = lambda path, reason: None) -> Content:
     """Everything below a directory, the files with size and checksum, by path; see ``walk_tree``."""
-    files, entries = [], []
-    for found in walk_tree(directory, on_skipped=on_skipped):
-        if isinstance(found, TreeFile):
-            checksum = checksum_file(Path(found.full_path))
-            files.append(
-                LocalFile(found.path, found.stat.st_size, checksum, found.is_executable, found.stat.st_mtime_ns)
-            )
-        else:
-            entries.append(found)
-    return Content(files, entries)
+    files, entries = list_tree(directory, on_skipped=on_skipped)
+    described = [
+        LocalFile(file.path, file.stat.st_size, checksum_file(Path(file.full_path)), file.is_executable, file.mtime_ns)
+        for file in files
+    ]
+    return Content(described, entries)
 
 
 def merge_contents(

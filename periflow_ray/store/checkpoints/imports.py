@@ -24,7 +24,7 @@ from periflow_ray.store.checkpoints.trash import purge
 from periflow_ray.store.checkpoints.verifying import measure_files
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer, UploadItem
-from periflow_ray.store.trees import TreeFile, walk_tree
+from periflow_ray.store.trees import list_tree
 
 
 def upload_checkpoint_dir(
@@ -51,7 +51,6 @@ def upload_checkpoint_dir(
     _check_new_name(root, name)
     if not source.is_dir():
         raise UsageError(f"'{source}' is not a directory. Give the directory that holds the checkpoint's files.")
-    stamps = _read_stamps(source)
     content = describe_tree(source, on_skipped)
     if not content.files:
         raise UsageError(f"there are no files in '{source}'.")
@@ -63,9 +62,12 @@ def upload_checkpoint_dir(
         (transfer or Transfer(root)).upload_files(
             [UploadItem(source / file.path, checkpoint_key(None, name, file.key)) for file in plan.files]
         )
-        changed = dict(_read_stamps(source).items() ^ stamps.items())
+        before = {(file.path, file.size, file.mtime_ns) for file in content.files}
+        changed = before ^ {(file.path, file.stat.st_size, file.mtime_ns) for file in list_tree(source)[0]}
         if changed:
-            raise StorageError(f"'{min(changed)}' changed while it was uploaded; nothing is stored. Try again")
+            raise StorageError(
+                f"'{source / min(changed)[0]}' changed while it was uploaded; nothing is stored. Try again"
+            )
         files = tuple(file.as_stored() for file in plan.files)
         manifest = _describe(name, step, created_by, metrics, files, tuple(plan.entries))
         commit(root, manifest)
@@ -135,12 +137,6 @@ def _check_new_name(root: StorageRoot, name: str) -> None:
             f"checkpoint '{name}' is deleted and can still be undeleted (periflow-ray checkpoint undelete {name}). "
             "Choose another name."
         )
-
-
-def _read_stamps(directory: Path) -> dict[Path, tuple[int, int]]:
-    """What changes when a file does: size and time of the last write."""
-    files = (found for found in walk_tree(directory) if isinstance(found, TreeFile))
-    return {directory / file.path: (file.stat.st_size, file.stat.st_mtime_ns) for file in files}
 
 
 def _describe(

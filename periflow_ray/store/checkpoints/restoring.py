@@ -15,7 +15,7 @@ from periflow_ray.store.checkpoints.manifest import Manifest, StoredFile
 from periflow_ray.store.checkpoints.verifying import Problem, compare_checksums, compare_sizes
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import DownloadItem, Transfer
-from periflow_ray.store.trees import FileFacts, make_entries, set_facts
+from periflow_ray.store.trees import make_entries, set_facts
 
 
 def restore(
@@ -51,7 +51,7 @@ def restore(
         _open_partial(partial, marker, json.dumps([root.uri, manifest.checkpoint_id, manifest.created_unix_s]))
         _download(place, manifest, files, partial, transfer)
         make_entries(partial, entries)
-        set_facts(partial, [FileFacts(file.path, file.is_executable, file.mtime_ns) for file in files], entries)
+        set_facts(partial, files, entries)
     except CorruptCheckpointError:
         _discard(partial)
         marker.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from periflow_ray.errors import StorageError, UsageError
 from periflow_ray.store.checksum import checksum_file
 from periflow_ray.store.keys import key_of_file, leads_out
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.trees import FileFacts, TreeEntry, TreeFile, refuse_entry, walk_tree
+from periflow_ray.store.trees import TreeEntry, TreeFile, list_tree, refuse_entry
 
 _NUM_READERS = 8
 # What the file systems of fsspec call the mark of a file's version: S3, Azure, Google, directories, memory.
@@ -47,11 +47,6 @@ class DatasetFile:
     def stored_key(self) -> str:
         """Where an uploaded file is, below the dataset's own key."""
         return f"packs/{self.pack}" if self.pack is not None else self.key or f"files/{self.path}"
-
-    @property
-    def facts(self) -> FileFacts:
-        """What it has besides its content."""
-        return FileFacts(self.path, self.is_executable, self.mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -204,20 +199,16 @@ def _walk(
     # Made absolute without following links: "." has a name then, and a link keeps the one the user typed.
     top = Path(os.path.abspath(source))
     prefix = "" if contents_only else f"{top.name}/"
-    files: dict[str, TreeFile] = {}
-    entries = [] if contents_only else [TreeEntry(top.name, None, top.stat().st_mtime_ns)]
-    for found in walk_tree(top, on_skipped=on_skipped):
-        if isinstance(found, TreeFile):
-            files[f"{prefix}{found.path}"] = found
-        else:
-            entries.append(replace(found, path=f"{prefix}{found.path}"))
-    return files, entries
+    files, entries = list_tree(top, on_skipped=on_skipped)
+    own = [] if contents_only else [TreeEntry(top.name, None, top.stat().st_mtime_ns)]
+    return (
+        {f"{prefix}{file.path}": file for file in files},
+        [*own, *(replace(entry, path=f"{prefix}{entry.path}") for entry in entries)],
+    )
 
 
 def _describe(path: str, found: TreeFile) -> SourceFile:
     # What the file was before it is read, so that a change meanwhile is seen.
     checksum = checksum_file(Path(found.full_path))
-    file = DatasetFile(
-        path, found.stat.st_size, checksum, is_executable=found.is_executable, mtime_ns=found.stat.st_mtime_ns
-    )
+    file = DatasetFile(path, found.stat.st_size, checksum, is_executable=found.is_executable, mtime_ns=found.mtime_ns)
     return SourceFile(Path(found.full_path), file)

@@ -108,7 +108,7 @@ def open_dataset(
         Transfer(place, num_workers=_NUM_WORKERS, on_bytes=count).download_files(items)
         _remove_others(directory, {file.path for file in files})
         make_entries(directory, entries)
-        set_facts(directory, [file.facts for file in files], entries)
+        set_facts(directory, files, entries)
         if dataset.is_linked and list_dataset_files(root, dataset) != files:
             raise StorageError(f"dataset '{name}' changed at '{dataset.uri}' while it was fetched. Run the job again.")
 

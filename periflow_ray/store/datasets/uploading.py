@@ -94,7 +94,7 @@ def seal_files(root: StorageRoot, prefix: str, files: Sequence[DatasetFile], ent
     if root.is_local:
         top = root.local_path(f"{prefix}/files")
         make_entries(top, entries)
-        set_facts(top, [file.facts for file in files], entries)
+        set_facts(top, files, entries)
         make_read_only(top)
 
 
