@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,10 +24,18 @@ from periflow_ray.spec import JobSpec
 from periflow_ray.store.root import StorageRoot
 
 
+@pytest.fixture
+def sandboxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Sandboxes of the test's own, for whose sockets the path of ``tmp_path`` may be too long."""
+    with tempfile.TemporaryDirectory(prefix="pf-", dir="/tmp") as directory:
+        monkeypatch.setattr(sandbox_module, "_base_dir", lambda: Path(directory) / "sandboxes")
+        yield
+
+
+@pytest.mark.usefixtures("sandboxes")
 def test_a_process_that_cannot_be_ended_is_told_and_the_next_attempt_has_other_directories(
     root: StorageRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox_module, "_base_dir", lambda: tmp_path / "sandboxes")
     use_powerless_keeper(tmp_path, monkeypatch)
     spec = JobSpec.model_validate(
         {
