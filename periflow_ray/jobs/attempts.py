@@ -101,6 +101,22 @@ def close_attempt(record: AttemptRecord, *, ended_unix_s: float, last_step: int,
     )
 
 
+def count_checkpoint(record: AttemptRecord, resumable_step: int) -> AttemptRecord:
+    """An attempt that has ended, with the steps of a checkpoint that was committed after its end had been recorded.
+
+    Whoever takes a driver for dead may record the end of an attempt that is still saving; other ends are recorded by
+    those who know.
+    """
+    if record.cause != "driver" or resumable_step <= record.resumable_step:
+        return record
+    has_steps = record.first_step_unix_s is not None
+    return dataclasses.replace(
+        record,
+        last_step=max(record.last_step, resumable_step) if has_steps else record.last_step,
+        resumable_step=resumable_step,
+    )
+
+
 def _estimate_last_step_unix_s(record: AttemptRecord, ended_unix_s: float, last_step: int) -> float | None:
     """When the last step was made, if the steps after the record's newest one took as long as those before."""
     first_unix_s, last_unix_s = record.first_step_unix_s, record.last_step_unix_s

@@ -19,11 +19,13 @@ WATCH_S = 4 * HEARTBEAT_INTERVAL_S
 _POLL_S = 0.5
 
 
-def find_end(root: StorageRoot, job_id: int) -> JobState:
+def find_end(root: StorageRoot, job_id: int, reason: str | None = None) -> JobState:
     """How a job stands: as it said itself, or failed, which is recorded then, if its heartbeat stands still.
 
     Takes up to ``WATCH_S`` where a job says that it runs, and a note about it on standard error.
 
+    Args:
+        reason: what is known of the driver's death, if it is dead.
     Raises:
         NotFoundError: there is no such job.
         DocumentError: its state cannot be read.
@@ -35,15 +37,15 @@ def find_end(root: StorageRoot, job_id: int) -> JobState:
     deadline_s = time.monotonic() + WATCH_S
     while not state.has_ended and state.heartbeat_unix_s == first.heartbeat_unix_s:
         if time.monotonic() > deadline_s:
-            return _record_death(root, job_id, state)
+            return _record_death(root, job_id, state, reason)
         time.sleep(_POLL_S)
         state = read_written_state(root, job_id)
     return state
 
 
-def _record_death(root: StorageRoot, job_id: int, state: JobState) -> JobState:
+def _record_death(root: StorageRoot, job_id: int, state: JobState, reason: str | None) -> JobState:
     seems = read_state(root, job_id)
-    text = seems.message if seems.has_ended else None
+    text = reason or (seems.message if seems.has_ended else None)
     message = text or f"the job's driver died: no sign of life while it was watched for {WATCH_S:.0f} s"
     # Nobody knows when the driver ended, but it was after this.
     ended_unix_s = state.heartbeat_unix_s or time.time()

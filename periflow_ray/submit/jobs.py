@@ -144,11 +144,11 @@ def settle_state(root: StorageRoot, job_id: int) -> JobState:
     state = check_state(root, job_id)
     if not state.has_ended or jobs.read_written_state(root, job_id).has_ended:
         return state
-    return find_end(root, job_id)
+    return find_end(root, job_id, state.message)
 
 
 def check_state(root: StorageRoot, job_id: int) -> JobState:
-    """How a job seems to stand; asks its cluster when the driver seems to be dead, and records the answer.
+    """How a job seems to stand; asks its cluster when the driver seems to be dead, and records an answer that is sure.
 
     Raises:
         NotFoundError: there is no such job.
@@ -188,7 +188,12 @@ def check_state(root: StorageRoot, job_id: int) -> JobState:
     how = (
         "its cluster does not know it any more" if ray_job is None else f"Ray says: {ray_job.message or ray_job.status}"
     )
-    return _end(root, job_id, state, "failed", _describe_dead_driver(how, output))
+    message = _describe_dead_driver(how, output)
+    if state.heartbeat_unix_s is None or (ray_job is not None and ray_job.ended_by_itself):
+        return _end(root, job_id, state, "failed", message)
+    # Ray does not watch the driver but its keeper. A driver whose keeper was killed is still saving, and one that this
+    # cluster does not know may run on another one: its heartbeat says more.
+    return dataclasses.replace(state, status="failed", ended_unix_s=state.heartbeat_unix_s, message=message)
 
 
 def connect_to_job(record: JobRecord) -> RayJobs:

@@ -19,14 +19,27 @@ AGENT_TIMEOUT_S = 60.0
 RETRY_INTERVAL_S = 0.5
 _NO_AGENT = "No available agent to submit job"
 REQUEST_TIMEOUT_S = 30.0
+# A shell's exit code is so much more than the number of the signal that killed its command.
+_KILLED_EXIT_CODE = 128
 
 
 @dataclass(frozen=True)
 class RayJob:
-    """What Ray knows of a job; ``message`` is Ray's own sentence on how it ended."""
+    """What Ray knows of a job.
+
+    Args:
+        message: Ray's own sentence on how it ended.
+        exit_code: of the process that Ray started; None if Ray did not see it end.
+    """
 
     status: RayJobStatus
     message: str | None
+    exit_code: int | None = None
+
+    @property
+    def ended_by_itself(self) -> bool:
+        """Whether it came to its end, and so what it waits for; one that was killed leaves its driver."""
+        return self.exit_code is not None and 0 <= self.exit_code < _KILLED_EXIT_CODE
 
 
 class RayJobs:
@@ -85,7 +98,9 @@ class RayJobs:
     def read(self, submission_id: str) -> RayJob | None:
         """A job as Ray knows it; None if the cluster does not know it."""
         response = self._request("GET", f"/api/jobs/{submission_id}", allow_missing=True)
-        return None if response is None else RayJob(response["status"], response.get("message"))
+        if response is None:
+            return None
+        return RayJob(response["status"], response.get("message"), response.get("driver_exit_code"))
 
     def read_driver_output(self, submission_id: str) -> str:
         """What the driver printed; empty if the cluster does not know the job."""

@@ -3,15 +3,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+import time
 
 from simulated_cluster import HOLD_TIMEOUT_S
 from simulated_nodes import facts_of, failure_of, take_steps
 
 from periflow_ray.jobs import JobProgress, write_progress
-from periflow_ray.jobs.attempts import SaveRecord, read_attempts
+from periflow_ray.jobs.attempts import SaveRecord, close_attempt, read_attempts, write_attempt
 from periflow_ray.jobs.resumes import claim_resume
 from periflow_ray.runtime.monitor.attempt import Attempt
 from periflow_ray.runtime.monitor.history import History
+from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.root import StorageRoot
 
 
@@ -105,6 +107,25 @@ def test_an_attempt_that_nobody_ended_was_cut_short_by_the_drivers_death(root):
     first, second = read_attempts(root, 1)
     assert (first.cause, first.text, first.last_step) == ("driver", "the job's driver died", 8)
     assert (second.number, second.ended_unix_s) == (2, None)
+
+
+def test_what_a_driver_saves_after_its_end_was_recorded_counts_for_its_attempt(root):
+    async def scenario() -> None:
+        attempt = make_attempt(1)
+        history = open_history(root)
+        await history.begin(attempt)
+        take_steps(attempt, 0, {0: 8})
+        await history.update(attempt)
+        (record,) = read_attempts(root, 1)
+        write_attempt(root, 1, close_attempt(record, ended_unix_s=time.time(), last_step=8, resumable_step=5))
+        resumed = make_attempt(2)
+        resumed.resume_at(Manifest("step-00000012", 1, 12, 1, 2, 2, created_unix_s=0.0, files=()))
+        await open_history(root).begin(resumed)
+
+    asyncio.run(scenario())
+    first, second = read_attempts(root, 1)
+    assert (first.cause, first.last_step, first.resumable_step) == ("driver", 12, 12)
+    assert second.resumed_step == 12
 
 
 def test_failures_of_earlier_drivers_count(root):

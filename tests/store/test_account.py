@@ -13,7 +13,7 @@ from periflow_ray.jobs.account import (
     describe_lost,
     format_number,
 )
-from periflow_ray.jobs.attempts import AttemptRecord, SaveRecord, close_attempt
+from periflow_ray.jobs.attempts import AttemptRecord, SaveRecord, close_attempt, count_checkpoint
 
 START_UNIX_S = 1000.0
 RUNNING = JobState("running", START_UNIX_S)
@@ -258,6 +258,18 @@ def test_what_a_checkpoint_holds_was_made_although_nobody_reported_it():
         running(1, at_s=0, resumed_step=0), ended_unix_s=START_UNIX_S + 11, last_step=17, resumable_step=50
     )
     assert (closed.last_step, closed.resumable_step) == (50, 50)
+
+
+def test_what_a_driver_saved_that_had_been_taken_for_dead_was_made():
+    closed = close_attempt(
+        running(1, at_s=0, resumed_step=0), ended_unix_s=START_UNIX_S + 11, last_step=17, resumable_step=50
+    )
+    late = count_checkpoint(closed, 60)
+    assert (late.last_step, late.resumable_step) == (60, 60)
+    assert count_checkpoint(late, 55) == late
+    # Whatever a user put there since is not the work of an attempt whose end is known.
+    failed = attempt(1, at_s=0, steps=(0, 41), resumable_step=40)
+    assert count_checkpoint(failed, 60) == failed
 
 
 def test_numbers_have_one_digit_after_the_point_below_ten():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import time
@@ -11,10 +12,11 @@ from support.job_server import JobServer
 
 from periflow_ray import jobs
 from periflow_ray.errors import ClusterError
-from periflow_ray.jobs import JobRecord, JobState
+from periflow_ray.jobs import JobRecord, JobState, liveness
 from periflow_ray.jobs.events import read_events
 from periflow_ray.jobs.key_handover import ask_for_key
 from periflow_ray.jobs.sealed_secrets import KEY_VARIABLE, unseal
+from periflow_ray.loops import BackgroundLoop, Faults
 from periflow_ray.plan import JobPlan, build_plan, local_vm
 from periflow_ray.spec import JobSpec
 from periflow_ray.store.root import StorageRoot
@@ -130,6 +132,46 @@ def test_a_driver_that_ray_knows_is_believed_to_live_whatever_this_machine_s_clo
     jobs.write_state(root, 1, JobState("running", heartbeat_unix_s=time.time() - silent_s, attempt=2))
     assert check_state(root, 1).status == "running"
     assert settle_state(root, 1).status == "running"
+
+
+@pytest.mark.parametrize("exit_code", [None, 137])
+def test_a_driver_whose_keeper_was_killed_is_watched_before_its_job_counts_as_ended(
+    root, server, monkeypatch, exit_code
+):
+    monkeypatch.setattr(liveness, "WATCH_S", 0.3)
+    monkeypatch.setattr(liveness, "_POLL_S", 0.02)
+    record = submit(root, server)
+    live = JobState("stopping", heartbeat_unix_s=time.time() - 3600.0, attempt=2)
+    jobs.write_state(root, 1, live)
+    server.jobs[record.ray_submission_id] |= {"status": "FAILED", "driver_exit_code": exit_code}
+    beat = BackgroundLoop(
+        "heartbeat",
+        lambda: jobs.write_state(root, 1, dataclasses.replace(live, heartbeat_unix_s=time.time() - 3600.0)),
+        0.02,
+        faults=Faults("the heartbeat"),
+    )
+    beat.start()
+    try:
+        # As it seems; nothing is written down for it.
+        assert check_state(root, 1).status == "failed"
+        assert settle_state(root, 1).status == "stopping"
+        assert read_events(root, 1) == []
+    finally:
+        beat.close()
+    ended = settle_state(root, 1)
+    assert (ended.status, ended.attempt) == ("failed", 2)
+    assert ended.message.startswith("the job's driver ended without a word; Ray says")
+    assert jobs.read_written_state(root, 1) == ended
+    assert [event.kind for event in read_events(root, 1)] == ["failed"]
+
+
+def test_a_driver_that_ended_by_itself_has_ended(root, server):
+    record = submit(root, server)
+    jobs.write_state(root, 1, JobState("running", heartbeat_unix_s=time.time() - 20.0))
+    server.jobs[record.ray_submission_id] |= {"status": "FAILED", "driver_exit_code": 1}
+    ended = check_state(root, 1)
+    assert ended.status == "failed"
+    assert jobs.read_written_state(root, 1) == ended
 
 
 def test_a_job_that_ended_is_not_asked_for(root, server):

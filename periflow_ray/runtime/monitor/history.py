@@ -59,17 +59,23 @@ class History:
 
     async def begin(self, attempt: Attempt) -> None:
         """Record a new attempt; one that nobody ended was cut short by the death of an earlier driver of the job."""
-        if self._records and self._records[-1].ended_unix_s is None:
-            last_step = await asyncio.to_thread(read_reported_step, self._root, self._job_id)
-            self._records[-1] = attempts.close_attempt(
-                self._records[-1],
-                ended_unix_s=time.time(),
-                last_step=last_step,
-                resumable_step=attempt.resumed_step,
-            )
-            await self._write_newest()
+        if self._records:
+            await self._complete_newest(attempt.resumed_step)
         self._records.append(self._describe(attempt, attempt.resumed_step, None))
         await self._write_newest()
+
+    async def _complete_newest(self, resumable_step: int) -> None:
+        known = self._records[-1]
+        if known.ended_unix_s is None:
+            last_step = await asyncio.to_thread(read_reported_step, self._root, self._job_id)
+            newest = attempts.close_attempt(
+                known, ended_unix_s=time.time(), last_step=last_step, resumable_step=resumable_step
+            )
+        else:
+            newest = attempts.count_checkpoint(known, resumable_step)
+        if newest != known:
+            self._records[-1] = newest
+            await self._write_newest()
 
     async def update(self, attempt: Attempt) -> None:
         """Record how far the running attempt is: at its first step, and every few seconds."""
