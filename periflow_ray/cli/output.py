@@ -103,7 +103,7 @@ def draw_table(
     width = 1 + sum(3 + max(map(cell_len, column)) for column in zip(columns, *rows, strict=True))
     if rows and width <= console.width and not any("\n" in cell for row in rows for cell in row):
         # Nothing folds, so one row of columns joined by newlines looks the same and is drawn four times as fast,
-        # which `vm list` with its 400 rows needs.
+        # which `vm list` with its 1,500 rows needs.
         table.add_row(*("\n".join(cells) for cells in cells_by_column))
     else:
         for row in rows:

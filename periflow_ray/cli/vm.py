@@ -42,7 +42,8 @@ def list_vms(
 ) -> None:
     """List the VM types of the catalogue, with list prices per hour.
 
-    A spot VM has no fixed price; the price of the same VM on demand follows "<".
+    A spot VM has no fixed price: its price was between these two, over the region's zones, or at most that after "<",
+    which is the price of the same VM on demand.
 
     \b
     Example:
@@ -90,6 +91,9 @@ def _price(vm_type: VmType) -> str:
         return f"retired {vm_type.retired_on}"
     if vm_type.price_per_hour_usd is not None:
         return f"{vm_type.price_per_hour_usd:.2f}"
+    if vm_type.is_spot and vm_type.spot_price_per_hour_usd is not None:
+        lowest, highest = (f"{price:.2f}" for price in vm_type.spot_price_per_hour_usd)
+        return lowest if lowest == highest else f"{lowest} - {highest}"
     ceiling = vm_type.on_demand_price_per_hour_usd
     return NOTHING if ceiling is None else f"< {ceiling:.2f}"
 

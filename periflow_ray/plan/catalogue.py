@@ -25,9 +25,11 @@ class VmType:
     """One kind of machine; on this machine (``cloud == "local"``) a stand-in for one.
 
     ``num_devices`` counts GPUs, or CPU slots where ``accelerator`` is ``"CPU"``. ``device_memory_gib`` is per GPU.
-    What is not known of this machine is None. Spot prices move by the hour, so a spot VM has no
-    ``price_per_hour_usd``; ``on_demand_price_per_hour_usd`` is what it costs at most. ``retired_on`` (ISO date) is
-    set where the provider has withdrawn the instance type: it can be planned for, but no longer rented.
+    What is not known is None. Spot prices move by the hour, so a spot VM has no ``price_per_hour_usd``;
+    ``on_demand_price_per_hour_usd`` is what it costs at most. ``spot_price_per_hour_usd`` has the lowest and the
+    highest price over the region's ``zones`` (given by their ids) at ``price_date``. ``retired_on`` (ISO date) is set
+    where the provider has withdrawn the instance type, so that it can be planned for, but no longer rented;
+    ``successor`` is then the VM type that comes nearest to it.
     """
 
     name: str
@@ -44,7 +46,11 @@ class VmType:
     on_demand_price_per_hour_usd: float | None
     price_date: str | None
     price_source: str | None
+    spot_price_per_hour_usd: tuple[float, float] | None = None
+    zones: tuple[str, ...] = ()
+    architecture: Literal["x86_64", "arm64"] = "x86_64"
     retired_on: str | None = None
+    successor: str | None = None
 
     @property
     def is_local(self) -> bool:
@@ -53,11 +59,18 @@ class VmType:
 
 @cache
 def load_catalogue() -> Mapping[str, VmType]:
-    """Read every VM type, by name: ``[cloud]-[memory per GPU]gb-[gpu]-[count]g-[region][-spot]``, and ``local``."""
+    """Read every VM type, by name, and ``local``.
+
+    A name is ``[cloud]-[memory per GPU]gb-[gpu]-[count]g-[region][-spot]``. Of several instance types with these GPUs
+    the usual one, often with the fewest CPUs, is called so; the others have their own name after the count:
+    ``aws-16gb-t4-1g-g4dn-8xlarge-us-east-1``.
+    """
     document = json.loads(resources.files("periflow_ray.plan").joinpath("vms.json").read_text(encoding="utf-8"))
+    instances = {instance["instance_type"]: instance for instance in document["instances"]}
     vms = [local_vm()]
-    for instance in document["instances"]:
-        vms.extend(_variants(instance, document["sources"][instance["cloud"]]))
+    for instance in instances.values():
+        successor = instances.get(instance.get("successor", ""))
+        vms.extend(_variants(instance, document["sources"][instance["cloud"]], successor))
     return MappingProxyType({vm.name: vm for vm in vms})
 
 
@@ -107,21 +120,39 @@ def local_vm(*, num_gpus: int = 0, devices_per_node: int | None = None) -> VmTyp
     )
 
 
-def _variants(instance: Mapping[str, Any], source: Mapping[str, str]) -> Iterator[VmType]:
+def _variants(
+    instance: Mapping[str, Any], source: Mapping[str, str], successor: Mapping[str, Any] | None
+) -> Iterator[VmType]:
     specs = {key: instance[key] for key in ("cloud", "instance_type", "accelerator", "num_devices", "num_vcpus")}
-    size = f"{instance['device_memory_gib']}gb-{instance['accelerator'].lower()}-{instance['num_devices']}g"
-    for region, list_price in instance["price_per_hour_usd"].items():
-        for is_spot in (False, True):
+    size = _size_of(instance)
+    for region, offer in instance["regions"].items():
+        list_price, spot_prices = offer["usd"], offer.get("spot_usd")
+        has_price = list_price is not None or spot_prices is not None
+        for suffix in ("", "-spot"):
+            is_spot = bool(suffix)
             yield VmType(
                 **specs,
-                name=f"{instance['cloud']}-{size}-{region}{'-spot' if is_spot else ''}",
+                name=f"{size}-{region}{suffix}",
                 region=region,
                 device_memory_gib=float(instance["device_memory_gib"]),
                 memory_gib=float(instance["memory_gib"]),
                 is_spot=is_spot,
                 price_per_hour_usd=None if is_spot else list_price,
                 on_demand_price_per_hour_usd=list_price,
-                price_date=source["price_date"] if list_price is not None else None,
-                price_source=source["price_source"] if list_price is not None else None,
+                spot_price_per_hour_usd=tuple(spot_prices) if spot_prices is not None else None,
+                price_date=source["price_date"] if has_price else None,
+                price_source=source["price_source"] if has_price else None,
+                zones=tuple(offer.get("zones", ())),
+                architecture=instance.get("architecture", "x86_64"),
                 retired_on=instance.get("retired_on"),
+                successor=None if successor is None else f"{_size_of(successor)}-{region}{suffix}",
             )
+
+
+def _size_of(instance: Mapping[str, Any]) -> str:
+    """A VM's name without its region."""
+    size = "{cloud}-{device_memory_gib}gb-{accelerator}-{num_devices}g".format_map(instance).lower()
+    if not instance.get("name_has_type"):
+        return size
+    instance_type = instance["instance_type"].removeprefix("Standard_").lower()
+    return f"{size}-{instance_type.replace('.', '-').replace('_', '-')}"

@@ -66,7 +66,9 @@ def _describe_vm(plan: JobPlan) -> str:
         kind = "CPU slots" if vm.accelerator == "CPU" else "GPUs"
         return f"{vm.name} (each node is a stand-in on this machine; devices are {kind})"
     spot = ", spot" if vm.is_spot else ""
-    retired = f"; withdrawn by the provider on {vm.retired_on}" if vm.retired_on else ""
+    retired = ""
+    if vm.retired_on:
+        retired = f"; withdrawn by the provider on {vm.retired_on}, the nearest today is {vm.successor}"
     gpus = f"{vm.num_devices} x {vm.accelerator} {vm.device_memory_gib:g} GiB"
     return f"{vm.name} ({vm.instance_type} in {vm.region}, {gpus}{spot}{retired})"
 
@@ -138,6 +140,11 @@ def _describe_price(plan: JobPlan) -> str:
     if vm.on_demand_price_per_hour_usd is None:
         return f"unknown for {vm.name}"
     source = f"{vm.price_source}, {vm.price_date}"
+    if vm.is_spot and vm.spot_price_per_hour_usd is not None:
+        lowest_usd, highest_usd = (plan.num_nodes * price for price in vm.spot_price_per_hour_usd)
+        between = f"${lowest_usd:,.2f}" if lowest_usd == highest_usd else f"${lowest_usd:,.2f} to ${highest_usd:,.2f}"
+        ceiling_usd = plan.num_nodes * vm.on_demand_price_per_hour_usd
+        return f"{between} as spot prices were, at most ${ceiling_usd:,.2f}, the price on demand ({source})"
     if plan.price_per_hour_usd is None:
         ceiling_usd = plan.num_nodes * vm.on_demand_price_per_hour_usd
         return f"at most ${ceiling_usd:,.2f}: spot prices move, this is the on-demand price ({source})"

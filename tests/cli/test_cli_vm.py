@@ -30,10 +30,18 @@ def test_one_vm_as_a_table(run_cli):
 def test_filters_combine(run_cli):
     options = ["--cloud", "azure", "--device", "v100", "--region", "eastus", "--num-devices", "4", "--spot"]
     vms = json.loads(run_cli("vm", "list", "-o", "json", *options).stdout)
-    assert [vm["name"] for vm in vms] == ["azure-16gb-v100-4g-eastus-spot"]
+    assert [(vm["name"], vm["successor"]) for vm in vms] == [
+        ("azure-16gb-v100-4g-eastus-spot", "azure-80gb-a100-4g-eastus-spot"),
+        ("azure-16gb-v100-4g-nc24rs-v3-eastus-spot", "azure-80gb-a100-4g-eastus-spot"),
+    ]
 
 
 def test_prices_come_with_their_source(run_cli):
     result = run_cli("vm", "list", "--cloud", "aws", "--device", "H200", "--region", "us-east-1", "--on-demand")
     assert "│ 63.30    │" in result.stdout
-    assert result.stderr.startswith("Prices: AWS on-demand list price for Linux")
+    assert result.stderr.startswith("Prices: AWS prices for Linux")
+
+
+def test_of_a_spot_vm_the_prices_of_its_zones_are_shown(run_cli):
+    rows = run_cli("vm", "list", "--device", "V100", "--region", "us-east-1", "--num-devices", "4", "--spot").stdout
+    assert "│ 1.49 - 2.00 │" in rows

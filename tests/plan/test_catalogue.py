@@ -20,6 +20,7 @@ TUTORIAL_VMS = {
     "azure-16gb-v100-1g-eastus-spot": ("V100", 1, 16, "Standard_NC6s_v3"),
     "azure-16gb-v100-4g-eastus-spot": ("V100", 4, 16, "Standard_NC24s_v3"),
 }
+AWS_PRICE_SOURCE = "AWS prices for Linux, SkyPilot catalogue v9 at 2c3d7ea"
 ALL_VMS = tuple(load_catalogue().values())
 CLOUD_VMS = tuple(vm for vm in ALL_VMS if not vm.is_local)
 
@@ -44,22 +45,39 @@ def test_an_on_demand_vm_has_a_price_with_its_date_and_source() -> None:
         instance_type="p5.48xlarge",
         price_per_hour_usd=55.04,
         on_demand_price_per_hour_usd=55.04,
-        price_date="2025-10",
-        price_source="AWS on-demand list price for Linux, approximate",
+        price_date="2026",
+        price_source=AWS_PRICE_SOURCE,
+        spot_price_per_hour_usd=(16.9508, 55.04),
+        zones=("use1-atl2-az1", "use1-az1", "use1-az2", "use1-az3", "use1-az4", "use1-az5", "use1-az6"),
     )
 
 
-def test_a_spot_vm_has_no_price_of_its_own_but_knows_what_it_costs_at_most() -> None:
+def test_a_spot_vm_has_a_range_of_prices_and_knows_what_it_costs_at_most() -> None:
     spot = find_vm("azure-80gb-a100-4g-eastus-spot")
     assert (spot.is_spot, spot.price_per_hour_usd, spot.on_demand_price_per_hour_usd) == (True, None, 14.692)
+    assert spot.spot_price_per_hour_usd == (1.777732, 1.777732)
 
 
-def test_withdrawn_instance_types_say_when_they_went() -> None:
-    assert {vm.instance_type for vm in ALL_VMS if vm.retired_on} == {
-        "Standard_NC6s_v3",
-        "Standard_NC12s_v3",
-        "Standard_NC24s_v3",
+def test_withdrawn_instance_types_name_a_vm_that_can_be_had_in_the_same_region() -> None:
+    retired = [vm for vm in ALL_VMS if vm.retired_on]
+    assert {vm.instance_type for vm in retired} == {
+        *("Standard_NC6s_v3", "Standard_NC12s_v3", "Standard_NC24s_v3", "Standard_NC24rs_v3"),
+        *("Standard_NV12s_v3", "Standard_NV24s_v3", "Standard_NV48s_v3"),
     }
+    for vm in retired:
+        assert vm.successor is not None
+        successor = find_vm(vm.successor)
+        assert successor.retired_on is None
+        assert (successor.region, successor.is_spot) == (vm.region, vm.is_spot)
+        assert successor.num_devices == vm.num_devices
+        assert (successor.device_memory_gib or 0) >= (vm.device_memory_gib or 0)
+    assert find_vm("azure-16gb-v100-4g-eastus-spot").successor == "azure-80gb-a100-4g-eastus-spot"
+    assert all(vm.successor is None for vm in ALL_VMS if not vm.retired_on)
+
+
+def test_the_newest_machines_are_there() -> None:
+    assert {"B200", "B300", "GB200", "RTX-PRO-6000"} <= {vm.accelerator for vm in CLOUD_VMS}
+    assert {vm.accelerator for vm in CLOUD_VMS if vm.architecture == "arm64"} == {"GB200"}
 
 
 @pytest.mark.parametrize("cloud", ["aws", "azure"])
@@ -71,12 +89,19 @@ def test_every_name_says_what_the_vm_is() -> None:
     for vm in CLOUD_VMS:
         spot = "-spot" if vm.is_spot else ""
         size = f"{vm.device_memory_gib:g}gb-{vm.accelerator.lower()}-{vm.num_devices}g"
-        assert vm.name == f"{vm.cloud}-{size}-{vm.region}{spot}"
+        instance_type = re.sub(r"[._]", "-", vm.instance_type.removeprefix("Standard_").lower())
+        assert vm.name in (
+            f"{vm.cloud}-{size}-{vm.region}{spot}",
+            f"{vm.cloud}-{size}-{instance_type}-{vm.region}{spot}",
+        )
 
 
-def test_names_are_unique_because_no_two_instance_types_share_one() -> None:
-    named_by = {(vm.cloud, vm.device_memory_gib, vm.accelerator, vm.num_devices): vm.instance_type for vm in CLOUD_VMS}
-    assert len(named_by) == len({(vm.cloud, vm.instance_type) for vm in CLOUD_VMS})
+def test_of_instance_types_with_the_same_gpus_the_one_with_the_fewest_cpus_has_the_short_name() -> None:
+    assert find_vm("aws-16gb-t4-1g-us-east-1").instance_type == "g4dn.xlarge"
+    assert find_vm("aws-16gb-t4-1g-g4dn-8xlarge-us-east-1").instance_type == "g4dn.8xlarge"
+    assert find_vm("azure-16gb-t4-1g-nc16as-t4-v3-eastus-spot").instance_type == "Standard_NC16as_T4_v3"
+    num_variants = sum(2 for vm in CLOUD_VMS if not vm.is_spot)
+    assert len({vm.name for vm in CLOUD_VMS}) == num_variants
 
 
 def test_every_vm_has_plausible_numbers() -> None:
@@ -88,10 +113,13 @@ def test_every_vm_has_plausible_numbers() -> None:
         assert vm.num_vcpus > vm.num_devices
         assert vm.memory_gib >= 16
         price = vm.on_demand_price_per_hour_usd
-        assert (price is None) == (vm.price_date is None) == (vm.price_source is None)
+        spot_prices = vm.spot_price_per_hour_usd
+        assert (price is None and spot_prices is None) == (vm.price_date is None) == (vm.price_source is None)
+        if spot_prices is not None:
+            assert 0.02 < spot_prices[0] / vm.num_devices <= spot_prices[1] / vm.num_devices < 20
         if price is not None:
             assert 0.2 < price / vm.num_devices < 20
-            assert re.fullmatch(r"20\d\d-\d\d", vm.price_date or "")
+            assert re.fullmatch(r"20\d\d(-\d\d)*", vm.price_date or "")
 
 
 def test_every_cloud_vm_can_be_had_on_demand_and_as_spot() -> None:

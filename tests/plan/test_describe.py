@@ -65,7 +65,7 @@ def test_a_plan_for_a_cluster_in_rows() -> None:
         ("Storage", "s3://bucket/jobs?region=us-east-1&secret_key=***"),
         ("Max failures", "2"),
         ("Hang timeout", "5400 s without a step on any rank"),
-        ("Price per hour", "about $110.08 (AWS on-demand list price for Linux, approximate, 2025-10)"),
+        ("Price per hour", "about $110.08 (AWS prices for Linux, SkyPilot catalogue v9 at 2c3d7ea, 2026)"),
     ]
 
 
@@ -129,8 +129,17 @@ def test_which_checkpoints_are_kept_and_how_they_are_stored(rules: dict[str, Any
     [
         (
             "azure-16gb-v100-4g-eastus-spot",
-            "at most $48.96: spot prices move, this is the on-demand price "
-            "(Azure pay-as-you-go list price for Linux, approximate, 2024-06)",
+            "$6.36 as spot prices were, at most $48.96, the price on demand "
+            "(Azure prices for Linux, SkyPilot catalogue v6 at 098741e, 2026)",
+        ),
+        (
+            "aws-16gb-v100-4g-us-east-1-spot",
+            "$5.97 to $8.02 as spot prices were, at most $48.96, the price on demand "
+            "(AWS prices for Linux, SkyPilot catalogue v9 at 2c3d7ea, 2026)",
+        ),
+        (
+            "azure-24gb-a10-1g-westeurope-spot",
+            "unknown for azure-24gb-a10-1g-westeurope-spot",
         ),
         ("azure-141gb-h200-8g-eastus2", "unknown for azure-141gb-h200-8g-eastus2"),
     ],
