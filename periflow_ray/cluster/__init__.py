@@ -1,0 +1,1 @@
+"""Ray clusters on AWS and Azure, from the names of their VMs."""

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# What a node of a cluster runs: node.sh setup | head | worker HEAD_ADDRESS. Ray's cluster launcher copies it there.
+#
+# Beside it are wheels/, with periflow-ray and what it needs, and on the node ~/.ray/auth_token, the cluster's token.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+environment=$here/env
+token=$HOME/.ray/auth_token
+
+# Every process of Ray asks for the token and gives it; nothing is sent to anybody about the use of Ray.
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token RAY_USAGE_STATS_ENABLED=0
+# Ray's launcher sets it to 1 for whatever it runs, so for all that Ray starts: user code would compute on one core.
+unset OMP_NUM_THREADS
+
+find_python() {
+    # GPU images keep PyTorch in an environment of their own.
+    for python in "${PERIFLOW_PYTHON:-}" /opt/pytorch/bin/python3 /opt/conda/bin/python3 python3.12 python3.11 python3; do
+        if [ -n "$python" ] && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$python"
+            return
+        fi
+    done
+    echo "periflow-ray needs Python 3.11 or newer on the image; set PERIFLOW_PYTHON to its path" >&2
+    return 1
+}
+
+setup() {
+    [ -s "$token" ] || { echo "there is no token in $token" >&2; exit 1; }
+    chmod 700 "$(dirname "$token")"
+    chmod 600 "$token"
+    python=$(find_python)
+    if [ ! -x "$environment/bin/pip" ]; then
+        "$python" -m venv "$environment"
+        # The image's own packages stay usable: its PyTorch knows its driver.
+        "$python" -c 'import sys; print(*filter(None, sys.path), sep="\n")' |
+            grep '/\(site\|dist\)-packages$' >"$(echo "$environment"/lib/python3.*/site-packages)/image.pth" || true
+    fi
+    "$environment/bin/pip" install --quiet --disable-pip-version-check --no-index --find-links "$here/wheels" periflow-ray
+    line=". $here/profile.sh"
+    printf 'export PATH=%q:$PATH RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=%q RAY_USAGE_STATS_ENABLED=0\n' \
+        "$environment/bin" "$token" >"$here/profile.sh"
+    grep -qxF "$line" ~/.bashrc 2>/dev/null || echo "$line" >>~/.bashrc
+}
+
+# Ray's processes of this node, and the watcher that hears of the cloud's notices.
+start() {
+    . "$here/profile.sh"
+    ulimit -n "$(ulimit -Hn)"
+    ray stop >/dev/null
+    ray start --object-manager-port=8076 --disable-usage-stats "$@"
+}
+
+watch_notices() {
+    # It ends with the node. One that is left of an earlier start would drain the node a second time.
+    if [ -s "$here/watcher.pid" ]; then
+        kill "$(cat "$here/watcher.pid")" 2>/dev/null || true
+    fi
+    setsid python -m periflow_ray.runtime.notices.watcher --address "$1" >>"$here/watcher.log" 2>&1 </dev/null &
+    echo $! >"$here/watcher.pid"
+}
+
+case "${1:-}" in
+setup)
+    setup
+    ;;
+head)
+    # A node that is gone is noticed after 4 s, where Ray's own values take a minute.
+    export RAY_health_check_initial_delay_ms=5000 RAY_health_check_period_ms=1000
+    export RAY_health_check_timeout_ms=1000 RAY_health_check_failure_threshold=3
+    # Of several machines some may not come: they are asked for again after a minute, where Ray's own value is ten.
+    export RAY_AUTOSCALER_RECONCILE_REQUEST_STATUS_TIMEOUT_S=60
+    start --head --port=6379 --dashboard-host=127.0.0.1 --dashboard-port=8265 \
+        --autoscaling-config="$HOME/ray_bootstrap_config.yaml"
+    watch_notices 127.0.0.1:6379
+    ;;
+worker)
+    start --address="$2:6379"
+    watch_notices "$2:6379"
+    ;;
+*)
+    echo "usage: node.sh setup | head | worker HEAD_ADDRESS" >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,89 @@
+"""A cluster as the YAML that ``ray up`` takes. Pure: the same spec is the same text."""
+
+from __future__ import annotations
+
+from periflow_ray.cluster import aws, azure
+from periflow_ray.cluster.spec import ClusterSpec
+from periflow_ray.plan.catalogue import VmType
+
+VM_LABEL = "periflow-ray/vm"
+_HEADER = """\
+# {title}
+#
+#     ray up {file_name}
+#     ray down {file_name}
+#
+# One head without GPUs; workers come when a job asks for them and go when nothing runs on them. See README.md.
+{prices}
+"""
+_BEGINNING = """\
+cluster_name: {spec.name}
+max_workers: {spec.max_num_nodes}
+idle_timeout_minutes: {spec.idle_timeout_minutes}
+# As many new workers at once as a job asks for.
+upscaling_speed: {spec.max_num_nodes}
+
+"""
+_WORKER = """\
+  {vm.name}:
+    min_workers: 0
+    max_workers: {spec.max_num_nodes}
+    resources: {{CPU: {vm.num_vcpus}, GPU: {vm.num_devices}, "accelerator_type:{vm.accelerator}": 1}}
+    # Jobs ask for their VM type by this.
+    labels: {{{label}: {vm.name}}}
+    node_config:
+"""
+_END = """\
+head_node_type: head
+
+# On every node: what it runs, the wheels that it is set up with, and the token without which Ray does nothing.
+file_mounts:
+  ~/periflow-ray/node.sh: periflow_ray/cluster/node.sh
+  ~/periflow-ray/wheels: cluster_configs/wheels
+  ~/.ray/auth_token: ~/.ray/auth_token
+
+# To run everything in a container, which needs the same Python on all nodes:
+# docker: {image: rayproject/ray:2.60.0-py312-gpu, container_name: ray, pull_before_run: true}
+
+initialization_commands: []
+setup_commands:
+  - bash ~/periflow-ray/node.sh setup
+head_setup_commands: []
+worker_setup_commands: []
+head_start_ray_commands:
+  - bash ~/periflow-ray/node.sh head
+worker_start_ray_commands:
+  - bash ~/periflow-ray/node.sh worker $RAY_HEAD_IP
+"""
+
+
+def render_yaml(spec: ClusterSpec, file_name: str, title: str) -> str:
+    """The whole file.
+
+    Args:
+        file_name: as whoever runs ``ray up`` calls it.
+        title: the first line of the file, for its readers.
+    """
+    cloud = {"aws": aws, "azure": azure}[spec.cloud]
+    prices = "\n".join(f"#   {vm.name}: {describe_price(vm)}" for vm in spec.vms)
+    return "".join(
+        [
+            _HEADER.format(title=title, file_name=file_name, prices=f"# A worker's price per hour:\n{prices}"),
+            _BEGINNING.format(spec=spec),
+            cloud.render_provider(spec),
+            "\navailable_node_types:\n",
+            cloud.render_head(spec),
+            *(_WORKER.format(spec=spec, vm=vm, label=VM_LABEL) + cloud.render_node_config(spec, vm) for vm in spec.vms),
+            _END,
+        ]
+    )
+
+
+def describe_price(vm: VmType) -> str:
+    """``$12.24``, or for a spot VM ``$1.49 to $2.00``; with the date of the price."""
+    prices: tuple[float, ...] = () if vm.price_per_hour_usd is None else (vm.price_per_hour_usd,)
+    if vm.is_spot:
+        prices = vm.spot_price_per_hour_usd or ()
+    if not prices:
+        return "not known"
+    return " to ".join(dict.fromkeys(f"${price:.2f}" for price in prices)) + f" ({vm.price_date})"
