@@ -38,7 +38,7 @@ head_node_type: head
 
 # On every node: what it runs, the wheels that it is set up with, and the token without which Ray does nothing.
 file_mounts:
-  ~/periflow-ray/node.sh: periflow_ray/cluster/node.sh
+  ~/periflow-ray/bin: periflow_ray/cluster/node
   ~/periflow-ray/wheels: cluster_configs/wheels
   ~/.ray/auth_token: ~/.ray/auth_token
 
@@ -47,13 +47,13 @@ file_mounts:
 
 initialization_commands: []
 setup_commands:
-  - bash ~/periflow-ray/node.sh setup
+  - bash ~/periflow-ray/bin/node.sh setup
 head_setup_commands: []
 worker_setup_commands: []
 head_start_ray_commands:
-  - bash ~/periflow-ray/node.sh head
+  - bash ~/periflow-ray/bin/node.sh head
 worker_start_ray_commands:
-  - bash ~/periflow-ray/node.sh worker $RAY_HEAD_IP
+  - bash ~/periflow-ray/bin/node.sh worker $RAY_HEAD_IP
 """
 
 

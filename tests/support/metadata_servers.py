@@ -132,10 +132,10 @@ Service = TypeVar("Service", bound=FakeMetadata)
 
 @contextlib.contextmanager
 def serve_metadata(service: Service) -> Iterator[Service]:
-    """Serve on a free port of loopback, or again on the port of the service's ``endpoint``."""
-    port = int(service.endpoint.rpartition(":")[2]) if service.endpoint else 0
-    server = _Server(("127.0.0.1", port), service)
-    service.endpoint = f"http://127.0.0.1:{server.server_port}"
+    """Serve on a free port of loopback, or at the service's ``endpoint``."""
+    host, _, port = (service.endpoint or "http://127.0.0.1:0").removeprefix("http://").rpartition(":")
+    server = _Server((host, int(port)), service)
+    service.endpoint = f"http://{host}:{server.server_port}"
     service.closing.clear()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

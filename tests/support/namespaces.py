@@ -109,6 +109,10 @@ class Network:
         self.connect(machine)
         return machine
 
+    def wrap_bridge(self, *argv: str) -> list[str]:
+        """A command line that runs another one where all cables come together."""
+        return ["nsenter", f"--target={self._bridge.pid}", "--net", "--", *argv]
+
     def connect(self, machine: Machine) -> None:
         """Plug a machine's cable in."""
         self._ip(self._bridge, "link", "set", "dev", machine.name, "up")

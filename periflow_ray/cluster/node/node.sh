@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # What a node of a cluster runs: node.sh setup | head | worker HEAD_ADDRESS. Ray's cluster launcher copies it there.
 #
-# Beside it are wheels/, with periflow-ray and what it needs, and on the node ~/.ray/auth_token, the cluster's token.
+# With it come ~/periflow-ray/wheels, periflow-ray and what it needs, and ~/.ray/auth_token, the cluster's token.
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$HOME/periflow-ray
 environment=$here/env
 token=$HOME/.ray/auth_token
 
@@ -30,13 +30,16 @@ setup() {
     chmod 700 "$(dirname "$token")"
     chmod 600 "$token"
     python=$(find_python)
-    if [ ! -x "$environment/bin/pip" ]; then
-        "$python" -m venv "$environment"
-        # The image's own packages stay usable: its PyTorch knows its driver.
-        "$python" -c 'import sys; print(*filter(None, sys.path), sep="\n")' |
-            grep '/\(site\|dist\)-packages$' >"$(echo "$environment"/lib/python3.*/site-packages)/image.pth" || true
-    fi
-    "$environment/bin/pip" install --quiet --disable-pip-version-check --no-index --find-links "$here/wheels" periflow-ray
+    "$python" -m venv --without-pip "$environment"
+    # The image's own packages stay usable: its PyTorch knows its driver.
+    "$python" -c 'import sys; print(*sys.path, sep="\n")' |
+        { grep '/\(site\|dist\)-packages$' || true; } >"$(echo "$environment"/lib/python3.*/site-packages)/image.pth"
+    # Itself in any case: the image or an earlier setup may have another one. Then what of its needs is not there.
+    for options in "--no-deps --force-reinstall" ""; do
+        # shellcheck disable=SC2086
+        "$python" -m pip --python "$environment/bin/python" install --quiet --disable-pip-version-check \
+            --no-index --find-links "$here/wheels" $options periflow-ray
+    done
     line=". $here/profile.sh"
     printf 'export PATH=%q:$PATH RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=%q RAY_USAGE_STATS_ENABLED=0\n' \
         "$environment/bin" "$token" >"$here/profile.sh"

@@ -1,0 +1,190 @@
+"""EC2, IAM and S3 of the box: ``python -m support.cloud.aws_provider STATE_DIR REGION``, in the bridge's network.
+
+The API is moto's; an instance that it says is there is a virtual machine. Takes one JSON object a line and answers each
+with one:
+    {"do": "machines"}                              every instance that the API knows, in any state
+    {"do": "fail", "match": [TEXT...], "code": C, "num_times": N}
+                                                    the next calls whose body has all these texts fail
+    {"do": "notice", "instance": ID, "notice_s": S} its metadata service announces an interruption
+    {"do": "lose", "instance": ID}                  it loses its power, and EC2 says that spot took it
+    {"do": "log", "instance": ID}                   what its console shows
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+import urllib.parse
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import boto3
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+from support.cloud.virtual_machines import PROVIDER_ADDRESS, VirtualMachine, prepare_network
+from support.metadata_servers import format_aws_time
+
+PORT = 5566
+ENDPOINT = f"http://{PROVIDER_ADDRESS}:{PORT}"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "box", "AWS_SECRET_ACCESS_KEY": "box-secret"}
+_POLL_S = 0.3
+_ERROR = (
+    '<?xml version="1.0" encoding="UTF-8"?><Response><Errors><Error><Code>{code}</Code><Message>{message}</Message>'
+    "</Error></Errors><RequestID>box</RequestID></Response>"
+)
+
+
+class Api:
+    """moto as a WSGI application whose calls can be made to fail."""
+
+    def __init__(self) -> None:
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._faults: list[dict[str, Any]] = []
+        self.calls: list[dict[str, str]] = []
+
+    def fail(self, match: list[str], code: str, num_times: int) -> None:
+        self._faults.append({"match": match, "code": code, "num_left": num_times})
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        # Only the calls of EC2 and IAM; what S3 is sent may have no length.
+        if "x-www-form-urlencoded" not in environ.get("CONTENT_TYPE", ""):
+            return self._moto(environ, start_response)
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        environ["wsgi.input"] = io.BytesIO(body)
+        text = body.decode()
+        self.calls.append(dict(urllib.parse.parse_qsl(text)))
+        for fault in self._faults:
+            if fault["num_left"] > 0 and all(part in text for part in fault["match"]):
+                fault["num_left"] -= 1
+                start_response("400 Bad Request", [("Content-Type", "text/xml")])
+                return [_ERROR.format(code=fault["code"], message=f"the box says {fault['code']}").encode()]
+        return self._moto(environ, start_response)
+
+
+class Provider:
+    """Keeps the virtual machines what the API says they are."""
+
+    def __init__(self, state_dir: Path, region: str) -> None:
+        self._state_dir = state_dir
+        self._region = region
+        self._api = Api()
+        self._machines: dict[str, VirtualMachine] = {}
+        self._lock = threading.Lock()
+        self._ec2 = boto3.client("ec2", region, endpoint_url=ENDPOINT)
+
+    def serve(self) -> None:
+        """Answer the API and the lines of standard input until that ends; then every machine does."""
+        prepare_network()
+        server = make_server(PROVIDER_ADDRESS, PORT, self._api, threaded=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._keep_machines, daemon=True).start()
+        print("ready", flush=True)
+        for line in sys.stdin:
+            try:
+                question = json.loads(line)
+                answer = getattr(self, f"_do_{question.pop('do')}")(**question)
+            except Exception:
+                answer = {"error": traceback.format_exc()}
+            print(json.dumps(answer), flush=True)
+        with self._lock:
+            for machine in self._machines.values():
+                machine.end()
+        os._exit(0)
+
+    def _keep_machines(self) -> None:
+        while True:
+            time.sleep(_POLL_S)
+            with self._lock:
+                try:
+                    self._adjust()
+                except Exception:
+                    traceback.print_exc()
+
+    def _adjust(self) -> None:
+        wanted = {
+            instance["InstanceId"]: instance
+            for instance in self._instances()
+            if instance["State"]["Name"] in ("pending", "running")
+        }
+        for instance_id in self._machines.keys() - wanted.keys():
+            self._machines.pop(instance_id).end()
+        for instance_id in wanted.keys() - self._machines.keys():
+            self._machines[instance_id] = self._boot(wanted[instance_id])
+
+    def _boot(self, instance: dict[str, Any]) -> VirtualMachine:
+        keys = self._ec2.describe_key_pairs(KeyNames=[instance["KeyName"]], IncludePublicKey=True)["KeyPairs"]
+        return VirtualMachine(
+            self._state_dir / instance["InstanceId"],
+            cloud="aws",
+            address=instance["PrivateIpAddress"],
+            public_address=instance.get("PublicIpAddress"),
+            public_key=keys[0]["PublicKey"],
+            image={
+                # A role's credentials would come from the metadata service.
+                ".aws/config": f"[default]\nregion = {self._region}\nendpoint_url = {ENDPOINT}\n",
+                ".aws/credentials": "[default]\n"
+                + "".join(f"{name.lower()} = {value}\n" for name, value in CREDENTIALS.items()),
+                ".bashrc": _bashrc(),
+            },
+        )
+
+    def _instances(self) -> list[dict[str, Any]]:
+        return [
+            instance
+            for reservation in self._ec2.describe_instances()["Reservations"]
+            for instance in reservation["Instances"]
+        ]
+
+    def _do_machines(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "instance": instance["InstanceId"],
+                "type": instance["InstanceType"],
+                "state": instance["State"]["Name"],
+                "address": instance.get("PrivateIpAddress"),
+                "is_spot": instance.get("InstanceLifecycle") == "spot",
+                "tags": {tag["Key"]: tag["Value"] for tag in instance.get("Tags", [])},
+            }
+            for instance in self._instances()
+        ]
+
+    def _do_fail(self, match: list[str], code: str, num_times: int) -> None:
+        self._api.fail(match, code, num_times)
+
+    def _do_calls(self, action: str) -> list[dict[str, str]]:
+        return [call for call in self._api.calls if call.get("Action") == action]
+
+    def _do_notice(self, instance: str, notice_s: float) -> None:
+        document = {"action": "terminate", "time": format_aws_time(time.time() + notice_s)}
+        (self._machines[instance].metadata_dir / "interruption").write_text(json.dumps(document))
+
+    def _do_lose(self, instance: str) -> None:
+        with self._lock:
+            self._machines.pop(instance).end()
+        self._ec2.terminate_instances(InstanceIds=[instance])
+
+    def _do_log(self, instance: str) -> str:
+        return self._machines[instance].read_log()
+
+
+def _bashrc() -> str:
+    python_dir = Path(sys.executable).parent
+    # Ray would start a process for each of the CPUs that an instance type has.
+    return f"export PERIFLOW_PYTHON={sys.executable} RAY_prestart_worker_first_driver=0 PATH={python_dir}:$PATH\n"
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    os.environ.update(CREDENTIALS)
+    Provider(Path(sys.argv[1]), sys.argv[2]).serve()
+
+
+if __name__ == "__main__":
+    main()

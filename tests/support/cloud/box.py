@@ -1,0 +1,113 @@
+"""The test's side of the box: the provider, and the machine at which a user sits.
+
+with open_box("aws", "us-west-2", directory) as box:
+    box.user.run("ray", "up", "--yes", "cluster_configs/mine.yaml", env=box.env)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from support.cloud.virtual_machines import PRIVATE_NETWORK, PUBLIC_NETWORK, REPOSITORY_DIR
+from support.namespaces import Machine, Network, find_missing, open_network
+
+_PROGRAMS = {"/usr/sbin/sshd": "openssh-server", "rsync": "rsync", "ssh": "openssh-client", "sudo": "sudo"}
+# The user's own /tmp, for what Ray's launcher leaves there; the repository may lie below the real one.
+_OWN_TMP = (
+    'mkdir -p /dev/shm/repository /dev/shm/home && mount --bind "$0" /dev/shm/repository && mount -t tmpfs tmpfs /tmp '
+    '&& mkdir -p "$0" && mount --bind /dev/shm/repository "$0"'
+)
+
+
+def find_missing_for_box() -> str | None:
+    """What this machine lacks to hold a cloud; None if it can."""
+    missing = [package for program, package in _PROGRAMS.items() if shutil.which(program) is None]
+    if missing:
+        return f"the cloud in a box needs: apt-get install {' '.join(missing)}"
+    return find_missing()
+
+
+class Box:
+    """A cloud, and ``user``, a machine beside it; ``env`` is what the user's shell has of the cloud."""
+
+    def __init__(self, cloud: str, region: str, network: Network, state_dir: Path) -> None:
+        self.cloud = cloud
+        self.env = {
+            "HOME": "/dev/shm/home",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "AWS_ENDPOINT_URL": "http://172.31.255.254:5566",
+            "AWS_ACCESS_KEY_ID": "box",
+            "AWS_SECRET_ACCESS_KEY": "box-secret",
+            "AWS_DEFAULT_REGION": region,
+        }
+        log_path = state_dir / "provider.log"
+        with open(log_path, "wb") as log:
+            self._provider = subprocess.Popen(
+                network.wrap_bridge(sys.executable, "-m", f"support.cloud.{cloud}_provider", str(state_dir), region),
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(REPOSITORY_DIR / "tests"),
+                    # Ray's launcher looks for policies of AWS by their names.
+                    "MOTO_IAM_LOAD_MANAGED_POLICIES": "true",
+                },
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        assert self._provider.stdout is not None
+        assert self._provider.stdout.readline() == "ready\n", log_path.read_text()
+        self.user = self.add_host(network, "user")
+
+    def add_host(self, network: Network, name: str) -> Machine:
+        """A machine that is not the cloud's, with a home and a /tmp of its own."""
+        host = network.add_machine(name)
+        for routed in (PRIVATE_NETWORK, PUBLIC_NETWORK):
+            host.run("ip", "route", "add", routed, "dev", "eth0")
+        prepared = host.run("bash", "-c", _OWN_TMP, str(REPOSITORY_DIR))
+        assert prepared.returncode == 0, prepared.stderr
+        return host
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """Let the provider do something."""
+        assert self._provider.stdin is not None
+        assert self._provider.stdout is not None
+        print(json.dumps({"do": do, **arguments}), file=self._provider.stdin, flush=True)
+        answer = json.loads(self._provider.stdout.readline())
+        assert not (isinstance(answer, dict) and "error" in answer), answer["error"]
+        return answer
+
+    def close(self) -> None:
+        """End the provider, and with it every machine of the cloud."""
+        assert self._provider.stdin is not None
+        assert self._provider.stdout is not None
+        self._provider.stdin.close()
+        try:
+            self._provider.wait(30)
+        except subprocess.TimeoutExpired:
+            self._provider.kill()
+            self._provider.wait()
+        self._provider.stdout.close()
+
+
+@contextlib.contextmanager
+def open_box(cloud: str, region: str) -> Iterator[Box]:
+    """A cloud that ends with the block, with all its machines."""
+    with (
+        tempfile.TemporaryDirectory(prefix="box-", ignore_cleanup_errors=True) as directory,
+        open_network() as network,
+    ):
+        box = Box(cloud, region, network, Path(directory))
+        try:
+            yield box
+        finally:
+            box.close()

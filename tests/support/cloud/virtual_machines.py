@@ -1,0 +1,106 @@
+"""Virtual machines of the box: booted, given a notice, and ended. Runs in the provider's network, as root."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+REPOSITORY_DIR = Path(__file__).parents[3]
+PROVIDER_ADDRESS = "172.31.255.254"
+# Two networks of one wire: the nodes' own addresses and those by which others reach them. The user's machine is on the
+# third.
+PRIVATE_NETWORK, PUBLIC_NETWORK, USERS_NETWORK = "172.31.0.0/16", "54.214.0.0/16", "10.77.0.0/24"
+_INIT = Path(__file__).with_name("virtual_machine.sh")
+_UNSHARE = ["unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child=KILL"]
+_COMMAND_TIMEOUT_S = 30.0
+_numbers = itertools.count(1)
+
+
+class VirtualMachine:
+    """One machine that runs; ``address`` is its private one.
+
+    Args:
+        state_dir: a directory of its own, deleted with it.
+        public_key: of the user ``ubuntu``.
+        image: files of that user's home directory, by relative path.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        cloud: str,
+        address: str,
+        public_address: str | None,
+        public_key: str,
+        image: Mapping[str, str],
+    ) -> None:
+        self.address = address
+        self._state_dir = state_dir
+        self.metadata_dir = state_dir / "metadata"
+        self.metadata_dir.mkdir(parents=True)
+        (state_dir / "key.pub").write_text(public_key.strip() + "\n")
+        for path, content in image.items():
+            file = state_dir / "home" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content)
+        arguments = [state_dir, address, REPOSITORY_DIR, sys.executable, cloud, PROVIDER_ADDRESS]
+        with open(state_dir / "log", "wb") as log:
+            self._init = subprocess.Popen(
+                [*_UNSHARE, "bash", str(_INIT), *map(str, arguments)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            self._connect(public_address)
+        except BaseException:
+            self.end()
+            raise
+
+    def _connect(self, public_address: str | None) -> None:
+        wire = f"vm{next(_numbers)}"
+        inside = ["nsenter", f"--target={self._init.pid}", "--net", "--", "ip"]
+        _run("ip", "link", "add", wire, "type", "veth", "peer", "name", "eth0", "netns", str(self._init.pid))
+        _run("ip", "link", "set", "dev", wire, "master", "bridge", "up")
+        _run(*inside, "address", "add", f"{self.address}/16", "dev", "eth0")
+        if public_address is not None:
+            _run(*inside, "address", "add", f"{public_address}/32", "dev", "eth0")
+        _run(*inside, "link", "set", "dev", "eth0", "up")
+        for network in (PUBLIC_NETWORK, USERS_NETWORK):
+            _run(*inside, "route", "add", network, "dev", "eth0", "src", self.address)
+
+    def read_log(self) -> str:
+        """What its first process and its sshd have said."""
+        return (self._state_dir / "log").read_text(errors="replace")
+
+    def end(self) -> None:
+        """Take its power: every process on it ends at once, and its disk is gone."""
+        self._init.kill()
+        self._init.wait()
+        assert self._init.stdin is not None
+        self._init.stdin.close()
+        shutil.rmtree(self._state_dir, ignore_errors=True)
+
+
+def prepare_network() -> None:
+    """Give the provider its address on the bridge; call once, in the bridge's network."""
+    _run("ip", "address", "add", f"{PROVIDER_ADDRESS}/16", "dev", "bridge")
+    for network in (PUBLIC_NETWORK, USERS_NETWORK):
+        _run("ip", "route", "add", network, "dev", "bridge")
+    with contextlib.suppress(OSError):
+        # Else a bridge passes on only what a firewall of this machine lets through.
+        Path("/proc/sys/net/bridge/bridge-nf-call-iptables").write_text("0")
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, env=dict(os.environ))
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
