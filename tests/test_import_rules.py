@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "urls": set(),
     "spec": set(),
     "plan": {"spec"},
+    "cluster": {"plan"},
     "documents": set(),
     "credentials": {"documents"},
     "store": {"credentials", "documents"},
@@ -46,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
 FORBIDDEN: dict[str, set[str]] = {
     "spec": {"ray", "torch", "fsspec", "click", "time", "random", "datetime", "uuid", "secrets"},
     "plan": {"ray", "torch", "fsspec", "click", "time", "random", "datetime", "uuid", "secrets"},
+    "cluster": {"ray", "torch", "fsspec", "click", "time", "random", "datetime", "uuid", "secrets"},
     "loops": {"ray", "click", "torch"},
     "sdk": {"ray", "click"},
     "store": {"ray", "click", "torch"},

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
+from rich.box import HEAVY_HEAD
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.panel import Panel
 from rich.segment import Segment
+from rich.style import Style
 from rich.table import Table
 
 from periflow_ray.cli.plain_text import escape_block, escape_cell, escape_controls, escape_json
@@ -96,19 +99,43 @@ def draw_table(
         [escape_block(cell) if is_text else escape_cell(cell) for is_text, cell in zip(texts, row, strict=True)]
         for row in rows
     ]
+    widths = [2 + max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    if 1 + sum(1 + width for width in widths) <= console.width and not any(
+        "\n" in cell for row in rows for cell in row
+    ):
+        console.print(_UnfoldedTable(columns, rows, widths))
+        return
     table = Table(header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
-    cells_by_column = list(zip(*rows, strict=True))
-    width = 1 + sum(3 + max(map(cell_len, column)) for column in zip(columns, *rows, strict=True))
-    if rows and width <= console.width and not any("\n" in cell for row in rows for cell in row):
-        # Nothing folds, so one row of columns joined by newlines looks the same and is drawn four times as fast,
-        # which `vm list` with its 1,500 rows needs.
-        table.add_row(*("\n".join(cells) for cells in cells_by_column))
-    else:
-        for row in rows:
-            table.add_row(*row)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
+
+
+@dataclass(frozen=True)
+class _UnfoldedTable:
+    """What rich draws where nothing folds, in a tenth of the time, which `vm list` with its 1,500 rows needs."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    widths: Sequence[int]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Segment]:
+        box = HEAVY_HEAD.substitute(options)
+        yield Segment(box.get_top(self.widths) + "\n")
+        yield Segment(box.head_left)
+        for index, cell in enumerate(self._pad(self.columns)):
+            if index:
+                yield Segment(box.head_vertical)
+            yield Segment(cell, Style(bold=True))
+        yield Segment(f"{box.head_right}\n{box.get_row(self.widths, 'head')}\n")
+        for row in self.rows:
+            yield Segment(f"{box.mid_left}{box.mid_vertical.join(self._pad(row))}{box.mid_right}\n")
+        yield Segment(box.get_bottom(self.widths) + "\n")
+
+    def _pad(self, cells: Sequence[str]) -> list[str]:
+        return [f" {cell}{' ' * (width - 1 - cell_len(cell))}" for cell, width in zip(cells, self.widths, strict=True)]
 
 
 def build_fields(fields: Mapping[str, str]) -> Table:

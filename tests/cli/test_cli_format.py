@@ -5,6 +5,7 @@ import math
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.format import format_duration, format_time, format_value, iso_time
@@ -87,6 +88,24 @@ def test_cells_may_have_several_lines_and_wide_characters():
 └──────┴────────┘
 """
     )
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+@pytest.mark.parametrize("rows", [[], [("a", "")], [("실험 1", "[red]x"), ("b", "모델"), ("", "long " * 12)]])
+def test_a_table_that_fits_is_drawn_as_rich_draws_it(rows, is_terminal):
+    columns = ["Name", "설명"]
+    expected = Table(header_style="bold")
+    for column in columns:
+        expected.add_column(column)
+    for row in rows:
+        expected.add_row(*row)
+    drawn = []
+    for draw_it in (lambda console: console.print(expected), lambda console: draw_table(console, columns, rows)):
+        out = io.StringIO()
+        draw_it(Console(file=out, width=200, markup=False, force_terminal=is_terminal, color_system="truecolor"))
+        # Where one piece of bold text begins as another one ends, nothing changes.
+        drawn.append(out.getvalue().replace("\x1b[0m\x1b[1m", ""))
+    assert drawn[0] == drawn[1]
 
 
 def test_a_folder_with_very_many_files_is_summed_up():

@@ -44,8 +44,8 @@ usermod --password '*' ubuntu
 mkdir -p /etc/sudoers.d
 echo 'ubuntu ALL=(ALL) NOPASSWD:ALL' >/etc/sudoers.d/ubuntu
 chmod 440 /etc/sudoers.d/ubuntu
-install -d -m 700 -o ubuntu -g ubuntu /home/ubuntu /home/ubuntu/.ssh
-echo "$1" >/home/ubuntu/.ssh/authorized_keys
+install -d -m 700 -o ubuntu -g ubuntu ~ubuntu ~ubuntu/.ssh
+echo "$1" >~ubuntu/.ssh/authorized_keys
 ssh-keygen -A >/dev/null
 cat >/etc/ssh/sshd_box.conf <<'SSHD'
 PermitRootLogin no
@@ -57,8 +57,9 @@ MaxSessions 100
 Subsystem sftp /usr/lib/openssh/sftp-server
 SSHD
 IMAGE
-cp -r "$state/home/." "$root/home/ubuntu/"
-chroot "$root" chown -R ubuntu:ubuntu /home/ubuntu
+home=$(chroot "$root" bash -c 'echo ~ubuntu')
+cp -r "$state/home/." "$root$home/"
+chroot "$root" chown -R ubuntu:ubuntu "$home"
 mkdir -p "$root/opt/box"
 mount --bind "$state/metadata" "$root/opt/box"
 
