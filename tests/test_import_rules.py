@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "resumable": {"sdk"},
     "submit": {"plan", "jobs", "store", "credentials", "processes", "loops"},
     "runtime": {"plan", "sdk", "jobs", "store", "credentials", "processes", "loops"},
-    "cli": {"submit", "jobs", "store", "credentials", "settings", "plan", "spec"},
+    "cli": {"cluster", "submit", "jobs", "store", "credentials", "settings", "plan", "spec"},
     "lightning": {"sdk", "periflow_ray"},
     "huggingface": {"sdk", "periflow_ray"},
     "torch_trainer": {"spec", "plan", "runtime", "sdk", "jobs", "store", "settings"},

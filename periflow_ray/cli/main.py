@@ -23,6 +23,7 @@ COMMANDS = {
     "submit": ("periflow_ray.cli.submit:submit", "Run a pf-template.yml as a job."),
     "job": ("periflow_ray.cli.job:job", "Run, list, view, stop and delete jobs; their logs and metrics."),
     "vm": ("periflow_ray.cli.vm:vm", "VM types that a template may name."),
+    "cluster": ("periflow_ray.cli.cluster:cluster", "Ray clusters on AWS and Azure."),
     "experiment": ("periflow_ray.cli.experiment:experiment", "Named groups of jobs."),
     "datastore": ("periflow_ray.cli.datastore:datastore", "Datasets that jobs read."),
     "dataset": ("periflow_ray.cli.datastore:datastore", "The same as datastore."),

@@ -18,7 +18,8 @@ provider:
   resource_group: periflow-ray-{spec.name}
   # Of this cluster alone, which two clusters in one resource group would else share.
   unique_id: "{unique_id}"
-  # The subscription is that of `az account show`; for another one: subscription_id: ...
+  # As `az account show --query id` says it. Without this line Ray asks the package azure-cli-core for it.
+  # subscription_id: 00000000-0000-0000-0000-000000000000
   # Nodes are deleted and not deallocated: a deallocated one costs its disk and its address.
   cache_stopped_nodes: false
 auth:

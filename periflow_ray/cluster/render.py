@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from periflow_ray.cluster import aws, azure
 from periflow_ray.cluster.spec import ClusterSpec
 from periflow_ray.plan.catalogue import VmType
@@ -38,12 +40,12 @@ head_node_type: head
 
 # On every node: what it runs, the wheels that it is set up with, and the token without which Ray does nothing.
 file_mounts:
-  ~/periflow-ray/bin: periflow_ray/cluster/node
-  ~/periflow-ray/wheels: cluster_configs/wheels
-  ~/.ray/auth_token: ~/.ray/auth_token
+  ~/periflow-ray/bin: {mounts.node_dir}
+  ~/periflow-ray/wheels: {mounts.wheels_dir}
+  ~/.ray/auth_token: {mounts.token_path}
 
 # To run everything in a container, which needs the same Python on all nodes:
-# docker: {image: rayproject/ray:2.60.0-py312-gpu, container_name: ray, pull_before_run: true}
+# docker: {{image: rayproject/ray:2.60.0-py312-gpu, container_name: ray, pull_before_run: true}}
 
 initialization_commands: []
 setup_commands:
@@ -57,13 +59,26 @@ worker_start_ray_commands:
 """
 
 
-def render_yaml(spec: ClusterSpec, file_name: str, title: str) -> str:
+@dataclass(frozen=True)
+class Mounts:
+    """What the nodes get from the machine of whoever runs ``ray up``, by paths there.
+
+    The defaults are for the root of a checkout.
+    """
+
+    node_dir: str = "periflow_ray/cluster/node"
+    wheels_dir: str = "cluster_configs/wheels"
+    token_path: str = "~/.ray/auth_token"
+
+
+def render_yaml(spec: ClusterSpec, file_name: str, title: str, mounts: Mounts | None = None) -> str:
     """The whole file.
 
     Args:
         file_name: as whoever runs ``ray up`` calls it.
         title: the first line of the file, for its readers.
     """
+    mounts = mounts or Mounts()
     cloud = {"aws": aws, "azure": azure}[spec.cloud]
     prices = "\n".join(f"#   {vm.name}: {describe_price(vm)}" for vm in spec.vms)
     return "".join(
@@ -74,7 +89,7 @@ def render_yaml(spec: ClusterSpec, file_name: str, title: str) -> str:
             "\navailable_node_types:\n",
             cloud.render_head(spec),
             *(_WORKER.format(spec=spec, vm=vm, label=VM_LABEL) + cloud.render_node_config(spec, vm) for vm in spec.vms),
-            _END,
+            _END.format(mounts=mounts),
         ]
     )
 

@@ -11,7 +11,8 @@ from periflow_ray.plan.catalogue import VmType
 
 MAX_NODES = 1000
 # Part of the names of VMs, disks and addresses, of tags and of paths on the nodes.
-_NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?")
+MAX_NAME_CHARS = 40
+_NAME = re.compile(rf"[a-z](?:[a-z0-9-]{{0,{MAX_NAME_CHARS - 2}}}[a-z0-9])?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,8 @@ def build_spec(
     """
     if _NAME.fullmatch(name) is None:
         raise UsageError(
-            f"cluster name '{name}' cannot be used: it takes 1 to 40 lower-case letters, digits and dashes, a letter "
-            "first and no dash at the end."
+            f"cluster name '{name}' cannot be used: it takes 1 to {MAX_NAME_CHARS} lower-case letters, digits and "
+            "dashes, a letter first and no dash at the end."
         )
     if not vms:
         raise UsageError("a cluster needs a VM type. List them: periflow-ray vm list")
@@ -80,3 +81,8 @@ def build_spec(
         idle_timeout_minutes=idle_timeout_minutes,
         disk_gib=disk_gib,
     )
+
+
+def suggest_name(vm: VmType) -> str:
+    """A name for a cluster of this VM type: ``aws-24gb-a10g-1g-us-east-1``."""
+    return vm.name.removesuffix("-spot")[:MAX_NAME_CHARS].rstrip("-")

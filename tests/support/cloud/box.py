@@ -20,6 +20,10 @@ from typing import Any
 from support.cloud.virtual_machines import PRIVATE_NETWORK, PUBLIC_NETWORK, REPOSITORY_DIR
 from support.namespaces import Machine, Network, find_missing, open_network
 
+HOME = "/dev/shm/home"
+CHECKOUT = f"{HOME}/periflow-ray"
+# What a user of cluster_configs/ has of the repository.
+_CHECKED_OUT = ("periflow_ray", "cluster_configs", "scripts", "pyproject.toml", "README.md", "constraints.txt")
 _PROGRAMS = {"/usr/sbin/sshd": "openssh-server", "rsync": "rsync", "ssh": "openssh-client", "sudo": "sudo"}
 # The user's own /tmp, for what Ray's launcher leaves there; the repository may lie below the real one.
 _OWN_TMP = (
@@ -42,7 +46,7 @@ class Box:
     def __init__(self, cloud: str, region: str, network: Network, state_dir: Path) -> None:
         self.cloud = cloud
         self.env = {
-            "HOME": "/dev/shm/home",
+            "HOME": HOME,
             "RAY_USAGE_STATS_ENABLED": "0",
             "AWS_ENDPOINT_URL": "http://172.31.255.254:5566",
             "AWS_ACCESS_KEY_ID": "box",
@@ -76,6 +80,27 @@ class Box:
         prepared = host.run("bash", "-c", _OWN_TMP, str(REPOSITORY_DIR))
         assert prepared.returncode == 0, prepared.stderr
         return host
+
+    def run(self, *argv: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Run a command on the user's machine, in the root of the user's checkout."""
+        command = 'cd "$0" && exec "$@"'
+        return self.user.run("bash", "-c", command, CHECKOUT, *argv, env=self.env, timeout_s=timeout_s)
+
+    def check_out(self) -> None:
+        """Give the user a checkout, with the wheel for the nodes; what it needs is in their image."""
+        copied = self.user.run(
+            *("bash", "-c", 'mkdir "$0" && cp -r "${@}" "$0" && rm -rf "$0/cluster_configs/wheels"', CHECKOUT),
+            *(REPOSITORY_DIR / name for name in _CHECKED_OUT),
+        )
+        assert copied.returncode == 0, copied.stderr
+        built = self.run("python", "scripts/cluster_wheels.py", "--only-own", timeout_s=120)
+        assert built.returncode == 0, built.stdout + built.stderr
+
+    def write(self, path: str, content: str) -> None:
+        """Write a file of the user's home directory, for the user alone."""
+        command = 'umask 077 && mkdir -p "$(dirname "$HOME/$0")" && printf %s "$1" >"$HOME/$0"'
+        done = self.user.run("bash", "-c", command, path, content, env=self.env)
+        assert done.returncode == 0, done.stderr
 
     def ask(self, do: str, **arguments: Any) -> Any:
         """Let the provider do something."""

@@ -1,0 +1,24 @@
+"""A cloud in a box with a user beside it, for the tests of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support.cloud.box import Box, find_missing_for_box, open_box
+
+
+@pytest.fixture(scope="session")
+def _box_is_possible() -> None:
+    missing = find_missing_for_box()
+    if missing is not None:
+        pytest.skip(missing)
+
+
+@pytest.fixture(scope="module")
+def aws(_box_is_possible: None) -> Iterator[Box]:
+    """AWS, and a user with a checkout and the token of a cluster."""
+    with open_box("aws", "us-west-2") as box:
+        box.check_out()
+        box.write(".ray/auth_token", "box-token-7c1f0b")
+        yield box
