@@ -17,7 +17,11 @@ UP_TIMEOUT_S = 300.0
 TASK = f"""
 import socket, ray
 ray.init(address="auto", log_to_driver=False)
-where = ray.remote(socket.gethostname).options(num_gpus=4, label_selector={{"periflow-ray/vm": "{SPOT_VM}"}})
+
+@ray.remote(num_gpus=4, label_selector={{"periflow-ray/vm": "{SPOT_VM}"}})
+def where():
+    return socket.gethostname()
+
 print("ran on", ray.get(where.remote(), timeout=240))
 """
 # What somebody without the token gets from the head's ports.
@@ -70,8 +74,9 @@ def test_a_job_gets_the_spot_vm_that_it_asks_for_and_a_notice_reaches_ray(cluste
     # The user's own processes on the nodes have the token, and the file is for its owner alone.
     assert re.search(r"-rw------- 1 ubuntu ubuntu \d+ .* auth_token", on_head(cluster, "ls -l ~/.ray"))
     cluster.ask("notice", instance=worker["instance"], notice_s=60)
+    # Nothing runs on it any more, so Ray gives it up at once. Its idle timeout is much longer.
     wait_until(
-        lambda: "DRAINING" in on_head(cluster, "ray list nodes --format=json --detail || true; ray status"),
+        lambda: '"state": "DEAD"' in on_head(cluster, "ray list nodes --format=json --detail"),
         "Ray drains the worker",
         60,
     )

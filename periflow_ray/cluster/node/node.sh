@@ -56,8 +56,9 @@ start() {
 
 watch_notices() {
     # It ends with the node. One that is left of an earlier start would drain the node a second time.
-    if [ -s "$here/watcher.pid" ]; then
-        kill "$(cat "$here/watcher.pid")" 2>/dev/null || true
+    old=$(cat "$here/watcher.pid" 2>/dev/null || true)
+    if [ -n "$old" ] && grep -qs notices.watcher "/proc/$old/cmdline"; then
+        kill "$old"
     fi
     setsid python -m periflow_ray.runtime.notices.watcher --address "$1" >>"$here/watcher.log" 2>&1 </dev/null &
     echo $! >"$here/watcher.pid"
@@ -68,7 +69,7 @@ setup)
     setup
     ;;
 head)
-    # A node that is gone is noticed after 4 s, where Ray's own values take a minute.
+    # A node that is gone is noticed after 6 s, where Ray's own values take a minute.
     export RAY_health_check_initial_delay_ms=5000 RAY_health_check_period_ms=1000
     export RAY_health_check_timeout_ms=1000 RAY_health_check_failure_threshold=3
     # Of several machines some may not come: they are asked for again after a minute, where Ray's own value is ten.
