@@ -41,6 +41,8 @@ def test_every_command_of_the_contract_exists():
         "checkpoint upload",
         "checkpoint verify",
         "checkpoint view",
+        "cluster",
+        "cluster render",
         "completion",
         "credential",
         "credential create",
