@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+import periflow_ray.cluster
 from periflow_ray.cluster.render import Mounts, render_yaml
 from periflow_ray.cluster.spec import build_spec, suggest_name
 from periflow_ray.plan.catalogue import find_vm
@@ -50,8 +51,6 @@ def render(
         idle_timeout_minutes=idle_minutes,
         disk_gib=disk_gib,
     )
-    import periflow_ray.cluster
-
     mounts = Mounts(node_dir=str(Path(periflow_ray.cluster.__file__).with_name("node")), wheels_dir=wheels_dir)
     types = ", ".join(vm.instance_type for vm in spec.vms)
     click.echo(render_yaml(spec, "cluster.yaml", f"{types} in {spec.region}.", mounts), nl=False)

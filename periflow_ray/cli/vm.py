@@ -92,8 +92,7 @@ def _price(vm_type: VmType) -> str:
     if vm_type.price_per_hour_usd is not None:
         return f"{vm_type.price_per_hour_usd:.2f}"
     if vm_type.is_spot and vm_type.spot_price_per_hour_usd is not None:
-        lowest, highest = (f"{price:.2f}" for price in vm_type.spot_price_per_hour_usd)
-        return lowest if lowest == highest else f"{lowest} - {highest}"
+        return " - ".join(dict.fromkeys(f"{price:.2f}" for price in vm_type.spot_price_per_hour_usd))
     ceiling = vm_type.on_demand_price_per_hour_usd
     return NOTHING if ceiling is None else f"< {ceiling:.2f}"
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from periflow_ray.cluster.spec import ClusterSpec
-from periflow_ray.plan.catalogue import VmType
 
 HEAD_INSTANCE_TYPE = "m6i.large"
-HEAD_NUM_VCPUS = 2
-HEAD_DISK_GIB = 100
 # EC2 looks the newest image up by a name that Amazon keeps; an image's own id is withdrawn after a while.
 IMAGE = (
     "resolve:ssm:/aws/service/deeplearning/ami/{architecture}/oss-nvidia-driver-gpu-pytorch-2.7-ubuntu-22.04/"
@@ -22,16 +19,9 @@ provider:
   cache_stopped_nodes: false
   # Anybody can reach port 22, and nobody any other. For your address alone: put the id of a security group that lets it
   # in, and all nodes to each other, into each node_config as SecurityGroupIds: [sg-...].
-auth:
-  ssh_user: ubuntu
-"""
-_HEAD = """\
-  head:
-    resources: {{CPU: {num_vcpus}, GPU: 0}}
-    node_config:
-      InstanceType: {instance_type}
 """
 _NODE_CONFIG = """\
+      InstanceType: {instance_type}
       ImageId: {image}
       BlockDeviceMappings:
         - DeviceName: /dev/sda1
@@ -50,14 +40,9 @@ def render_provider(spec: ClusterSpec) -> str:
     return _PROVIDER.format(spec=spec)
 
 
-def render_head(spec: ClusterSpec) -> str:
-    """The head's node type."""
-    head = _HEAD.format(num_vcpus=HEAD_NUM_VCPUS, instance_type=HEAD_INSTANCE_TYPE)
-    return head + _NODE_CONFIG.format(image=IMAGE.format(architecture="x86_64"), disk_gib=HEAD_DISK_GIB)
-
-
-def render_node_config(spec: ClusterSpec, vm: VmType) -> str:
-    """What EC2 is asked for one worker."""
-    config = f"      InstanceType: {vm.instance_type}\n"
-    config += _NODE_CONFIG.format(image=IMAGE.format(architecture=vm.architecture), disk_gib=spec.disk_gib)
-    return config + (_SPOT if vm.is_spot else "")
+def render_node_config(instance_type: str, architecture: str, disk_gib: int, is_spot: bool) -> str:
+    """What EC2 is asked for one node."""
+    config = _NODE_CONFIG.format(
+        instance_type=instance_type, image=IMAGE.format(architecture=architecture), disk_gib=disk_gib
+    )
+    return config + (_SPOT if is_spot else "")

@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from periflow_ray.cluster.spec import ClusterSpec
-from periflow_ray.plan.catalogue import VmType
 
-HEAD_VM_SIZE = "Standard_D2s_v5"
-HEAD_NUM_VCPUS = 2
-HEAD_DISK_GIB = 100
+HEAD_INSTANCE_TYPE = "Standard_D2s_v5"
 _PROVIDER = """\
 provider:
   type: azure
@@ -22,17 +19,10 @@ provider:
   # subscription_id: 00000000-0000-0000-0000-000000000000
   # Nodes are deleted and not deallocated: a deallocated one costs its disk and its address.
   cache_stopped_nodes: false
-auth:
-  ssh_user: ubuntu
-"""
-_HEAD = """\
-  head:
-    resources: {{CPU: {num_vcpus}, GPU: 0}}
-    node_config:
-      azure_arm_parameters:
-        vmSize: {vm_size}
 """
 _NODE_CONFIG = """\
+      azure_arm_parameters:
+        vmSize: {instance_type}
         imagePublisher: microsoft-dsvm
         imageOffer: ubuntu-hpc
         imageSku: "2404"
@@ -51,13 +41,6 @@ def render_provider(spec: ClusterSpec) -> str:
     return _PROVIDER.format(spec=spec, unique_id=hashlib.sha256(spec.name.encode()).hexdigest()[:8])
 
 
-def render_head(spec: ClusterSpec) -> str:
-    """The head's node type."""
-    head = _HEAD.format(num_vcpus=HEAD_NUM_VCPUS, vm_size=HEAD_VM_SIZE)
-    return head + _NODE_CONFIG.format(disk_gib=HEAD_DISK_GIB)
-
-
-def render_node_config(spec: ClusterSpec, vm: VmType) -> str:
-    """What Azure is asked for one worker."""
-    config = f"      azure_arm_parameters:\n        vmSize: {vm.instance_type}\n"
-    return config + _NODE_CONFIG.format(disk_gib=spec.disk_gib) + (_SPOT if vm.is_spot else "")
+def render_node_config(instance_type: str, architecture: str, disk_gib: int, is_spot: bool) -> str:
+    """What Azure is asked for one node; the image is for one architecture, that of all its GPU VMs here."""
+    return _NODE_CONFIG.format(instance_type=instance_type, disk_gib=disk_gib) + (_SPOT if is_spot else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from periflow_ray.cluster.render import render_yaml
@@ -80,7 +80,7 @@ def render_collection() -> Iterator[ConfigFile]:
         yield _render(name, vm_names, f"Several GPU types in one cluster: {gpus}.")
 
 
-def _render(name: str, vm_names: list[str] | tuple[str, ...], title: str) -> ConfigFile:
+def _render(name: str, vm_names: Sequence[str], title: str) -> ConfigFile:
     catalogue = load_catalogue()
     vms = [catalogue[variant] for vm_name in vm_names for variant in (vm_name, f"{vm_name}-spot")]
     file_name = f"{name}.yaml"

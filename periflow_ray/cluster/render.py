@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 from periflow_ray.cluster import aws, azure
 from periflow_ray.cluster.spec import ClusterSpec
-from periflow_ray.plan.catalogue import VmType
+from periflow_ray.plan.catalogue import VmType, describe_usd
 
 VM_LABEL = "periflow-ray/vm"
+# Of both clouds' HEAD_INSTANCE_TYPE.
+_HEAD_NUM_VCPUS = 2
+_HEAD_DISK_GIB = 100
 _HEADER = """\
 # {title}
 #
@@ -25,6 +28,15 @@ idle_timeout_minutes: {spec.idle_timeout_minutes}
 # As many new workers at once as a job asks for.
 upscaling_speed: {spec.max_num_nodes}
 
+"""
+_NODE_TYPES = """\
+auth:
+  ssh_user: ubuntu
+
+available_node_types:
+  head:
+    resources: {{CPU: {num_vcpus}, GPU: 0}}
+    node_config:
 """
 _WORKER = """\
   {vm.name}:
@@ -86,9 +98,13 @@ def render_yaml(spec: ClusterSpec, file_name: str, title: str, mounts: Mounts | 
             _HEADER.format(title=title, file_name=file_name, prices=f"# A worker's price per hour:\n{prices}"),
             _BEGINNING.format(spec=spec),
             cloud.render_provider(spec),
-            "\navailable_node_types:\n",
-            cloud.render_head(spec),
-            *(_WORKER.format(spec=spec, vm=vm, label=VM_LABEL) + cloud.render_node_config(spec, vm) for vm in spec.vms),
+            _NODE_TYPES.format(num_vcpus=_HEAD_NUM_VCPUS),
+            cloud.render_node_config(cloud.HEAD_INSTANCE_TYPE, "x86_64", _HEAD_DISK_GIB, is_spot=False),
+            *(
+                _WORKER.format(spec=spec, vm=vm, label=VM_LABEL)
+                + cloud.render_node_config(vm.instance_type, vm.architecture, spec.disk_gib, vm.is_spot)
+                for vm in spec.vms
+            ),
             _END.format(mounts=mounts),
         ]
     )
@@ -99,6 +115,4 @@ def describe_price(vm: VmType) -> str:
     prices: tuple[float, ...] = () if vm.price_per_hour_usd is None else (vm.price_per_hour_usd,)
     if vm.is_spot:
         prices = vm.spot_price_per_hour_usd or ()
-    if not prices:
-        return "not known"
-    return " to ".join(dict.fromkeys(f"${price:.2f}" for price in prices)) + f" ({vm.price_date})"
+    return f"{describe_usd(prices)} ({vm.price_date})" if prices else "not known"

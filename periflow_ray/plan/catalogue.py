@@ -7,7 +7,7 @@ spot variants. Nothing here imports pydantic, so that ``periflow-ray vm list`` s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -118,6 +118,11 @@ def local_vm(*, num_gpus: int = 0, devices_per_node: int | None = None) -> VmTyp
         price_date=None,
         price_source=None,
     )
+
+
+def describe_usd(amounts: Iterable[float]) -> str:
+    """``$12.24``, or from the lowest to the highest ``$1.49 to $2.00``."""
+    return " to ".join(dict.fromkeys(f"${amount:,.2f}" for amount in amounts))
 
 
 def _variants(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from periflow_ray.errors import MASK
+from periflow_ray.plan.catalogue import describe_usd
 from periflow_ray.plan.environment import NodeFacts, device_environment, node_environment
 from periflow_ray.plan.job_plan import JobPlan
 from periflow_ray.plan.masking import mask_address, mask_environment, mask_text
@@ -140,15 +141,13 @@ def _describe_price(plan: JobPlan) -> str:
     if vm.on_demand_price_per_hour_usd is None:
         return f"unknown for {vm.name}"
     source = f"{vm.price_source}, {vm.price_date}"
-    if vm.is_spot and vm.spot_price_per_hour_usd is not None:
-        lowest_usd, highest_usd = (plan.num_nodes * price for price in vm.spot_price_per_hour_usd)
-        between = f"${lowest_usd:,.2f}" if lowest_usd == highest_usd else f"${lowest_usd:,.2f} to ${highest_usd:,.2f}"
-        ceiling_usd = plan.num_nodes * vm.on_demand_price_per_hour_usd
-        return f"{between} as spot prices were, at most ${ceiling_usd:,.2f}, the price on demand ({source})"
-    if plan.price_per_hour_usd is None:
-        ceiling_usd = plan.num_nodes * vm.on_demand_price_per_hour_usd
-        return f"at most ${ceiling_usd:,.2f}: spot prices move, this is the on-demand price ({source})"
-    return f"about ${plan.price_per_hour_usd:,.2f} ({source})"
+    if plan.price_per_hour_usd is not None:
+        return f"about {describe_usd([plan.price_per_hour_usd])} ({source})"
+    at_most = f"at most {describe_usd([plan.num_nodes * vm.on_demand_price_per_hour_usd])}"
+    if vm.spot_price_per_hour_usd is None:
+        return f"{at_most}: spot prices move, this is the on-demand price ({source})"
+    spot = describe_usd(plan.num_nodes * price for price in vm.spot_price_per_hour_usd)
+    return f"{spot} as spot prices were, {at_most}, the price on demand ({source})"
 
 
 def _count(number: int, noun: str) -> str:

@@ -28,12 +28,9 @@ import boto3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from support.cloud.virtual_machines import PROVIDER_ADDRESS, VirtualMachine, prepare_network
+from support.cloud.virtual_machines import AWS_ENVIRONMENT, AWS_PORT, PROVIDER_ADDRESS, VirtualMachine, prepare_network
 from support.metadata_servers import format_aws_time
 
-PORT = 5566
-ENDPOINT = f"http://{PROVIDER_ADDRESS}:{PORT}"
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "box", "AWS_SECRET_ACCESS_KEY": "box-secret"}
 _POLL_S = 0.3
 _ERROR = (
     '<?xml version="1.0" encoding="UTF-8"?><Response><Errors><Error><Code>{code}</Code><Message>{message}</Message>'
@@ -77,12 +74,12 @@ class Provider:
         self._api = Api()
         self._machines: dict[str, VirtualMachine] = {}
         self._lock = threading.Lock()
-        self._ec2 = boto3.client("ec2", region, endpoint_url=ENDPOINT)
+        self._ec2 = boto3.client("ec2", region)
 
     def serve(self) -> None:
         """Answer the API and the lines of standard input until that ends; then every machine does."""
         prepare_network()
-        server = make_server(PROVIDER_ADDRESS, PORT, self._api, threaded=True)
+        server = make_server(PROVIDER_ADDRESS, AWS_PORT, self._api, threaded=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         threading.Thread(target=self._keep_machines, daemon=True).start()
         print("ready", flush=True)
@@ -122,15 +119,12 @@ class Provider:
         keys = self._ec2.describe_key_pairs(KeyNames=[instance["KeyName"]], IncludePublicKey=True)["KeyPairs"]
         return VirtualMachine(
             self._state_dir / instance["InstanceId"],
-            cloud="aws",
             address=instance["PrivateIpAddress"],
             public_address=instance.get("PublicIpAddress"),
             public_key=keys[0]["PublicKey"],
             image={
                 # A role's credentials would come from the metadata service.
-                ".aws/config": f"[default]\nregion = {self._region}\nendpoint_url = {ENDPOINT}\n",
-                ".aws/credentials": "[default]\n"
-                + "".join(f"{name.lower()} = {value}\n" for name, value in CREDENTIALS.items()),
+                ".aws/config": _aws_config(self._region),
                 ".bashrc": _bashrc(),
             },
         )
@@ -174,6 +168,14 @@ class Provider:
         return self._machines[instance].read_log()
 
 
+def _aws_config(region: str) -> str:
+    endpoint, key_id, key = (
+        AWS_ENVIRONMENT[f"AWS_{name}"] for name in ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY")
+    )
+    keys = f"aws_access_key_id = {key_id}\naws_secret_access_key = {key}\n"
+    return f"[default]\nregion = {region}\nendpoint_url = {endpoint}\n{keys}"
+
+
 def _bashrc() -> str:
     python_dir = Path(sys.executable).parent
     # Ray would start a process for each of the CPUs that an instance type has.
@@ -182,7 +184,7 @@ def _bashrc() -> str:
 
 def main() -> None:
     """Serve until standard input ends."""
-    os.environ.update(CREDENTIALS)
+    os.environ.update(AWS_ENVIRONMENT)
     Provider(Path(sys.argv[1]), sys.argv[2]).serve()
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from support.cloud.virtual_machines import PRIVATE_NETWORK, PUBLIC_NETWORK, REPOSITORY_DIR
+from support.cloud.virtual_machines import AWS_ENVIRONMENT, PRIVATE_NETWORK, PUBLIC_NETWORK, REPOSITORY_DIR
 from support.namespaces import Machine, Network, find_missing, open_network
 
 HOME = "/dev/shm/home"
@@ -48,9 +48,7 @@ class Box:
         self.env = {
             "HOME": HOME,
             "RAY_USAGE_STATS_ENABLED": "0",
-            "AWS_ENDPOINT_URL": "http://172.31.255.254:5566",
-            "AWS_ACCESS_KEY_ID": "box",
-            "AWS_SECRET_ACCESS_KEY": "box-secret",
+            **AWS_ENVIRONMENT,
             "AWS_DEFAULT_REGION": region,
         }
         log_path = state_dir / "provider.log"

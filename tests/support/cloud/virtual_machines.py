@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +11,13 @@ from pathlib import Path
 
 REPOSITORY_DIR = Path(__file__).parents[3]
 PROVIDER_ADDRESS = "172.31.255.254"
+AWS_PORT = 5566
+# What AWS's SDKs take from the environment.
+AWS_ENVIRONMENT = {
+    "AWS_ENDPOINT_URL": f"http://{PROVIDER_ADDRESS}:{AWS_PORT}",
+    "AWS_ACCESS_KEY_ID": "box",
+    "AWS_SECRET_ACCESS_KEY": "box-secret",
+}
 # Two networks of one wire: the nodes' own addresses and those by which others reach them. The user's machine is on the
 # third.
 PRIVATE_NETWORK, PUBLIC_NETWORK, USERS_NETWORK = "172.31.0.0/16", "54.214.0.0/16", "10.77.0.0/24"
@@ -35,7 +40,6 @@ class VirtualMachine:
         self,
         state_dir: Path,
         *,
-        cloud: str,
         address: str,
         public_address: str | None,
         public_key: str,
@@ -50,7 +54,7 @@ class VirtualMachine:
             file = state_dir / "home" / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content)
-        arguments = [state_dir, address, REPOSITORY_DIR, sys.executable, cloud, PROVIDER_ADDRESS]
+        arguments = [state_dir, address, REPOSITORY_DIR, sys.executable]
         with open(state_dir / "log", "wb") as log:
             self._init = subprocess.Popen(
                 [*_UNSHARE, "bash", str(_INIT), *map(str, arguments)],
@@ -95,12 +99,9 @@ def prepare_network() -> None:
     _run("ip", "address", "add", f"{PROVIDER_ADDRESS}/16", "dev", "bridge")
     for network in (PUBLIC_NETWORK, USERS_NETWORK):
         _run("ip", "route", "add", network, "dev", "bridge")
-    with contextlib.suppress(OSError):
-        # Else a bridge passes on only what a firewall of this machine lets through.
-        Path("/proc/sys/net/bridge/bridge-nf-call-iptables").write_text("0")
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, env=dict(os.environ))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
