@@ -51,6 +51,10 @@ def render(
         idle_timeout_minutes=idle_minutes,
         disk_gib=disk_gib,
     )
+    for vm in spec.vms:
+        if vm.retired_on is not None:
+            withdrawn = f"{vm.name} was withdrawn by its provider on {vm.retired_on}"
+            click.echo(f"Note: {withdrawn}; the nearest today is {vm.successor}.", err=True)
     mounts = Mounts(node_dir=str(Path(periflow_ray.cluster.__file__).with_name("node")), wheels_dir=wheels_dir)
     types = ", ".join(vm.instance_type for vm in spec.vms)
     click.echo(render_yaml(spec, "cluster.yaml", f"{types} in {spec.region}.", mounts), nl=False)

@@ -24,6 +24,15 @@ def test_a_cluster_has_the_name_that_it_is_given(run_cli):
     assert (config["cluster_name"], config["provider"]["resource_group"]) == ("mine", "periflow-ray-mine")
 
 
+def test_of_a_vm_that_cannot_be_rented_any_more_the_successor_is_told(run_cli):
+    result = run_cli("cluster", "render", "--vm", "azure-16gb-v100-4g-eastus-spot")
+    assert yaml.safe_load(result.stdout)["cluster_name"] == "azure-16gb-v100-4g-eastus"
+    assert result.stderr == (
+        "Note: azure-16gb-v100-4g-eastus-spot was withdrawn by its provider on 2025-09-30; the nearest today is "
+        "azure-80gb-a100-4g-eastus-spot.\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "exit_code", "message"),
     [
