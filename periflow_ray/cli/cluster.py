@@ -7,6 +7,8 @@ import click
 from periflow_ray.cli.lazy import LazyGroup
 
 _COMMANDS = {
+    "up": ("periflow_ray.cli.cluster_up:up", "Make a cluster on AWS or Azure."),
+    "down": ("periflow_ray.cli.cluster_down:down", "End a cluster, and see that nothing of it is left."),
     "render": ("periflow_ray.cli.cluster_render:render", "Print a cluster's YAML for 'ray up'."),
 }
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 import periflow_ray.cluster
-from periflow_ray.cluster.render import Mounts, render_yaml
-from periflow_ray.cluster.spec import build_spec, suggest_name
+from periflow_ray.cluster.config.render import Mounts, render_yaml
+from periflow_ray.cluster.config.spec import build_spec, suggest_name
 from periflow_ray.plan.catalogue import find_vm
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from periflow_ray.cli.output import talk_console
 
 if TYPE_CHECKING:
-    from periflow_ray.submit.ray_jobs import RayJobs
+    from periflow_ray.ray_jobs import RayJobs
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def connect_target(is_local: bool, address: str | None) -> RayJobs:
         if find_local_cluster() is None:
             talk_console().print("Starting the embedded Ray cluster on this machine ...")
         return ensure_local_cluster()
-    from periflow_ray.submit.ray_jobs import connect
+    from periflow_ray.ray_jobs import connect
 
     assert address is not None
     cluster = connect(address)

@@ -19,12 +19,12 @@ from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.liveness import find_end
 from periflow_ray.jobs.succession import driver_id_of
 from periflow_ray.plan import JobPlan
+from periflow_ray.ray_jobs import ENDED_RAY_STATUSES, RayJobs, connect
 from periflow_ray.store.documents import write_private_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import upload_file
 from periflow_ray.submit.local_cluster import LocalClusterDir
-from periflow_ray.submit.ray_jobs import ENDED_RAY_STATUSES, RayJobs, connect
 from periflow_ray.submit.workspace import Workspace, pack_workspace
 
 # A driver that is this late with its heartbeat may be dead: ask Ray.

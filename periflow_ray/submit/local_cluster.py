@@ -22,8 +22,8 @@ import platformdirs
 
 from periflow_ray.errors import ClusterError, DamagedDocumentError
 from periflow_ray.private_files import create_private, is_own_directory, make_own_directory
+from periflow_ray.ray_jobs import RayJobs, connect
 from periflow_ray.store.documents import dump_document, parse_document
-from periflow_ray.submit.ray_jobs import RayJobs, connect
 
 DIR_VARIABLE = "PERIFLOW_LOCAL_CLUSTER_DIR"
 START_TIMEOUT_S = 120.0

@@ -21,8 +21,8 @@ from periflow_ray.loops import Faults
 from periflow_ray.plan import drop_internal_variables
 from periflow_ray.private_files import make_own_directory
 from periflow_ray.processes import Command
+from periflow_ray.ray_jobs import RayJobs, connect
 from periflow_ray.submit.local_cluster import START_TIMEOUT_S, LocalCluster, LocalClusterDir
-from periflow_ray.submit.ray_jobs import RayJobs, connect
 
 IDLE_VARIABLE = "PERIFLOW_LOCAL_IDLE_S"
 DEFAULT_IDLE_S = 600.0

@@ -18,11 +18,11 @@ from periflow_ray.jobs.resumes import (
     require_resumable,
 )
 from periflow_ray.plan import JobPlan
+from periflow_ray.ray_jobs import RayJobs
 from periflow_ray.store.documents import read_document, write_private_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.jobs import choose_submission_id, settle_state, start_driver
-from periflow_ray.submit.ray_jobs import RayJobs
 
 
 def read_resumable_plan(root: StorageRoot, job_id: int) -> JobPlan:

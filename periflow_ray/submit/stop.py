@@ -11,9 +11,9 @@ from periflow_ray.errors import ClusterError
 from periflow_ray.jobs import JobRecord, JobState
 from periflow_ray.jobs.requests import StopRequest, post_request
 from periflow_ray.jobs.stop_times import END_TIMEOUT_S, SAVE_TIMEOUT_S
+from periflow_ray.ray_jobs import ENDED_RAY_STATUSES
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.jobs import connect_to_job, settle_state
-from periflow_ray.submit.ray_jobs import ENDED_RAY_STATUSES
 
 # The driver looks for requests about once a second; its storage root may be slow.
 ANSWER_TIMEOUT_S = 10.0

@@ -22,11 +22,11 @@ from periflow_ray.jobs.requests import StopRequest, post_request, take_requests
 from periflow_ray.jobs.resumes import read_resumed_attempts
 from periflow_ray.jobs.sealed_secrets import unseal
 from periflow_ray.plan import JobPlan, build_plan, find_vm
+from periflow_ray.ray_jobs import RayJobs
 from periflow_ray.spec import JobSpec
 from periflow_ray.store.checkpoints import Manifest, StoredFile, checkpoint_key, commit
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.submit.ray_jobs import RayJobs
 from periflow_ray.submit.resume import resume_job
 
 VM = "azure-16gb-v100-1g-eastus-spot"

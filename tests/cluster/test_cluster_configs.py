@@ -16,9 +16,9 @@ import yaml
 from botocore.validate import ParamValidator
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from periflow_ray.cluster.collection import FOLDER, TUTORIAL_VMS, render_collection
-from periflow_ray.cluster.render import VM_LABEL, render_yaml
-from periflow_ray.cluster.spec import build_spec
+from periflow_ray.cluster.config.collection import FOLDER, TUTORIAL_VMS, render_collection
+from periflow_ray.cluster.config.render import VM_LABEL, render_yaml
+from periflow_ray.cluster.config.spec import build_spec
 from periflow_ray.errors import UsageError
 from periflow_ray.plan.catalogue import find_vm, load_catalogue, local_vm
 

@@ -18,10 +18,10 @@ from periflow_ray.jobs.key_handover import ask_for_key
 from periflow_ray.jobs.sealed_secrets import KEY_VARIABLE, unseal
 from periflow_ray.loops import BackgroundLoop, Faults
 from periflow_ray.plan import JobPlan, build_plan, local_vm
+from periflow_ray.ray_jobs import RayJobs
 from periflow_ray.spec import JobSpec
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.jobs import check_state, settle_state, submit_job
-from periflow_ray.submit.ray_jobs import RayJobs
 
 
 @pytest.fixture

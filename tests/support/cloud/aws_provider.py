@@ -5,6 +5,7 @@ with one:
     {"do": "machines"}                              every instance that the API knows, in any state
     {"do": "fail", "match": [TEXT...], "code": C, "num_times": N}
                                                     the next calls whose body has all these texts fail
+    {"do": "quota", "code": C, "vcpus": N}          the account may have so many vCPUs of a kind; 1,000 by default
     {"do": "notice", "instance": ID, "notice_s": S} its metadata service announces an interruption
     {"do": "lose", "instance": ID}                  it loses its power, and EC2 says that spot took it
     {"do": "log", "instance": ID}                   what its console shows
@@ -32,6 +33,13 @@ from support.cloud.virtual_machines import AWS_ENVIRONMENT, AWS_PORT, PROVIDER_A
 from support.metadata_servers import format_aws_time
 
 _POLL_S = 0.3
+_USUAL_QUOTA_VCPUS = 1_000.0
+# Amazon keeps the newest image's id under names below it.
+_IMAGES = "/aws/service/deeplearning/ami/"
+_JSON_CALLS = {
+    "AmazonSSM.GetParameters": "_answer_parameters",
+    "ServiceQuotasV20190624.GetServiceQuota": "_answer_quota",
+}
 _ERROR = (
     '<?xml version="1.0" encoding="UTF-8"?><Response><Errors><Error><Code>{code}</Code><Message>{message}</Message>'
     "</Error></Errors><RequestID>box</RequestID></Response>"
@@ -39,17 +47,26 @@ _ERROR = (
 
 
 class Api:
-    """moto as a WSGI application whose calls can be made to fail."""
+    """moto as a WSGI application whose calls can be made to fail, with images and quotas, which moto does not know.
+
+    ``quotas`` are in vCPUs, by their codes.
+    """
 
     def __init__(self) -> None:
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._faults: list[dict[str, Any]] = []
         self.calls: list[dict[str, str]] = []
+        self.quotas: dict[str, float] = {}
 
     def fail(self, match: list[str], code: str, num_times: int) -> None:
         self._faults.append({"match": match, "code": code, "num_left": num_times})
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        answer = getattr(self, _JSON_CALLS.get(environ.get("HTTP_X_AMZ_TARGET", ""), ""), None)
+        if answer is not None:
+            question = json.loads(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
+            start_response("200 OK", [("Content-Type", "application/x-amz-json-1.1")])
+            return [json.dumps(answer(question)).encode()]
         # Only the calls of EC2 and IAM; what S3 is sent may have no length.
         if "x-www-form-urlencoded" not in environ.get("CONTENT_TYPE", ""):
             return self._moto(environ, start_response)
@@ -63,6 +80,17 @@ class Api:
                 start_response("400 Bad Request", [("Content-Type", "text/xml")])
                 return [_ERROR.format(code=fault["code"], message=f"the box says {fault['code']}").encode()]
         return self._moto(environ, start_response)
+
+    def _answer_parameters(self, question: dict[str, Any]) -> dict[str, Any]:
+        known = [name for name in question["Names"] if name.startswith(_IMAGES)]
+        return {
+            "Parameters": [{"Name": name, "Value": "ami-0123456789abcdef0"} for name in known],
+            "InvalidParameters": [name for name in question["Names"] if name not in known],
+        }
+
+    def _answer_quota(self, question: dict[str, Any]) -> dict[str, Any]:
+        code = question["QuotaCode"]
+        return {"Quota": {"QuotaCode": code, "Value": self.quotas.get(code, _USUAL_QUOTA_VCPUS)}}
 
 
 class Provider:
@@ -154,6 +182,9 @@ class Provider:
 
     def _do_calls(self, action: str) -> list[dict[str, str]]:
         return [call for call in self._api.calls if call.get("Action") == action]
+
+    def _do_quota(self, code: str, vcpus: float) -> None:
+        self._api.quotas[code] = vcpus
 
     def _do_notice(self, instance: str, notice_s: float) -> None:
         document = {"action": "terminate", "time": format_aws_time(time.time() + notice_s)}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from periflow_ray.cluster.render import render_yaml
-from periflow_ray.cluster.spec import build_spec
+from periflow_ray.cluster.config.render import render_yaml
+from periflow_ray.cluster.config.spec import build_spec
 from periflow_ray.plan.catalogue import VmType, load_catalogue
 
 FOLDER = "cluster_configs"

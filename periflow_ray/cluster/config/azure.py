@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 
-from periflow_ray.cluster.spec import ClusterSpec
+from periflow_ray.cluster.config.spec import ClusterSpec
 
 HEAD_INSTANCE_TYPE = "Standard_D2s_v5"
+# In most regions; it is no GPU VM, so the catalogue does not have it.
+HEAD_USD_PER_HOUR = 0.096
 _PROVIDER = """\
 provider:
   type: azure
@@ -41,6 +43,6 @@ def render_provider(spec: ClusterSpec) -> str:
     return _PROVIDER.format(spec=spec, unique_id=hashlib.sha256(spec.name.encode()).hexdigest()[:8])
 
 
-def render_node_config(instance_type: str, architecture: str, disk_gib: int, is_spot: bool) -> str:
+def render_node_config(spec: ClusterSpec, instance_type: str, architecture: str, disk_gib: int, is_spot: bool) -> str:
     """What Azure is asked for one node; the image is for one architecture, that of all its GPU VMs here."""
     return _NODE_CONFIG.format(instance_type=instance_type, disk_gib=disk_gib) + (_SPOT if is_spot else "")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
-from periflow_ray.cluster import aws, azure
-from periflow_ray.cluster.spec import ClusterSpec
+from periflow_ray.cluster.config import aws, azure
+from periflow_ray.cluster.config.spec import ClusterSpec
 from periflow_ray.plan.catalogue import VmType, describe_usd
 
 VM_LABEL = "periflow-ray/vm"
@@ -36,6 +37,8 @@ auth:
 available_node_types:
   head:
     resources: {{CPU: {num_vcpus}, GPU: 0}}
+    # Jobs see by it that they have to ask for their VM type by its label.
+    labels: {{{label}: head}}
     node_config:
 """
 _WORKER = """\
@@ -55,7 +58,7 @@ file_mounts:
   ~/periflow-ray/bin: {mounts.node_dir}
   ~/periflow-ray/wheels: {mounts.wheels_dir}
   ~/.ray/auth_token: {mounts.token_path}
-
+{about}
 # To run everything in a container, which needs the same Python on all nodes:
 # docker: {{image: rayproject/ray:2.60.0-py312-gpu, container_name: ray, pull_before_run: true}}
 
@@ -75,12 +78,14 @@ worker_start_ray_commands:
 class Mounts:
     """What the nodes get from the machine of whoever runs ``ray up``, by paths there.
 
-    The defaults are for the root of a checkout.
+    The defaults are for the root of a checkout. ``about_path`` is of a file with the cluster's name and storage root,
+    for the program that watches over the cluster on its head; without it there is none.
     """
 
     node_dir: str = "periflow_ray/cluster/node"
     wheels_dir: str = "cluster_configs/wheels"
     token_path: str = "~/.ray/auth_token"
+    about_path: str | None = None
 
 
 def render_yaml(spec: ClusterSpec, file_name: str, title: str, mounts: Mounts | None = None) -> str:
@@ -91,21 +96,24 @@ def render_yaml(spec: ClusterSpec, file_name: str, title: str, mounts: Mounts | 
         title: the first line of the file, for its readers.
     """
     mounts = mounts or Mounts()
-    cloud = {"aws": aws, "azure": azure}[spec.cloud]
+    cloud = _cloud(spec)
     prices = "\n".join(f"#   {vm.name}: {describe_price(vm)}" for vm in spec.vms)
     return "".join(
         [
             _HEADER.format(title=title, file_name=file_name, prices=f"# A worker's price per hour:\n{prices}"),
             _BEGINNING.format(spec=spec),
             cloud.render_provider(spec),
-            _NODE_TYPES.format(num_vcpus=_HEAD_NUM_VCPUS),
-            cloud.render_node_config(cloud.HEAD_INSTANCE_TYPE, "x86_64", _HEAD_DISK_GIB, is_spot=False),
+            _NODE_TYPES.format(num_vcpus=_HEAD_NUM_VCPUS, label=VM_LABEL),
+            cloud.render_node_config(spec, cloud.HEAD_INSTANCE_TYPE, "x86_64", _HEAD_DISK_GIB, is_spot=False),
             *(
                 _WORKER.format(spec=spec, vm=vm, label=VM_LABEL)
-                + cloud.render_node_config(vm.instance_type, vm.architecture, spec.disk_gib, vm.is_spot)
+                + cloud.render_node_config(spec, vm.instance_type, vm.architecture, spec.disk_gib, vm.is_spot)
                 for vm in spec.vms
             ),
-            _END.format(mounts=mounts),
+            _END.format(
+                mounts=mounts,
+                about=f"  ~/periflow-ray/about.json: {mounts.about_path}\n" if mounts.about_path else "",
+            ),
         ]
     )
 
@@ -116,3 +124,17 @@ def describe_price(vm: VmType) -> str:
     if vm.is_spot:
         prices = vm.spot_price_per_hour_usd or ()
     return f"{describe_usd(prices)} ({vm.price_date})" if prices else "not known"
+
+
+def find_instance_types(spec: ClusterSpec) -> dict[str, str]:
+    """The provider's word for each node type of a cluster, by the node type's name."""
+    return {"head": _cloud(spec).HEAD_INSTANCE_TYPE, **{vm.name: vm.instance_type for vm in spec.vms}}
+
+
+def head_usd_per_hour(spec: ClusterSpec) -> float:
+    """About what a cluster costs while it has no worker."""
+    return float(_cloud(spec).HEAD_USD_PER_HOUR)
+
+
+def _cloud(spec: ClusterSpec) -> ModuleType:
+    return {"aws": aws, "azure": azure}[spec.cloud]

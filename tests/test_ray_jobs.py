@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from support.job_server import JobServer
 
+from periflow_ray import ray_jobs
 from periflow_ray.errors import ClusterError, UsageError
-from periflow_ray.submit import ray_jobs
-from periflow_ray.submit.ray_jobs import RayJob, RayJobs, connect
+from periflow_ray.ray_jobs import RayJob, RayJobs, connect
 
 
 def test_a_job_is_submitted_read_and_stopped(server):
