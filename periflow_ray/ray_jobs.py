@@ -48,11 +48,12 @@ class RayJobs:
     Args:
         address: ``http://host:8265``, as ``ray job submit --address`` takes it.
         token: the cluster's authentication token; None if it has none.
+        reference: what finds the cluster again where its address does not; the address without it.
     Raises:
         UsageError: the address is not an HTTP URL.
     """
 
-    def __init__(self, address: str, token: str | None = None) -> None:
+    def __init__(self, address: str, token: str | None = None, reference: str | None = None) -> None:
         if not address.startswith(("http://", "https://")):
             raise UsageError(
                 f"cluster address '{address}' is not the address of Ray's job server. Use http://HOST:8265, the "
@@ -60,6 +61,7 @@ class RayJobs:
                 "http://127.0.0.1:8265)."
             )
         self.address = address.rstrip("/")
+        self.reference = reference or self.address
         self._session = requests.Session()
         # Proxy settings and netrc of the user must not reach a cluster's address.
         self._session.trust_env = False
@@ -142,9 +144,9 @@ class RayJobs:
             raise ClusterError(f"what answers at {self.address} is not a Ray cluster's job server: {err}") from err
 
 
-def connect(address: str, token_path: Path | None = None) -> RayJobs:
-    """The Jobs API at an address, with the token from ``token_path`` or from where Ray looks for it."""
-    return RayJobs(address, _read_token(token_path))
+def connect(address: str, token_path: Path | None = None, reference: str | None = None) -> RayJobs:
+    """The Jobs API at an address, with the token from ``token_path``, or from where Ray looks for it."""
+    return RayJobs(address, _read_token(token_path), reference)
 
 
 def _read_token(token_path: Path | None) -> str | None:

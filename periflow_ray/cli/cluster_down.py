@@ -42,7 +42,7 @@ def down(root: StorageRoot, name: str, vm_name: str | None, is_confirmed: bool) 
     talk = talk_console()
     record = find_cluster(root, name)
     if record is not None:
-        cloud, region = record.cloud, record.region
+        cloud, region = str(record.cloud), record.region
     elif vm_name is not None:
         vm = find_vm(vm_name)
         cloud, region = vm.cloud, vm.region

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="On this machine: devices of each stand-in node.  [default: as before, or as submit]",
 )
-@click.option("--address", help="Running Ray cluster: http://HOST:8265.  [default: $RAY_ADDRESS, the job's cluster]")
+@click.option(
+    "--address",
+    help="Running Ray cluster: its name (periflow-ray cluster list) or http://HOST:8265.  [default: $RAY_ADDRESS, else "
+    "the job's cluster]",
+)
 @click.option("--follow/--no-follow", default=True, show_default=True, help="Show the job's log until it ends.")
 @storage_option
 def resume(
@@ -75,7 +79,7 @@ def resume(
                 "(or RAY_ADDRESS). To go on on this machine instead: --local"
             )
     root.check_writable()
-    cluster = connect_target(runs_here, cluster_address)
+    cluster = connect_target(root, runs_here, cluster_address)
     newest = latest_committed(root, job_id)
     record = resume_job(root, job_id, plan, cluster, secrets=secrets, **driver_options(runs_here))
     where = "from its beginning: it has no checkpoint" if newest is None else f"at step {newest.step}"

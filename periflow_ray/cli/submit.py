@@ -41,7 +41,11 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="With --local: devices of each stand-in node.  [default: 1 on CPU, all GPUs where there are some]",
 )
-@click.option("--address", help="Running Ray cluster: http://HOST:8265.  [default: $RAY_ADDRESS]")
+@click.option(
+    "--address",
+    help="Running Ray cluster: its name (periflow-ray cluster list) or http://HOST:8265.  [default: $RAY_ADDRESS, "
+    "else a cluster that has the VM type]",
+)
 @click.option(
     "--env", "env_assignments", multiple=True, metavar="K=V|K", help="Variable for the command; K: as set here."
 )
@@ -116,7 +120,7 @@ def submit(
     if dry_run:
         _show_plan(plan, output)
         return
-    cluster_address = _require_cluster(target, plan)
+    cluster_address = _require_cluster(root, target, plan)
 
     from periflow_ray.cli.submit_notes import describe_unused
     from periflow_ray.submit.jobs import submit_job
@@ -125,7 +129,7 @@ def submit(
     # An unusable root is known now, and not after an hour of training; nothing has been created yet.
     root.check_writable()
     _check_inputs(root, plan)
-    cluster = connect_target(target.is_local, cluster_address)
+    cluster = connect_target(root, target.is_local, cluster_address)
     talk = talk_console()
     if workspace is not None:
         label = f"{plan.workspace_mount_path}/{workspace.name}"
@@ -203,12 +207,18 @@ def _find_vm(template: Template, target: Target, num_gpus: int) -> VmType:
     return find_vm(template.spec.vm)
 
 
-def _require_cluster(target: Target, plan: JobPlan) -> str | None:
+def _require_cluster(root: StorageRoot, target: Target, plan: JobPlan) -> str | None:
     if target.is_local or target.address:
         return target.address
+    from periflow_ray.submit.clusters import find_running_cluster
+
+    running = find_running_cluster(root, plan.vm.name)
+    if running is not None:
+        talk_console().print(f"Runs on cluster '{running.name}' ({running.region}).")
+        return running.name
     raise ClusterError(
-        f"VM '{plan.vm.name}' needs a Ray cluster, and none is named. Start one (ray up CLUSTER.yaml), then submit "
-        "with --address http://127.0.0.1:8265 (or RAY_ADDRESS). "
+        f"VM '{plan.vm.name}' needs a Ray cluster, and none of this storage root has it. Make one: periflow-ray "
+        f"cluster up --vm {plan.vm.name}. Or name yours: --address http://127.0.0.1:8265 (or RAY_ADDRESS). "
         "To run on this machine instead: --local --num-devices 2"
     )
 

@@ -11,6 +11,7 @@ from periflow_ray.cli.output import talk_console
 
 if TYPE_CHECKING:
     from periflow_ray.ray_jobs import RayJobs
+    from periflow_ray.store.root import StorageRoot
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,11 @@ class Target:
     address: str | None
 
 
-def connect_target(is_local: bool, address: str | None) -> RayJobs:
-    """The Jobs API of the embedded cluster, which is started if need be, or of the one at an address.
+def connect_target(root: StorageRoot, is_local: bool, address: str | None) -> RayJobs:
+    """The Jobs API of the embedded cluster, which is started if need be, or of the one at an address or of a name.
 
     Raises:
+        UsageError: the address is neither a URL nor the name of a cluster.
         ClusterError: it did not start, or nothing answers.
     """
     if is_local:
@@ -34,10 +36,10 @@ def connect_target(is_local: bool, address: str | None) -> RayJobs:
         if find_local_cluster() is None:
             talk_console().print("Starting the embedded Ray cluster on this machine ...")
         return ensure_local_cluster()
-    from periflow_ray.ray_jobs import connect
+    from periflow_ray.submit.clusters import connect_by_address
 
     assert address is not None
-    cluster = connect(address)
+    cluster = connect_by_address(root, address)
     cluster.check()
     return cluster
 

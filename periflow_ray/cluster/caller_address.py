@@ -23,7 +23,7 @@ def check_addresses(cidr: str) -> str:
         return str(ipaddress.IPv4Network(cidr.strip(), strict=False))
     except ValueError as err:
         raise UsageError(
-            f"--ssh-from: '{cidr}' is no range of IPv4 addresses. Give one such as 203.0.113.7/32, or 0.0.0.0/0 for all."
+            f"--ssh-from: '{cidr}' is no range of IPv4 addresses. Give one such as 203.0.113.7/32; 0.0.0.0/0 is all."
         ) from err
 
 
@@ -39,6 +39,6 @@ def find_own_addresses() -> str:
         return str(ipaddress.IPv4Network(answer.text.strip()))
     except (requests.RequestException, ValueError) as err:
         raise ClusterError(
-            f"this machine's address on the internet cannot be found out ({_SERVICE}: {type(err).__name__}). Name those "
-            "that may use SSH: --ssh-from 203.0.113.7/32"
+            f"this machine's address on the internet cannot be found out ({_SERVICE}: {type(err).__name__}). Name "
+            "the addresses that may use SSH: --ssh-from 203.0.113.7/32"
         ) from err

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,6 +45,7 @@ class JobSetup:
         num_members: Ray Train workers.
         min_num_members: as many as it can start with.
         resources_per_member: what each asks Ray for.
+        vm_names: VM types whose nodes may have the members, the first choice first; none for any node.
         num_sandboxes: sandboxes that one machine may hold of the job.
         is_interactive: whether the driver is a person's own process.
         notifier: told what happens to the job; it is closed at the end.
@@ -56,6 +57,7 @@ class JobSetup:
     resources_per_member: Mapping[str, float]
     rules: JobRules
     num_sandboxes: int = 1
+    vm_names: Sequence[str] = ()
     is_interactive: bool = False
     notifier: Notifier | None = None
     on_attempt: Callable[[AttemptNews], None] = lambda news: None
@@ -161,6 +163,7 @@ class _Driver:
             self._trainer = trainer = self._make_trainer(supervision.monitor)
             trainer.monitor = supervision.monitor
             trainer.min_num_workers = setup.min_num_members
+            trainer.vm_names = setup.vm_names
             self._stop.attach(supervision.monitor, trainer.end_now)
             result, error = None, None
             try:

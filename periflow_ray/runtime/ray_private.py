@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ray.train.v2._internal.callbacks.placement_group_callback import (
         PlacementGroupCleanerCallback as PlacementGroupCleanerCallback,
     )
+    from ray.train.v2._internal.execution.callback import ControllerCallback as ControllerCallback
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy as DefaultFailurePolicy
     from ray.train.v2._internal.execution.failure_handling import FailureDecision as FailureDecision
     from ray.train.v2._internal.execution.failure_handling import FailurePolicy as FailurePolicy
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _MODULE_BY_CLASS = {
     # TorchTrainer's base class: starts a worker group and runs a function in it, without torch.
     "DataParallelTrainer": "ray.train.v2.api.data_parallel_trainer",
+    # The controller asks its callbacks before each start of a worker group for the labels of the nodes to run on.
+    "ControllerCallback": "ray.train.v2._internal.execution.callback",
     # Callbacks that a trainer makes for every run: Ray Data's, and a detached actor that removes placement groups.
     "DatasetsCallback": "ray.train.v2._internal.callbacks",
     "PlacementGroupCleanerCallback": "ray.train.v2._internal.callbacks.placement_group_callback",
@@ -62,6 +65,10 @@ class TrainerHooks:
         """What Ray Train's controller gets in place of its defaults: ``failure_policy``, ``scaling_policy``."""
         return {}
 
+    def additional_callbacks(self) -> list[Any]:
+        """Callbacks beside Ray's own, in the controller."""
+        return []
+
     def take_controller(self, controller: Any) -> None:
         """Receive the controller's handle; only in the main thread. Ray would set a handler of SIGINT instead."""
 
@@ -70,7 +77,8 @@ class TrainerHooks:
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in callbacks if not isinstance(callback, self.left_out_callbacks)]
+        kept = [callback for callback in callbacks if not isinstance(callback, self.left_out_callbacks)]
+        return [*kept, *self.additional_callbacks()]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self.take_controller(controller)

@@ -24,6 +24,7 @@ from periflow_ray.store.documents import write_private_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import upload_file
+from periflow_ray.submit.clusters import connect_by_address
 from periflow_ray.submit.local_cluster import LocalClusterDir
 from periflow_ray.submit.workspace import Workspace, pack_workspace
 
@@ -69,7 +70,7 @@ def submit_job(
         dataset=plan.data.name if plan.data else None,
         created_by=created_by,
         created_unix_s=time.time(),
-        ray_address=cluster.address,
+        ray_address=cluster.reference,
         ray_submission_id=submission_id,
     )
     write_private_document(root, job_key(job_id, "plan.json"), plan)
@@ -163,7 +164,7 @@ def check_state(root: StorageRoot, job_id: int) -> JobState:
         return jobs.read_state(root, job_id)
     if jobs.read_record(root, job_id) != record:  # Resumed between the two reads: the state is of the next driver.
         return state
-    cluster = connect_to_job(record)
+    cluster = connect_to_job(root, record)
     try:
         ray_job = cluster.read(record.ray_submission_id)
         if ray_job is not None and ray_job.status not in ENDED_RAY_STATUSES:
@@ -196,13 +197,19 @@ def check_state(root: StorageRoot, job_id: int) -> JobState:
     return dataclasses.replace(state, status="failed", ended_unix_s=state.heartbeat_unix_s, message=message)
 
 
-def connect_to_job(record: JobRecord) -> RayJobs:
-    """The Jobs API of the cluster that a job was submitted to."""
+def connect_to_job(root: StorageRoot, record: JobRecord) -> RayJobs:
+    """The Jobs API of the cluster that a job was submitted to.
+
+    Raises:
+        ClusterError: it is a cluster of a cloud that is not up any more, or cannot be reached.
+    """
     assert record.ray_address is not None
     directory = LocalClusterDir()
     local = directory.read()
     is_local = local is not None and local.address == record.ray_address
-    return connect(record.ray_address, directory.token_path if is_local else None)
+    if is_local:
+        return connect(record.ray_address, directory.token_path)
+    return connect_by_address(root, record.ray_address)
 
 
 def choose_submission_id(root: StorageRoot, job_id: int) -> str:

@@ -80,7 +80,7 @@ def resume_job(
         accelerator=plan.vm.accelerator,
         num_devices=plan.num_devices,
         num_nodes=plan.num_nodes,
-        ray_address=cluster.address,
+        ray_address=cluster.reference,
         ray_submission_id=choose_submission_id(root, job_id),
         resumed_unix_s=time.time(),
     )

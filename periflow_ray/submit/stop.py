@@ -102,14 +102,14 @@ def _stop_through_ray(root: StorageRoot, record: JobRecord) -> None:
             f"job {record.job_id} was started from Python, and its driver does not answer. End it where it runs: "
             "Ctrl-C in its terminal, or end its process."
         )
-    connect_to_job(record).stop(record.ray_submission_id)
+    connect_to_job(root, record).stop(record.ray_submission_id)
 
 
 def _wait_with_ray(root: StorageRoot, job_id: int, timeout_s: float) -> JobState:
     """Wait for the end of a job that Ray was asked to stop, and record it if the driver cannot."""
     record = jobs.read_record(root, job_id)
     assert record.ray_submission_id is not None
-    cluster = connect_to_job(record)
+    cluster = connect_to_job(root, record)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         state = jobs.read_written_state(root, job_id)

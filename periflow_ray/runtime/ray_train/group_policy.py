@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -22,6 +23,7 @@ from periflow_ray.runtime.ray_private import (
     is_preempted,
 )
 from periflow_ray.runtime.ray_train.group_size import ElasticPolicy, FixedPolicy, release_groups
+from periflow_ray.runtime.ray_train.vm_choice import VmChoice
 
 
 class LeaveGroupError(PeriflowRayError):
@@ -63,11 +65,13 @@ class MonitorPolicy(FailurePolicy):  # type: ignore[misc]
 class MonitoredTrainer(TrainerHooks):
     """Mixed into a Ray trainer: ``monitor`` decides on new worker groups, which may be as small as ``min_num_workers``.
 
-    None for that is a fixed number of workers.
+    None for that is a fixed number of workers. ``vm_names`` are the VM types whose nodes may have them, the first
+    choice first; none for any node.
     """
 
     monitor: MonitorClient
     min_num_workers: int | None = None
+    vm_names: Sequence[str] = ()
     _controller: Any = None
 
     def fit(self) -> ray.train.Result:
@@ -95,6 +99,10 @@ class MonitoredTrainer(TrainerHooks):
         else:
             options["scaling_policy"] = FixedPolicy(scaling_config)
         return options
+
+    def additional_callbacks(self) -> list[Any]:
+        """What chooses the nodes' VM type."""
+        return [VmChoice(self.vm_names, self.monitor)] if self.vm_names else []
 
     def take_controller(self, controller: Any) -> None:
         """Keep it for ``end_now``; Ray's own handler of SIGINT would abort the run without a save."""

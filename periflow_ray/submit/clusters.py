@@ -1,0 +1,59 @@
+"""Clusters by their names: the Jobs API at the other end of a tunnel that this process opens, and that ends with it."""
+
+from __future__ import annotations
+
+from periflow_ray.cluster.records import ClusterRecord, list_clusters, read_cluster
+from periflow_ray.cluster.secrets import find_secrets
+from periflow_ray.cluster.ssh import Tunnel
+from periflow_ray.errors import ClusterError, NotFoundError, UsageError
+from periflow_ray.ray_jobs import RayJobs, connect
+from periflow_ray.store.root import StorageRoot
+
+_SCHEME = "cluster:"
+_tunnels: dict[tuple[str, str, str | None], Tunnel] = {}
+
+
+def connect_by_address(root: StorageRoot, address: str) -> RayJobs:
+    """The Jobs API at a URL, or that of a cluster by its name, with or without ``cluster:`` before it.
+
+    Raises:
+        UsageError: it is neither.
+        ClusterError: the cluster is not up, or cannot be reached.
+    """
+    if "://" in address:
+        return connect(address)
+    return connect_to_cluster(root, address.removeprefix(_SCHEME))
+
+
+def connect_to_cluster(root: StorageRoot, name: str) -> RayJobs:
+    """The Jobs API of a cluster of this storage root.
+
+    Raises:
+        UsageError: there is none of that name.
+        ClusterError: it is not up, or cannot be reached.
+    """
+    try:
+        record = read_cluster(root, name)
+    except NotFoundError:
+        raise UsageError(
+            f"'{name}' is neither the address of a Ray cluster (http://HOST:8265) nor the name of a cluster of storage "
+            f"root '{root.uri}'. List those: periflow-ray cluster list"
+        ) from None
+    if record.status != "running":
+        raise ClusterError(
+            f"cluster '{name}' is not up ({record.status}). Bring it up: periflow-ray cluster up --name {name}"
+        )
+    secrets = find_secrets(root.uri, name)
+    key = (root.uri, name, record.head_address)
+    tunnel = _tunnels.get(key)
+    if tunnel is None or not tunnel.is_open:
+        tunnel = _tunnels[key] = Tunnel(record, secrets)
+    return connect(tunnel.address, secrets.token_path, reference=f"{_SCHEME}{name}")
+
+
+def find_running_cluster(root: StorageRoot, vm_name: str) -> ClusterRecord | None:
+    """The newest cluster that is up and has a VM type."""
+    for record in list_clusters(root, on_unreadable=lambda err: None):
+        if record.status == "running" and vm_name in record.vm_names:
+            return record
+    return None
