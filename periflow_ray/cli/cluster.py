@@ -9,6 +9,11 @@ from periflow_ray.cli.lazy import LazyGroup
 _COMMANDS = {
     "up": ("periflow_ray.cli.cluster_up:up", "Make a cluster on AWS or Azure."),
     "down": ("periflow_ray.cli.cluster_down:down", "End a cluster, and see that nothing of it is left."),
+    "list": ("periflow_ray.cli.cluster_list:list_command", "List clusters."),
+    "status": ("periflow_ray.cli.cluster_list:status", "Show a cluster: machines, waits, cost."),
+    "ssh": ("periflow_ray.cli.cluster_reach:ssh", "Open a shell on a cluster's head."),
+    "tunnel": ("periflow_ray.cli.cluster_reach:tunnel", "Keep a cluster's dashboard at a port of this machine."),
+    "logs": ("periflow_ray.cli.cluster_reach:logs", "Show how a cluster's nodes were made and set up."),
     "render": ("periflow_ray.cli.cluster_render:render", "Print a cluster's YAML for 'ray up'."),
 }
 

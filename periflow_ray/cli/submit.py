@@ -32,7 +32,13 @@ if TYPE_CHECKING:
 )
 @click.option("-d", "-w", "--workspace-dir", type=click.Path(path_type=Path), help="Directory with your script.")
 @click.option("-n", "--name", help="Name of the job.")
-@click.option("-v", "--vm", help="VM type. List them: periflow-ray vm list")
+@click.option(
+    "-v",
+    "--vm",
+    "vm_names",
+    multiple=True,
+    help="VM type; given several times, the first one that the cloud has. List them: periflow-ray vm list",
+)
 @click.option("-e", "--experiment", help="Experiment to put the job in.")
 @click.option("--num-devices", type=int, help="Devices of the whole job.")
 @click.option("--local", "is_local", is_flag=True, help="Run on this machine, on an embedded Ray cluster (VM 'local').")
@@ -70,7 +76,7 @@ def submit(
     config_file: str,
     workspace_dir: Path | None,
     name: str | None,
-    vm: str | None,
+    vm_names: tuple[str, ...],
     experiment: str | None,
     num_devices: int | None,
     is_local: bool,
@@ -101,7 +107,7 @@ def submit(
     from periflow_ray.submit.environment import collect_env, collect_secrets
     from periflow_ray.submit.workspace import scan_workspace, workspace_name
 
-    overrides = {"name": name, "vm": vm, "experiment": experiment, "num_devices": num_devices}
+    overrides = {"name": name, "vm": list(vm_names) or None, "experiment": experiment, "num_devices": num_devices}
     template = _read_template(config_file, overrides)
     target = _choose_target(template, is_local, devices_per_node, address)
     env = collect_env(env_assignments, env_files, os.environ)
@@ -177,7 +183,7 @@ def _choose_target(template: Template, is_local: bool, devices_per_node: int | N
 
     if is_local and address:
         raise UsageError("--local and --address exclude each other: one names this machine, the other a cluster.")
-    is_local = is_local or (template.spec.vm == LOCAL_VM_NAME and not address)
+    is_local = is_local or (LOCAL_VM_NAME in template.spec.vm and not address)
     if devices_per_node is not None and not is_local:
         raise UsageError("--devices-per-node is for --local; elsewhere the VM type decides.")
     return Target(is_local, devices_per_node, None if is_local else address or os.environ.get("RAY_ADDRESS"))
@@ -188,9 +194,11 @@ def _build_plan(template: Template, target: Target, **options: Any) -> JobPlan:
 
     num_gpus = count_gpus()
     try:
+        vm, *fallback_vms = _find_vms(template, target, num_gpus)
         return build_plan(
             template.spec,
-            _find_vm(template, target, num_gpus),
+            vm,
+            fallback_vms=fallback_vms,
             num_local_cpus=os.cpu_count(),
             num_local_gpus=num_gpus,
             **options,
@@ -199,12 +207,12 @@ def _build_plan(template: Template, target: Target, **options: Any) -> JobPlan:
         raise TemplateError(f"{template.locate(err.key_path)}: {err}") from err
 
 
-def _find_vm(template: Template, target: Target, num_gpus: int) -> VmType:
+def _find_vms(template: Template, target: Target, num_gpus: int) -> list[VmType]:
     from periflow_ray.plan import find_vm, local_vm
 
     if target.is_local:
-        return local_vm(num_gpus=num_gpus, devices_per_node=target.devices_per_node)
-    return find_vm(template.spec.vm)
+        return [local_vm(num_gpus=num_gpus, devices_per_node=target.devices_per_node)]
+    return [find_vm(name) for name in template.spec.vm_names]
 
 
 def _require_cluster(root: StorageRoot, target: Target, plan: JobPlan) -> str | None:

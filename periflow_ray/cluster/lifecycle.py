@@ -19,8 +19,8 @@ from periflow_ray.cluster.providers.provider import Machine, Preparation, Provid
 from periflow_ray.cluster.records import HEAD, ClusterRecord, cluster_key, find_cluster, write_cluster
 from periflow_ray.cluster.secrets import ClusterSecrets
 from periflow_ray.cluster.ssh import run_on_head
-from periflow_ray.documents import dump_document
 from periflow_ray.errors import ClusterError, UsageError
+from periflow_ray.store.documents import dump_document
 from periflow_ray.store.root import StorageRoot
 
 # A provider takes minutes to end machines, and only then lets go of what they used.

@@ -6,6 +6,7 @@ head. None of them has a secret, so that any machine with access to the storage 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -70,7 +71,7 @@ class ClusterAccount:
     """
 
     seen_unix_s: float
-    machines: dict[str, MachineUse] = field(default_factory=dict)
+    machines: Mapping[str, MachineUse] = field(default_factory=dict)
     waits: list[str] = field(default_factory=list)
     ended_because: str | None = None
 

@@ -61,7 +61,7 @@ def run_on_head(
     Raises:
         ClusterError: it cannot be reached, the command failed, or took too long.
     """
-    command = [*ssh_command(record, secrets), f"bash -lic {shlex.quote(shlex.join(argv))}"]
+    command = [*ssh_command(record, secrets), in_login_shell(argv)]
     try:
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout_s)
     except FileNotFoundError as err:
@@ -79,6 +79,13 @@ def run_on_head(
             f"{done.returncode}):" + "".join(f"\n  {line}" for line in words)
         )
     return done.stdout
+
+
+def in_login_shell(argv: Sequence[str]) -> str:
+    """A command line for the head that runs a command with what a user's own shell there has."""
+    # An interactive shell, because the nodes' environment is in ~/.bashrc; it complains of having no terminal.
+    words = shlex.quote(f"exec 2>&3 3>&-; exec {shlex.join(argv)}")
+    return f"exec bash -lic {words} 3>&2 2>/dev/null"
 
 
 class Tunnel:

@@ -39,6 +39,8 @@ def _rows(plan: JobPlan) -> Iterator[tuple[str, str]]:
     yield "Name", plan.name or "-"
     yield "Experiment", plan.experiment or "-"
     yield "VM", _describe_vm(plan)
+    if plan.fallback_vms:
+        yield "Else on", ", ".join(vm.name for vm in plan.fallback_vms)
     yield "Nodes", f"{plan.num_nodes} x {_count(plan.devices_per_node, 'device')}"
     yield "Devices", str(plan.num_devices)
     if plan.min_num_nodes < plan.num_nodes:

@@ -33,6 +33,7 @@ class JobPlan(BaseModel):
     ``hang_timeout_s`` is how long no rank may make a step; None forever. ``elastic`` is None where the template asks
     for no fewer nodes. ``storage_credential`` is a name, never a value; None leaves the storage root to its cloud's
     usual chain.
+    ``fallback_vms`` are taken, in their order, where the cloud has no ``vm``.
     ``price_per_hour_usd`` is for all nodes; None where it is unknown or moves (spot).
     """
 
@@ -43,6 +44,7 @@ class JobPlan(BaseModel):
     name: str | None
     experiment: str | None
     vm: VmType
+    fallback_vms: tuple[VmType, ...] = ()
     num_devices: int
     num_nodes: int
     devices_per_node: int
@@ -97,6 +99,7 @@ def build_plan(
     spec: JobSpec,
     vm: VmType,
     *,
+    fallback_vms: Sequence[VmType] = (),
     storage_uri: str,
     storage_credential: str | None = None,
     upload_bandwidth_bytes_per_s: int | None = None,
@@ -116,6 +119,7 @@ def build_plan(
     Args:
         spec: the template, command line options applied.
         vm: the VM type to run on; need not be the one that the template names (``--local``).
+        fallback_vms: VM types to run on where the cloud has none of ``vm``, in this order.
         storage_uri: the storage root.
         storage_credential: name of the credential that opens it; None for the cloud's usual chain.
         upload_bandwidth_bytes_per_s: limit for the checkpoint uploads of one node; None for no limit.
@@ -129,14 +133,20 @@ def build_plan(
         PlanError: the devices do not divide over VMs, two mounts share a path, or a VM has too little for a device.
     """
     docker = spec.job_setting.docker
+    for other in fallback_vms:
+        _require_same_shape(vm, other)
     grid = split_devices(spec.num_devices, vm)
     require_local_gpus(vm, spec.num_devices, num_local_gpus)
+    cpus = [_cpus_per_device(spec, each, grid, num_local_cpus) for each in (vm, *fallback_vms)]
+    # The same for all of them: what the template asks for, if each of them has it.
+    memory_bytes_per_device, *_ = [_memory_bytes_per_device(spec, each, grid) for each in (vm, *fallback_vms)]
     env = {**docker.env_var, **(extra_env or {})}
     price = None if vm.price_per_hour_usd is None else round(grid.num_nodes * vm.price_per_hour_usd, 4)
     return JobPlan(
         name=spec.name,
         experiment=spec.experiment,
         vm=vm,
+        fallback_vms=tuple(fallback_vms),
         num_devices=spec.num_devices,
         num_nodes=grid.num_nodes,
         devices_per_node=grid.devices_per_node,
@@ -156,8 +166,8 @@ def build_plan(
         upload_bandwidth_bytes_per_s=upload_bandwidth_bytes_per_s,
         fsync=fsync,
         data=spec.data,
-        cpus_per_device=_cpus_per_device(spec, vm, grid, num_local_cpus),
-        memory_bytes_per_device=_memory_bytes_per_device(spec, vm, grid),
+        cpus_per_device=min(cpus),
+        memory_bytes_per_device=memory_bytes_per_device,
         gpus_per_device=0 if vm.accelerator == "CPU" else 1,
         max_failures=spec.max_failures,
         hang_timeout_s=spec.hang_timeout_s,
@@ -167,6 +177,21 @@ def build_plan(
         price_per_hour_usd=price,
         plugin=spec.plugin,
     )
+
+
+def _require_same_shape(vm: VmType, other: VmType) -> None:
+    if (vm.cloud, vm.region) != (other.cloud, other.region):
+        raise PlanError(
+            f"vm {other.name!r} is not in {vm.region} as {vm.name!r} is. A job runs on one cluster, which is in one "
+            "region; name VM types of the same one.",
+            ("vm",),
+        )
+    if vm.num_devices != other.num_devices:
+        raise PlanError(
+            f"vm {other.name!r} has {other.num_devices} devices, and {vm.name!r} has {vm.num_devices}. VM types of one "
+            "list must have as many devices each, so that the job has as many nodes on any of them.",
+            ("vm",),
+        )
 
 
 _MOUNT_TITLES = {

@@ -42,6 +42,7 @@ def move_plan(
     return plan.model_copy(
         update={
             "vm": vm,
+            "fallback_vms": plan.fallback_vms if is_same_vm else (),
             "num_devices": num_devices,
             "num_nodes": grid.num_nodes,
             "devices_per_node": grid.devices_per_node,

@@ -135,11 +135,13 @@ def resources_per_worker(scaling_config: Any) -> dict[str, float]:
 class PlacementGroupFacts:
     """Ray's record of a placement group that is not removed.
 
-    ``is_rescheduling``: it lost a machine and looks for another one. ``held`` is Ray's node id in hex -> resources.
+    ``is_pending``: it waits for its first machines. ``is_rescheduling``: it lost a machine and looks for another one.
+    ``held`` is Ray's node id in hex -> resources.
     """
 
     group_id: bytes
     creator_actor_id_hex: str
+    is_pending: bool
     is_rescheduling: bool
     held: Mapping[str, Mapping[str, float]]
 
@@ -163,6 +165,7 @@ def read_placement_groups() -> list[PlacementGroupFacts]:
             PlacementGroupFacts(
                 group_id=group.placement_group_id,
                 creator_actor_id_hex=group.creator_actor_id.hex(),
+                is_pending=group.state == PlacementGroupTableData.PENDING,
                 is_rescheduling=group.state == PlacementGroupTableData.RESCHEDULING,
                 held=held,
             )
@@ -239,6 +242,40 @@ def read_nodes(gcs: Any, timeout_s: float) -> dict[str, NodeRecord]:
     return {
         node_id.hex(): NodeRecord(node.node_manager_address, node.state == GcsNodeInfo.ALIVE) for node_id, node in nodes
     }
+
+
+@dataclass(frozen=True)
+class LaunchFacts:
+    """Machines that the autoscaler has asked its provider for, by node type; times in Unix seconds.
+
+    Args:
+        requested: how many of them the provider has not given yet, and since when.
+        installing: how many are there, but do not run Ray yet.
+        refused_unix_s: when the provider last refused one.
+    """
+
+    requested: Mapping[str, tuple[int, float]]
+    installing: Mapping[str, int]
+    refused_unix_s: Mapping[str, float]
+
+
+def read_launches(gcs_address: str, timeout_s: int) -> LaunchFacts:
+    """What the autoscaler of a cluster waits for; nothing where there is none. Relies on version 2 of it."""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(gcs_address, timeout_s)
+    requested: dict[str, tuple[int, float]] = {}
+    for launch in status.pending_launches:
+        count, since = requested.get(launch.ray_node_type_name, (0, float(launch.request_ts_s)))
+        requested[launch.ray_node_type_name] = (count + launch.count, min(since, float(launch.request_ts_s)))
+    installing: dict[str, int] = {}
+    for node in status.pending_nodes:
+        installing[node.ray_node_type_name] = installing.get(node.ray_node_type_name, 0) + 1
+    refused: dict[str, float] = {}
+    for launch in status.failed_launches:
+        name = launch.ray_node_type_name
+        refused[name] = max(refused.get(name, 0.0), float(launch.failed_ts_s or 0))
+    return LaunchFacts(requested, installing, refused)
 
 
 def drain_node(gcs: Any, node_id_hex: str, reason: str, deadline_unix_ms: int, timeout_s: float) -> tuple[bool, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -15,6 +16,7 @@ from periflow_ray.errors import StorageError
 from periflow_ray.jobs.attempts import AttemptRecord
 from periflow_ray.loops import BackgroundLoop, Faults
 from periflow_ray.runtime.job_state import StateKeeper
+from periflow_ray.runtime.launches import describe_launches
 from periflow_ray.runtime.monitor.client import MonitorLostError, RayMonitor, start_monitor
 from periflow_ray.runtime.monitor.contract import AttemptNews, Ending
 from periflow_ray.runtime.monitor.rules import JobRules
@@ -24,6 +26,8 @@ from periflow_ray.store.root import StorageRoot
 WAIT_NOTE_S = 10.0
 FINISH_TIMEOUT_S = 30.0
 RETRY_INTERVAL_S = 1.0
+# A refusal of a machine that is this old is no reason of a wait any more.
+_REFUSAL_S = 120.0
 
 
 class Supervision:
@@ -142,7 +146,10 @@ class Supervision:
         if self._state.status == "allocating":
             available = ray.available_resources()
             free = _describe({name: available.get(name, 0) for name in self._resources})
-            self._state.note_waiting(f"waits for {wanted}; the cluster has {free} free")
+            since_unix_s = time.time() - _REFUSAL_S
+            launches = describe_launches(ray.get_runtime_context().gcs_address, refused_since_unix_s=since_unix_s)
+            reasons = "".join(f"; {line}" for line in launches)
+            self._state.note_waiting(f"waits for {wanted}; the cluster has {free} free{reasons}")
 
     def _describe_wanted(self) -> str:
         return f"{self._num_members} x ({_describe(self._resources)})"

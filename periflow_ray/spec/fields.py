@@ -2,6 +2,8 @@
 
 Each kind is an annotated type whose reader says what was given and what is allowed. Readers take what a template
 gives (``PlainScalar`` for unquoted numbers, booleans and dates) as well as ordinary Python values.
+
+Long because it is the list of all kinds.
 """
 
 from __future__ import annotations
@@ -107,6 +109,18 @@ def read_text(value: object) -> str:
     if _CONTROL_CHARS.search(text):
         raise refuse(f"is {describe_value(text)}; it must be one line without control characters")
     return text
+
+
+def read_names(value: object) -> tuple[str, ...]:
+    """One name, or a list of different ones."""
+    if not isinstance(value, (list, tuple)):
+        return (read_text(value),)
+    names = tuple(read_text(name) for name in value)
+    if not names:
+        raise refuse("is an empty list; it must have a name at least")
+    if len(set(names)) < len(names):
+        raise refuse("has a name twice")
+    return names
 
 
 def read_command(value: object) -> str:
@@ -262,6 +276,18 @@ def _shorten(text: str) -> str:
 
 # Editors see that an unquoted number is fine where text is wanted.
 Text = Annotated[str, BeforeValidator(read_text), WithJsonSchema({"type": ["string", "number"], "pattern": r"\S"})]
+VmNames = Annotated[
+    tuple[str, ...],
+    BeforeValidator(read_names),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"\S"},
+                {"type": "array", "items": {"type": "string", "pattern": r"\S"}, "minItems": 1},
+            ]
+        }
+    ),
+]
 Command = Annotated[str, BeforeValidator(read_command), WithJsonSchema({"type": "string", "pattern": r"\S"})]
 AbsolutePath = Annotated[
     str, BeforeValidator(read_absolute_path), WithJsonSchema({"type": "string", "pattern": r"^\s*/+[^/\s]"})

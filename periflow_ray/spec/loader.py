@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from periflow_ray.errors import TemplateError
-from periflow_ray.spec.fields import describe_value, quote, read_text, suggest_name
+from periflow_ray.spec.fields import describe_value, quote, read_names, suggest_name
 from periflow_ray.spec.models import JobSpec
 from periflow_ray.spec.problems import KeyProblem, explain_validation_error
 from periflow_ray.spec.yaml_text import read_document
@@ -86,13 +86,16 @@ def _check_vm(given: object, known_vms: Collection[str] | None) -> list[KeyProbl
     if known_vms is None:
         return []
     try:
-        vm = read_text(given)
+        names = read_names(given)
     except PydanticCustomError:  # Listed by the validation already.
         return []
-    if vm in known_vms:
-        return []
-    nearest = suggest_name(vm, list(known_vms))
-    return [KeyProblem(("vm",), f"vm {quote(vm)} is not in the catalogue.{nearest} List all: periflow-ray vm list")]
+    problems = []
+    for index, vm in enumerate(names):
+        if vm not in known_vms:
+            text = f"vm {quote(vm)} is not in the catalogue.{suggest_name(vm, list(known_vms))}"
+            key_path: KeyPath = ("vm", index) if isinstance(given, (list, tuple)) else ("vm",)
+            problems.append(KeyProblem(key_path, f"{text} List all: periflow-ray vm list"))
+    return problems
 
 
 def _explain_no_mapping(value: object) -> str:

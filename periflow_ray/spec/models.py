@@ -28,6 +28,7 @@ from periflow_ray.spec.fields import (
     Memory,
     PositiveNumber,
     Text,
+    VmNames,
     choice_reader,
     parse_memory_bytes,
     refuse,
@@ -267,7 +268,13 @@ class JobSpec(Section):
         default=None, description="Experiment (named group of jobs) that the job belongs to."
     )
     name: Text | None = Field(default=None, description="Name of the job; need not be unique.")
-    vm: Text = Field(description="VM type to run on, or 'local' for this machine; list all: periflow-ray vm list.")
+    vm: VmNames = Field(
+        description="VM type to run on, or 'local' for this machine; list all: periflow-ray vm list. "
+        "Of several the first one is taken that the cloud has."
+    )
+    fallback: Literal["on_demand"] | None = Field(
+        default=None, description="on_demand: where the cloud has no spot VM of a type, take it at its full price."
+    )
     num_devices: CountFromOne = Field(description="Devices (GPUs) of the whole job, not VMs: 16 on 4-GPU VMs is 4 VMs.")
     job_setting: JobSetting = Field(description="How the job runs: command, image, environment, workspace.")
     checkpoint: CheckpointSpec | None = Field(default=None, description="Where checkpoints come from and go to.")
@@ -315,6 +322,13 @@ class JobSpec(Section):
                 f"{dist.mp_degree}), but num_devices is {num_devices}; the product must equal num_devices"
             )
         return dist
+
+    @property
+    def vm_names(self) -> tuple[str, ...]:
+        """Every VM type that the job may run on, the first choice first."""
+        if self.fallback is None:
+            return self.vm
+        return tuple(dict.fromkeys(variant for name in self.vm for variant in (name, name.removesuffix("-spot"))))
 
     @property
     def hang_timeout_s(self) -> float | None:

@@ -67,7 +67,7 @@ def test_empty_answers_take_defaults_and_leave_keys_out(run_cli, tmp_path):
     result = run_cli("job", "template", "create", "-s", str(path), input="\n\n\n\n\npython main.py\n\n\n\n")
     assert result.exit_code == 0
     spec = load_template(path.read_text()).spec
-    assert (spec.name, spec.experiment, spec.vm, spec.num_devices) == (None, None, "local", 1)
+    assert (spec.name, spec.experiment, spec.vm, spec.num_devices) == (None, None, ("local",), 1)
     assert (spec.checkpoint, spec.data) == (None, None)
 
 

@@ -216,6 +216,7 @@ def test_the_table_of_additions_has_the_keys_that_periflow_had_not() -> None:
         "checkpoint.keep_last": "",
         "checkpoint.keep_best.metric": "",
         "checkpoint.keep_best.mode": "",
+        "fallback": "",
         "max_failures": str(spec.max_failures),
         "hang_timeout": "",
         "elastic.min_devices": "",

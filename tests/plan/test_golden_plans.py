@@ -33,7 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def plan_of(name: str) -> JobPlan:
     spec = load_template((GOLDEN_DIR / f"{name}.yml").read_text()).spec
-    return build_plan(spec, find_vm(spec.vm), **OPTIONS[name])
+    return build_plan(spec, find_vm(spec.vm[0]), **OPTIONS[name])
 
 
 @pytest.mark.parametrize("name", OPTIONS)

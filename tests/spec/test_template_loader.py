@@ -33,7 +33,8 @@ def test_the_minimal_template_takes_every_default() -> None:
     assert load_template(MINIMAL).spec.model_dump() == {
         "experiment": None,
         "name": None,
-        "vm": "local",
+        "vm": ("local",),
+        "fallback": None,
         "num_devices": 2,
         "job_setting": {
             "type": "custom",
@@ -228,7 +229,7 @@ def test_command_line_options_replace_top_level_keys() -> None:
     template = load_template(MINIMAL, overrides=overrides, known_vms=["other"])
 
     spec = template.spec
-    assert (spec.name, spec.vm, spec.experiment, spec.num_devices) == ("trial", "other", "sweep", 1)
+    assert (spec.name, spec.vm, spec.experiment, spec.num_devices) == ("trial", ("other",), "sweep", 1)
     assert template.locate(("num_devices",)) == "--num-devices"
 
 

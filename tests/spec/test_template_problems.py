@@ -8,8 +8,8 @@ from periflow_ray.errors import TemplateError
 from periflow_ray.spec import load_template
 
 TOP_LEVEL_KEYS = (
-    "experiment, name, vm, num_devices, job_setting, checkpoint, data, dist, plugin, max_failures, hang_timeout, "
-    "elastic"
+    "experiment, name, vm, fallback, num_devices, job_setting, checkpoint, data, dist, plugin, max_failures, "
+    "hang_timeout, elastic"
 )
 MINIMAL = """\
 vm: local
@@ -112,7 +112,7 @@ def test_a_key_on_the_wrong_level_is_told_where_it_belongs() -> None:
 def test_a_required_key_with_nothing_behind_it_is_empty_rather_than_missing() -> None:
     assert problems_of(MINIMAL.replace("local", "")) == [
         "pf-template.yml:1:1: vm is empty; it is required: VM type to run on, or 'local' for this machine; "
-        "list all: periflow-ray vm list."
+        "list all: periflow-ray vm list. Of several the first one is taken that the cloud has."
     ]
 
 

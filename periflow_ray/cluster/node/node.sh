@@ -54,14 +54,21 @@ start() {
     ray start --object-manager-port=8076 --disable-usage-stats "$@"
 }
 
-watch_notices() {
-    # It ends with the node. One that is left of an earlier start would drain the node a second time.
-    old=$(cat "$here/watcher.pid" 2>/dev/null || true)
-    if [ -n "$old" ] && grep -qs notices.watcher "/proc/$old/cmdline"; then
+# Starts one of periflow-ray's programs, which ends with the node; takes its name, its module and what that is given.
+keep_running() {
+    name=$1 module=$2
+    shift 2
+    # One that is left of an earlier start would do everything a second time.
+    old=$(cat "$here/$name.pid" 2>/dev/null || true)
+    if [ -n "$old" ] && grep -qs "$module" "/proc/$old/cmdline"; then
         kill "$old"
     fi
-    setsid python -m periflow_ray.runtime.notices.watcher --address "$1" >>"$here/watcher.log" 2>&1 </dev/null &
-    echo $! >"$here/watcher.pid"
+    setsid python -m "$module" "$@" >>"$here/$name.log" 2>&1 </dev/null &
+    echo $! >"$here/$name.pid"
+}
+
+watch_notices() {
+    keep_running watcher periflow_ray.runtime.notices.watcher --address "$1"
 }
 
 case "${1:-}" in
@@ -77,6 +84,10 @@ head)
     start --head --port=6379 --dashboard-host=127.0.0.1 --dashboard-port=8265 \
         --autoscaling-config="$HOME/ray_bootstrap_config.yaml"
     watch_notices 127.0.0.1:6379
+    # What keeps the cluster's account and ends it in time; a cluster of plain `ray up` has none.
+    if [ -s "$here/about.json" ]; then
+        keep_running warden periflow_ray.runtime.head.warden --about "$here/about.json"
+    fi
     ;;
 worker)
     start --address="$2:6379"

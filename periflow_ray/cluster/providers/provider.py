@@ -112,6 +112,9 @@ class Provider(Protocol):
     def list_machines(self, name: str) -> list[Machine]:
         """Every machine of a cluster that is not gone, also stopped ones."""
 
+    def end_machines(self, name: str) -> None:
+        """Ask for the end of all machines of a cluster in one request, which holds even if one of them makes it."""
+
     def list_resources(self, name: str) -> list[Resource]:
         """Everything of a cluster that is in the account, in the order in which it can be removed."""
 

@@ -153,6 +153,9 @@ class Monitor:
     async def grow(self, num_members: int) -> None:
         await self._growth.grow(num_members)
 
+    async def note(self, text: str) -> None:
+        self._context.note(text)
+
     # The driver.
 
     async def wait_for_attempt(self, number: int) -> AttemptNews:

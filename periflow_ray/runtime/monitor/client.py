@@ -136,6 +136,9 @@ class MonitorClient(Protocol):
     def grow(self, num_members: int) -> None:
         """There is room for this many members: go on with them after a save. Returns at once."""
 
+    def note(self, text: str) -> None:
+        """Add a sentence for the user to the job's events. Returns at once."""
+
     # The driver.
 
     def wait_for_attempt(self, number: int) -> AttemptNews:
@@ -238,6 +241,9 @@ class MonitorCalls:
 
     def grow(self, num_members: int) -> None:
         self._tell(Monitor.grow, num_members)
+
+    def note(self, text: str) -> None:
+        self._tell(Monitor.note, text)
 
     def wait_for_attempt(self, number: int) -> AttemptNews:
         return self._ask(Monitor.wait_for_attempt, number)

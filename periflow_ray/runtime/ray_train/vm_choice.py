@@ -1,15 +1,30 @@
-"""On the nodes of which VM type a worker group runs, where the cluster's nodes say by a label what they are."""
+"""On the nodes of which VM type a worker group runs, where the cluster's nodes say by a label what they are.
+
+Ray's autoscaler asks its provider for the same VM type again and again, whatever the answer. So a group that waits for
+a type which the provider has refused is given up here, and the next one waits for the next type.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup
 
 from periflow_ray.cluster.config.render import VM_LABEL
+from periflow_ray.cluster.providers.prices import vm_usd_per_hour
+from periflow_ray.loops import BackgroundLoop
+from periflow_ray.plan.catalogue import load_catalogue
+from periflow_ray.runtime import ray_private
+from periflow_ray.runtime.launches import TIMEOUT_S, read_refusals
 from periflow_ray.runtime.monitor.client import MonitorClient
 from periflow_ray.runtime.ray_private import ControllerCallback
+
+LOOK_INTERVAL_S = 1.0
+# When the provider had none of them, it is asked for the first one again after this time.
+ROUND_S = 60.0
 
 
 class VmChoice(ControllerCallback):  # type: ignore[misc]
@@ -20,14 +35,96 @@ class VmChoice(ControllerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, vm_names: Sequence[str], monitor: MonitorClient) -> None:
-        self._vm_names = vm_names
+        self._order = FallbackOrder(vm_names)
         self._monitor = monitor
+        self._loop: BackgroundLoop | None = None
 
     def on_controller_start_worker_group(self, *, scaling_config: Any, num_workers: int) -> dict[str, str] | None:
         """The labels of the nodes for the next worker group; None for any nodes."""
-        return {VM_LABEL: self._vm_names[0]} if has_labels() else None
+        if not has_labels():
+            return None
+        name = self._order.start(time.time())
+        if self._loop is None and len(self._order.vm_names) > 1:
+            # It lasts as long as this controller's process.
+            self._loop = BackgroundLoop("vm-choice", self._look, LOOK_INTERVAL_S)
+            self._loop.start()
+        return {VM_LABEL: name}
+
+    def _look(self) -> None:
+        """Give up a group that waits for what the provider has refused."""
+        pending = [group for group in _read_own_groups() if group.is_pending]
+        if not pending:
+            self._order.found()
+            return
+        gcs_address = ray.get_runtime_context().gcs_address
+        facts = ray_private.read_launches(gcs_address, TIMEOUT_S)
+        refused = self._order.vm_name
+        following = self._order.take_refusals(facts.refused_unix_s, time.time())
+        if following is None:
+            return
+        reason = read_refusals().get(refused)
+        self._monitor.note(
+            f"the provider refused {refused}{f' ({reason})' if reason else ''}; asks for {following} instead, "
+            f"{_describe_price(following)}"
+        )
+        for group in pending:
+            ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.group_id)))
+
+
+class FallbackOrder:
+    """Which of several VM types is asked for: the next one after each refusal, the first one for each new group."""
+
+    def __init__(self, vm_names: Sequence[str]) -> None:
+        self.vm_names = tuple(vm_names)
+        self._index = 0
+        self._is_falling_back = False
+        self._asked_unix_s = 0.0
+
+    @property
+    def vm_name(self) -> str:
+        """The one that is asked for now."""
+        return self.vm_names[self._index]
+
+    def start(self, now_unix_s: float) -> str:
+        """The VM type for a group that starts now: the first one, unless the group before was given up."""
+        if not self._is_falling_back:
+            self._index = 0
+        self._is_falling_back = False
+        self._asked_unix_s = now_unix_s
+        return self.vm_name
+
+    def found(self) -> None:
+        """The group that was started has its nodes."""
+        self._is_falling_back = False
+
+    def take_refusals(self, refused_unix_s: Mapping[str, float], now_unix_s: float) -> str | None:
+        """The VM type to ask for next; None to go on waiting for the one that is asked for now.
+
+        Args:
+            refused_unix_s: when the provider last refused each VM type, in whole seconds.
+        """
+        refused = refused_unix_s.get(self.vm_name, 0.0)
+        if self._is_falling_back or refused < int(self._asked_unix_s):
+            return None
+        is_last = self._index == len(self.vm_names) - 1
+        if is_last and now_unix_s - self._asked_unix_s < ROUND_S:
+            return None
+        self._index = 0 if is_last else self._index + 1
+        self._is_falling_back = True
+        return self.vm_name
 
 
 def has_labels() -> bool:
     """Whether the cluster's nodes say of which VM type they are; those of ``cluster_configs/`` do, the head first."""
     return any(VM_LABEL in (node.get("Labels") or {}) for node in ray.nodes() if node["Alive"])
+
+
+def _read_own_groups() -> list[ray_private.PlacementGroupFacts]:
+    own = ray.get_runtime_context().get_actor_id()
+    return [group for group in ray_private.read_placement_groups() if group.creator_actor_id_hex == own]
+
+
+def _describe_price(vm_name: str) -> str:
+    vm = load_catalogue().get(vm_name)
+    usd = 0.0 if vm is None else vm_usd_per_hour(vm)
+    return f"at about ${usd:.2f} per hour and node" if usd else "whose price is not known"

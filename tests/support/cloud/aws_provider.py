@@ -6,6 +6,7 @@ with one:
     {"do": "fail", "match": [TEXT...], "code": C, "num_times": N}
                                                     the next calls whose body has all these texts fail
     {"do": "quota", "code": C, "vcpus": N}          the account may have so many vCPUs of a kind; 1,000 by default
+    {"do": "scarce", "is_scarce": IS}               a request for several instances gets one of them
     {"do": "notice", "instance": ID, "notice_s": S} its metadata service announces an interruption
     {"do": "lose", "instance": ID}                  it loses its power, and EC2 says that spot took it
     {"do": "log", "instance": ID}                   what its console shows
@@ -49,7 +50,7 @@ _ERROR = (
 class Api:
     """moto as a WSGI application whose calls can be made to fail, with images and quotas, which moto does not know.
 
-    ``quotas`` are in vCPUs, by their codes.
+    ``quotas`` are in vCPUs, by their codes. ``gives_least``: EC2 has no more instances than a request needs.
     """
 
     def __init__(self) -> None:
@@ -57,6 +58,7 @@ class Api:
         self._faults: list[dict[str, Any]] = []
         self.calls: list[dict[str, str]] = []
         self.quotas: dict[str, float] = {}
+        self.gives_least = False
 
     def fail(self, match: list[str], code: str, num_times: int) -> None:
         self._faults.append({"match": match, "code": code, "num_left": num_times})
@@ -73,6 +75,11 @@ class Api:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         environ["wsgi.input"] = io.BytesIO(body)
         text = body.decode()
+        if "Action=RunInstances" in text and not self.gives_least:
+            # moto gives the least number that is asked for, where EC2 gives the most that it has.
+            text = text.replace("MinCount=1&", f"MinCount={urllib.parse.parse_qs(text)['MaxCount'][0]}&")
+            environ["wsgi.input"] = io.BytesIO(text.encode())
+            environ["CONTENT_LENGTH"] = str(len(text))
         self.calls.append(dict(urllib.parse.parse_qsl(text)))
         for fault in self._faults:
             if fault["num_left"] > 0 and all(part in text for part in fault["match"]):
@@ -185,6 +192,9 @@ class Provider:
 
     def _do_quota(self, code: str, vcpus: float) -> None:
         self._api.quotas[code] = vcpus
+
+    def _do_scarce(self, is_scarce: bool) -> None:
+        self._api.gives_least = is_scarce
 
     def _do_notice(self, instance: str, notice_s: float) -> None:
         document = {"action": "terminate", "time": format_aws_time(time.time() + notice_s)}

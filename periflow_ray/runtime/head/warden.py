@@ -1,0 +1,153 @@
+"""Watches over a cluster from its head: keeps its account, and ends it when nobody uses it or it has cost enough.
+
+    python -m periflow_ray.runtime.head.warden --about ~/periflow-ray/about.json
+
+It needs nobody's laptop: what it decides by is in the storage root, and it ends the machines through the provider's
+API, its own among them. What costs nothing (roles, keys, security groups) stays until ``cluster down``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from periflow_ray.cluster.providers import open_provider
+from periflow_ray.cluster.providers.prices import machine_usd_per_hour
+from periflow_ray.cluster.providers.provider import Machine, Provider
+from periflow_ray.cluster.records import ClusterAccount, ClusterRecord, MachineUse, read_account, read_cluster
+from periflow_ray.cluster.records import write_account as write_account_document
+from periflow_ray.errors import PeriflowRayError
+from periflow_ray.jobs import list_jobs
+from periflow_ray.jobs.requests import StopRequest, post_request
+from periflow_ray.jobs.stop_times import END_TIMEOUT_S, SAVE_TIMEOUT_S
+from periflow_ray.loops import Faults
+from periflow_ray.ray_jobs import RayJobs, connect
+from periflow_ray.runtime.launches import describe_launches
+from periflow_ray.store.documents import parse_document
+from periflow_ray.store.patience import Patience
+from periflow_ray.store.root import StorageRoot
+
+INTERVAL_S = 10.0
+_DASHBOARD = "http://127.0.0.1:8265"
+_GCS = "127.0.0.1:6379"
+# A refusal that is this old is no reason of a wait any more.
+_REFUSAL_S = 120.0
+_RUNNING_STATES = frozenset({"pending", "running", "starting", "creating", "succeeded", "updating"})
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class About:
+    """Which cluster this head belongs to; ``storage`` is the URI of its storage root."""
+
+    name: str
+    storage: str
+
+
+def count_costs(account: ClusterAccount, machines: Sequence[Machine], now_unix_s: float) -> ClusterAccount:
+    """The account with what runs now; a machine that is gone keeps what it had cost when it was last seen."""
+    uses = dict(account.machines)
+    for machine in machines:
+        if machine.state in _RUNNING_STATES:
+            uses[machine.id] = MachineUse(
+                machine.node_type, machine.launched_unix_s, now_unix_s, machine_usd_per_hour(machine)
+            )
+    return replace(account, seen_unix_s=now_unix_s, machines=uses)
+
+
+def find_reason_to_end(record: ClusterRecord, cost_usd: float, idle_s: float) -> str | None:
+    """Why a cluster is to end, if it is.
+
+    Args:
+        idle_s: for how long no job has run.
+    """
+    if record.max_cost_usd is not None and cost_usd >= record.max_cost_usd:
+        return f"it has cost ${cost_usd:.2f}, and --max-cost is ${record.max_cost_usd:.2f}"
+    if record.autostop_s is not None and idle_s >= record.autostop_s:
+        return f"no job has run for {idle_s / 60:.0f} minutes (--autostop)"
+    return None
+
+
+class Warden:
+    """Looks once an interval; a look that fails is told, and the next one tries again."""
+
+    def __init__(self, root: StorageRoot, name: str, provider: Provider, ray_jobs: RayJobs) -> None:
+        self._root = root
+        self._name = name
+        self._provider = provider
+        self._ray_jobs = ray_jobs
+        self._busy_s = time.monotonic()
+
+    def look(self) -> bool:
+        """Bring the account up to date, and end the cluster if that is due; returns whether it was."""
+        record = read_cluster(self._root, self._name)
+        now_unix_s = time.time()
+        account = read_account(self._root, self._name) or ClusterAccount(now_unix_s)
+        account = count_costs(account, self._provider.list_machines(self._name), now_unix_s)
+        if record.status != "running" or self._ray_jobs.has_running_jobs():
+            self._busy_s = time.monotonic()
+        reason = find_reason_to_end(record, account.cost_usd, time.monotonic() - self._busy_s)
+        waits = describe_launches(_GCS, refused_since_unix_s=now_unix_s - _REFUSAL_S)
+        account = replace(account, waits=waits, ended_because=reason)
+        write_account_document(self._root, self._name, account)
+        if reason is None:
+            return False
+        _say(f"ends cluster '{self._name}': {reason}")
+        self._stop_jobs()
+        self._provider.end_machines(self._name)
+        return True
+
+    def _stop_jobs(self) -> None:
+        """Let the jobs that run here save, and wait for it as long as a job may take to stop."""
+        reference = f"cluster:{self._name}"
+        waiting = [
+            job.record.job_id
+            for job in list_jobs(self._root, on_unreadable=lambda err: None)
+            if job.record.ray_address == reference and not job.state.has_ended
+        ]
+        for job_id in waiting:
+            post_request(self._root, job_id, StopRequest(SAVE_TIMEOUT_S))
+        deadline = time.monotonic() + SAVE_TIMEOUT_S + END_TIMEOUT_S
+        while waiting and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            jobs = list_jobs(self._root, on_unreadable=lambda err: None)
+            waiting = [job.record.job_id for job in jobs if job.record.job_id in waiting and not job.state.has_ended]
+
+
+def watch(look: Callable[[], bool], interval_s: float = INTERVAL_S) -> None:
+    """Look once an interval until the cluster is to end, and then until it has."""
+    faults = Faults("the warden's look", _say)
+    while True:
+        try:
+            look()
+        except Exception as err:
+            faults.take(err)
+        time.sleep(interval_s)
+
+
+def main() -> None:
+    """Watch until the machine ends."""
+    parser = argparse.ArgumentParser(prog="python -m periflow_ray.runtime.head.warden", description=__doc__)
+    parser.add_argument("--about", type=Path, required=True)
+    path: Path = parser.parse_args().about
+    try:
+        about = parse_document(About, path.read_bytes(), str(path))
+        patience = Patience(_say)
+        root = patience.insist(lambda: StorageRoot(about.storage))
+        record = patience.insist(lambda: read_cluster(root, about.name))
+        provider = open_provider(record.cloud, record.region)
+    except PeriflowRayError as err:
+        sys.exit(f"warden: {err}")
+    watch(Warden(root, about.name, provider, connect(_DASHBOARD)).look)
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} UTC warden: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
