@@ -11,7 +11,7 @@ from periflow_ray.errors import PlanError
 from periflow_ray.plan.catalogue import VmType
 from periflow_ray.plan.grid import WorkerGrid, split_devices
 from periflow_ray.plan.mounts import Mount
-from periflow_ray.plan.resources import require_local_gpus, round_down, share_cpus
+from periflow_ray.plan.resources import require_local_gpus, require_same_shape, round_down, share_cpus
 from periflow_ray.spec.models import CheckpointInput, DataSpec, JobSpec, KeepBest, LaunchMode, PluginSpec, SetupAndRun
 
 
@@ -134,7 +134,7 @@ def build_plan(
     """
     docker = spec.job_setting.docker
     for other in fallback_vms:
-        _require_same_shape(vm, other)
+        require_same_shape(vm, other)
     grid = split_devices(spec.num_devices, vm)
     require_local_gpus(vm, spec.num_devices, num_local_gpus)
     cpus = [_cpus_per_device(spec, each, grid, num_local_cpus) for each in (vm, *fallback_vms)]
@@ -177,21 +177,6 @@ def build_plan(
         price_per_hour_usd=price,
         plugin=spec.plugin,
     )
-
-
-def _require_same_shape(vm: VmType, other: VmType) -> None:
-    if (vm.cloud, vm.region) != (other.cloud, other.region):
-        raise PlanError(
-            f"vm {other.name!r} is not in {vm.region} as {vm.name!r} is. A job runs on one cluster, which is in one "
-            "region; name VM types of the same one.",
-            ("vm",),
-        )
-    if vm.num_devices != other.num_devices:
-        raise PlanError(
-            f"vm {other.name!r} has {other.num_devices} devices, and {vm.name!r} has {vm.num_devices}. VM types of one "
-            "list must have as many devices each, so that the job has as many nodes on any of them.",
-            ("vm",),
-        )
 
 
 _MOUNT_TITLES = {

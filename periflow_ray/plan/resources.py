@@ -27,6 +27,26 @@ def require_local_gpus(vm: VmType, num_devices: int, num_local_gpus: int | None)
         )
 
 
+def require_same_shape(vm: VmType, other: VmType) -> None:
+    """Refuse a VM type that a job could not fall back on from another one.
+
+    Raises:
+        PlanError: it is elsewhere, or has another number of devices.
+    """
+    if (vm.cloud, vm.region) != (other.cloud, other.region):
+        raise PlanError(
+            f"vm {other.name!r} is not in {vm.region} as {vm.name!r} is. A job runs on one cluster, which is in one "
+            "region; name VM types of the same one.",
+            ("vm",),
+        )
+    if vm.num_devices != other.num_devices:
+        raise PlanError(
+            f"vm {other.name!r} has {other.num_devices} devices, and {vm.name!r} has {vm.num_devices}. VM types of one "
+            "list must have as many devices each, so that the job has as many nodes on any of them.",
+            ("vm",),
+        )
+
+
 def share_cpus(vm: VmType, num_devices: int, num_local_cpus: int | None, at_most: float = 1.0) -> float:
     """CPUs of a device for which the template asks none, or on this machine no more than ``at_most``.
 

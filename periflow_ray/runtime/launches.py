@@ -13,6 +13,8 @@ from pathlib import Path
 from periflow_ray.runtime.ray_private import LaunchFacts, read_launches
 
 TIMEOUT_S = 5
+# A refusal that is this old is no reason of a wait any more.
+REFUSAL_S = 120.0
 MONITOR_LOG = Path("/tmp/ray/session_latest/logs/monitor.log")
 _READ_BYTES = 256 << 10
 _REFUSAL = re.compile(r"Failed to launch \d+ nodes of type (\S+): (.*)")

@@ -16,7 +16,7 @@ from periflow_ray.errors import StorageError
 from periflow_ray.jobs.attempts import AttemptRecord
 from periflow_ray.loops import BackgroundLoop, Faults
 from periflow_ray.runtime.job_state import StateKeeper
-from periflow_ray.runtime.launches import describe_launches
+from periflow_ray.runtime.launches import REFUSAL_S, describe_launches
 from periflow_ray.runtime.monitor.client import MonitorLostError, RayMonitor, start_monitor
 from periflow_ray.runtime.monitor.contract import AttemptNews, Ending
 from periflow_ray.runtime.monitor.rules import JobRules
@@ -26,8 +26,6 @@ from periflow_ray.store.root import StorageRoot
 WAIT_NOTE_S = 10.0
 FINISH_TIMEOUT_S = 30.0
 RETRY_INTERVAL_S = 1.0
-# A refusal of a machine that is this old is no reason of a wait any more.
-_REFUSAL_S = 120.0
 
 
 class Supervision:
@@ -146,9 +144,7 @@ class Supervision:
         if self._state.status == "allocating":
             available = ray.available_resources()
             free = _describe({name: available.get(name, 0) for name in self._resources})
-            since_unix_s = time.time() - _REFUSAL_S
-            launches = describe_launches(ray.get_runtime_context().gcs_address, refused_since_unix_s=since_unix_s)
-            reasons = "".join(f"; {line}" for line in launches)
+            reasons = "".join(f"; {line}" for line in _find_launches())
             self._state.note_waiting(f"waits for {wanted}; the cluster has {free} free{reasons}")
 
     def _describe_wanted(self) -> str:
@@ -158,6 +154,11 @@ class Supervision:
         if self._notifier is not None and record is not None and record.cause not in (None, "stop"):
             kind: MessageKind = "preempted" if record.cause == "preemption" else "attempt_failed"
             self._notifier.notify(kind, record.text, step=record.last_step, attempt=record.number)
+
+
+def _find_launches() -> list[str]:
+    gcs_address = ray.get_runtime_context().gcs_address
+    return describe_launches(gcs_address, refused_since_unix_s=time.time() - REFUSAL_S)
 
 
 def _is_placement_pending() -> bool:

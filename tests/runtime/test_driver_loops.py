@@ -150,6 +150,8 @@ def test_what_a_job_waits_for(
     monkeypatch.setattr(supervision, "start_monitor", lambda *arguments: MonitorWithoutMembers())
     monkeypatch.setattr(supervision, "_is_placement_pending", is_pending)
     monkeypatch.setattr(supervision.ray, "available_resources", lambda: {"CPU": 1.0})
+    launch = "1 x mine: launching since 12:00:00 UTC"
+    monkeypatch.setattr(supervision, "_find_launches", lambda: [launch])
     with (
         StateKeeper(root, 1) as state,
         Supervision(
@@ -168,7 +170,7 @@ def test_what_a_job_waits_for(
         turns.is_last = True
         wait_until(lambda: turns.num_raised == 1)
     texts = [event.text for event in read_events(root, 1) if event.kind == "waiting"]
-    assert texts == ["waits for 2 x (1 CPU); the cluster has 1 CPU free"]
+    assert texts == [f"waits for 2 x (1 CPU); the cluster has 1 CPU free; {launch}"]
     trace = "looking for what the job waits for failed unexpectedly and goes on"
     assert capfd.readouterr().err.count(trace) == 1
 

@@ -26,7 +26,7 @@ from periflow_ray.jobs.requests import StopRequest, post_request
 from periflow_ray.jobs.stop_times import END_TIMEOUT_S, SAVE_TIMEOUT_S
 from periflow_ray.loops import Faults
 from periflow_ray.ray_jobs import RayJobs, connect
-from periflow_ray.runtime.launches import describe_launches
+from periflow_ray.runtime.launches import REFUSAL_S, describe_launches
 from periflow_ray.store.documents import parse_document
 from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
@@ -34,8 +34,6 @@ from periflow_ray.store.root import StorageRoot
 INTERVAL_S = 10.0
 _DASHBOARD = "http://127.0.0.1:8265"
 _GCS = "127.0.0.1:6379"
-# A refusal that is this old is no reason of a wait any more.
-_REFUSAL_S = 120.0
 _RUNNING_STATES = frozenset({"pending", "running", "starting", "creating", "succeeded", "updating"})
 _POLL_S = 1.0
 
@@ -91,7 +89,7 @@ class Warden:
         if record.status != "running" or self._ray_jobs.has_running_jobs():
             self._busy_s = time.monotonic()
         reason = find_reason_to_end(record, account.cost_usd, time.monotonic() - self._busy_s)
-        waits = describe_launches(_GCS, refused_since_unix_s=now_unix_s - _REFUSAL_S)
+        waits = describe_launches(_GCS, refused_since_unix_s=now_unix_s - REFUSAL_S)
         account = replace(account, waits=waits, ended_because=reason)
         write_account_document(self._root, self._name, account)
         if reason is None:
