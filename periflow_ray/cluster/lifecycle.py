@@ -15,7 +15,14 @@ import yaml
 from periflow_ray.cluster.config.render import Mounts, render_yaml
 from periflow_ray.cluster.config.spec import ClusterSpec
 from periflow_ray.cluster.launcher import launch_head
-from periflow_ray.cluster.providers.provider import Machine, Preparation, Provider, ProviderError, Resource
+from periflow_ray.cluster.providers.provider import (
+    RUNNING_STATES,
+    Machine,
+    Preparation,
+    Provider,
+    ProviderError,
+    Resource,
+)
 from periflow_ray.cluster.records import HEAD, ClusterRecord, cluster_key, find_cluster, write_cluster
 from periflow_ray.cluster.secrets import ClusterSecrets
 from periflow_ray.cluster.ssh import run_on_head
@@ -58,6 +65,8 @@ def bring_up(
 ) -> ClusterRecord:
     """Make a cluster, or go on where an earlier try was cut off; returns once a task has run on its head.
 
+    A cluster that is up stays as it is; who may use SSH, and when it ends by itself, is as it is asked for now.
+
     Raises:
         UsageError: there is a cluster of this name, and it is another one.
         ProviderError: the provider refused something; what was made until then stays, for the next try.
@@ -66,6 +75,7 @@ def bring_up(
     before = find_cluster(root, spec.name)
     machines = provider.list_machines(spec.name)
     _require_ours(before, spec, secrets, machines)
+    is_up = before is not None and before.status == "running" and any(_is_running_head(each) for each in machines)
     record = ClusterRecord(
         name=spec.name,
         cloud=spec.cloud,  # type: ignore[arg-type]
@@ -82,10 +92,11 @@ def bring_up(
         max_cost_usd=options.max_cost_usd,
     )
     secrets.make()
-    if before is None or before.status != "creating":
-        # An account and a YAML of an earlier cluster of this name.
+    if not machines:
+        # The account and the YAML of an earlier cluster of this name.
         root.delete(cluster_key(spec.name))
-    write_cluster(root, record)
+    if not is_up:
+        write_cluster(root, record)
     config = yaml.safe_load(_render(root, spec, secrets, options))
     provider.prepare(
         Preparation(
@@ -98,19 +109,24 @@ def bring_up(
         ),
         config,
     )
-    text = yaml.safe_dump(config, sort_keys=False)
-    root.write_bytes(cluster_key(spec.name, "cluster.yaml"), text.encode())
-    config_path = secrets.directory / "cluster.yaml"
-    config_path.write_text(text, encoding="utf-8")
-    secrets.forget_hosts()
-    launch_head(config_path, secrets.directory / "up.log", tell)
-    record = dataclasses.replace(record, head_address=_find_head_address(provider, spec.name))
-    write_cluster(root, record)
+    if not is_up:
+        text = yaml.safe_dump(config, sort_keys=False)
+        root.write_bytes(cluster_key(spec.name, "cluster.yaml"), text.encode())
+        config_path = secrets.directory / "cluster.yaml"
+        config_path.write_text(text, encoding="utf-8")
+        secrets.forget_hosts()
+        launch_head(config_path, secrets.directory / "up.log", tell)
+        record = dataclasses.replace(record, head_address=_find_head_address(provider, spec.name))
+        write_cluster(root, record)
     tell("running a first task on the head")
     run_on_head(record, secrets, ["python", "-"], stdin=_TASK, timeout_s=_TASK_TIMEOUT_S)
     record = dataclasses.replace(record, status="running")
     write_cluster(root, record)
     return record
+
+
+def _is_running_head(machine: Machine) -> bool:
+    return machine.node_type == HEAD and machine.state in RUNNING_STATES and machine.setup == "up-to-date"
 
 
 def _require_ours(

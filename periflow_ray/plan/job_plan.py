@@ -11,7 +11,12 @@ from periflow_ray.errors import PlanError
 from periflow_ray.plan.catalogue import VmType
 from periflow_ray.plan.grid import WorkerGrid, split_devices
 from periflow_ray.plan.mounts import Mount
-from periflow_ray.plan.resources import require_local_gpus, require_same_shape, round_down, share_cpus
+from periflow_ray.plan.resources import (
+    cpus_per_device,
+    memory_bytes_per_device,
+    require_local_gpus,
+    require_same_shape,
+)
 from periflow_ray.spec.models import CheckpointInput, DataSpec, JobSpec, KeepBest, LaunchMode, PluginSpec, SetupAndRun
 
 
@@ -137,9 +142,9 @@ def build_plan(
         require_same_shape(vm, other)
     grid = split_devices(spec.num_devices, vm)
     require_local_gpus(vm, spec.num_devices, num_local_gpus)
-    cpus = [_cpus_per_device(spec, each, grid, num_local_cpus) for each in (vm, *fallback_vms)]
+    cpus = [cpus_per_device(spec, each, grid, num_local_cpus) for each in (vm, *fallback_vms)]
     # The same for all of them: what the template asks for, if each of them has it.
-    memory_bytes_per_device, *_ = [_memory_bytes_per_device(spec, each, grid) for each in (vm, *fallback_vms)]
+    memory_bytes, *_ = [memory_bytes_per_device(spec, each, grid) for each in (vm, *fallback_vms)]
     env = {**docker.env_var, **(extra_env or {})}
     price = None if vm.price_per_hour_usd is None else round(grid.num_nodes * vm.price_per_hour_usd, 4)
     return JobPlan(
@@ -167,7 +172,7 @@ def build_plan(
         fsync=fsync,
         data=spec.data,
         cpus_per_device=min(cpus),
-        memory_bytes_per_device=memory_bytes_per_device,
+        memory_bytes_per_device=memory_bytes,
         gpus_per_device=0 if vm.accelerator == "CPU" else 1,
         max_failures=spec.max_failures,
         hang_timeout_s=spec.hang_timeout_s,
@@ -277,32 +282,3 @@ def _declared_mounts(spec: JobSpec, workspace_dir_name: str | None) -> Iterator[
         )
     if spec.data:
         yield ("data", "mount_path"), Mount(kind="data", path=spec.data.mount_path, source=spec.data.name)
-
-
-def _cpus_per_device(spec: JobSpec, vm: VmType, grid: WorkerGrid, num_local_cpus: int | None) -> float:
-    resources = spec.job_setting.resources
-    asked = resources.cpus if resources else None
-    if vm.num_vcpus is None or asked is None:
-        return share_cpus(vm, spec.num_devices, num_local_cpus, at_most=1.0 if asked is None else asked)
-    if asked * grid.devices_per_node > vm.num_vcpus:
-        raise PlanError(
-            f"job_setting.resources.cpus is {asked:g} for each of {grid.devices_per_node} devices, but vm {vm.name!r} "
-            f"has {vm.num_vcpus} vCPUs. Use at most {round_down(vm.num_vcpus / grid.devices_per_node):g}.",
-            ("job_setting", "resources", "cpus"),
-        )
-    return asked
-
-
-def _memory_bytes_per_device(spec: JobSpec, vm: VmType, grid: WorkerGrid) -> int | None:
-    resources = spec.job_setting.resources
-    asked_bytes = resources.memory_bytes if resources else None
-    if asked_bytes is None or vm.memory_gib is None:
-        return None
-    if asked_bytes * grid.devices_per_node > vm.memory_gib * 2**30:
-        raise PlanError(
-            f"job_setting.resources.memory is {asked_bytes / 2**30:g} GiB for each of {grid.devices_per_node} devices, "
-            f"but vm {vm.name!r} has {vm.memory_gib:g} GiB. "
-            f"Use at most {round_down(vm.memory_gib / grid.devices_per_node):g}GiB.",
-            ("job_setting", "resources", "memory"),
-        )
-    return asked_bytes

@@ -6,6 +6,8 @@ import math
 
 from periflow_ray.errors import PlanError
 from periflow_ray.plan.catalogue import VmType
+from periflow_ray.plan.grid import WorkerGrid
+from periflow_ray.spec import JobSpec
 
 # Ray's own processes, the member and the monitor share this vCPU of a VM; the rest is for the devices.
 NUM_RESERVED_VCPUS = 1
@@ -58,6 +60,45 @@ def share_cpus(vm: VmType, num_devices: int, num_local_cpus: int | None, at_most
         return round_down((vm.num_vcpus - NUM_RESERVED_VCPUS) / vm.num_devices)
     share = math.inf if num_local_cpus is None else num_local_cpus / num_devices
     return round_down(min(at_most, share))
+
+
+def cpus_per_device(spec: JobSpec, vm: VmType, grid: WorkerGrid, num_local_cpus: int | None) -> float:
+    """CPUs of each device: what the template asks for, else its share.
+
+    Raises:
+        PlanError: the VM type has fewer.
+    """
+    resources = spec.job_setting.resources
+    asked = resources.cpus if resources else None
+    if vm.num_vcpus is None or asked is None:
+        return share_cpus(vm, spec.num_devices, num_local_cpus, at_most=1.0 if asked is None else asked)
+    if asked * grid.devices_per_node > vm.num_vcpus:
+        raise PlanError(
+            f"job_setting.resources.cpus is {asked:g} for each of {grid.devices_per_node} devices, but vm {vm.name!r} "
+            f"has {vm.num_vcpus} vCPUs. Use at most {round_down(vm.num_vcpus / grid.devices_per_node):g}.",
+            ("job_setting", "resources", "cpus"),
+        )
+    return asked
+
+
+def memory_bytes_per_device(spec: JobSpec, vm: VmType, grid: WorkerGrid) -> int | None:
+    """Memory that the template asks for; None where it asks for none, or the machine's is not known.
+
+    Raises:
+        PlanError: the VM type has less.
+    """
+    resources = spec.job_setting.resources
+    asked_bytes = resources.memory_bytes if resources else None
+    if asked_bytes is None or vm.memory_gib is None:
+        return None
+    if asked_bytes * grid.devices_per_node > vm.memory_gib * 2**30:
+        raise PlanError(
+            f"job_setting.resources.memory is {asked_bytes / 2**30:g} GiB for each of {grid.devices_per_node} devices, "
+            f"but vm {vm.name!r} has {vm.memory_gib:g} GiB. "
+            f"Use at most {round_down(vm.memory_gib / grid.devices_per_node):g}GiB.",
+            ("job_setting", "resources", "memory"),
+        )
+    return asked_bytes
 
 
 def round_down(amount: float) -> float:

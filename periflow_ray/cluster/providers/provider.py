@@ -9,6 +9,9 @@ from typing import Any, Literal, Protocol
 from periflow_ray.cluster.config.spec import ClusterSpec
 from periflow_ray.errors import ClusterError
 
+# Of a machine that costs its price, in either cloud's words.
+RUNNING_STATES = frozenset({"pending", "running", "starting", "creating", "updating"})
+
 
 class ProviderError(ClusterError):
     """The provider refused a request, or did not answer; ``code`` is its own word for why."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from periflow_ray.cluster.providers import open_provider
 from periflow_ray.cluster.providers.prices import machine_usd_per_hour
-from periflow_ray.cluster.providers.provider import Machine, Provider
+from periflow_ray.cluster.providers.provider import RUNNING_STATES, Machine, Provider
 from periflow_ray.cluster.records import ClusterAccount, ClusterRecord, MachineUse, read_account, read_cluster
 from periflow_ray.cluster.records import write_account as write_account_document
 from periflow_ray.errors import PeriflowRayError
@@ -34,7 +34,6 @@ from periflow_ray.store.root import StorageRoot
 INTERVAL_S = 10.0
 _DASHBOARD = "http://127.0.0.1:8265"
 _GCS = "127.0.0.1:6379"
-_RUNNING_STATES = frozenset({"pending", "running", "starting", "creating", "succeeded", "updating"})
 _POLL_S = 1.0
 
 
@@ -50,7 +49,7 @@ def count_costs(account: ClusterAccount, machines: Sequence[Machine], now_unix_s
     """The account with what runs now; a machine that is gone keeps what it had cost when it was last seen."""
     uses = dict(account.machines)
     for machine in machines:
-        if machine.state in _RUNNING_STATES:
+        if machine.state in RUNNING_STATES:
             uses[machine.id] = MachineUse(
                 machine.node_type, machine.launched_unix_s, now_unix_s, machine_usd_per_hour(machine)
             )
