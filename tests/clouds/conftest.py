@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -15,10 +16,22 @@ def _box_is_possible() -> None:
         pytest.skip(missing)
 
 
-@pytest.fixture(scope="module")
-def aws(_box_is_possible: None) -> Iterator[Box]:
-    """AWS, and a user with a checkout and the token of a cluster."""
-    with open_box("aws", "us-west-2") as box:
+@contextlib.contextmanager
+def _open_with_user(cloud: str, region: str) -> Iterator[Box]:
+    """A cloud, and a user with a checkout and the token of a cluster."""
+    with open_box(cloud, region) as box:
         box.check_out()
         box.write(".ray/auth_token", "box-token-7c1f0b")
+        yield box
+
+
+@pytest.fixture(scope="module")
+def aws(_box_is_possible: None) -> Iterator[Box]:
+    with _open_with_user("aws", "us-west-2") as box:
+        yield box
+
+
+@pytest.fixture(scope="module")
+def azure(_box_is_possible: None) -> Iterator[Box]:
+    with _open_with_user("azure", "eastus") as box:
         yield box

@@ -63,10 +63,12 @@ file_mounts:
 # docker: {{image: rayproject/ray:2.60.0-py312-gpu, container_name: ray, pull_before_run: true}}
 
 initialization_commands: []
-setup_commands:
+# Ray would run twice on a worker what stands here.
+setup_commands: []
+head_setup_commands:
   - bash ~/periflow-ray/bin/node.sh setup
-head_setup_commands: []
-worker_setup_commands: []
+worker_setup_commands:
+  - bash ~/periflow-ray/bin/node.sh setup
 head_start_ray_commands:
   - bash ~/periflow-ray/bin/node.sh head
 worker_start_ray_commands:

@@ -34,11 +34,12 @@ setup() {
     # The image's own packages stay usable: its PyTorch knows its driver.
     "$python" -c 'import sys; print(*sys.path, sep="\n")' |
         { grep '/\(site\|dist\)-packages$' || true; } >"$(echo "$environment"/lib/python3.*/site-packages)/image.pth"
-    # Itself in any case: the image or an earlier setup may have another one. Then what of its needs is not there.
+    # Itself in any case: the image or an earlier setup may have another one. Then what of its needs is not there, with
+    # the SDKs of the clouds: the head launches nodes by them.
     for options in "--no-deps --force-reinstall" ""; do
         # shellcheck disable=SC2086
         "$python" -m pip --python "$environment/bin/python" install --quiet --disable-pip-version-check \
-            --no-index --find-links "$here/wheels" $options periflow-ray
+            --no-index --find-links "$here/wheels" $options 'periflow-ray[aws,azure]'
     done
     line=". $here/profile.sh"
     printf 'export PATH=%q:$PATH RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=%q RAY_USAGE_STATS_ENABLED=0\n' \

@@ -1,15 +1,8 @@
 """EC2, IAM and S3 of the box: ``python -m support.cloud.aws_provider STATE_DIR REGION``, in the bridge's network.
 
-The API is moto's; an instance that it says is there is a virtual machine. Takes one JSON object a line and answers each
-with one:
-    {"do": "machines"}                              every instance that the API knows, in any state
-    {"do": "fail", "match": [TEXT...], "code": C, "num_times": N}
-                                                    the next calls whose body has all these texts fail
-    {"do": "quota", "code": C, "vcpus": N}          the account may have so many vCPUs of a kind; 1,000 by default
+The API is moto's; an instance that it says is there is a virtual machine. Its lines are those of ``Provider``, and:
     {"do": "scarce", "is_scarce": IS}               a request for several instances gets one of them
-    {"do": "notice", "instance": ID, "notice_s": S} its metadata service announces an interruption
-    {"do": "lose", "instance": ID}                  it loses its power, and EC2 says that spot took it
-    {"do": "log", "instance": ID}                   what its console shows
+    {"do": "calls", "action": A}                    every call of an action so far
 """
 
 from __future__ import annotations
@@ -20,7 +13,6 @@ import os
 import sys
 import threading
 import time
-import traceback
 import urllib.parse
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,10 +22,10 @@ import boto3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from support.cloud.virtual_machines import AWS_ENVIRONMENT, AWS_PORT, PROVIDER_ADDRESS, VirtualMachine, prepare_network
+from support.cloud.provider import Provider, write_bashrc
+from support.cloud.virtual_machines import AWS_ENVIRONMENT, AWS_PORT, PROVIDER_ADDRESS, VirtualMachine
 from support.metadata_servers import format_aws_time
 
-_POLL_S = 0.3
 _USUAL_QUOTA_VCPUS = 1_000.0
 # Amazon keeps the newest image's id under names below it.
 _IMAGES = "/aws/service/deeplearning/ami/"
@@ -100,67 +92,40 @@ class Api:
         return {"Quota": {"QuotaCode": code, "Value": self.quotas.get(code, _USUAL_QUOTA_VCPUS)}}
 
 
-class Provider:
-    """Keeps the virtual machines what the API says they are."""
+class AwsProvider(Provider):
+    """Instances as EC2 has them."""
 
     def __init__(self, state_dir: Path, region: str) -> None:
-        self._state_dir = state_dir
+        super().__init__(state_dir)
         self._region = region
         self._api = Api()
-        self._machines: dict[str, VirtualMachine] = {}
-        self._lock = threading.Lock()
         self._ec2 = boto3.client("ec2", region)
 
-    def serve(self) -> None:
-        """Answer the API and the lines of standard input until that ends; then every machine does."""
-        prepare_network()
+    def start_api(self) -> None:
         server = make_server(PROVIDER_ADDRESS, AWS_PORT, self._api, threaded=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        threading.Thread(target=self._keep_machines, daemon=True).start()
-        print("ready", flush=True)
-        for line in sys.stdin:
-            try:
-                question = json.loads(line)
-                answer = getattr(self, f"_do_{question.pop('do')}")(**question)
-            except Exception:
-                answer = {"error": traceback.format_exc()}
-            print(json.dumps(answer), flush=True)
-        with self._lock:
-            for machine in self._machines.values():
-                machine.end()
-        os._exit(0)
 
-    def _keep_machines(self) -> None:
-        while True:
-            time.sleep(_POLL_S)
-            with self._lock:
-                try:
-                    self._adjust()
-                except Exception:
-                    traceback.print_exc()
-
-    def _adjust(self) -> None:
-        wanted = {
+    def find_wanted(self) -> dict[str, Any]:
+        return {
             instance["InstanceId"]: instance
             for instance in self._instances()
             if instance["State"]["Name"] in ("pending", "running")
         }
-        for instance_id in self._machines.keys() - wanted.keys():
-            self._machines.pop(instance_id).end()
-        for instance_id in wanted.keys() - self._machines.keys():
-            self._machines[instance_id] = self._boot(wanted[instance_id])
 
-    def _boot(self, instance: dict[str, Any]) -> VirtualMachine:
-        keys = self._ec2.describe_key_pairs(KeyNames=[instance["KeyName"]], IncludePublicKey=True)["KeyPairs"]
+    def boot(self, machine_id: str, description: dict[str, Any]) -> VirtualMachine:
+        keys = self._ec2.describe_key_pairs(KeyNames=[description["KeyName"]], IncludePublicKey=True)["KeyPairs"]
+        address = description["PrivateIpAddress"]
         return VirtualMachine(
-            self._state_dir / instance["InstanceId"],
-            address=instance["PrivateIpAddress"],
-            public_address=instance.get("PublicIpAddress"),
+            self._state_dir / machine_id,
+            cloud="aws",
+            name=f"ip-{address.replace('.', '-')}",
+            address=address,
+            public_address=description.get("PublicIpAddress"),
             public_key=keys[0]["PublicKey"],
             image={
                 # A role's credentials would come from the metadata service.
                 ".aws/config": _aws_config(self._region),
-                ".bashrc": _bashrc(),
+                ".bashrc": write_bashrc(),
             },
         )
 
@@ -198,15 +163,10 @@ class Provider:
 
     def _do_notice(self, instance: str, notice_s: float) -> None:
         document = {"action": "terminate", "time": format_aws_time(time.time() + notice_s)}
-        (self._machines[instance].metadata_dir / "interruption").write_text(json.dumps(document))
+        (self._machines[instance].metadata_dir / "notice").write_text(json.dumps(document))
 
     def _do_lose(self, instance: str) -> None:
-        with self._lock:
-            self._machines.pop(instance).end()
-        self._ec2.terminate_instances(InstanceIds=[instance])
-
-    def _do_log(self, instance: str) -> str:
-        return self._machines[instance].read_log()
+        self.take_power(instance, lambda: self._ec2.terminate_instances(InstanceIds=[instance]))
 
 
 def _aws_config(region: str) -> str:
@@ -217,16 +177,10 @@ def _aws_config(region: str) -> str:
     return f"[default]\nregion = {region}\nendpoint_url = {endpoint}\n{keys}"
 
 
-def _bashrc() -> str:
-    python_dir = Path(sys.executable).parent
-    # Ray would start a process for each of the CPUs that an instance type has.
-    return f"export PERIFLOW_PYTHON={sys.executable} RAY_prestart_worker_first_driver=0 PATH={python_dir}:$PATH\n"
-
-
 def main() -> None:
     """Serve until standard input ends."""
     os.environ.update(AWS_ENVIRONMENT)
-    Provider(Path(sys.argv[1]), sys.argv[2]).serve()
+    AwsProvider(Path(sys.argv[1]), sys.argv[2]).serve()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from support.cloud.virtual_machines import AWS_ENVIRONMENT, PRIVATE_NETWORK, PUBLIC_NETWORK, REPOSITORY_DIR
+from support.cloud.access import make_access
+from support.cloud.virtual_machines import PRIVATE_NETWORK, PUBLIC_NETWORK, REPOSITORY_DIR
 from support.namespaces import Machine, Network, find_missing, open_network
 
 HOME = "/dev/shm/home"
@@ -30,6 +31,10 @@ _OWN_TMP = (
     'mkdir -p /dev/shm/repository /dev/shm/home && mount --bind "$0" /dev/shm/repository && mount -t tmpfs tmpfs /tmp '
     '&& mkdir -p "$0" && mount --bind /dev/shm/repository "$0"'
 )
+
+
+# The names of the cloud's services lead to the box on this machine; its real list of names stays as it is.
+_OWN_HOSTS = '{ cat /etc/hosts && printf "%s\\n" "$@"; } >/dev/shm/hosts && mount --bind /dev/shm/hosts /etc/hosts'
 
 
 def find_missing_for_box() -> str | None:
@@ -45,12 +50,6 @@ class Box:
 
     def __init__(self, cloud: str, region: str, network: Network, state_dir: Path) -> None:
         self.cloud = cloud
-        self.env = {
-            "HOME": HOME,
-            "RAY_USAGE_STATS_ENABLED": "0",
-            **AWS_ENVIRONMENT,
-            "AWS_DEFAULT_REGION": region,
-        }
         log_path = state_dir / "provider.log"
         with open(log_path, "wb") as log:
             self._provider = subprocess.Popen(
@@ -68,7 +67,17 @@ class Box:
             )
         assert self._provider.stdout is not None
         assert self._provider.stdout.readline() == "ready\n", log_path.read_text()
+        access = make_access(cloud, region, HOME, state_dir)
+        self._hosts = access.hosts
         self.user = self.add_host(network, "user")
+        self.env = {
+            "HOME": HOME,
+            "PATH": os.pathsep.join((f"{HOME}/bin", self.user.env["PATH"])),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            **access.env,
+        }
+        for path, content in access.files.items():
+            self.write(path, content, mode="700" if path.startswith("bin/") else "600")
 
     def add_host(self, network: Network, name: str) -> Machine:
         """A machine that is not the cloud's, with a home and a /tmp of its own."""
@@ -77,6 +86,9 @@ class Box:
             host.run("ip", "route", "add", routed, "dev", "eth0")
         prepared = host.run("bash", "-c", _OWN_TMP, str(REPOSITORY_DIR))
         assert prepared.returncode == 0, prepared.stderr
+        if self._hosts:
+            prepared = host.run("bash", "-c", _OWN_HOSTS, "box", *self._hosts)
+            assert prepared.returncode == 0, prepared.stderr
         return host
 
     def run(self, *argv: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
@@ -94,10 +106,10 @@ class Box:
         built = self.run("python", "scripts/cluster_wheels.py", "--only-own", timeout_s=120)
         assert built.returncode == 0, built.stdout + built.stderr
 
-    def write(self, path: str, content: str) -> None:
-        """Write a file of the user's home directory, for the user alone."""
-        command = 'umask 077 && mkdir -p "$(dirname "$HOME/$0")" && printf %s "$1" >"$HOME/$0"'
-        done = self.user.run("bash", "-c", command, path, content, env=self.env)
+    def write(self, path: str, content: str, *, mode: str = "600") -> None:
+        """Write a file, by its path from the user's home, for the user alone unless ``mode`` says otherwise."""
+        command = 'cd && umask 077 && mkdir -p "$(dirname "$0")" && printf %s "$1" >"$0" && chmod "$2" "$0"'
+        done = self.user.run("bash", "-c", command, path, content, mode, env=self.env)
         assert done.returncode == 0, done.stderr
 
     def ask(self, do: str, **arguments: Any) -> Any:

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The first process of a virtual machine, in namespaces of its own; the machine lives as long as its standard input.
-# Takes STATE_DIR, ADDRESS, REPOSITORY_DIR, PYTHON; its user's public key is STATE_DIR/key.pub, and STATE_DIR/home has
-# what the image has in its user's home directory.
+# Takes STATE_DIR, CLOUD, NAME, ADDRESS, REPOSITORY_DIR, PYTHON; its user's public key is STATE_DIR/key.pub, and
+# STATE_DIR/home has what the image has in its user's home directory.
 set -euo pipefail
-state=$1 address=$2 repository=$3 python=$4
+state=$1 cloud=$2 name=$3 address=$4 repository=$5 python=$6
 key=$(cat "$state/key.pub")
 
 mkdir -p "$state/disk"
@@ -32,9 +32,8 @@ for folder in "$repository" "$(readlink -f "$python")"; do
     done
 done
 
-name=ip-${address//./-}
 hostname "$name"
-printf '127.0.0.1 localhost\n%s %s\n' "$address" "$name" >"$root/etc/hosts"
+printf '127.0.0.1 localhost\n%s %s\n' "$address" "$name" | cat - "$state/hosts" >"$root/etc/hosts"
 ip link set lo up
 ip address add 169.254.169.254/32 dev lo
 
@@ -63,7 +62,7 @@ chroot "$root" chown -R ubuntu:ubuntu "$home"
 mkdir -p "$root/opt/box"
 mount --bind "$state/metadata" "$root/opt/box"
 
-chroot "$root" env PYTHONPATH="$repository/tests" "$python" -m support.cloud.metadata /opt/box &
+chroot "$root" env PYTHONPATH="$repository/tests" "$python" -m support.cloud.metadata "$cloud" /opt/box &
 chroot "$root" /usr/sbin/sshd -D -e -f /etc/ssh/sshd_box.conf &
 echo ready
 read -r

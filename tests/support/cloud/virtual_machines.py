@@ -6,11 +6,15 @@ import itertools
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+
+from support.trees import write_tree
 
 REPOSITORY_DIR = Path(__file__).parents[3]
 PROVIDER_ADDRESS = "172.31.255.254"
+_PROVIDER_HARDWARE_ADDRESS = "02:00:ac:1f:ff:fe"
 AWS_PORT = 5566
 # What AWS's SDKs take from the environment.
 AWS_ENVIRONMENT = {
@@ -32,29 +36,36 @@ class VirtualMachine:
 
     Args:
         state_dir: a directory of its own, deleted with it.
+        cloud: whose metadata service it has.
+        name: its host name.
         public_key: of the user ``ubuntu``.
         image: files of that user's home directory, by relative path.
+        metadata: files that its metadata service has from the start.
+        hosts: lines for its /etc/hosts.
     """
 
     def __init__(
         self,
         state_dir: Path,
         *,
+        cloud: str,
+        name: str,
         address: str,
         public_address: str | None,
         public_key: str,
         image: Mapping[str, str],
+        metadata: Mapping[str, str] = MappingProxyType({}),
+        hosts: Iterable[str] = (),
     ) -> None:
         self.address = address
         self._state_dir = state_dir
         self.metadata_dir = state_dir / "metadata"
         self.metadata_dir.mkdir(parents=True)
         (state_dir / "key.pub").write_text(public_key.strip() + "\n")
-        for path, content in image.items():
-            file = state_dir / "home" / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(content)
-        arguments = [state_dir, address, REPOSITORY_DIR, sys.executable]
+        (state_dir / "hosts").write_text("".join(f"{line}\n" for line in hosts))
+        for folder, files in {"home": image, "metadata": metadata}.items():
+            write_tree(state_dir / folder, {path: content.encode() for path, content in files.items()})
+        arguments = [state_dir, cloud, name, address, REPOSITORY_DIR, sys.executable]
         with open(state_dir / "log", "wb") as log:
             self._init = subprocess.Popen(
                 [*_UNSHARE, "bash", str(_INIT), *map(str, arguments)],
@@ -96,6 +107,9 @@ class VirtualMachine:
 
 def prepare_network() -> None:
     """Give the provider its address on the bridge; call once, in the bridge's network."""
+    # A bridge has the lowest hardware address of its ports unless it is given one. With a machine that comes or goes it
+    # would change, and whoever knows the old one could not reach the provider for up to a minute.
+    _run("ip", "link", "set", "dev", "bridge", "address", _PROVIDER_HARDWARE_ADDRESS)
     _run("ip", "address", "add", f"{PROVIDER_ADDRESS}/16", "dev", "bridge")
     for network in (PUBLIC_NETWORK, USERS_NETWORK):
         _run("ip", "route", "add", network, "dev", "bridge")
