@@ -151,7 +151,7 @@ def test_its_secrets_are_where_they_belong_and_nowhere_else(aws: Box) -> None:
     assert modes == ["700", "600", "600"]
     key_line = run(aws, "sed", "-n", "2p", f"{directory}/key").strip()
     for secret in (token, key_line):
-        found = aws.run("bash", "-c", 'grep -rl -- "$0" /tmp ~ --exclude-dir=clusters', secret, timeout_s=120)
+        found = aws.run("bash", "-c", 'grep -rl --exclude-dir=clusters -- "$0" /tmp ~', secret, timeout_s=120)
         assert found.stdout == ""
         stored = "import sys, s3fs; fs = s3fs.S3FileSystem(); print(*[p for p in fs.find('periflow') if "
         stored += "sys.argv[1].encode() in fs.cat(p)])"
