@@ -10,14 +10,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 import requests
 from support.loopback_sshd import MISSING, SSH, SSHD, serve_ssh
 from support.storage_servers import find_free_port
+from support.text_server import serve_text
 
 from periflow_ray.cluster import secrets as secrets_module
 from periflow_ray.cluster.records import ClusterRecord
@@ -92,20 +91,8 @@ def head(_sshd: Path, monkeypatch: pytest.MonkeyPatch) -> ClusterRecord:
 def dashboard() -> Iterator[int]:
     """The port of a web server on the head's loopback."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"the dashboard")
-
-        def log_message(self, *arguments: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serve_text("the dashboard") as server:
         yield server.server_port
-        server.shutdown()
-        thread.join()
 
 
 def run_locally(argv: list[str], home: Path) -> subprocess.CompletedProcess[str]:
@@ -137,7 +124,10 @@ def test_nothing_of_the_user_s_own_configuration_counts(secrets: ClusterSecrets,
     beginning, *rest = ssh_command(RECORD, secrets)
     # -G prints what ssh would do with all that it was given.
     printed = subprocess.run(
-        [beginning, "-G", *rest], env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, capture_output=True, text=True
+        [beginning, "-G", *rest],
+        env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
     )
     settings = dict(line.split(" ", 1) for line in printed.stdout.splitlines() if " " in line)
     assert (settings["user"], settings["hostname"]) == ("ubuntu", "127.0.0.1")
