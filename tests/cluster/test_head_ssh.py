@@ -113,7 +113,7 @@ def test_without_the_key_the_error_names_the_machine_that_has_it(tmp_path: Path)
 
 
 def test_a_cluster_without_a_head_is_not_reached(secrets: ClusterSecrets) -> None:
-    with pytest.raises(ClusterError, match="has no head yet. See what it does: periflow-ray cluster status mine"):
+    with pytest.raises(ClusterError, match=r"has no head yet\. See what it does: periflow-ray cluster status mine"):
         ssh_command(dataclasses.replace(RECORD, head_address=None), secrets)
 
 
@@ -169,7 +169,7 @@ def test_a_command_that_fails_on_the_head_says_how(head: ClusterRecord, secrets:
 
 
 def test_a_command_that_takes_too_long_is_given_up(head: ClusterRecord, secrets: ClusterSecrets) -> None:
-    with pytest.raises(ClusterError, match="did not do 'sh ...' within 1 s"):
+    with pytest.raises(ClusterError, match=r"did not do 'sh \.\.\.' within 1 s"):
         run_on_head(head, secrets, ["sh", "-c", "while :; do read -r line; done"], timeout_s=1.0)
 
 

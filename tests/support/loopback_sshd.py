@@ -78,5 +78,6 @@ def _wait_for_answer(server: subprocess.Popen[bytes], port: int, log: Path) -> N
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
-        assert server.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"sshd does not answer:\n{log.read_text(errors='replace')}")
         time.sleep(0.02)
