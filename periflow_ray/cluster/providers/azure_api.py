@@ -107,10 +107,15 @@ class AzureApi:
         return self._send(HttpRequest(method, f"{_ENDPOINT}{path}", params=given, json=body))
 
     def pages(self, path: str, **query: str) -> list[dict[str, Any]]:
-        """All pages of a list."""
+        """All pages of a list; nothing where that is gone whose list it is."""
         from azure.core.rest import HttpRequest
 
-        answer = self.call("GET", path, None, **query)
+        try:
+            answer = self.call("GET", path, None, **query)
+        except ArmError as err:
+            if err.status == 404:
+                return []
+            raise
         if isinstance(answer, list):
             return answer
         found = list(answer["value"])
@@ -164,9 +169,10 @@ def own_name(name: str) -> str:
 def find_version(path: str) -> str:
     """The version of the API that the last provider of a path is asked by."""
     _, _, last = path.lower().rpartition("/providers/")
-    kind = "/".join(last.split("/")[:2])
-    family = kind.split("/")[0]
-    return VERSIONS.get(kind) or VERSIONS.get(family) or VERSIONS["microsoft.resources"]
+    family, slash, rest = last.partition("/")
+    kind = f"{family}/{rest.split('/')[0]}"
+    # Groups, lists of everything, and a provider itself belong to the resource manager.
+    return VERSIONS.get(kind) or (VERSIONS.get(family) if slash else None) or VERSIONS["microsoft.resources"]
 
 
 @contextlib.contextmanager

@@ -102,10 +102,7 @@ class AzureChecks:
             with told("looking the image up"):
                 versions = self._api.pages(path, top="1", orderby="name desc")
         except ProviderError as err:
-            if err.code in ("NotFound", "ArtifactNotFound"):
-                versions = []
-            else:
-                return Finding("image", "warning", f"could not be looked up: {err}")
+            return Finding("image", "warning", f"could not be looked up: {err}")
         if not versions:
             return Finding("image", "bad", f"there is no image {title} in {self._api.region}")
         return Finding("image", "good", f"{title}, version {versions[0]['name']}")

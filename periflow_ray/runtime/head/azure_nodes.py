@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,20 @@ from ray.autoscaler._private._azure.node_provider import AzureNodeProvider
 from ray.autoscaler._private.constants import AUTOSCALER_NODE_START_WAIT_S
 from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME, TAG_RAY_NODE_NAME
 
+# Of Azure's 64, with room for the number of a VM.
 _MAX_NAME_CHARS = 60
-_CLEAN_UP_TIMEOUT_S = 300
+_SUFFIX_CHARS = 14
+_DELETE_TIMEOUT_S = 60
 _logger = logging.getLogger(__name__)
 
 
 class AzureNodes(AzureNodeProvider):  # type: ignore[misc]
     """See the module."""
+
+    def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
+        super().__init__(provider_config, cluster_name)
+        self._launching_lock = threading.Lock()
+        self._launching: set[str] = set()
 
     @staticmethod
     def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
@@ -35,14 +43,14 @@ class AzureNodes(AzureNodeProvider):  # type: ignore[misc]
 
     def _create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> None:
         tags = {**tags, TAG_RAY_CLUSTER_NAME: self.cluster_name}
-        group: str = self.provider_config["resource_group"]
-        name = tags.get(TAG_RAY_NODE_NAME, "node")[: _MAX_NAME_CHARS - 14]
-        name = f"{name}-{self.provider_config['unique_id'][:4]}-{uuid.uuid4().hex[:8]}"
+        short_name = tags.get(TAG_RAY_NODE_NAME, "node")[: _MAX_NAME_CHARS - _SUFFIX_CHARS]
+        name = f"{short_name}-{self.provider_config['unique_id'][:4]}-{uuid.uuid4().hex[:8]}"
         given = {
             **node_config["azure_arm_parameters"],
             "vmName": name,
             "vmTags": tags,
             "vmCount": count,
+            # Without an address of its own a VM reaches nothing outside; the network lets nobody in by it but SSH.
             "provisionPublicIp": True,
             "nsg": self.provider_config["nsg"],
             "subnet": self.provider_config["subnet"],
@@ -56,29 +64,57 @@ class AzureNodes(AzureNodeProvider):  # type: ignore[misc]
                 "parameters": {key: {"value": value} for key, value in given.items()},
             }
         }
-        deployments = self.resource_client.deployments
+        self._sweep()
+        with self._launching_lock:
+            self._launching.add(name)
         try:
-            deployments.begin_create_or_update(
-                resource_group_name=group, deployment_name=name, parameters=deployment
-            ).result(AUTOSCALER_NODE_START_WAIT_S)
+            launch = self.resource_client.deployments.begin_create_or_update(
+                resource_group_name=self._group, deployment_name=name, parameters=deployment
+            )
+            launch.wait(AUTOSCALER_NODE_START_WAIT_S)
         except Exception:
-            # Cards and addresses are made before the VMs, and are paid for without them.
+            self._forget(name)
             for index in range(count):
-                self._clean_up(group, name, index)
+                # It may be there as one that failed.
+                self._delete(self.compute_client.virtual_machines.begin_delete, f"{name}{index}")
+            self._sweep()
             raise
+        # What is still on its way then keeps its parts.
+        if launch.done():
+            self._forget(name)
 
-    def _clean_up(self, group: str, name: str, index: int) -> None:
+    @property
+    def _group(self) -> str:
+        return str(self.provider_config["resource_group"])
+
+    def _forget(self, name: str) -> None:
+        with self._launching_lock:
+            self._launching.discard(name)
+
+    def _sweep(self) -> None:
+        """Delete cards and addresses without a VM, which cost and count as if they had one.
+
+        They are made before the VM, and stay when that does not come. Azure keeps a card for it for some minutes; the
+        sweep of the next launch finds it then.
+        """
         network = self.network_client
-        for delete, own_name in (
-            (self.compute_client.virtual_machines.begin_delete, f"{name}{index}"),
-            (network.network_interfaces.begin_delete, f"{name}-nic-public{index}"),
-            (network.public_ip_addresses.begin_delete, f"{name}-ip{index}"),
-        ):
-            try:
-                # What is not there is no error of Azure's.
-                delete(group, own_name).wait(_CLEAN_UP_TIMEOUT_S)
-            except Exception as err:  # The SDK's classes have nothing in common; `cluster down` finds what is left.
-                _logger.warning("%s of a VM that did not come could not be deleted: %s", own_name, err)
+        for card in list(network.network_interfaces.list(self._group)):
+            if card.virtual_machine is None and not self._is_being_launched(card.name):
+                self._delete(network.network_interfaces.begin_delete, card.name)
+        for address in list(network.public_ip_addresses.list(self._group)):
+            if address.ip_configuration is None and not self._is_being_launched(address.name):
+                self._delete(network.public_ip_addresses.begin_delete, address.name)
+
+    def _is_being_launched(self, part_name: str) -> bool:
+        with self._launching_lock:
+            return any(part_name.startswith(name) for name in self._launching)
+
+    def _delete(self, delete: Any, name: str) -> None:
+        try:
+            # What is not there is no error of Azure's.
+            delete(self._group, name).wait(_DELETE_TIMEOUT_S)
+        except Exception as err:  # The SDK's classes have nothing in common; `cluster down` finds what is left.
+            _logger.warning("%s of a VM that did not come could not be deleted: %s", name, err)
 
 
 def _read_template(tags: dict[str, str]) -> dict[str, Any]:

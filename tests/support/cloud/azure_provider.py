@@ -1,9 +1,9 @@
 """Azure of the box: ``python -m support.cloud.azure_provider STATE_DIR REGION``, in the bridge's network.
 
 Azure Resource Manager answers over TLS at the bridge's address; a VM that it says is there is a virtual machine. The
-authority of its certificate is STATE_DIR/box-ca.pem. Beside it is moto's S3, which stands for storage of any cloud. An instance's id is its VM's name. A VM whose notice is
-acknowledged goes at once. Its lines are those of ``Provider``, where the texts of a call are its method, its path and
-the parameters of its deployment or its body, and:
+authority of its certificate is STATE_DIR/box-ca.pem. Beside it is moto's S3, which stands for storage of any cloud. An
+instance's id is its VM's name. A VM whose notice is acknowledged goes at once. Its lines are those of ``Provider``,
+where the texts of a call are its method, its path and the parameters of its deployment or its body, and:
     {"do": "fail", ..., "part": "vm", "status": S}  with the part "vm", the VMs of the deployment do not come, and what
                                                     they need stays behind; otherwise the call is refused at once
     {"do": "calls", "match": [TEXT...]}             every call so far that has all these texts
