@@ -11,6 +11,7 @@ _COMMANDS = {
     "down": ("periflow_ray.cli.cluster_down:down", "End a cluster, and see that nothing of it is left."),
     "list": ("periflow_ray.cli.cluster_list:list_command", "List clusters."),
     "status": ("periflow_ray.cli.cluster_list:status", "Show a cluster: machines, waits, cost."),
+    "doctor": ("periflow_ray.cli.cluster_doctor:doctor", "Look for what may be wrong with a cluster."),
     "ssh": ("periflow_ray.cli.cluster_reach:ssh", "Open a shell on a cluster's head."),
     "tunnel": ("periflow_ray.cli.cluster_reach:tunnel", "Keep a cluster's dashboard at a port of this machine."),
     "logs": ("periflow_ray.cli.cluster_reach:logs", "Show how a cluster's nodes were made and set up."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from periflow_ray.cli.duration import duration_callback
 from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.options import chosen_credential, storage_option, upload_bandwidth_option, yes_option
 from periflow_ray.cli.output import build_fields, output_option, talk_console, tell_skipped, write_output
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from periflow_ray.plan import JobPlan, VmType
     from periflow_ray.spec import Template
     from periflow_ray.store.root import StorageRoot
+
+# Of a cluster that a job brought up, which nobody may think of afterwards.
+_AUTOSTOP_S = 1800
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,6 +70,16 @@ if TYPE_CHECKING:
     show_default=True,
     help="In a storage root that is a folder, commit checkpoints that outlive a loss of power.",
 )
+@click.option(
+    "--wait",
+    "wait_s",
+    metavar="TIME",
+    callback=duration_callback,
+    help="Fail if the machines are not there after this time: 20m.  [default: wait forever]",
+)
+@click.option(
+    "--up", "makes_cluster", is_flag=True, help="Make a cluster for the VM type if none is up; see cluster up."
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
 @click.option("--follow/--no-follow", default=True, show_default=True, help="Show the job's log until it ends.")
 @yes_option
@@ -87,6 +101,8 @@ def submit(
     secret_names: tuple[str, ...],
     upload_bandwidth_bytes_per_s: int | None,
     fsync: bool,
+    wait_s: float | None,
+    makes_cluster: bool,
     dry_run: bool,
     follow: bool,
     is_confirmed: bool,
@@ -119,6 +135,7 @@ def submit(
         storage_credential=chosen_credential(),
         upload_bandwidth_bytes_per_s=upload_bandwidth_bytes_per_s,
         fsync=fsync,
+        wait_s=wait_s,
         workspace_dir_name=workspace_name(workspace_dir) if workspace_dir is not None else None,
         extra_env=env,
         secret_names=tuple(secrets),
@@ -126,7 +143,7 @@ def submit(
     if dry_run:
         _show_plan(plan, output)
         return
-    cluster_address = _require_cluster(root, target, plan)
+    cluster_address = _find_cluster(root, target, plan, may_be_made=makes_cluster)
 
     from periflow_ray.cli.submit_notes import describe_unused
     from periflow_ray.submit.jobs import submit_job
@@ -135,6 +152,8 @@ def submit(
     # An unusable root is known now, and not after an hour of training; nothing has been created yet.
     root.check_writable()
     _check_inputs(root, plan)
+    if cluster_address is None and not target.is_local:
+        cluster_address = _make_cluster(root, plan, is_confirmed)
     cluster = connect_target(root, target.is_local, cluster_address)
     talk = talk_console()
     if workspace is not None:
@@ -215,7 +234,8 @@ def _find_vms(template: Template, target: Target, num_gpus: int) -> list[VmType]
     return [find_vm(name) for name in template.spec.vm_names]
 
 
-def _require_cluster(root: StorageRoot, target: Target, plan: JobPlan) -> str | None:
+def _find_cluster(root: StorageRoot, target: Target, plan: JobPlan, *, may_be_made: bool) -> str | None:
+    """The address or the name of the job's cluster; None for this machine, and for one that is to be made."""
     if target.is_local or target.address:
         return target.address
     from periflow_ray.submit.clusters import find_running_cluster
@@ -224,11 +244,26 @@ def _require_cluster(root: StorageRoot, target: Target, plan: JobPlan) -> str | 
     if running is not None:
         talk_console().print(f"Runs on cluster '{running.name}' ({running.region}).")
         return running.name
+    if may_be_made:
+        return None
     raise ClusterError(
-        f"VM '{plan.vm.name}' needs a Ray cluster, and none of this storage root has it. Make one: periflow-ray "
-        f"cluster up --vm {plan.vm.name}. Or name yours: --address http://127.0.0.1:8265 (or RAY_ADDRESS). "
+        f"VM '{plan.vm.name}' needs a Ray cluster, and none of this storage root has it. Make one: --up, or "
+        f"periflow-ray cluster up --vm {plan.vm.name}. Or name yours: --address http://127.0.0.1:8265. "
         "To run on this machine instead: --local --num-devices 2"
     )
+
+
+def _make_cluster(root: StorageRoot, plan: JobPlan, is_confirmed: bool) -> str:
+    from periflow_ray.cli.cluster_making import choose_options, make_cluster
+    from periflow_ray.cluster.config.spec import build_spec, suggest_name
+
+    options = choose_options(root, None, None, autostop_s=_AUTOSTOP_S, max_cost_usd=None)
+    spec = build_spec(suggest_name(plan.vm), [plan.vm, *plan.fallback_vms], max_num_nodes=plan.num_nodes)
+    talk_console().print(
+        f"Makes cluster '{spec.name}', which ends when no job has run for {_AUTOSTOP_S // 60} minutes."
+    )
+    make_cluster(root, spec, options, is_confirmed=is_confirmed)
+    return spec.name
 
 
 def _check_inputs(root: StorageRoot, plan: JobPlan) -> None:

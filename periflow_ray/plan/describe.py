@@ -58,6 +58,8 @@ def _rows(plan: JobPlan) -> Iterator[tuple[str, str]]:
     yield "Max failures", str(plan.max_failures)
     if plan.hang_timeout_s is not None:
         yield "Hang timeout", f"{plan.hang_timeout_s:.12g} s without a step on any rank"
+    if plan.wait_s is not None:
+        yield "Waits", f"at most {plan.wait_s:.12g} s for machines"
     if plan.plugin:
         yield "Plugins", ", ".join(plan.plugin.model_dump(exclude_none=True)) or "-"
     yield "Price per hour", _describe_price(plan)

@@ -35,6 +35,7 @@ class JobPlan(BaseModel):
     what the command line added; the values of ``secret_names`` are never part of a plan. ``cpus_per_device``,
     ``memory_bytes_per_device`` and ``gpus_per_device`` are what to ask Ray for. ``upload_bandwidth_bytes_per_s`` is
     the most that one node's checkpoint uploads may use; without ``fsync`` a loss of power may cost checkpoints.
+    ``wait_s`` is for how long the job waits for machines before it fails; None forever.
     ``hang_timeout_s`` is how long no rank may make a step; None forever. ``elastic`` is None where the template asks
     for no fewer nodes. ``storage_credential`` is a name, never a value; None leaves the storage root to its cloud's
     usual chain.
@@ -74,6 +75,7 @@ class JobPlan(BaseModel):
     gpus_per_device: int
     max_failures: int
     hang_timeout_s: float | None
+    wait_s: float | None = None
     elastic: ElasticPlan | None
     storage_uri: str
     storage_credential: str | None
@@ -112,6 +114,7 @@ def build_plan(
     workspace_dir_name: str | None = None,
     extra_env: Mapping[str, str] | None = None,
     secret_names: Sequence[str] = (),
+    wait_s: float | None = None,
     num_local_cpus: int | None = None,
     num_local_gpus: int | None = None,
 ) -> JobPlan:
@@ -132,6 +135,7 @@ def build_plan(
         workspace_dir_name: name that the workspace directory has below its mount path; None if there is none yet.
         extra_env: environment variables that win over the template's.
         secret_names: variables whose values reach the job by another way; they are removed from the plan's ``env``.
+        wait_s: for how long the job waits for machines before it fails; None forever.
         num_local_cpus: CPUs of this machine; None if unknown.
         num_local_gpus: GPUs of this machine; None if unknown.
     Raises:
@@ -176,6 +180,7 @@ def build_plan(
         gpus_per_device=0 if vm.accelerator == "CPU" else 1,
         max_failures=spec.max_failures,
         hang_timeout_s=spec.hang_timeout_s,
+        wait_s=wait_s,
         elastic=_plan_elastic(spec, grid),
         storage_uri=storage_uri,
         storage_credential=storage_credential,

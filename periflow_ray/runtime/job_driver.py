@@ -46,6 +46,7 @@ class JobSetup:
         min_num_members: as many as it can start with.
         resources_per_member: what each asks Ray for.
         vm_names: VM types whose nodes may have the members, the first choice first; none for any node.
+        wait_s: for how long the job waits for machines before it fails; None forever.
         num_sandboxes: sandboxes that one machine may hold of the job.
         is_interactive: whether the driver is a person's own process.
         notifier: told what happens to the job; it is closed at the end.
@@ -58,6 +59,7 @@ class JobSetup:
     rules: JobRules
     num_sandboxes: int = 1
     vm_names: Sequence[str] = ()
+    wait_s: float | None = None
     is_interactive: bool = False
     notifier: Notifier | None = None
     on_attempt: Callable[[AttemptNews], None] = lambda news: None
@@ -158,6 +160,7 @@ class _Driver:
             notifier=setup.notifier,
             on_attempt=setup.on_attempt,
             on_lost=self._end_group,
+            wait_s=setup.wait_s,
         ) as supervision:
             self._monitor = supervision.monitor
             self._trainer = trainer = self._make_trainer(supervision.monitor)
@@ -178,6 +181,9 @@ class _Driver:
             ending = supervision.finish()
             if is_stopped:
                 return self._enter_stopped(error)
+            if supervision.why_given_up is not None:
+                self._state.enter("failed", supervision.why_given_up)
+                return JobEnd("failed", error=error)
             lost = _find_loss(ending, error)
             if lost is not None and may_restart:
                 self._state.note(f"{lost}; it is started again")

@@ -36,7 +36,8 @@ class Supervision:
         resources_per_member: what each worker asks Ray for.
         notifier: told of ended and resumed attempts.
         on_attempt: called with each attempt that all members have joined.
-        on_lost: called when the monitor has died.
+        on_lost: called when the monitor has died, or the machines did not come in time; ends the group.
+        wait_s: for how long machines are waited for; None forever.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Supervision:
         notifier: Notifier | None,
         on_attempt: Callable[[AttemptNews], None],
         on_lost: Callable[[], None],
+        wait_s: float | None = None,
     ) -> None:
         self.monitor: RayMonitor = start_monitor(root, job_id, rules, num_members)
         self._state = state
@@ -59,6 +61,10 @@ class Supervision:
         self._resources = resources_per_member
         self._on_attempt = on_attempt
         self._on_lost = on_lost
+        self._wait_s = wait_s
+        self._waits_since_s: float | None = None
+        self.why_given_up: str | None = None
+        """Why the job's machines are not waited for any more."""
         self._is_finishing = False
         self._thread = threading.Thread(target=self._follow_attempts, name="attempts", daemon=True)
         self._waiting = threading.Event()
@@ -136,7 +142,10 @@ class Supervision:
     def _tell_wait(self) -> None:
         """Say what the job waits for, if it does."""
         if not (self._waiting.is_set() and _is_placement_pending()):
+            self._waits_since_s = None
             return
+        if self._waits_since_s is None:
+            self._waits_since_s = time.monotonic()
         wanted = self._describe_wanted()
         if self._state.status in ("preparing", "running"):
             # The machines of the attempt before are gone, and there are no others.
@@ -145,7 +154,11 @@ class Supervision:
             available = ray.available_resources()
             free = _describe({name: available.get(name, 0) for name in self._resources})
             reasons = "".join(f"; {line}" for line in _find_launches())
-            self._state.note_waiting(f"waits for {wanted}; the cluster has {free} free{reasons}")
+            text = f"waits for {wanted}; the cluster has {free} free{reasons}"
+            self._state.note_waiting(text)
+            if self._wait_s is not None and time.monotonic() - self._waits_since_s >= self._wait_s:
+                self.why_given_up = f"given up after {self._wait_s:.0f} s (--wait): the job {text}"
+                self._on_lost()
 
     def _describe_wanted(self) -> str:
         return f"{self._num_members} x ({_describe(self._resources)})"

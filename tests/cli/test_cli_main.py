@@ -42,6 +42,7 @@ def test_every_command_of_the_contract_exists():
         "checkpoint verify",
         "checkpoint view",
         "cluster",
+        "cluster doctor",
         "cluster down",
         "cluster list",
         "cluster logs",

@@ -1,4 +1,4 @@
-"""A cluster from VM names to a resource group with nothing in it any more, on Azure in a box, in the order of its life."""
+"""A cluster from VM names to a subscription with nothing of it, on Azure in a box; the tests go through its life."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from support.cloud.arm_messages import SUBSCRIPTION_ID
 from support.cloud.box import CHECKOUT, Box
 from support.cloud.launched import Launched
-from support.cloud.resource_manager import SUBSCRIPTION_ID
 from support.cloud.virtual_machines import REPOSITORY_DIR
 from support.workbench import wait_until
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import ray.autoscaler
-from support.cloud.resource_manager import SUBSCRIPTION_ID, Answer, ArmError, Call, ResourceManager
+from support.cloud.arm_messages import SUBSCRIPTION_ID, Answer, ArmError, Call
+from support.cloud.resource_manager import ResourceManager
 
 RAY_TEMPLATES = Path(ray.autoscaler.__file__).parent / "_private/_azure"
 GROUP = f"/subscriptions/{SUBSCRIPTION_ID}/resourceGroups/mine"
@@ -92,7 +93,7 @@ def test_rays_templates_make_what_they_name(manager: ResourceManager) -> None:
         *(f"{base}-ip{index}" for index in (0, 1)),
         *(f"{base}-nic-public{index}" for index in (0, 1)),
     }
-    vms = manager.list_vms()
+    vms = manager.resources.list_vms()
     assert [(vm["zones"], vm["state"], vm["is_spot"]) for vm in vms] == [
         (["1"], "running", False),
         (["2"], "running", False),
@@ -119,8 +120,8 @@ def test_a_deployment_is_looked_at_before_anything_is_made(manager: ResourceMana
     assert refusal(deploy(manager, "vm", without_size)) == (400, "InvalidTemplate")
     assert refusal(deploy(manager, "vm", worker(manager, vmSise="x"))) == (400, "InvalidTemplate")
     assert refusal(deploy(manager, "vm", worker(manager, vmCount="1"))) == (400, "InvalidTemplate")
-    manager.offers.limits["lowPriorityCores"] = 3
-    manager.offers.restricted["Standard_NC8as_T4_v3"] = ("1",)
+    manager.resources.offers.limits["lowPriorityCores"] = 3
+    manager.resources.offers.restricted["Standard_NC8as_T4_v3"] = ("1",)
     for parameters, code in (
         ({"priority": "Spot"}, "QuotaExceeded"),
         ({"vmSize": "Standard_NC8as_T4_v3"}, "SkuNotAvailable"),
@@ -160,7 +161,7 @@ def test_nothing_that_is_in_use_can_be_deleted(manager: ResourceManager) -> None
 
 def test_an_evicted_vm_leaves_its_interface_and_its_address(manager: ResourceManager) -> None:
     deploy(manager, "vm", worker(manager))
-    manager.evict("ray-mine-worker-1234-ab120")
+    manager.resources.evict("ray-mine-worker-1234-ab120")
     assert names(manager) - BEFORE_THE_FIRST_VM == {
         "ray-mine-worker-1234-ab12-ip0",
         "ray-mine-worker-1234-ab12-nic-public0",

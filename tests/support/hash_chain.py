@@ -117,10 +117,14 @@ class HashChain:
         workspace.mkdir()
         (workspace / "main.py").write_text(self.script())
         template = directory / "pf-template.yml"
-        template.write_text(
-            f"""\
+        template.write_text(self.template())
+        return template, workspace
+
+    def template(self, vm: str = VM) -> str:
+        """The job's template; ``vm`` has one device."""
+        return f"""\
 name: chain
-vm: {VM}
+vm: {vm}
 num_devices: {NUM_RANKS}
 max_failures: 3
 job_setting:
@@ -137,8 +141,6 @@ job_setting:
 checkpoint:
   output_checkpoint_dir: /workspace/ckpt
 """
-        )
-        return template, workspace
 
     def assert_exact(self, root: StorageRoot, job_id: int, directory: Path) -> None:
         """Hold the last checkpoint against an undisturbed run."""

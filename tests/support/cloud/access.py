@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from support.cloud.arm_messages import ENDPOINT_HOST, SUBSCRIPTION_ID, TENANT_ID
 from support.cloud.azure_roles import OWNER
-from support.cloud.resource_manager import ENDPOINT_HOST, SUBSCRIPTION_ID, TENANT_ID
 from support.cloud.virtual_machines import AWS_ENVIRONMENT, PROVIDER_ADDRESS
 
 AUTHORITY = "box-ca.pem"

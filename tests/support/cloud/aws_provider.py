@@ -1,6 +1,7 @@
 """EC2, IAM and S3 of the box: ``python -m support.cloud.aws_provider STATE_DIR REGION``, in the bridge's network.
 
 The API is moto's; an instance that it says is there is a virtual machine. Its lines are those of ``Provider``, and:
+    {"do": "heal"}                                  no call fails any more
     {"do": "scarce", "is_scarce": IS}               a request for several instances gets one of them
     {"do": "calls", "action": A}                    every call of an action so far
 """
@@ -54,6 +55,9 @@ class Api:
 
     def fail(self, match: list[str], code: str, num_times: int) -> None:
         self._faults.append({"match": match, "code": code, "num_left": num_times})
+
+    def heal(self) -> None:
+        self._faults.clear()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         answer = getattr(self, _JSON_CALLS.get(environ.get("HTTP_X_AMZ_TARGET", ""), ""), None)
@@ -157,6 +161,9 @@ class AwsProvider(Provider):
 
     def _do_quota(self, code: str, vcpus: float) -> None:
         self._api.quotas[code] = vcpus
+
+    def _do_heal(self) -> None:
+        self._api.heal()
 
     def _do_scarce(self, is_scarce: bool) -> None:
         self._api.gives_least = is_scarce

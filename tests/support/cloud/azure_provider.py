@@ -15,8 +15,6 @@ where the texts of a call are its method, its path and the parameters of its dep
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import ssl
 import sys
@@ -30,17 +28,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 from support.cloud.access import AUTHORITY, AZURE_HOSTS
+from support.cloud.arm_messages import ENDPOINT_HOST, SUBSCRIPTION_ID, Answer, ArmError, Call
+from support.cloud.certificates import write_certificates
 from support.cloud.metadata import ACKNOWLEDGED, NOTICE, VM
 from support.cloud.provider import Provider, write_bashrc
-from support.cloud.resource_manager import ENDPOINT_HOST, SUBSCRIPTION_ID, Answer, ArmError, Call, ResourceManager
+from support.cloud.resource_manager import ResourceManager
 from support.cloud.virtual_machines import AWS_ENVIRONMENT, AWS_PORT, PROVIDER_ADDRESS, VirtualMachine
 
 _HTTPS_PORT = 443
@@ -116,7 +112,7 @@ class AzureProvider(Provider):
 
     def start_api(self) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(_write_certificates(self._state_dir))
+        context.load_cert_chain(write_certificates(self._state_dir / AUTHORITY, ENDPOINT_HOST))
         server = _Server((PROVIDER_ADDRESS, _HTTPS_PORT), self._api, context)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         moto = DomainDispatcherApplication(create_backend_app)
@@ -157,14 +153,14 @@ class AzureProvider(Provider):
 
     def _list_vms(self) -> list[dict[str, Any]]:
         with self._api.lock:
-            return self._api.manager.list_vms()
+            return self._api.manager.resources.list_vms()
 
     def _find_vm(self, name: str) -> dict[str, Any] | None:
         return next((vm for vm in self._list_vms() if vm["name"] == name), None)
 
     def _evict(self, name: str) -> None:
         with self._api.lock:
-            self._api.manager.evict(name)
+            self._api.manager.resources.evict(name)
 
     def _do_machines(self) -> list[dict[str, Any]]:
         kept = ("type", "state", "address", "public_address", "is_spot", "zones", "tags")
@@ -183,11 +179,11 @@ class AzureProvider(Provider):
 
     def _do_quota(self, code: str, vcpus: int) -> None:
         with self._api.lock:
-            self._api.manager.offers.limits[code] = vcpus
+            self._api.manager.resources.offers.limits[code] = vcpus
 
     def _do_restrict(self, size: str, zones: list[str] | None) -> None:
         with self._api.lock:
-            self._api.manager.offers.restricted[size] = None if zones is None else tuple(zones)
+            self._api.manager.resources.offers.restricted[size] = None if zones is None else tuple(zones)
 
     def _do_leak(self, group: str, name: str) -> None:
         base = f"/subscriptions/{SUBSCRIPTION_ID}/resourceGroups/{group}/providers/Microsoft.Network"
@@ -260,51 +256,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
-
-
-def _write_certificates(directory: Path) -> Path:
-    """Make an authority, whose certificate is written for clients, and return the server's chain with its key."""
-    authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    authority_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "The box's authority")])
-    authority = _sign(
-        authority_name, authority_name, authority_key.public_key(), authority_key, x509.BasicConstraints(True, None)
-    )
-    names = x509.SubjectAlternativeName(
-        [x509.DNSName(ENDPOINT_HOST), x509.IPAddress(ipaddress.ip_address(PROVIDER_ADDRESS))]
-    )
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, ENDPOINT_HOST)])
-    certificate = _sign(name, authority_name, key.public_key(), authority_key, names)
-    (directory / AUTHORITY).write_bytes(authority.public_bytes(serialization.Encoding.PEM))
-    chain = directory / "server.pem"
-    chain.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    return chain
-
-
-def _sign(
-    subject: x509.Name,
-    issuer: x509.Name,
-    public_key: ec.EllipticCurvePublicKey,
-    signing_key: ec.EllipticCurvePrivateKey,
-    extension: x509.ExtensionType,
-) -> x509.Certificate:
-    now = datetime.datetime.now(datetime.UTC)
-    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key())
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(identifier, critical=False)
-        .sign(signing_key, hashes.SHA256())
-    )
 
 
 def main() -> None:

@@ -24,7 +24,15 @@ from support.namespaces import Machine, Network, find_missing, open_network
 HOME = "/dev/shm/home"
 CHECKOUT = f"{HOME}/periflow-ray"
 # What a user of cluster_configs/ has of the repository.
-_CHECKED_OUT = ("periflow_ray", "cluster_configs", "scripts", "pyproject.toml", "README.md", "constraints.txt")
+_CHECKED_OUT = (
+    "periflow_ray",
+    "cluster_configs",
+    "examples",
+    "scripts",
+    "pyproject.toml",
+    "README.md",
+    "constraints.txt",
+)
 _PROGRAMS = {"/usr/sbin/sshd": "openssh-server", "rsync": "rsync", "ssh": "openssh-client", "sudo": "sudo"}
 # The user's own /tmp, for what Ray's launcher leaves there; the repository may lie below the real one.
 _OWN_TMP = (
@@ -50,6 +58,7 @@ class Box:
 
     def __init__(self, cloud: str, region: str, network: Network, state_dir: Path) -> None:
         self.cloud = cloud
+        self._elsewhere: Machine | None = None
         log_path = state_dir / "provider.log"
         with open(log_path, "wb") as log:
             self._provider = subprocess.Popen(
@@ -69,6 +78,7 @@ class Box:
         assert self._provider.stdout.readline() == "ready\n", log_path.read_text()
         access = make_access(cloud, region, HOME, state_dir)
         self._hosts = access.hosts
+        self._network = network
         self.user = self.add_host(network, "user")
         self.env = {
             "HOME": HOME,
@@ -95,6 +105,24 @@ class Box:
         """Run a command on the user's machine, in the root of the user's checkout."""
         command = 'cd "$0" && exec "$@"'
         return self.user.run("bash", "-c", command, CHECKOUT, *argv, env=self.env, timeout_s=timeout_s)
+
+    def run_elsewhere(self, *argv: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Run a command on another machine of the same user's, which has access to the cloud and no files."""
+        if self._elsewhere is None:
+            self._elsewhere = self.add_host(self._network, "elsewhere")
+        return self._elsewhere.run(*argv, env=self.env, timeout_s=timeout_s)
+
+    def start(self, *argv: str) -> subprocess.Popen[str]:
+        """Begin a command on the user's machine; what it says comes through a pipe."""
+        command = 'cd "$0" && exec "$@"'
+        return subprocess.Popen(
+            self.user.wrap("bash", "-c", command, CHECKOUT, *argv),
+            env={**self.user.env, **self.env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def check_out(self) -> None:
         """Give the user a checkout, with the wheel for the nodes; what it needs is in their image."""

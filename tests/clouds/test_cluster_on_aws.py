@@ -1,0 +1,183 @@
+"""A cluster from VM names to GPUs that train, and back to nothing, on AWS in a box; the tests go through its life."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from support.cloud.box import Box
+from support.hash_chain import HashChain
+from support.workbench import wait_until
+
+pytestmark = [pytest.mark.clouds, pytest.mark.ray, pytest.mark.timeout(600)]
+
+ROOT = "s3://periflow/root"
+VM = "aws-24gb-a10g-1g-us-west-2"
+UP = (
+    *("periflow-ray", "cluster", "up", "--name", "mine", "--vm", f"{VM}-spot", "--vm", VM, "--max-nodes", "4", "--yes"),
+    *("--ssh-from", "10.77.0.0/24", "--storage", ROOT),
+)
+CHAIN = HashChain(num_steps=300, step_time_s=0.05, save_every=1000)
+# What an account has of a cluster, by the provider's own word and not by the product's.
+LISTING = """
+import boto3, json
+ec2, iam = boto3.client("ec2"), boto3.client("iam")
+found = [i["InstanceId"] for r in ec2.describe_instances()["Reservations"] for i in r["Instances"]
+         if i["State"]["Name"] != "terminated"]
+found += [v["VolumeId"] for v in ec2.describe_volumes()["Volumes"]]
+found += [n["NetworkInterfaceId"] for n in ec2.describe_network_interfaces()["NetworkInterfaces"]]
+found += [a["AllocationId"] for a in ec2.describe_addresses()["Addresses"]]
+found += [g["GroupName"] for g in ec2.describe_security_groups()["SecurityGroups"] if g["GroupName"] != "default"]
+found += [k["KeyName"] for k in ec2.describe_key_pairs()["KeyPairs"]]
+found += [r["RoleName"] for r in iam.list_roles()["Roles"]]
+found += [p["InstanceProfileName"] for p in iam.list_instance_profiles()["InstanceProfiles"]]
+print(json.dumps(found))
+"""
+# A disk, a network card and an address that nothing uses any more.
+LEAKS = """
+import boto3
+ec2 = boto3.client("ec2")
+tags = lambda kind: [{"ResourceType": kind, "Tags": [{"Key": "ray-cluster-name", "Value": "mine"}]}]
+subnet = ec2.describe_subnets()["Subnets"][0]
+ec2.create_volume(AvailabilityZone=subnet["AvailabilityZone"], Size=100, TagSpecifications=tags("volume"))
+ec2.create_network_interface(SubnetId=subnet["SubnetId"], TagSpecifications=tags("network-interface"))
+ec2.allocate_address(Domain="vpc", TagSpecifications=tags("elastic-ip"))
+"""
+
+
+def run(box: Box, *argv: str, timeout_s: float = 300.0) -> str:
+    """What a command of the user's says, which succeeds."""
+    done = box.run(*argv, timeout_s=timeout_s)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def ask_json(box: Box, *argv: str) -> Any:
+    return json.loads(run(box, "periflow-ray", *argv, "--storage", ROOT, "-o", "json"))
+
+
+def list_account(box: Box) -> list[str]:
+    return json.loads(run(box, "python", "-c", LISTING))
+
+
+def find_machines(box: Box, node_type: str) -> list[dict[str, Any]]:
+    """Those that cost money."""
+    return [
+        machine
+        for machine in box.ask("machines")
+        if machine["state"] in ("pending", "running") and machine["tags"].get("ray-user-node-type") == node_type
+    ]
+
+
+def test_up_goes_on_where_it_was_killed(aws: Box) -> None:
+    run(aws, "python", "-c", "import boto3; boto3.client('s3', 'us-east-1').create_bucket(Bucket='periflow')")
+    # The first zone that is asked has none, and the API is busy.
+    aws.ask("fail", match=["Action=RunInstances", "MaxCount"], code="InsufficientInstanceCapacity", num_times=1)
+    aws.ask("fail", match=["Action=DescribeInstances"], code="RequestLimitExceeded", num_times=2)
+    killed = aws.start(*UP)
+    assert killed.stdout is not None
+    said = ""
+    while "the head boots" not in said:
+        line = killed.stdout.readline()
+        assert line, said
+        said += line
+    killed.kill()
+    killed.wait()
+    killed.stdout.close()
+    state = ask_json(aws, "cluster", "status", "mine")
+    assert (state["status"], [machine["node_type"] for machine in state["machines"]]) == ("creating", ["head"])
+    assert "Cluster 'mine' is up." in run(aws, *UP)
+    assert ask_json(aws, "cluster", "status", "mine")["status"] == "running"
+    assert len(find_machines(aws, "head")) == 1
+
+
+def test_a_cluster_that_runs_stays_as_it_is(aws: Box) -> None:
+    (head,) = find_machines(aws, "head")
+    num_launches = len(aws.ask("calls", action="RunInstances"))
+    assert "launching" not in aws.run(*UP, timeout_s=120).stderr
+    assert find_machines(aws, "head") == [head]
+    launches = aws.ask("calls", action="RunInstances")[num_launches:]
+    assert [call for call in launches if call.get("DryRun") != "true"] == []
+
+
+def test_a_job_takes_what_the_cloud_has_and_says_so(aws: Box) -> None:
+    aws.ask("fail", match=["Action=RunInstances", "MarketType=spot"], code="InsufficientInstanceCapacity", num_times=99)
+    template = run(aws, "cat", "examples/cifar/pf-template.yml")
+    changed = re.sub(r"(?m)^vm: .*$", f"vm: {VM}-spot\nfallback: on_demand", template)
+    aws.write("periflow-ray/examples/cifar/pf-template.yml", changed)
+    try:
+        run(
+            aws,
+            *("periflow-ray", "submit", "-f", "examples/cifar/pf-template.yml", "-d", "examples/cifar"),
+            *("--storage", ROOT),
+        )
+    finally:
+        aws.ask("heal")
+    events = [event["text"] for event in ask_json(aws, "job", "events", "1")]
+    assert any(
+        f"the provider refused {VM}-spot (InsufficientInstanceCapacity" in text and f"asks for {VM} instead" in text
+        for text in events
+    ), events
+    assert len(find_machines(aws, VM)) == 2
+    assert ask_json(aws, "job", "view", "1")["status"] == "success"
+
+
+def test_a_spot_machine_is_taken_away_and_no_step_is_lost(aws: Box) -> None:
+    aws.write("chain/app/main.py", CHAIN.script())
+    aws.write("chain/pf-template.yml", CHAIN.template(f"{VM}-spot"))
+    run(
+        aws,
+        *("periflow-ray", "submit", "-f", "../chain/pf-template.yml", "-d", "../chain/app", "--no-follow"),
+        *("--storage", ROOT),
+    )
+    wait_until(lambda: ask_json(aws, "job", "view", "2")["status"] == "running", "the job runs", 180)
+    machine = find_machines(aws, f"{VM}-spot")[0]
+    aws.ask("notice", instance=machine["instance"], notice_s=30)
+    run(aws, "periflow-ray", "job", "log", "2", "-f", "--storage", ROOT)
+    assert ask_json(aws, "job", "view", "2")["status"] == "success"
+    first, *_ = ask_json(aws, "job", "view", "2")["attempts"]
+    assert (first["cause"], first["num_lost_steps"]) == ("preemption", 0), first
+    run(aws, "periflow-ray", "checkpoint", "download", "2/step-00000300", "--storage", ROOT, "--dest", "../final")
+    states = [json.loads(run(aws, "cat", f"../final/state-{rank}.json")) for rank in (0, 1)]
+    assert [(step, state) for step, state, _ in states] == [(300, CHAIN.final_state(rank)) for rank in (0, 1)]
+
+
+def test_its_secrets_are_where_they_belong_and_nowhere_else(aws: Box) -> None:
+    (directory,) = run(aws, "bash", "-c", "ls -d ~/.local/share/periflow-ray/clusters/mine-*").split()
+    token = run(aws, "cat", f"{directory}/token")
+    modes = run(aws, "stat", "-c", "%a", directory, f"{directory}/token", f"{directory}/key").split()
+    assert modes == ["700", "600", "600"]
+    key_line = run(aws, "sed", "-n", "2p", f"{directory}/key").strip()
+    for secret in (token, key_line):
+        found = aws.run("bash", "-c", 'grep -rl -- "$0" /tmp ~ --exclude-dir=clusters', secret, timeout_s=120)
+        assert found.stdout == ""
+        stored = "import sys, s3fs; fs = s3fs.S3FileSystem(); print(*[p for p in fs.find('periflow') if "
+        stored += "sys.argv[1].encode() in fs.cat(p)])"
+        assert run(aws, "python", "-c", stored, secret).strip() == ""
+    on_head = run(aws, "periflow-ray", "cluster", "ssh", "mine", "--storage", ROOT, "--", "ps", "-eo", "args")
+    assert "ray" in on_head
+    assert token not in on_head
+
+
+def test_it_ends_by_itself_when_no_job_runs(aws: Box) -> None:
+    run(aws, *UP, "--autostop", "1s")
+    wait_until(
+        lambda: all(machine["state"] == "terminated" for machine in aws.ask("machines")), "the head ends all of it", 90
+    )
+    (listed,) = ask_json(aws, "cluster", "list")
+    assert "no job has run" in listed["ended_because"]
+    assert 0 < listed["cost_usd"] < 5
+
+
+def test_down_from_another_machine_leaves_nothing(aws: Box) -> None:
+    run(aws, "python", "-c", LEAKS)
+    down = aws.run_elsewhere("periflow-ray", "cluster", "down", "mine", "--yes", "--storage", ROOT, timeout_s=120)
+    assert down.returncode == 0, down.stdout + down.stderr
+    assert list_account(aws) == []
+    again = aws.run_elsewhere(
+        *("periflow-ray", "cluster", "down", "never", "--vm", VM, "--yes", "--storage", ROOT), timeout_s=60
+    )
+    assert "There is nothing of cluster 'never'" in again.stdout
+    assert list_account(aws) == []
