@@ -44,7 +44,8 @@ def make_access(cloud: str, region: str, home: str, state_dir: Path) -> Access:
     if cloud == "aws":
         return Access({**AWS_ENVIRONMENT, "AWS_DEFAULT_REGION": region})
     return Access(
-        {"REQUESTS_CA_BUNDLE": f"{home}/{AUTHORITY}"},
+        # The box has no Azure Blob: storage is S3.
+        {"REQUESTS_CA_BUNDLE": f"{home}/{AUTHORITY}", **AWS_ENVIRONMENT, "AWS_DEFAULT_REGION": "us-east-1"},
         {"bin/az": _write_az(), AUTHORITY: (state_dir / AUTHORITY).read_text()},
         AZURE_HOSTS,
     )

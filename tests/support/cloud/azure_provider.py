@@ -1,9 +1,9 @@
 """Azure of the box: ``python -m support.cloud.azure_provider STATE_DIR REGION``, in the bridge's network.
 
 Azure Resource Manager answers over TLS at the bridge's address; a VM that it says is there is a virtual machine. The
-authority of its certificate is STATE_DIR/box-ca.pem. An instance's id is its VM's name. A VM whose notice is
-acknowledged goes at once. Its lines are those of ``Provider``, where the texts of a call are its method, its path and
-the parameters of its deployment or its body, and:
+authority of its certificate is STATE_DIR/box-ca.pem. Beside it is moto's S3, which stands for storage of any cloud. An
+instance's id is its VM's name. A VM whose notice is acknowledged goes at once. Its lines are those of ``Provider``,
+where the texts of a call are its method, its path and the parameters of its deployment or its body, and:
     {"do": "fail", ..., "part": "vm", "status": S}  with the part "vm", the VMs of the deployment do not come, and what
                                                     they need stays behind; otherwise the call is refused at once
     {"do": "calls", "match": [TEXT...]}             every call so far that has all these texts
@@ -28,13 +28,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
 from support.cloud.access import AUTHORITY, AZURE_HOSTS
 from support.cloud.arm_messages import ENDPOINT_HOST, SUBSCRIPTION_ID, Answer, ArmError, Call
 from support.cloud.certificates import write_certificates
 from support.cloud.metadata import ACKNOWLEDGED, NOTICE, VM
 from support.cloud.provider import Provider, write_bashrc
 from support.cloud.resource_manager import ResourceManager
-from support.cloud.virtual_machines import PROVIDER_ADDRESS, VirtualMachine
+from support.cloud.virtual_machines import AWS_ENVIRONMENT, AWS_PORT, PROVIDER_ADDRESS, VirtualMachine
 
 _HTTPS_PORT = 443
 _TOKEN = "principal-"
@@ -112,6 +115,9 @@ class AzureProvider(Provider):
         context.load_cert_chain(write_certificates(self._state_dir / AUTHORITY, ENDPOINT_HOST))
         server = _Server((PROVIDER_ADDRESS, _HTTPS_PORT), self._api, context)
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        moto = DomainDispatcherApplication(create_backend_app)
+        storage = make_server(PROVIDER_ADDRESS, AWS_PORT, moto, threaded=True)
+        threading.Thread(target=storage.serve_forever, daemon=True).start()
 
     def find_wanted(self) -> dict[str, Any]:
         for name, machine in self._machines.items():
@@ -139,7 +145,7 @@ class AzureProvider(Provider):
             public_key=description["public_key"],
             image={
                 AUTHORITY: (self._state_dir / AUTHORITY).read_text(),
-                ".bashrc": write_bashrc(REQUESTS_CA_BUNDLE=f"$HOME/{AUTHORITY}"),
+                ".bashrc": write_bashrc(REQUESTS_CA_BUNDLE=f"$HOME/{AUTHORITY}", **AWS_ENVIRONMENT),
             },
             metadata={VM: json.dumps(vm)},
             hosts=AZURE_HOSTS,
