@@ -1,6 +1,8 @@
 """What a cluster has in an AWS account: made once, found again by its tag, removed without a trace.
 
 Looked at through another client, as the account's owner would: the product is not asked about its own work.
+
+Long because each of the account's kinds of resources has its own way to be left behind.
 """
 
 from __future__ import annotations
@@ -187,7 +189,7 @@ def test_a_role_that_the_account_has_no_room_for_is_told_as_that(aws: AwsAccount
 
 def test_a_missing_permission_is_named(aws: AwsAccount) -> None:
     aws.api.fail(["Action=CreateSecurityGroup"], "UnauthorizedOperation", num_times=1)
-    with pytest.raises(ProviderError, match="You need the permission ec2:CreateSecurityGroup; docs/aws.md has"):
+    with pytest.raises(ProviderError, match=r"You need the permission ec2:CreateSecurityGroup; docs/aws.md has"):
         prepare(make_spec())
 
 
@@ -295,14 +297,14 @@ def test_without_credentials_it_says_how_to_get_some(aws: AwsAccount, monkeypatc
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     with pytest.raises(
-        ProviderError, match="there are no AWS credentials on this machine. Log in with 'aws configure'"
+        ProviderError, match=r"there are no AWS credentials on this machine. Log in with 'aws configure'"
     ):
         AwsProvider(REGION)
 
 
 def test_credentials_that_have_ended_are_told_as_that(aws: AwsAccount) -> None:
     aws.api.fail(["Action=DescribeInstances"], "RequestExpired", num_times=1)
-    with pytest.raises(ProviderError, match="RequestExpired: .* Log in again: aws configure, or aws sso login"):
+    with pytest.raises(ProviderError, match=r"RequestExpired: .* Log in again: aws configure, or aws sso login"):
         provider().list_machines("mine")
 
 

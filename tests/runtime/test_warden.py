@@ -1,4 +1,7 @@
-"""The warden on a cluster's head: what the cluster costs, when it ends, and that its jobs may save before."""
+"""The warden on a cluster's head: what the cluster costs, when it ends, and that its jobs may save before.
+
+Long because one cluster is followed through all that its warden does.
+"""
 
 from __future__ import annotations
 
