@@ -187,7 +187,7 @@ def test_a_role_that_the_account_has_no_room_for_is_told_as_that(aws: AwsAccount
 
 def test_a_missing_permission_is_named(aws: AwsAccount) -> None:
     aws.api.fail(["Action=CreateSecurityGroup"], "UnauthorizedOperation", num_times=1)
-    with pytest.raises(ProviderError, match="You need the permission ec2:CreateSecurityGroup; docs/aws.md has"):
+    with pytest.raises(ProviderError, match=r"You need the permission ec2:CreateSecurityGroup; docs/aws.md has"):
         prepare(make_spec())
 
 
@@ -295,14 +295,14 @@ def test_without_credentials_it_says_how_to_get_some(aws: AwsAccount, monkeypatc
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     with pytest.raises(
-        ProviderError, match="there are no AWS credentials on this machine. Log in with 'aws configure'"
+        ProviderError, match=r"there are no AWS credentials on this machine. Log in with 'aws configure'"
     ):
         AwsProvider(REGION)
 
 
 def test_credentials_that_have_ended_are_told_as_that(aws: AwsAccount) -> None:
     aws.api.fail(["Action=DescribeInstances"], "RequestExpired", num_times=1)
-    with pytest.raises(ProviderError, match="RequestExpired: .* Log in again: aws configure, or aws sso login"):
+    with pytest.raises(ProviderError, match=r"RequestExpired: .* Log in again: aws configure, or aws sso login"):
         provider().list_machines("mine")
 
 

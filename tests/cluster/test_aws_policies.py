@@ -25,7 +25,7 @@ def as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def may(policy: dict[str, Any], action: str, resource: str, context: Mapping[str, str] = {}) -> bool:  # noqa: B006
+def may(policy: dict[str, Any], action: str, resource: str, context: Mapping[str, str] = {}) -> bool:
     """What IAM decides, as far as these policies go: some statement allows it, and its conditions hold."""
     return any(
         action in as_list(statement["Action"])
