@@ -91,6 +91,11 @@ def bring_up(
         autostop_s=options.autostop_s,
         max_cost_usd=options.max_cost_usd,
     )
+    if is_up and before is not None:
+        # Its head has a YAML that says so, and keeps it.
+        record = dataclasses.replace(
+            record, max_num_nodes=before.max_num_nodes, idle_timeout_minutes=before.idle_timeout_minutes
+        )
     secrets.make()
     if not machines:
         # The account and the YAML of an earlier cluster of this name.
