@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 from support.cloud.box import Box
+from support.cloud.virtual_machines import PROVIDER_ADDRESS, REPOSITORY_DIR
 from support.hash_chain import HashChain
 from support.workbench import wait_until
+
+from periflow_ray.cluster.providers.aws_policies import head_policy
 
 pytestmark = [pytest.mark.clouds, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -159,6 +162,27 @@ def test_its_secrets_are_where_they_belong_and_nowhere_else(aws: Box) -> None:
     on_head = run(aws, "periflow-ray", "cluster", "ssh", "mine", "--storage", ROOT, "--", "ps", "-eo", "args")
     assert "ray" in on_head
     assert token not in on_head
+
+
+def find_allowed(policy: dict[str, Any]) -> set[str]:
+    return {action for statement in policy["Statement"] for action in statement["Action"]}
+
+
+def test_nobody_did_more_than_their_policy_allows(aws: Box) -> None:
+    nodes = {machine["address"] for machine in aws.ask("machines")}
+    heads = {machine["address"] for machine in aws.ask("machines") if machine["tags"]["ray-node-type"] == "head"}
+    done: dict[str, set[str]] = {"user": set(), "head": set(), "worker": set()}
+    for address, action in aws.ask("actions"):
+        who = "head" if address in heads else "worker" if address in nodes else "user"
+        if address != PROVIDER_ADDRESS:
+            done[who].add(action)
+    mine = json.loads((REPOSITORY_DIR / "docs/policies/aws-cluster.json").read_text())
+    assert "ec2:RunInstances" in done["user"]
+    # Making the bucket is the test's own.
+    assert done["user"] - find_allowed(mine) == set()
+    assert "ec2:RunInstances" in done["head"]
+    assert done["head"] - find_allowed(head_policy("mine", "us-west-2", ["arn"], ROOT)) == set()
+    assert done["worker"] == set()
 
 
 def test_it_ends_by_itself_when_no_job_runs(aws: Box) -> None:
