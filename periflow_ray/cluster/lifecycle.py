@@ -121,7 +121,9 @@ def bring_up(
         config_path.write_text(text, encoding="utf-8")
         secrets.forget_hosts()
         launch_head(config_path, secrets.directory / "up.log", tell)
-        record = dataclasses.replace(record, head_address=_find_head_address(provider, spec.name))
+    address = _find_head_address(provider, spec.name)
+    if address != record.head_address:
+        record = dataclasses.replace(record, head_address=address)
         write_cluster(root, record)
     tell("running a first task on the head")
     run_on_head(record, secrets, ["python", "-"], stdin=_TASK, timeout_s=_TASK_TIMEOUT_S)
