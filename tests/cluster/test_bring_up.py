@@ -90,7 +90,7 @@ def ray_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RayUp:
 
 
 @pytest.fixture
-def _head(_secrets: ClusterSecrets, ray_up: RayUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def head(_secrets: ClusterSecrets, ray_up: RayUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if SSHD is None or SSH is None:
         pytest.skip(MISSING)
     directory = tmp_path / "sshd"
@@ -136,7 +136,7 @@ def up(root: StorageRoot, account: Account, secrets: ClusterSecrets, tmp_path: P
 
 
 def test_a_cluster_is_up_once_a_task_has_run_on_its_head(
-    up: Maker, root: StorageRoot, account: Account, secrets: ClusterSecrets, ray_up: RayUp, _head: None
+    up: Maker, root: StorageRoot, account: Account, secrets: ClusterSecrets, ray_up: RayUp, head: None
 ) -> None:
     ray_up.answer(GOOD, 0)
     record = up(autostop_s=1800.0, max_cost_usd=25.0)
@@ -155,7 +155,7 @@ def test_a_cluster_is_up_once_a_task_has_run_on_its_head(
 
 
 def test_a_cluster_that_is_up_stays_as_it_is_but_for_who_may_come_in_and_when_it_ends(
-    up: Maker, root: StorageRoot, account: Account, ray_up: RayUp, _head: None
+    up: Maker, root: StorageRoot, account: Account, ray_up: RayUp, head: None
 ) -> None:
     ray_up.answer(GOOD, 0)
     before = up(autostop_s=1800.0)
@@ -169,7 +169,7 @@ def test_a_cluster_that_is_up_stays_as_it_is_but_for_who_may_come_in_and_when_it
     assert read_account(root, "mine") == ClusterAccount(1.0)
 
 
-def test_a_making_that_was_cut_off_goes_on(up: Maker, root: StorageRoot, ray_up: RayUp, _head: None) -> None:
+def test_a_making_that_was_cut_off_goes_on(up: Maker, root: StorageRoot, ray_up: RayUp, head: None) -> None:
     ray_up.answer("An error occurred (VcpuLimitExceeded) when calling the RunInstances operation: no more\n", 1)
     ray_up.answer(GOOD, 0)
     with pytest.raises(ProviderError, match="VcpuLimitExceeded"):
@@ -181,7 +181,7 @@ def test_a_making_that_was_cut_off_goes_on(up: Maker, root: StorageRoot, ray_up:
 
 
 def test_a_head_that_cannot_run_a_task_is_not_called_up(
-    up: Maker, root: StorageRoot, ray_up: RayUp, tmp_path: Path, _head: None
+    up: Maker, root: StorageRoot, ray_up: RayUp, tmp_path: Path, head: None
 ) -> None:
     ray_up.answer(GOOD, 0)
     (tmp_path / "home" / ".bash_profile").write_text("export PATH=/nowhere\n")
@@ -191,7 +191,7 @@ def test_a_head_that_cannot_run_a_task_is_not_called_up(
 
 
 def test_a_new_cluster_of_an_old_name_has_nothing_of_the_old_one(
-    up: Maker, root: StorageRoot, ray_up: RayUp, _head: None
+    up: Maker, root: StorageRoot, ray_up: RayUp, head: None
 ) -> None:
     old = ClusterRecord("mine", "aws", "us-west-2", ["x"], 2, 10, "ada", "there", 1.0, "ended", max_cost_usd=1.0)
     write_cluster(root, old)
