@@ -1,4 +1,7 @@
-"""``cluster up``, ``down``, ``list``, ``status``, ``ssh``, ``tunnel`` and ``logs``, with an account in memory."""
+"""``cluster up``, ``down``, ``list``, ``status``, ``ssh``, ``tunnel`` and ``logs``, with an account in memory.
+
+Long because a cluster's life is one story: all commands see the same record and the same account.
+"""
 
 from __future__ import annotations
 

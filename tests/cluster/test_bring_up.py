@@ -90,7 +90,7 @@ def ray_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RayUp:
 
 
 @pytest.fixture
-def _head(_secrets: ClusterSecrets, ray_up: RayUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def head(_secrets: ClusterSecrets, ray_up: RayUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if SSHD is None or SSH is None:
         pytest.skip(MISSING)
     directory = tmp_path / "sshd"
@@ -135,9 +135,8 @@ def up(root: StorageRoot, account: Account, secrets: ClusterSecrets, tmp_path: P
     return Maker(root, account, secrets, tmp_path / "wheels")
 
 
-@pytest.mark.usefixtures("_head")
 def test_a_cluster_is_up_once_a_task_has_run_on_its_head(
-    up: Maker, root: StorageRoot, account: Account, secrets: ClusterSecrets, ray_up: RayUp
+    up: Maker, root: StorageRoot, account: Account, secrets: ClusterSecrets, ray_up: RayUp, head: None
 ) -> None:
     ray_up.answer(GOOD, 0)
     record = up(autostop_s=1800.0, max_cost_usd=25.0)
@@ -155,9 +154,8 @@ def test_a_cluster_is_up_once_a_task_has_run_on_its_head(
     assert json.loads(Path(mounts["~/periflow-ray/about.json"]).read_text())["storage"] == root.uri
 
 
-@pytest.mark.usefixtures("_head")
 def test_a_cluster_that_is_up_stays_as_it_is_but_for_who_may_come_in_and_when_it_ends(
-    up: Maker, root: StorageRoot, account: Account, ray_up: RayUp
+    up: Maker, root: StorageRoot, account: Account, ray_up: RayUp, head: None
 ) -> None:
     ray_up.answer(GOOD, 0)
     before = up(autostop_s=1800.0)
@@ -171,8 +169,7 @@ def test_a_cluster_that_is_up_stays_as_it_is_but_for_who_may_come_in_and_when_it
     assert read_account(root, "mine") == ClusterAccount(1.0)
 
 
-@pytest.mark.usefixtures("_head")
-def test_a_making_that_was_cut_off_goes_on(up: Maker, root: StorageRoot, ray_up: RayUp) -> None:
+def test_a_making_that_was_cut_off_goes_on(up: Maker, root: StorageRoot, ray_up: RayUp, head: None) -> None:
     ray_up.answer("An error occurred (VcpuLimitExceeded) when calling the RunInstances operation: no more\n", 1)
     ray_up.answer(GOOD, 0)
     with pytest.raises(ProviderError, match="VcpuLimitExceeded"):
@@ -183,9 +180,8 @@ def test_a_making_that_was_cut_off_goes_on(up: Maker, root: StorageRoot, ray_up:
     assert read_cluster(root, "mine").created_unix_s == first.created_unix_s
 
 
-@pytest.mark.usefixtures("_head")
 def test_a_head_that_cannot_run_a_task_is_not_called_up(
-    up: Maker, root: StorageRoot, ray_up: RayUp, tmp_path: Path
+    up: Maker, root: StorageRoot, ray_up: RayUp, tmp_path: Path, head: None
 ) -> None:
     ray_up.answer(GOOD, 0)
     (tmp_path / "home" / ".bash_profile").write_text("export PATH=/nowhere\n")
@@ -194,8 +190,9 @@ def test_a_head_that_cannot_run_a_task_is_not_called_up(
     assert read_cluster(root, "mine").status == "creating"
 
 
-@pytest.mark.usefixtures("_head")
-def test_a_new_cluster_of_an_old_name_has_nothing_of_the_old_one(up: Maker, root: StorageRoot, ray_up: RayUp) -> None:
+def test_a_new_cluster_of_an_old_name_has_nothing_of_the_old_one(
+    up: Maker, root: StorageRoot, ray_up: RayUp, head: None
+) -> None:
     old = ClusterRecord("mine", "aws", "us-west-2", ["x"], 2, 10, "ada", "there", 1.0, "ended", max_cost_usd=1.0)
     write_cluster(root, old)
     write_account(root, "mine", ClusterAccount(1.0, ended_because="it has cost $1.00, and --max-cost is $1.00"))

@@ -1,6 +1,6 @@
 """The warden on a cluster's head: what the cluster costs, when it ends, and that its jobs may save before.
 
-Long because one cluster is followed through all that its warden does.
+Long because the account, the limits, the look and the loop are the parts of one short program.
 """
 
 from __future__ import annotations
