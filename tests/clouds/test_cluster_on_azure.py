@@ -29,7 +29,7 @@ ray.init(address="auto", log_to_driver=False)
 def where():
     return socket.gethostname()
 
-print("ran on", ray.get(where.remote(), timeout=200))
+print("ran on", ray.get(where.remote(), timeout=300))
 """
 
 
@@ -100,7 +100,7 @@ def test_up_makes_a_head_that_only_its_owner_reaches(azure: Box) -> None:
 
 def test_a_worker_may_do_nothing_in_the_subscription(azure: Box) -> None:
     on_head = ("periflow-ray", "cluster", "ssh", "mine", "--storage", ROOT, "--")
-    assert "ran on ray-mine-worker-" in run(azure, *on_head, "python", "-c", TASK, VM)
+    assert "ran on ray-mine-worker-" in run(azure, *on_head, "python", "-c", TASK, VM, timeout_s=330)
     identities = {each["name"]: each["properties"]["principalId"] for each in find(azure, "userAssignedIdentities")}
     roles = [
         (each["properties"]["principalId"], each["properties"]["scope"]) for each in find(azure, "roleAssignments")
