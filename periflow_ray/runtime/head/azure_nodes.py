@@ -30,6 +30,8 @@ class AzureNodes(AzureNodeProvider):  # type: ignore[misc]
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
+        # Of every provider that is not Ray's own it says so twice, each time that it reads its configuration.
+        logging.getLogger("ray.autoscaler._private.util").addFilter(_is_news)
         self._launching_lock = threading.Lock()
         self._launching: set[str] = set()
 
@@ -115,6 +117,10 @@ class AzureNodes(AzureNodeProvider):  # type: ignore[misc]
             delete(self._group, name).wait(_DELETE_TIMEOUT_S)
         except Exception as err:  # The SDK's classes have nothing in common; `cluster down` finds what is left.
             _logger.warning("%s of a VM that did not come could not be deleted: %s", name, err)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "Dropping the empty legacy field" not in record.getMessage()
 
 
 def _read_template(tags: dict[str, str]) -> dict[str, Any]:

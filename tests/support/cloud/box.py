@@ -82,6 +82,8 @@ class Box:
         self.env = {
             "HOME": HOME,
             "PATH": os.pathsep.join((f"{HOME}/bin", self.user.env["PATH"])),
+            # This repository's periflow-ray, also where the Python in use belongs to another copy of it.
+            "PYTHONPATH": str(REPOSITORY_DIR),
             "RAY_USAGE_STATS_ENABLED": "0",
             **access.env,
         }
