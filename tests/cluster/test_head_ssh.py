@@ -134,7 +134,7 @@ def test_nothing_of_the_user_s_own_configuration_counts(secrets: ClusterSecrets,
     assert settings["controlmaster"] == "false"
     assert "proxyjump" not in settings
     assert settings["identityfile"] == str(secrets.key_path)
-    # No other key, no agent's and no password: it would be asked for again and again.
+    # No other key and no password: they would be asked for again and again.
     assert (settings["identitiesonly"], settings["batchmode"]) == ("yes", "yes")
     assert settings["userknownhostsfile"].strip("'\"") == str(secrets.known_hosts_path)
 
