@@ -92,9 +92,13 @@ def bring_up(
         max_cost_usd=options.max_cost_usd,
     )
     if is_up and before is not None:
-        # Its head has a YAML that says so, and keeps it.
+        # Its head has a YAML that says so, and keeps it. A limit that is not named now stays, too: it may be forgotten.
         record = dataclasses.replace(
-            record, max_num_nodes=before.max_num_nodes, idle_timeout_minutes=before.idle_timeout_minutes
+            record,
+            max_num_nodes=before.max_num_nodes,
+            idle_timeout_minutes=before.idle_timeout_minutes,
+            autostop_s=before.autostop_s if options.autostop_s is None else options.autostop_s,
+            max_cost_usd=before.max_cost_usd if options.max_cost_usd is None else options.max_cost_usd,
         )
     secrets.make()
     if not machines:

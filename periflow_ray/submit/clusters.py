@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from periflow_ray.cluster.records import ClusterRecord, list_clusters, read_account, read_cluster
+from collections.abc import Sequence
+
+from periflow_ray.cluster.records import ClusterRecord, find_cluster, list_clusters, read_account, read_cluster
 from periflow_ray.cluster.secrets import find_secrets
 from periflow_ray.cluster.ssh import Tunnel
 from periflow_ray.errors import ClusterError, NotFoundError, UsageError
@@ -52,10 +54,27 @@ def connect_to_cluster(root: StorageRoot, name: str) -> RayJobs:
     return connect(tunnel.address, secrets.token_path, reference=f"{_SCHEME}{name}")
 
 
-def find_running_cluster(root: StorageRoot, vm_name: str) -> ClusterRecord | None:
-    """The newest cluster that is up and has a VM type."""
+def require_vms(root: StorageRoot, address: str, vm_names: Sequence[str]) -> None:
+    """Refuse VM types that a cluster does not have, if its address is the name of one: a job would wait for ever.
+
+    Raises:
+        UsageError: it lacks one of them.
+    """
+    if "://" in address:
+        return
+    record = find_cluster(root, address.removeprefix(_SCHEME))
+    lacking = [] if record is None else [name for name in vm_names if name not in record.vm_names]
+    if record is not None and lacking:
+        raise UsageError(
+            f"cluster '{record.name}' has no {', '.join(lacking)}; it has {', '.join(record.vm_names)}. Take one of these "
+            "(--vm), or make a cluster that has all of them: periflow-ray cluster up --vm ..."
+        )
+
+
+def find_running_cluster(root: StorageRoot, vm_names: Sequence[str]) -> ClusterRecord | None:
+    """The newest cluster that is up and has all these VM types."""
     for record in list_clusters(root, on_unreadable=lambda err: None):
-        if vm_name in record.vm_names and _why_down(root, record) is None:
+        if set(vm_names) <= set(record.vm_names) and _why_down(root, record) is None:
             return record
     return None
 

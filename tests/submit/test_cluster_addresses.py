@@ -11,7 +11,7 @@ from periflow_ray.cluster.records import ClusterRecord, cluster_key, write_clust
 from periflow_ray.cluster.secrets import DIR_VARIABLE
 from periflow_ray.errors import ClusterError, UsageError
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.submit.clusters import connect_by_address, find_running_cluster
+from periflow_ray.submit.clusters import connect_by_address, find_running_cluster, require_vms
 
 T4 = "aws-16gb-t4-1g-us-east-1"
 RECORD = ClusterRecord(
@@ -67,14 +67,24 @@ def test_a_cluster_whose_key_is_elsewhere_is_not_reached(root: StorageRoot) -> N
 
 
 def test_a_job_runs_on_the_newest_cluster_that_is_up_and_has_its_vm_type(root: StorageRoot) -> None:
-    assert find_running_cluster(root, T4) is None
+    assert find_running_cluster(root, [T4]) is None
     write_cluster(root, RECORD)
     write_cluster(root, dataclasses.replace(RECORD, name="newer", created_unix_s=2.0))
     write_cluster(root, dataclasses.replace(RECORD, name="ended", created_unix_s=3.0, status="ended"))
     write_cluster(root, dataclasses.replace(RECORD, name="other", created_unix_s=4.0, vm_names=["a10g"]))
     # One that cannot be read is in nobody's way.
     root.write_bytes(cluster_key("cut", "cluster.json"), b"{")
-    found = find_running_cluster(root, T4)
+    found = find_running_cluster(root, [T4])
     assert found is not None
     assert found.name == "newer"
-    assert find_running_cluster(root, "v100") is None
+    assert find_running_cluster(root, ["v100"]) is None
+
+
+def test_a_job_that_may_fall_back_needs_a_cluster_that_has_all_its_vm_types(root: StorageRoot) -> None:
+    write_cluster(root, dataclasses.replace(RECORD, name="mine", vm_names=[T4, "t4-spot"]))
+    assert find_running_cluster(root, ["t4-spot", T4]) is not None
+    assert find_running_cluster(root, [T4, "l4"]) is None
+    require_vms(root, "cluster:mine", [T4])
+    require_vms(root, "http://127.0.0.1:8265", ["l4"])
+    with pytest.raises(UsageError, match=r"cluster 'mine' has no l4; it has .*t4-spot\. Take one of these"):
+        require_vms(root, "mine", [T4, "l4"])
