@@ -90,11 +90,11 @@ def _look_at_head(root: StorageRoot, record: ClusterRecord) -> Iterator[Finding]
 def _compare_versions(ray_version: str, python_version: str, own_version: str) -> Iterator[Finding]:
     from importlib.metadata import version
 
-    import periflow_ray
+    from periflow_ray import __version__
 
     for subject, there, here in (
         ("Ray's version", ray_version, version("ray")),
-        ("periflow-ray's version", own_version, periflow_ray.__version__),
+        ("periflow-ray's version", own_version, __version__),
     ):
         yield Finding(subject, "good" if there == here else "warning", f"{there} on the head, {here} here")
     yield Finding("Python's version", "good", f"{python_version} on the head")

@@ -15,6 +15,7 @@ import click
 from periflow_ray import __version__
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.plain_text import escape_controls
+from periflow_ray.cli.price_copy import apply_price_copy, price_copy_path
 from periflow_ray.errors import PeriflowRayError
 
 INTERRUPTED_EXIT_CODE = 130
@@ -90,6 +91,8 @@ def main() -> NoReturn:
         with contextlib.suppress(io.UnsupportedOperation):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
+    if price_copy_path().exists():
+        apply_price_copy()
     name = Path(sys.argv[0]).name
     cli.main(prog_name="periflow-ray" if name == "main.py" else name)
     raise AssertionError("cli.main always exits")

@@ -15,7 +15,13 @@ from periflow_ray.plan.catalogue import VmType, load_catalogue
 _COLUMNS = ("VM", "Cloud", "Region", "Device", "Device Cnt", "GPU Memory", "vCPU", "Memory", "Spot", "USD/hour")
 
 
-@click.group(cls=LazyGroup, lazy_commands={"list": ("periflow_ray.cli.vm:list_vms", "List the VM types.")})
+_COMMANDS = {
+    "list": ("periflow_ray.cli.vm:list_vms", "List the VM types."),
+    "refresh": ("periflow_ray.cli.vm_refresh:refresh", "Ask the clouds for today's prices."),
+}
+
+
+@click.group(cls=LazyGroup, lazy_commands=_COMMANDS)
 def vm() -> None:
     """VM types that a template may name.
 

@@ -24,7 +24,14 @@ _PHASES = {
 }
 # An IAM role that EC2 does not know yet; some seconds later it does.
 _NOT_YET = ("Invalid IAM Instance Profile", "iamInstanceProfile")
-_CODE = re.compile(r"An error occurred \((\w+)\) when calling the \w+ operation: (.*)|Code: (\w+)\s+Message: (.*)")
+# As Ray, boto3 and Azure's SDK word it.
+_CODE = re.compile(
+    r"Node Launch Exception \((?P<ray_code>[\w.]+)\): (?P<ray_text>.*)"
+    r"|An error occurred \((?P<aws_code>[\w.]+)\) when calling the \w+ operation(?: \([^)]*\))?: (?P<aws_text>.*)"
+    r"|Code: (?P<azure_code>\w+)\s+Message: (?P<azure_text>.*)"
+)
+# From here on, what fails is its setup.
+_LAUNCHED = "Launched a new head node"
 _NUM_TRIES = 4
 _PAUSE_S = 8.0
 _NUM_LINES = 15
@@ -49,10 +56,9 @@ def launch_head(config_path: Path, log_path: Path, tell: Callable[[str], None]) 
             break
         tell("waiting until EC2 knows the new roles")
         time.sleep(_PAUSE_S)
-    refusals = list(_CODE.finditer(output))
+    refusals = [] if _LAUNCHED in output else list(_CODE.finditer(output))
     if refusals:
-        refused = refusals[-1]
-        code, text = (refused[1] or refused[3]), (refused[2] or refused[4])
+        code, text = (words for words in refusals[-1].groups() if words is not None)
         raise ProviderError(f"the provider refused the head: {code}: {text.strip()}", code)
     words = "".join(f"\n  {line}" for line in lines[-_NUM_LINES:])
     raise ClusterError(f"the head could not be set up (all of it: {log_path}):{words}")

@@ -91,6 +91,11 @@ def bring_up(
         autostop_s=options.autostop_s,
         max_cost_usd=options.max_cost_usd,
     )
+    if is_up and before is not None:
+        # Its head has a YAML that says so, and keeps it.
+        record = dataclasses.replace(
+            record, max_num_nodes=before.max_num_nodes, idle_timeout_minutes=before.idle_timeout_minutes
+        )
     secrets.make()
     if not machines:
         # The account and the YAML of an earlier cluster of this name.
@@ -116,7 +121,9 @@ def bring_up(
         config_path.write_text(text, encoding="utf-8")
         secrets.forget_hosts()
         launch_head(config_path, secrets.directory / "up.log", tell)
-        record = dataclasses.replace(record, head_address=_find_head_address(provider, spec.name))
+    address = _find_head_address(provider, spec.name)
+    if address != record.head_address:
+        record = dataclasses.replace(record, head_address=address)
         write_cluster(root, record)
     tell("running a first task on the head")
     run_on_head(record, secrets, ["python", "-"], stdin=_TASK, timeout_s=_TASK_TIMEOUT_S)

@@ -46,7 +46,8 @@ def ssh_command(record: ClusterRecord, secrets: ClusterSecrets, *options: str) -
         "ServerAliveCountMax": "4",
         # Its key is taken at the first meeting, and asked for from then on.
         "StrictHostKeyChecking": "accept-new",
-        "UserKnownHostsFile": str(secrets.known_hosts_path),
+        # In quotes: it is a list of files, with spaces between them, and macOS has one in where such files are.
+        "UserKnownHostsFile": f'"{secrets.known_hosts_path}"',
     }
     given = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
     # Nothing of the user's own configuration: a proxy or a multiplexed connection there is not meant for it.
@@ -92,7 +93,7 @@ class Tunnel:
     """A port of this machine's loopback that leads to one of the head's; it ends with this process, however that ends.
 
     Raises:
-        ClusterError: the head cannot be reached.
+        ClusterError: the head cannot be reached, or ``local_port`` is in use.
     """
 
     def __init__(
@@ -103,6 +104,8 @@ class Tunnel:
         port: int = DASHBOARD_PORT,
         local_port: int | None = None,
     ) -> None:
+        if local_port is not None and _answers(local_port):
+            raise ClusterError(f"port {local_port} of this machine is in use already. Choose another one: --port")
         self.local_port = local_port or _find_free_port()
         forward = f"127.0.0.1:{self.local_port}:127.0.0.1:{port}"
         command = ssh_command(record, secrets, "-o", "ExitOnForwardFailure=yes", "-L", forward)

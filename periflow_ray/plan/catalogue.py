@@ -57,6 +57,32 @@ class VmType:
         return self.cloud == "local"
 
 
+@dataclass(frozen=True)
+class PriceCopy:
+    """Prices that were asked for later than those of the catalogue.
+
+    Args:
+        date: ISO date on which they were asked for.
+        source: who said so.
+        usd: by instance type and region: the price on demand, and the lowest and highest spot price over its zones;
+            None where there is none.
+    """
+
+    date: str
+    source: str
+    usd: Mapping[str, Mapping[str, tuple[float | None, tuple[float, float] | None]]]
+
+
+_price_copies: dict[str, PriceCopy] = {}
+
+
+def use_prices(copies: Mapping[str, PriceCopy]) -> None:
+    """Let ``load_catalogue`` have these prices from now on, by cloud, where they say something."""
+    _price_copies.clear()
+    _price_copies.update(copies)
+    load_catalogue.cache_clear()
+
+
 @cache
 def load_catalogue() -> Mapping[str, VmType]:
     """Read every VM type, by name, and ``local``.
@@ -132,6 +158,11 @@ def _variants(
     size = _size_of(instance)
     for region, offer in instance["regions"].items():
         list_price, spot_prices = offer["usd"], offer.get("spot_usd")
+        price_date, price_source = source["price_date"], source["price_source"]
+        copy = _price_copies.get(instance["cloud"])
+        if copy is not None and region in copy.usd.get(instance["instance_type"], {}):
+            list_price, spot_prices = copy.usd[instance["instance_type"]][region]
+            price_date, price_source = copy.date, copy.source
         has_price = list_price is not None or spot_prices is not None
         for suffix in ("", "-spot"):
             is_spot = bool(suffix)
@@ -145,8 +176,8 @@ def _variants(
                 price_per_hour_usd=None if is_spot else list_price,
                 on_demand_price_per_hour_usd=list_price,
                 spot_price_per_hour_usd=tuple(spot_prices) if spot_prices is not None else None,
-                price_date=source["price_date"] if has_price else None,
-                price_source=source["price_source"] if has_price else None,
+                price_date=price_date if has_price else None,
+                price_source=price_source if has_price else None,
                 zones=tuple(offer.get("zones", ())),
                 architecture=instance.get("architecture", "x86_64"),
                 retired_on=instance.get("retired_on"),

@@ -18,8 +18,10 @@ REFUSAL_S = 120.0
 MONITOR_LOG = Path("/tmp/ray/session_latest/logs/monitor.log")
 _READ_BYTES = 256 << 10
 _REFUSAL = re.compile(r"Failed to launch \d+ nodes of type (\S+): (.*)")
-# As boto3 and Azure's SDK word it: a code, and a sentence.
-_AWS_ERROR = re.compile(r"An error occurred \((\w+)\)[^:]*: (.*)")
+# As Ray and boto3 word it: a code, and a sentence.
+_AWS_ERROR = re.compile(
+    r"(?:Node Launch Exception \(([\w.]+)\)|An error occurred \(([\w.]+)\)[^:(]*(?:\([^)]*\))?): (.*)"
+)
 _CODE = re.compile(r"\b(\w*(?:Capacity|Quota|LimitExceeded|NotAvailable|NotAllowed|Unsupported|Unauthorized)\w*)\b")
 _MAX_REASON_CHARS = 300
 
@@ -65,7 +67,7 @@ def read_refusals(log_path: Path = MONITOR_LOG) -> dict[str, str]:
 def shorten_refusal(text: str) -> str:
     """A refusal by its code and its sentence, where there is a code in it."""
     if found := _AWS_ERROR.search(text):
-        return f"{found[1]}: {found[2]}"[:_MAX_REASON_CHARS]
+        return f"{found[1] or found[2]}: {found[3]}"[:_MAX_REASON_CHARS]
     if (found := _CODE.search(text)) and found.start() > 0:
         return f"{found[1]}: {text}"[:_MAX_REASON_CHARS]
     return text[:_MAX_REASON_CHARS]

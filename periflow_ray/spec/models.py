@@ -272,7 +272,7 @@ class JobSpec(Section):
         description="VM type to run on, or 'local' for this machine; list all: periflow-ray vm list. "
         "Of several the first one is taken that the cloud has."
     )
-    fallback: Literal["on_demand"] | None = Field(
+    fallback: Annotated[Literal["on_demand"], BeforeValidator(choice_reader("on_demand"))] | None = Field(
         default=None, description="on_demand: where the cloud has no spot VM of a type, take it at its full price."
     )
     num_devices: CountFromOne = Field(description="Devices (GPUs) of the whole job, not VMs: 16 on 4-GPU VMs is 4 VMs.")

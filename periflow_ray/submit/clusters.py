@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from periflow_ray.cluster.records import ClusterRecord, list_clusters, read_cluster
+from periflow_ray.cluster.records import ClusterRecord, list_clusters, read_account, read_cluster
 from periflow_ray.cluster.secrets import find_secrets
 from periflow_ray.cluster.ssh import Tunnel
 from periflow_ray.errors import ClusterError, NotFoundError, UsageError
@@ -39,9 +39,10 @@ def connect_to_cluster(root: StorageRoot, name: str) -> RayJobs:
             f"'{name}' is neither the address of a Ray cluster (http://HOST:8265) nor the name of a cluster of storage "
             f"root '{root.uri}'. List those: periflow-ray cluster list"
         ) from None
-    if record.status != "running":
+    why_down = _why_down(root, record)
+    if why_down is not None:
         raise ClusterError(
-            f"cluster '{name}' is not up ({record.status}). Bring it up: periflow-ray cluster up --name {name}"
+            f"cluster '{name}' is not up ({why_down}). Bring it up: periflow-ray cluster up --name {name}"
         )
     secrets = find_secrets(root.uri, name)
     key = (root.uri, name, record.head_address)
@@ -54,6 +55,14 @@ def connect_to_cluster(root: StorageRoot, name: str) -> RayJobs:
 def find_running_cluster(root: StorageRoot, vm_name: str) -> ClusterRecord | None:
     """The newest cluster that is up and has a VM type."""
     for record in list_clusters(root, on_unreadable=lambda err: None):
-        if record.status == "running" and vm_name in record.vm_names:
+        if vm_name in record.vm_names and _why_down(root, record) is None:
             return record
     return None
+
+
+def _why_down(root: StorageRoot, record: ClusterRecord) -> str | None:
+    """Why a cluster does not run, as far as the storage root knows; None if it does."""
+    if record.status != "running":
+        return record.status
+    account = read_account(root, record.name)
+    return None if account is None or account.ended_because is None else f"ended by itself: {account.ended_because}"

@@ -10,6 +10,7 @@ from bench_figures.ckpt_memory import measure_ckpt_memory
 from bench_figures.ckpt_slow_store import measure_ckpt_slow_store
 from bench_figures.ckpt_stall import measure_ckpt_stall
 from bench_figures.cli_start import measure_cli_start
+from bench_figures.cluster import measure_cluster
 from bench_figures.dataset_small_files import measure_dataset_small_files
 from bench_figures.ddp_throughput import measure_ddp_throughput
 from bench_figures.goodput import measure_goodput
@@ -39,4 +40,5 @@ FIGURES: dict[str, Callable[[], list[Row]]] = {
     "goodput": measure_goodput,
     "notice_to_save": measure_notice_to_save,
     "healthy_overhead": measure_healthy_overhead,
+    "cluster": measure_cluster,
 }

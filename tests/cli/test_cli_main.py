@@ -97,6 +97,7 @@ def test_every_command_of_the_contract_exists():
         "submit",
         "vm",
         "vm list",
+        "vm refresh",
     ]
 
 

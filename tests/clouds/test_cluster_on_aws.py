@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 from support.cloud.box import Box
+from support.cloud.virtual_machines import PROVIDER_ADDRESS, REPOSITORY_DIR
 from support.hash_chain import HashChain
 from support.workbench import wait_until
+
+from periflow_ray.cluster.providers.aws_policies import head_policy
 
 pytestmark = [pytest.mark.clouds, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -44,6 +47,50 @@ subnet = ec2.describe_subnets()["Subnets"][0]
 ec2.create_volume(AvailabilityZone=subnet["AvailabilityZone"], Size=100, TagSpecifications=tags("volume"))
 ec2.create_network_interface(SubnetId=subnet["SubnetId"], TagSpecifications=tags("network-interface"))
 ec2.allocate_address(Domain="vpc", TagSpecifications=tags("elastic-ip"))
+"""
+
+
+# What a program on the head itself gets from the Jobs API without the token, and with that of another cluster.
+ATTACK = """
+import urllib.error, urllib.request
+for headers in ({}, {"Authorization": "Bearer " + "f" * 64}):
+    body = b'{"entrypoint": "touch /tmp/attacked"}'
+    request = urllib.request.Request(
+        "http://127.0.0.1:8265/api/jobs/", body, {"Content-Type": "application/json", **headers}
+    )
+    try:
+        print(urllib.request.urlopen(request, timeout=20).status)
+    except urllib.error.HTTPError as error:
+        print(error.code)
+"""
+# What another tenant's machine on the network gets: which of the head's ports answer, and whether Ray lets it in.
+INTRUDER = """
+import asyncio, os, sys
+address = sys.argv[1]
+
+async def is_open(port, gate):
+    async with gate:
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), 5)
+        except (OSError, asyncio.TimeoutError):
+            return False
+        writer.close()
+        return True
+
+async def scan():
+    gate = asyncio.Semaphore(500)
+    ports = [22, *range(1024, 65536)]
+    return [port for port, found in zip(ports, await asyncio.gather(*(is_open(p, gate) for p in ports))) if found]
+
+print("open", *asyncio.run(scan()))
+import ray
+for mode, token in (("disabled", ""), ("token", "f" * 64)):
+    os.environ.update(RAY_AUTH_MODE=mode, RAY_AUTH_TOKEN=token)
+    try:
+        ray.init(address=f"{address}:6379", log_to_driver=False)
+        print("joined")
+    except Exception as error:
+        print("refused", type(error).__name__)
 """
 
 
@@ -151,7 +198,7 @@ def test_its_secrets_are_where_they_belong_and_nowhere_else(aws: Box) -> None:
     assert modes == ["700", "600", "600"]
     key_line = run(aws, "sed", "-n", "2p", f"{directory}/key").strip()
     for secret in (token, key_line):
-        found = aws.run("bash", "-c", 'grep -rl -- "$0" /tmp ~ --exclude-dir=clusters', secret, timeout_s=120)
+        found = aws.run("bash", "-c", 'grep -rl --exclude-dir=clusters -- "$0" /tmp ~', secret, timeout_s=120)
         assert found.stdout == ""
         stored = "import sys, s3fs; fs = s3fs.S3FileSystem(); print(*[p for p in fs.find('periflow') if "
         stored += "sys.argv[1].encode() in fs.cat(p)])"
@@ -159,6 +206,41 @@ def test_its_secrets_are_where_they_belong_and_nowhere_else(aws: Box) -> None:
     on_head = run(aws, "periflow-ray", "cluster", "ssh", "mine", "--storage", ROOT, "--", "ps", "-eo", "args")
     assert "ray" in on_head
     assert token not in on_head
+
+
+def test_nobody_gets_in_without_the_token(aws: Box) -> None:
+    aws.write("attack.py", ATTACK)
+    on_head = f"periflow-ray cluster ssh mine --storage {ROOT} -- "
+    said = run(aws, "bash", "-c", f"{on_head}python - <~/attack.py")
+    assert said.split() == ["401", "403"]
+    (head,) = find_machines(aws, "head")
+    scanned = aws.run_elsewhere("python", "-c", INTRUDER, head["address"], timeout_s=240)
+    found, *tries = scanned.stdout.splitlines()
+    assert "22" in found.split(), scanned
+    assert "8265" not in found.split()
+    assert len(tries) == 2, scanned
+    assert all(line.startswith("refused") for line in tries), scanned
+
+
+def find_allowed(policy: dict[str, Any]) -> set[str]:
+    return {action for statement in policy["Statement"] for action in statement["Action"]}
+
+
+def test_nobody_did_more_than_their_policy_allows(aws: Box) -> None:
+    nodes = {machine["address"] for machine in aws.ask("machines")}
+    heads = {machine["address"] for machine in aws.ask("machines") if machine["tags"]["ray-node-type"] == "head"}
+    done: dict[str, set[str]] = {"user": set(), "head": set(), "worker": set()}
+    for address, action in aws.ask("actions"):
+        who = "head" if address in heads else "worker" if address in nodes else "user"
+        if address != PROVIDER_ADDRESS:
+            done[who].add(action)
+    mine = json.loads((REPOSITORY_DIR / "docs/policies/aws-cluster.json").read_text())
+    assert "ec2:RunInstances" in done["user"]
+    # Making the bucket is the test's own.
+    assert done["user"] - find_allowed(mine) == set()
+    assert "ec2:RunInstances" in done["head"]
+    assert done["head"] - find_allowed(head_policy("mine", "us-west-2", ["arn"], ROOT)) == set()
+    assert done["worker"] == set()
 
 
 def test_it_ends_by_itself_when_no_job_runs(aws: Box) -> None:
@@ -169,6 +251,8 @@ def test_it_ends_by_itself_when_no_job_runs(aws: Box) -> None:
     (listed,) = ask_json(aws, "cluster", "list")
     assert "no job has run" in listed["ended_because"]
     assert 0 < listed["cost_usd"] < 5
+    late = aws.run("periflow-ray", "submit", "-f", "../chain/pf-template.yml", "--storage", ROOT)
+    assert (late.returncode, "none of this storage root has it" in late.stderr) == (1, True), late
 
 
 def test_down_from_another_machine_leaves_nothing(aws: Box) -> None:

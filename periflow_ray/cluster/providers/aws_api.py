@@ -15,7 +15,7 @@ from periflow_ray.cluster.config.spec import ClusterSpec
 from periflow_ray.cluster.providers.provider import ProviderError
 
 TAG = "ray-cluster-name"
-_ALREADY_THERE = frozenset({"EntityAlreadyExists", "InvalidPermission.Duplicate", "LimitExceeded"})
+_ALREADY_THERE = frozenset({"EntityAlreadyExists", "InvalidPermission.Duplicate"})
 
 
 class AwsApi:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
 from periflow_ray.cluster.config import aws as config_of_aws
@@ -52,13 +51,15 @@ class AwsChecks:
         return Finding("image", "good", f"{answer['Parameters'][0]['Value']} for {architecture}, {parameter}")
 
     def _check_launch_permission(self) -> Finding:
-        with contextlib.suppress(ProviderError):
-            self._api.find_vpc()
+        try:
+            vpc_id = self._api.find_vpc()
+        except ProviderError as err:
+            return Finding("network", "bad", str(err))
         code = ""
         try:
             with told("asking whether you may launch instances"):
                 self._api.ec2.create_security_group(
-                    GroupName="periflow-ray-check", Description="periflow-ray", DryRun=True
+                    GroupName="periflow-ray-check", Description="periflow-ray", VpcId=vpc_id, DryRun=True
                 )
         except ProviderError as err:
             code = err.code

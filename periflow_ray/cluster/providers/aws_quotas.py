@@ -17,6 +17,9 @@ _SPOT = {
     "p5": ("L-C4BD4855", "All P5 Spot Instance Requests"),
 }
 
+# A, C, D, H, I, M, R, T and Z; others that begin so (dl, hpc, inf, trn) have quotas of their own.
+_STANDARD_FAMILIES = frozenset({"a", "c", "d", "h", "i", "im", "is", "m", "r", "t", "z"})
+
 
 def find_quota(instance_type: str, *, is_spot: bool) -> tuple[str, str] | None:
     """The code and the title of the quota that an instance counts for; None if it is not known."""
@@ -31,4 +34,4 @@ def find_quota(instance_type: str, *, is_spot: bool) -> tuple[str, str] | None:
         if not is_spot or generation in ("2", "3", "4"):
             return quotas["p"]
         return quotas.get(f"p{generation}")
-    return quotas["standard"] if family[0] in "acdhimrtz" else None
+    return quotas["standard"] if family in _STANDARD_FAMILIES else None

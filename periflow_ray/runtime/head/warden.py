@@ -20,7 +20,7 @@ from periflow_ray.cluster.providers.prices import machine_usd_per_hour
 from periflow_ray.cluster.providers.provider import RUNNING_STATES, Machine, Provider
 from periflow_ray.cluster.records import ClusterAccount, ClusterRecord, MachineUse, read_account, read_cluster
 from periflow_ray.cluster.records import write_account as write_account_document
-from periflow_ray.errors import PeriflowRayError
+from periflow_ray.errors import ClusterError, PeriflowRayError
 from periflow_ray.jobs import list_jobs
 from periflow_ray.jobs.requests import StopRequest, post_request
 from periflow_ray.jobs.stop_times import END_TIMEOUT_S, SAVE_TIMEOUT_S
@@ -78,6 +78,7 @@ class Warden:
         self._provider = provider
         self._ray_jobs = ray_jobs
         self._busy_s = time.monotonic()
+        self._ray_faults = Faults("the warden's question for running jobs", _say)
 
     def look(self) -> bool:
         """Bring the account up to date, and end the cluster if that is due; returns whether it was."""
@@ -85,7 +86,7 @@ class Warden:
         now_unix_s = time.time()
         account = read_account(self._root, self._name) or ClusterAccount(now_unix_s)
         account = count_costs(account, self._provider.list_machines(self._name), now_unix_s)
-        if record.status != "running" or self._ray_jobs.has_running_jobs():
+        if record.status != "running" or self._may_have_jobs():
             self._busy_s = time.monotonic()
         reason = find_reason_to_end(record, account.cost_usd, time.monotonic() - self._busy_s)
         waits = describe_launches(_GCS, refused_since_unix_s=now_unix_s - REFUSAL_S)
@@ -97,6 +98,14 @@ class Warden:
         self._stop_jobs()
         self._provider.end_machines(self._name)
         return True
+
+    def _may_have_jobs(self) -> bool:
+        """Whether a job runs; a Ray that does not answer may have some, and its cluster costs its price meanwhile."""
+        try:
+            return self._ray_jobs.has_running_jobs()
+        except ClusterError as err:
+            self._ray_faults.take(err)
+            return True
 
     def _stop_jobs(self) -> None:
         """Let the jobs that run here save, and wait for it as long as a job may take to stop."""

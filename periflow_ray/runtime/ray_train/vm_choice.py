@@ -54,7 +54,6 @@ class VmChoice(ControllerCallback):  # type: ignore[misc]
         """Give up a group that waits for what the provider has refused."""
         pending = [group for group in _read_own_groups() if group.is_pending]
         if not pending:
-            self._order.found()
             return
         gcs_address = ray.get_runtime_context().gcs_address
         facts = ray_private.read_launches(gcs_address, TIMEOUT_S)
@@ -92,10 +91,6 @@ class FallbackOrder:
         self._is_falling_back = False
         self._asked_unix_s = now_unix_s
         return self.vm_name
-
-    def found(self) -> None:
-        """The group that was started has its nodes."""
-        self._is_falling_back = False
 
     def take_refusals(self, refused_unix_s: Mapping[str, float], now_unix_s: float) -> str | None:
         """The VM type to ask for next; None to go on waiting for the one that is asked for now.

@@ -1,6 +1,7 @@
 """EC2, IAM and S3 of the box: ``python -m support.cloud.aws_provider STATE_DIR REGION``, in the bridge's network.
 
 The API is moto's; an instance that it says is there is a virtual machine. Its lines are those of ``Provider``, and:
+    {"do": "actions"}                               who did what: address and "ec2:RunInstances"
     {"do": "heal"}                                  no call fails any more
     {"do": "scarce", "is_scarce": IS}               a request for several instances gets one of them
     {"do": "calls", "action": A}                    every call of an action so far
@@ -11,11 +12,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,8 @@ class Api:
         self.calls: list[dict[str, str]] = []
         self.quotas: dict[str, float] = {}
         self.gives_least = False
+        # Who did what, as IAM's policies name it: an address, and "ec2:RunInstances". Of S3 nothing is noted.
+        self.actions: set[tuple[str, str]] = set()
 
     def fail(self, match: list[str], code: str, num_times: int) -> None:
         self._faults.append({"match": match, "code": code, "num_left": num_times})
@@ -60,6 +64,7 @@ class Api:
         self._faults.clear()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        self._note_action(environ)
         answer = getattr(self, _JSON_CALLS.get(environ.get("HTTP_X_AMZ_TARGET", ""), ""), None)
         if answer is not None:
             question = json.loads(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
@@ -76,13 +81,21 @@ class Api:
             text = text.replace("MinCount=1&", f"MinCount={urllib.parse.parse_qs(text)['MaxCount'][0]}&")
             environ["wsgi.input"] = io.BytesIO(text.encode())
             environ["CONTENT_LENGTH"] = str(len(text))
-        self.calls.append(dict(urllib.parse.parse_qsl(text)))
+        call = dict(urllib.parse.parse_qsl(text))
+        self.calls.append(call)
+        self.actions.add((environ["REMOTE_ADDR"], f"{_find_service(environ)}:{call['Action']}"))
         for fault in self._faults:
             if fault["num_left"] > 0 and all(part in text for part in fault["match"]):
                 fault["num_left"] -= 1
                 start_response("400 Bad Request", [("Content-Type", "text/xml")])
                 return [_ERROR.format(code=fault["code"], message=f"the box says {fault['code']}").encode()]
         return self._moto(environ, start_response)
+
+    def _note_action(self, environ: dict[str, Any]) -> None:
+        target = environ.get("HTTP_X_AMZ_TARGET", "")
+        if target:
+            action = target.rpartition(".")[2]
+            self.actions.add((environ["REMOTE_ADDR"], f"{_find_service(environ)}:{action}"))
 
     def _answer_parameters(self, question: dict[str, Any]) -> dict[str, Any]:
         known = [name for name in question["Names"] if name.startswith(_IMAGES)]
@@ -94,6 +107,12 @@ class Api:
     def _answer_quota(self, question: dict[str, Any]) -> dict[str, Any]:
         code = question["QuotaCode"]
         return {"Quota": {"QuotaCode": code, "Value": self.quotas.get(code, _USUAL_QUOTA_VCPUS)}}
+
+
+def _find_service(environ: Mapping[str, Any]) -> str:
+    """As the request's signature names it."""
+    found = re.search(r"Credential=[^/]+/[^/]+/[^/]+/([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
+    return "" if found is None else found[1]
 
 
 class AwsProvider(Provider):
@@ -161,6 +180,9 @@ class AwsProvider(Provider):
 
     def _do_quota(self, code: str, vcpus: float) -> None:
         self._api.quotas[code] = vcpus
+
+    def _do_actions(self) -> list[tuple[str, str]]:
+        return sorted(self._api.actions)
 
     def _do_heal(self) -> None:
         self._api.heal()

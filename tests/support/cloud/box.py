@@ -58,7 +58,6 @@ class Box:
 
     def __init__(self, cloud: str, region: str, network: Network, state_dir: Path) -> None:
         self.cloud = cloud
-        self._elsewhere: Machine | None = None
         log_path = state_dir / "provider.log"
         with open(log_path, "wb") as log:
             self._provider = subprocess.Popen(
@@ -78,8 +77,8 @@ class Box:
         assert self._provider.stdout.readline() == "ready\n", log_path.read_text()
         access = make_access(cloud, region, HOME, state_dir)
         self._hosts = access.hosts
-        self._network = network
         self.user = self.add_host(network, "user")
+        self._elsewhere = self.add_host(network, "elsewhere")
         self.env = {
             "HOME": HOME,
             "PATH": os.pathsep.join((f"{HOME}/bin", self.user.env["PATH"])),
@@ -110,8 +109,6 @@ class Box:
 
     def run_elsewhere(self, *argv: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run a command on another machine of the same user's, which has access to the cloud and no files."""
-        if self._elsewhere is None:
-            self._elsewhere = self.add_host(self._network, "elsewhere")
         return self._elsewhere.run(*argv, env=self.env, timeout_s=timeout_s)
 
     def start(self, *argv: str) -> subprocess.Popen[str]:
