@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import Any
 
 import pytest
@@ -40,8 +39,9 @@ def run(box: Box, *argv: str, timeout_s: float = 240.0) -> str:
     return done.stdout
 
 
-def find_refusal(done: subprocess.CompletedProcess[str]) -> str:
-    """Why a command failed, in its own words."""
+def find_refusal(box: Box, *argv: str) -> str:
+    """Why a command of the user's fails, in its own words."""
+    done = box.run(*argv, timeout_s=240)
     assert done.returncode == 1, done
     assert "Traceback" not in done.stderr
     return done.stderr
@@ -61,9 +61,9 @@ def test_whoever_is_not_logged_in_is_told_how(azure: Box) -> None:
     login = run(azure, "bash", "-c", "cat ~/bin/az")
     azure.write("bin/az", "#!/bin/sh\necho 'Please run az login' >&2\nexit 1\n", mode="700")
     try:
-        assert "'az login'" in find_refusal(azure.run(*UP))
-        chosen = azure.run("env", f"AZURE_SUBSCRIPTION_ID={SUBSCRIPTION_ID}", *UP)
-        assert "no usable Azure credentials" in find_refusal(chosen)
+        assert "'az login'" in find_refusal(azure, *UP)
+        refusal = find_refusal(azure, "env", f"AZURE_SUBSCRIPTION_ID={SUBSCRIPTION_ID}", *UP)
+        assert "no usable Azure credentials" in refusal
     finally:
         azure.write("bin/az", login, mode="700")
     assert azure.ask("resources") == []
@@ -72,7 +72,7 @@ def test_whoever_is_not_logged_in_is_told_how(azure: Box) -> None:
 def test_too_small_a_quota_is_seen_before_anything_is_made(azure: Box) -> None:
     azure.ask("quota", code="lowPriorityCores", vcpus=95)
     try:
-        refusal = find_refusal(azure.run(*UP))
+        refusal = find_refusal(azure, *UP)
     finally:
         azure.ask("quota", code="lowPriorityCores", vcpus=1000)
     assert "Low-priority vCPUs: 95 vCPUs, 0 in use; the cluster needs up to 192" in refusal
@@ -81,7 +81,7 @@ def test_too_small_a_quota_is_seen_before_anything_is_made(azure: Box) -> None:
 
 def test_a_head_that_does_not_come_leaves_no_card_and_no_address(azure: Box) -> None:
     azure.ask("fail", match=["-head-"], code="SkuNotAvailable", num_times=1, part="vm")
-    refusal = find_refusal(azure.run(*UP))
+    refusal = find_refusal(azure, *UP)
     assert "the provider refused the head: SkuNotAvailable" in refusal
     assert find(azure, "networkInterfaces") == find(azure, "publicIPAddresses") == []
 
@@ -122,7 +122,7 @@ def test_the_head_keeps_the_account_by_its_own_identity(azure: Box) -> None:
 
 def test_down_from_another_machine_leaves_nothing(azure: Box) -> None:
     azure.ask("leak", group=GROUP, name="ray-mine-worker-lost")
-    down = azure.run_elsewhere("periflow-ray", "cluster", "down", "mine", "--yes", "--storage", ROOT, timeout_s=120)
+    down = azure.run_elsewhere("periflow-ray", "cluster", "down", "mine", "--yes", "--storage", ROOT, timeout_s=240)
     assert down.returncode == 0, down.stdout + down.stderr
     assert "network interface ray-mine-worker-lost-nic-public0" in down.stderr
     assert azure.ask("resources") == []

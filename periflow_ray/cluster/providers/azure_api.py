@@ -8,6 +8,7 @@ The calls are plain REST: the SDKs' classes change with each version, and what A
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -146,19 +147,24 @@ class AzureApi:
         return found
 
     def _send(self, request: Any) -> Any:
+        status, text = self.exchange(request)
+        if status < 400:
+            return json.loads(text) if text else None
+        if request.method == "DELETE" and status == 404:
+            return None
+        try:
+            error = json.loads(text)["error"]
+        except (ValueError, KeyError, TypeError):
+            error = {"code": str(status), "message": text[:500]}
+        details = "".join(f" {each.get('code')}: {each.get('message')}" for each in error.get("details") or [])
+        raise ArmError(status, str(error.get("code", "")), f"{error.get('message', '')}{details}")
+
+    def exchange(self, request: Any) -> tuple[int, str]:
+        """Send a request, and say the status and the text of the answer."""
         response = self._client.send_request(
             request, connection_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S
         )
-        if response.status_code < 400:
-            return response.json() if response.text() else None
-        try:
-            error = response.json()["error"]
-        except (ValueError, KeyError, TypeError):
-            error = {"code": str(response.status_code), "message": response.text()[:500]}
-        if request.method == "DELETE" and response.status_code == 404:
-            return None
-        details = "".join(f" {each.get('code')}: {each.get('message')}" for each in error.get("details") or [])
-        raise ArmError(response.status_code, str(error.get("code", "")), f"{error.get('message', '')}{details}")
+        return response.status_code, response.text()
 
 
 def own_name(name: str) -> str:
