@@ -66,8 +66,8 @@ def require_vms(root: StorageRoot, address: str, vm_names: Sequence[str]) -> Non
     lacking = [] if record is None else [name for name in vm_names if name not in record.vm_names]
     if record is not None and lacking:
         raise UsageError(
-            f"cluster '{record.name}' has no {', '.join(lacking)}; it has {', '.join(record.vm_names)}. Take one of these "
-            "(--vm), or make a cluster that has all of them: periflow-ray cluster up --vm ..."
+            f"cluster '{record.name}' has no {', '.join(lacking)}; it has {', '.join(record.vm_names)}. Take one of "
+            "these (--vm), or make a cluster that has all of them: periflow-ray cluster up --vm ..."
         )
 
 
