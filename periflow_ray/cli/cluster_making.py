@@ -43,12 +43,13 @@ def choose_options(
     """
     from periflow_ray.cluster.caller_address import check_addresses, find_own_addresses
 
+    given = ssh_from or os.environ.get(SSH_FROM_VARIABLE)
+    addresses = check_addresses(given) if given else None
+    wheels_dir = find_wheels(wheels_dir)
     _require_shared_root(root)
     root.check_writable()
-    wheels_dir = find_wheels(wheels_dir)
-    given = ssh_from or os.environ.get(SSH_FROM_VARIABLE)
     return UpOptions(
-        ssh_from=check_addresses(given) if given else find_own_addresses(),
+        ssh_from=addresses or find_own_addresses(),
         wheels_dir=wheels_dir,
         created_by=user_name(),
         autostop_s=autostop_s,
