@@ -87,8 +87,9 @@ class Box:
             "RAY_USAGE_STATS_ENABLED": "0",
             **access.env,
         }
-        for path, content in access.files.items():
-            self.write(path, content, mode="700" if path.startswith("bin/") else "600")
+        self._files = access.files
+        for host in (self.user, self._elsewhere):
+            self._give_access(host)
 
     def add_host(self, network: Network, name: str) -> Machine:
         """A machine that is not the cloud's, with a home and a /tmp of its own."""
@@ -108,7 +109,7 @@ class Box:
         return self.user.run("bash", "-c", command, CHECKOUT, *argv, env=self.env, timeout_s=timeout_s)
 
     def run_elsewhere(self, *argv: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-        """Run a command on another machine of the same user's, which has access to the cloud and no files."""
+        """Run a command on another machine of the same user's, which has access to the cloud and no other files."""
         return self._elsewhere.run(*argv, env=self.env, timeout_s=timeout_s)
 
     def start(self, *argv: str) -> subprocess.Popen[str]:
@@ -135,8 +136,15 @@ class Box:
 
     def write(self, path: str, content: str, *, mode: str = "600") -> None:
         """Write a file, by its path from the user's home, for the user alone unless ``mode`` says otherwise."""
+        self._write_on(self.user, path, content, mode)
+
+    def _give_access(self, host: Machine) -> None:
+        for path, content in self._files.items():
+            self._write_on(host, path, content, "700" if path.startswith("bin/") else "600")
+
+    def _write_on(self, host: Machine, path: str, content: str, mode: str) -> None:
         command = 'cd && umask 077 && mkdir -p "$(dirname "$0")" && printf %s "$1" >"$0" && chmod "$2" "$0"'
-        done = self.user.run("bash", "-c", command, path, content, mode, env=self.env)
+        done = host.run("bash", "-c", command, path, content, mode, env=self.env)
         assert done.returncode == 0, done.stderr
 
     def ask(self, do: str, **arguments: Any) -> Any:
