@@ -6,6 +6,7 @@ Long because the account, the limits, the look and the loop are the parts of one
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -246,6 +247,19 @@ def test_at_its_price_limit_jobs_may_save_before_the_machines_end(
     assert asked == {1: [StopRequest(SAVE_TIMEOUT_S)], 2: [StopRequest(SAVE_TIMEOUT_S)]}
     assert account.ended == ["mine"]
     assert [take_requests(root, job_id) for job_id in (3, 4, 5)] == [[], [], []]
+
+
+def test_a_price_limit_holds_while_the_storage_is_away(
+    root: StorageRoot, account: ProviderStandIn, warden: Warden, tmp_path: Path
+) -> None:
+    write_cluster(root, dataclasses.replace(RECORD, max_cost_usd=1.0))
+    assert not warden.look()
+    shutil.rmtree(tmp_path / "storage")
+    (tmp_path / "storage").write_text("not a folder")
+    assert not warden.look()
+    account.machines["mine"] = [make_machine(launched_unix_s=time.time() - 40_000)]
+    assert warden.look()
+    assert account.ended == ["mine"]
 
 
 def test_a_job_that_does_not_stop_in_time_keeps_no_cluster_up(

@@ -20,13 +20,14 @@ from periflow_ray.cluster.providers.prices import machine_usd_per_hour
 from periflow_ray.cluster.providers.provider import RUNNING_STATES, Machine, Provider
 from periflow_ray.cluster.records import ClusterAccount, ClusterRecord, MachineUse, read_account, read_cluster
 from periflow_ray.cluster.records import write_account as write_account_document
-from periflow_ray.errors import ClusterError, PeriflowRayError
+from periflow_ray.errors import ClusterError, NotFoundError, PeriflowRayError, StorageError
 from periflow_ray.jobs import list_jobs
 from periflow_ray.jobs.requests import StopRequest, post_request
 from periflow_ray.jobs.stop_times import END_TIMEOUT_S, SAVE_TIMEOUT_S
 from periflow_ray.loops import Faults
 from periflow_ray.ray_jobs import RayJobs, connect
 from periflow_ray.runtime.launches import REFUSAL_S, describe_launches
+from periflow_ray.runtime.notices.watcher import keep_running
 from periflow_ray.store.documents import parse_document
 from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
@@ -70,7 +71,10 @@ def find_reason_to_end(record: ClusterRecord, cost_usd: float, idle_s: float) ->
 
 
 class Warden:
-    """Looks once an interval; a look that fails is told, and the next one tries again."""
+    """Looks once an interval; a look that fails is told, and the next one tries again.
+
+    While the storage root is away it goes by what it knew last: the cluster costs its price meanwhile.
+    """
 
     def __init__(self, root: StorageRoot, name: str, provider: Provider, ray_jobs: RayJobs) -> None:
         self._root = root
@@ -78,26 +82,50 @@ class Warden:
         self._provider = provider
         self._ray_jobs = ray_jobs
         self._busy_s = time.monotonic()
+        self._record: ClusterRecord | None = None
+        self._account: ClusterAccount | None = None
+        self._storage_faults = Faults("the warden's use of the storage root", _say)
         self._ray_faults = Faults("the warden's question for running jobs", _say)
 
     def look(self) -> bool:
         """Bring the account up to date, and end the cluster if that is due; returns whether it was."""
-        record = read_cluster(self._root, self._name)
         now_unix_s = time.time()
-        account = read_account(self._root, self._name) or ClusterAccount(now_unix_s)
+        record, account = self._read(now_unix_s)
         account = count_costs(account, self._provider.list_machines(self._name), now_unix_s)
         if record.status != "running" or self._may_have_jobs():
             self._busy_s = time.monotonic()
         reason = find_reason_to_end(record, account.cost_usd, time.monotonic() - self._busy_s)
         waits = describe_launches(_GCS, refused_since_unix_s=now_unix_s - REFUSAL_S)
-        account = replace(account, waits=waits, ended_because=reason)
-        write_account_document(self._root, self._name, account)
+        self._account = replace(account, waits=waits, ended_because=reason)
+        self._use_storage(self._write_account)
         if reason is None:
             return False
         _say(f"ends cluster '{self._name}': {reason}")
-        self._stop_jobs()
+        self._use_storage(self._stop_jobs)
         self._provider.end_machines(self._name)
         return True
+
+    def _read(self, now_unix_s: float) -> tuple[ClusterRecord, ClusterAccount]:
+        try:
+            self._record = read_cluster(self._root, self._name)
+            if self._account is None:
+                self._account = read_account(self._root, self._name)
+        except (OSError, StorageError, NotFoundError) as err:
+            # Of a folder that is not mounted the record is just not there.
+            if self._record is None:
+                raise
+            self._storage_faults.take(err)
+        return self._record, self._account or ClusterAccount(now_unix_s)
+
+    def _write_account(self) -> None:
+        assert self._account is not None
+        write_account_document(self._root, self._name, self._account)
+
+    def _use_storage(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except (OSError, StorageError) as err:
+            self._storage_faults.take(err)
 
     def _may_have_jobs(self) -> bool:
         """Whether a job runs; a Ray that does not answer may have some, and its cluster costs its price meanwhile."""
@@ -136,10 +164,14 @@ def watch(look: Callable[[], bool], interval_s: float = INTERVAL_S) -> None:
 
 
 def main() -> None:
-    """Watch until the machine ends."""
+    """Watch until the machine ends; a process that ends before it is followed by another one."""
     parser = argparse.ArgumentParser(prog="python -m periflow_ray.runtime.head.warden", description=__doc__)
     parser.add_argument("--about", type=Path, required=True)
     path: Path = parser.parse_args().about
+    keep_running(lambda: _watch(path))
+
+
+def _watch(path: Path) -> None:
     try:
         about = parse_document(About, path.read_bytes(), str(path))
         patience = Patience(_say)
@@ -147,7 +179,10 @@ def main() -> None:
         record = patience.insist(lambda: read_cluster(root, about.name))
         provider = open_provider(record.cloud, record.region)
     except PeriflowRayError as err:
-        sys.exit(f"warden: {err}")
+        _say(str(err))
+        # What follows tries again.
+        time.sleep(INTERVAL_S)
+        return
     watch(Warden(root, about.name, provider, connect(_DASHBOARD)).look)
 
 
