@@ -23,7 +23,7 @@ from periflow_ray.cluster.providers.provider import (
     ProviderError,
     Resource,
 )
-from periflow_ray.cluster.records import HEAD, ClusterRecord, cluster_key, find_cluster, write_cluster
+from periflow_ray.cluster.records import HEAD, About, ClusterRecord, cluster_key, find_cluster, write_cluster
 from periflow_ray.cluster.secrets import ClusterSecrets
 from periflow_ray.cluster.ssh import run_on_head
 from periflow_ray.errors import ClusterError, UsageError
@@ -160,7 +160,7 @@ def _require_ours(
 
 def _render(root: StorageRoot, spec: ClusterSpec, secrets: ClusterSecrets, options: UpOptions) -> str:
     about = secrets.directory / "about.json"
-    about.write_bytes(dump_document({"name": spec.name, "storage": root.uri}))
+    about.write_bytes(dump_document(About(spec.name, root.uri)))
     mounts = Mounts(
         node_dir=str(resources.files("periflow_ray.cluster") / "node"),
         wheels_dir=str(options.wheels_dir.resolve()),

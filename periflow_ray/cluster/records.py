@@ -81,6 +81,14 @@ class ClusterAccount:
         return sum(machine.cost_usd for machine in self.machines.values())
 
 
+@dataclass(frozen=True)
+class About:
+    """Which cluster a head belongs to, in a file on it; ``storage`` is the URI of its storage root."""
+
+    name: str
+    storage: str
+
+
 def cluster_key(name: str, *parts: str) -> str:
     """The key of something that belongs to a cluster."""
     return "/".join(("clusters", name, *parts))

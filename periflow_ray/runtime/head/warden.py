@@ -12,13 +12,13 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from periflow_ray.cluster.providers import open_provider
 from periflow_ray.cluster.providers.prices import machine_usd_per_hour
 from periflow_ray.cluster.providers.provider import RUNNING_STATES, Machine, Provider
-from periflow_ray.cluster.records import ClusterAccount, ClusterRecord, MachineUse, read_account, read_cluster
+from periflow_ray.cluster.records import About, ClusterAccount, ClusterRecord, MachineUse, read_account, read_cluster
 from periflow_ray.cluster.records import write_account as write_account_document
 from periflow_ray.errors import ClusterError, NotFoundError, PeriflowRayError, StorageError
 from periflow_ray.jobs import list_jobs
@@ -36,14 +36,6 @@ INTERVAL_S = 10.0
 _DASHBOARD = "http://127.0.0.1:8265"
 _GCS = "127.0.0.1:6379"
 _POLL_S = 1.0
-
-
-@dataclass(frozen=True)
-class About:
-    """Which cluster this head belongs to; ``storage`` is the URI of its storage root."""
-
-    name: str
-    storage: str
 
 
 def count_costs(account: ClusterAccount, machines: Sequence[Machine], now_unix_s: float) -> ClusterAccount:

@@ -156,7 +156,7 @@ class LostGroups:
     def look(self) -> None:
         """Look once."""
         try:
-            groups = _read_own_groups()
+            groups = read_own_groups()
             lost = {group.group_id for group in groups if group.is_rescheduling}
             now_s = time.monotonic()
             self._lost_since_s = {group_id: self._lost_since_s.get(group_id, now_s) for group_id in lost}
@@ -177,7 +177,7 @@ def release_groups(controller_id: str) -> None:
         ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.group_id)))
 
 
-def _read_own_groups() -> list[PlacementGroupFacts]:
+def read_own_groups() -> list[PlacementGroupFacts]:
     return _read_groups(ray.get_runtime_context().get_actor_id())
 
 
@@ -189,7 +189,7 @@ def _read_groups(actor_id: str) -> list[PlacementGroupFacts]:
 def _read_held_resources() -> dict[str, dict[str, float]]:
     """Ray's node id in hex -> what this controller's placement groups hold there."""
     held: dict[str, dict[str, float]] = {}
-    for group in _read_own_groups():
+    for group in read_own_groups():
         for node, resources in group.held.items():
             held[node] = _add(held.get(node, {}), resources)
     return held

@@ -21,6 +21,7 @@ from periflow_ray.runtime import ray_private
 from periflow_ray.runtime.launches import TIMEOUT_S, read_refusals
 from periflow_ray.runtime.monitor.client import MonitorClient
 from periflow_ray.runtime.ray_private import ControllerCallback
+from periflow_ray.runtime.ray_train.group_size import read_own_groups
 
 LOOK_INTERVAL_S = 1.0
 # When the provider had none of them, it is asked for the first one again after this time.
@@ -52,7 +53,7 @@ class VmChoice(ControllerCallback):  # type: ignore[misc]
 
     def _look(self) -> None:
         """Give up a group that waits for what the provider has refused."""
-        pending = [group for group in _read_own_groups() if group.is_pending]
+        pending = [group for group in read_own_groups() if group.is_pending]
         if not pending:
             return
         gcs_address = ray.get_runtime_context().gcs_address
@@ -112,11 +113,6 @@ class FallbackOrder:
 def has_labels() -> bool:
     """Whether the cluster's nodes say of which VM type they are; those of ``cluster_configs/`` do, the head first."""
     return any(VM_LABEL in (node.get("Labels") or {}) for node in ray.nodes() if node["Alive"])
-
-
-def _read_own_groups() -> list[ray_private.PlacementGroupFacts]:
-    own = ray.get_runtime_context().get_actor_id()
-    return [group for group in ray_private.read_placement_groups() if group.creator_actor_id_hex == own]
 
 
 def _describe_price(vm_name: str) -> str:
