@@ -124,7 +124,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> RayStandIn:
     monkeypatch.setattr(vm_choice.ray, "nodes", stand_in.nodes)
     monkeypatch.setattr(vm_choice.ray, "get_runtime_context", lambda: type("Context", (), {"gcs_address": "head:1"}))
     monkeypatch.setattr(vm_choice.ray.util, "remove_placement_group", stand_in.remove_group)
-    monkeypatch.setattr(vm_choice, "_read_own_groups", lambda: stand_in.groups)
+    monkeypatch.setattr(vm_choice, "read_own_groups", lambda: stand_in.groups)
     monkeypatch.setattr(
         vm_choice.ray_private, "read_launches", lambda *given: LaunchFacts({}, {}, stand_in.refused_unix_s)
     )
