@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from periflow_ray.cli.cluster_options import read_spec, spec_options
 from periflow_ray.cli.duration import duration_callback
 from periflow_ray.cli.options import storage_option, yes_option
 from periflow_ray.cli.output import talk_console
@@ -17,17 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("up")
-@click.option(
-    "--vm", "vm_names", multiple=True, metavar="NAME", help="The workers' VM type; may be given several times."
-)
-@click.option("--name", help="The cluster's name.  [default: the first VM type's]")
-@click.option("--max-nodes", type=int, default=2, show_default=True, help="Workers at the same time.")
-@click.option(
-    "--idle-minutes", type=click.IntRange(min=1), default=10, show_default=True, help="An idle worker is ended then."
-)
-@click.option(
-    "--disk-gib", type=click.IntRange(min=50), default=200, show_default=True, help="System disk of each worker."
-)
+@spec_options(needs_vm=False)
 @click.option(
     "--autostop",
     "autostop_s",
@@ -75,23 +66,14 @@ def up(
       periflow-ray cluster up --vm azure-16gb-v100-4g-eastus-spot --vm azure-16gb-v100-4g-eastus --max-nodes 4
     """
     from periflow_ray.cli.cluster_making import choose_options, make_cluster
-    from periflow_ray.cluster.config.spec import build_spec, suggest_name
     from periflow_ray.cluster.records import find_cluster
-    from periflow_ray.plan.catalogue import find_vm
 
     known = find_cluster(root, name) if name is not None else None
     if not vm_names:
         if known is None:
             raise UsageError("which VM type? Give --vm NAME. List them: periflow-ray vm list")
         vm_names = tuple(known.vm_names)
-    vms = [find_vm(vm_name) for vm_name in vm_names]
-    spec = build_spec(
-        name or suggest_name(vms[0]),
-        vms,
-        max_num_nodes=max_nodes,
-        idle_timeout_minutes=idle_minutes,
-        disk_gib=disk_gib,
-    )
+    spec = read_spec(vm_names, name, max_nodes, idle_minutes, disk_gib)
     options = choose_options(root, ssh_from, wheels_dir, autostop_s=autostop_s, max_cost_usd=max_cost)
     make_cluster(root, spec, options, is_confirmed=is_confirmed)
     click.echo(f"Cluster '{spec.name}' is up.")
