@@ -37,6 +37,8 @@ def read_price_copies(content: bytes) -> dict[str, PriceCopy]:
 
 def write_price_copies(copies: Mapping[str, PriceCopy]) -> Path:
     """Put copies beside those of other clouds that are there."""
+    from periflow_ray.store.local_files import write_whole
+
     path = price_copy_path()
     try:
         known = read_price_copies(path.read_bytes())
@@ -44,9 +46,7 @@ def write_price_copies(copies: Mapping[str, PriceCopy]) -> Path:
         known = {}
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {cloud: dataclasses.asdict(copy) for cloud, copy in {**known, **copies}.items()}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document), encoding="utf-8")
-    partial.replace(path)
+    write_whole(str(path), json.dumps(document).encode())
     return path
 
 
