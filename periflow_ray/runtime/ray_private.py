@@ -3,16 +3,21 @@
 A release of Ray may change each of these, so ``tests/runtime/test_ray_private.py`` says of each what is relied on.
 Ray is imported when a name is first used and not before: the notice watcher, which runs on a machine as long as the
 machine does, has no use for Ray until the last minutes.
+
+Long because no other file may have any of it.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ray.autoscaler._private._azure.node_provider import AzureNodeProvider as AzureNodeProvider
     from ray.train.v2._internal.callbacks import DatasetsCallback as DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import (
         PlacementGroupCleanerCallback as PlacementGroupCleanerCallback,
@@ -35,6 +40,8 @@ _MODULE_BY_CLASS = {
     # Callbacks that a trainer makes for every run: Ray Data's, and a detached actor that removes placement groups.
     "DatasetsCallback": "ray.train.v2._internal.callbacks",
     "PlacementGroupCleanerCallback": "ray.train.v2._internal.callbacks.placement_group_callback",
+    # Of clusters on Azure: _create_node is what launches VMs, by the clients that the constructor has made.
+    "AzureNodeProvider": "ray.autoscaler._private._azure.node_provider",
     # The controller asks a failure policy's make_decision(training_failed_error) after each failure: RETRY or RAISE.
     "FailurePolicy": "ray.train.v2._internal.execution.failure_handling",
     "DefaultFailurePolicy": "ray.train.v2._internal.execution.failure_handling",
@@ -288,3 +295,19 @@ def drain_node(gcs: Any, node_id_hex: str, reason: str, deadline_unix_ms: int, t
     preemption = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     is_accepted, refusal = gcs.drain_node(node_id_hex, preemption, reason, deadline_unix_ms, timeout=timeout_s)
     return bool(is_accepted), str(refusal)
+
+
+def read_azure_vm_template() -> dict[str, Any]:
+    """The template of Azure's resource manager from which Ray's node provider makes VMs."""
+    from ray.autoscaler._private import _azure
+
+    (folder,) = _azure.__path__
+    template: dict[str, Any] = json.loads((Path(folder) / "azure-vm-template.json").read_text("utf-8"))
+    return template
+
+
+def read_node_start_wait_s() -> int:
+    """How long Ray's node providers wait for a machine that they have asked for."""
+    from ray.autoscaler._private.constants import AUTOSCALER_NODE_START_WAIT_S
+
+    return int(AUTOSCALER_NODE_START_WAIT_S)

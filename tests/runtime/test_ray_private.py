@@ -109,6 +109,17 @@ def test_a_class_is_rays_own_and_an_unknown_name_is_an_error():
         ray_private.ElasticScalingPolicy  # noqa: B018
 
 
+def test_azures_template_has_what_a_vm_is_made_of_and_is_waited_for():
+    types = {resource["type"] for resource in ray_private.read_azure_vm_template()["resources"]}
+    assert {
+        "Microsoft.Compute/virtualMachines",
+        "Microsoft.Network/networkInterfaces",
+        "Microsoft.Network/publicIpAddresses",
+    } <= types
+    assert ray_private.read_node_start_wait_s() > 60
+    assert callable(ray_private.AzureNodeProvider._create_node)
+
+
 def test_a_worker_whose_process_died_is_known_by_its_actors_error():
     died = ray.exceptions.RayActorError(preempted=True)
     failed = ValueError("the loss is not finite")

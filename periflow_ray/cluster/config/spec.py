@@ -12,6 +12,8 @@ from periflow_ray.plan.catalogue import VmType
 MAX_NODES = 1000
 # Part of the names of VMs, disks and addresses, of tags and of paths on the nodes.
 MAX_NAME_CHARS = 40
+# Ray's launcher gives it to machines, and this project to all else that belongs to a cluster; its value is the name.
+CLUSTER_TAG = "ray-cluster-name"
 _NAME = re.compile(rf"[a-z](?:[a-z0-9-]{{0,{MAX_NAME_CHARS - 2}}}[a-z0-9])?")
 
 
@@ -86,3 +88,8 @@ def build_spec(
 def suggest_name(vm: VmType) -> str:
     """A name for a cluster of this VM type: ``aws-24gb-a10g-1g-us-east-1``."""
     return vm.name.removesuffix("-spot")[:MAX_NAME_CHARS].rstrip("-")
+
+
+def own_name(name: str) -> str:
+    """What a cluster's things are called at its provider: ``periflow-ray-mine``."""
+    return f"periflow-ray-{name}"

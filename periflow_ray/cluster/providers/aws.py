@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from periflow_ray.cluster.config.spec import ClusterSpec
-from periflow_ray.cluster.providers.aws_api import TAG, AwsApi, is_missing, own_name, role_name_of, told, unless
+from periflow_ray.cluster.config.spec import CLUSTER_TAG, ClusterSpec, own_name
+from periflow_ray.cluster.providers.aws_api import AwsApi, is_missing, role_name_of, told, unless
 from periflow_ray.cluster.providers.aws_checks import AwsChecks
 from periflow_ray.cluster.providers.aws_setup import AwsSetup
 from periflow_ray.cluster.providers.prices import machine_usd_per_hour
@@ -44,7 +44,7 @@ class AwsProvider:
     def list_resources(self, name: str) -> list[Resource]:
         with told(f"listing what cluster '{name}' has in {self._api.region}"):
             found = [self._describe_instance(machine) for machine in self.list_machines(name)]
-            tagged = [{"Name": f"tag:{TAG}", "Values": [name]}]
+            tagged = [{"Name": f"tag:{CLUSTER_TAG}", "Values": [name]}]
             groups = self._api.find_groups(name)
             for volume in self._api.pages("describe_volumes", "Volumes", tagged):
                 found.append(Resource("volume", volume["VolumeId"], volume["State"], float(volume["Size"]) * _DISK_USD))
@@ -92,7 +92,7 @@ class AwsProvider:
 
     def _instances(self, name: str) -> list[dict[str, Any]]:
         with told(f"listing the instances of cluster '{name}'", "ec2:DescribeInstances"):
-            tagged = [{"Name": f"tag:{TAG}", "Values": [name]}]
+            tagged = [{"Name": f"tag:{CLUSTER_TAG}", "Values": [name]}]
             reservations = self._api.pages("describe_instances", "Reservations", tagged)
         instances = [instance for reservation in reservations for instance in reservation["Instances"]]
         return [instance for instance in instances if instance["State"]["Name"] not in _GONE]

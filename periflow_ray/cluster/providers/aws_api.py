@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from periflow_ray.cluster.config.render import find_instance_types
-from periflow_ray.cluster.config.spec import ClusterSpec
+from periflow_ray.cluster.config.spec import CLUSTER_TAG, ClusterSpec, own_name
 from periflow_ray.cluster.providers.provider import ProviderError
 
-TAG = "ray-cluster-name"
 _ALREADY_THERE = frozenset({"EntityAlreadyExists", "InvalidPermission.Duplicate"})
 
 
@@ -65,15 +64,13 @@ class AwsApi:
         return str(found[0]["VpcId"])
 
     def find_groups(self, name: str) -> list[dict[str, Any]]:
-        return self.pages("describe_security_groups", "SecurityGroups", [{"Name": f"tag:{TAG}", "Values": [name]}])
+        return self.pages(
+            "describe_security_groups", "SecurityGroups", [{"Name": f"tag:{CLUSTER_TAG}", "Values": [name]}]
+        )
 
     def pages(self, operation: str, key: str, filters: list[dict[str, Any]]) -> list[dict[str, Any]]:
         pages = self.ec2.get_paginator(operation).paginate(Filters=filters)
         return [item for page in pages for item in page[key]]
-
-
-def own_name(name: str) -> str:
-    return f"periflow-ray-{name}"
 
 
 def role_name_of(name: str, kind: str) -> str:

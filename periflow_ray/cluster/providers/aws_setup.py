@@ -9,8 +9,8 @@ from typing import Any
 
 from periflow_ray.cluster.config import aws as config_of_aws
 from periflow_ray.cluster.config.aws import AwsPieces
-from periflow_ray.cluster.config.spec import ClusterSpec
-from periflow_ray.cluster.providers.aws_api import TAG, AwsApi, is_there, own_name, role_name_of, told, unless
+from periflow_ray.cluster.config.spec import CLUSTER_TAG, ClusterSpec, own_name
+from periflow_ray.cluster.providers.aws_api import AwsApi, is_there, role_name_of, told, unless
 from periflow_ray.cluster.providers.aws_policies import head_policy, trust_policy, worker_policy
 from periflow_ray.cluster.providers.provider import Preparation, ProviderError
 
@@ -67,7 +67,7 @@ class AwsSetup:
                     Description=f"Ray cluster {name}",
                     VpcId=vpc_id,
                     TagSpecifications=[
-                        {"ResourceType": "security-group", "Tags": [{"Key": TAG, "Value": name}]},
+                        {"ResourceType": "security-group", "Tags": [{"Key": CLUSTER_TAG, "Value": name}]},
                     ],
                 )
                 group = {"GroupId": made["GroupId"], "IpPermissions": []}
@@ -109,7 +109,7 @@ class AwsSetup:
     def _make_role(self, name: str, kind: str, policy: dict[str, Any], tell: Callable[[str], None]) -> str:
         role_name = role_name_of(name, kind)
         with told("making the nodes' roles", "iam:CreateRole"):
-            tags = [{"Key": TAG, "Value": name}]
+            tags = [{"Key": CLUSTER_TAG, "Value": name}]
             with unless(is_there):
                 self._api.iam.create_role(
                     RoleName=role_name, AssumeRolePolicyDocument=json.dumps(trust_policy()), Tags=tags

@@ -11,8 +11,8 @@ import time
 from datetime import datetime
 from typing import Any
 
-from periflow_ray.cluster.config.spec import ClusterSpec
-from periflow_ray.cluster.providers.azure_api import AzureApi, own_name, told
+from periflow_ray.cluster.config.spec import ClusterSpec, own_name
+from periflow_ray.cluster.providers.azure_api import AzureApi, told
 from periflow_ray.cluster.providers.azure_checks import AzureChecks
 from periflow_ray.cluster.providers.azure_setup import AzureSetup, require_own
 from periflow_ray.cluster.providers.prices import machine_usd_per_hour

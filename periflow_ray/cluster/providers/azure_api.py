@@ -19,9 +19,9 @@ from typing import Any
 
 import requests
 
+from periflow_ray.cluster.config.spec import own_name
 from periflow_ray.cluster.providers.provider import ProviderError
 
-TAG = "ray-cluster-name"
 PERMISSIONS_HINT = "docs/azure.md has all that you need, and who can give it."
 # One version for each family of resources; each is several years from its end.
 VERSIONS = {
@@ -165,11 +165,6 @@ class AzureApi:
             request, connection_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S
         )
         return response.status_code, response.text()
-
-
-def own_name(name: str) -> str:
-    """Of the resource group, and of what is in it."""
-    return f"periflow-ray-{name}"
 
 
 def find_version(path: str) -> str:

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 from periflow_ray.cluster.config import azure as config_of_azure
 from periflow_ray.cluster.config.azure import AzurePieces
-from periflow_ray.cluster.providers.azure_api import PERMISSIONS_HINT, TAG, ArmError, AzureApi, own_name, told
+from periflow_ray.cluster.config.spec import CLUSTER_TAG, own_name
+from periflow_ray.cluster.providers.azure_api import PERMISSIONS_HINT, ArmError, AzureApi, told
 from periflow_ray.cluster.providers.provider import Preparation, ProviderError
 
 # Built-in roles have the same ids everywhere.
@@ -54,7 +55,7 @@ class AzureSetup:
             group = self._api.find(group_id)
             if group is None:
                 tell(f"making resource group {own_name(name)} in {self._api.region}")
-                self._api.make(group_id, {"location": self._api.region, "tags": {TAG: name}})
+                self._api.make(group_id, {"location": self._api.region, "tags": {CLUSTER_TAG: name}})
                 return
         if group["properties"]["provisioningState"] == "Deleting":
             raise ProviderError(
@@ -84,7 +85,7 @@ class AzureSetup:
                     firewall_id,
                     {
                         "location": self._api.region,
-                        "tags": {TAG: name},
+                        "tags": {CLUSTER_TAG: name},
                         "properties": {"securityRules": [{"name": "ssh", "properties": rule}]},
                     },
                 )
@@ -100,7 +101,7 @@ class AzureSetup:
                     network_id,
                     {
                         "location": self._api.region,
-                        "tags": {TAG: name},
+                        "tags": {CLUSTER_TAG: name},
                         "properties": {
                             "addressSpace": {"addressPrefixes": [_NETWORK]},
                             "subnets": [{"name": "nodes", "properties": subnet}],
@@ -117,7 +118,7 @@ class AzureSetup:
             identity = self._api.find(path)
             if identity is None:
                 tell(f"making identity {own}")
-                identity = self._api.make(path, {"location": self._api.region, "tags": {TAG: name}})
+                identity = self._api.make(path, {"location": self._api.region, "tags": {CLUSTER_TAG: name}})
         return path, str(identity["properties"]["principalId"])
 
     def _open_storage(self, name: str, storage_uri: str, principal_ids: list[str], tell: Callable[[str], None]) -> None:
@@ -172,11 +173,11 @@ def require_own(group: dict[str, Any], name: str) -> None:
     Raises:
         ProviderError: it is not the cluster's.
     """
-    if (group.get("tags") or {}).get(TAG) != name:
+    if (group.get("tags") or {}).get(CLUSTER_TAG) != name:
         raise ProviderError(
-            f"there is a resource group {own_name(name)} that is not of cluster '{name}': it has no tag {TAG}={name}. "
-            f"Choose another --name. If all in it is the cluster's: az group update -n {own_name(name)} "
-            f"--set tags.{TAG}={name}. {PERMISSIONS_HINT}"
+            f"there is a resource group {own_name(name)} that is not of cluster '{name}': it has no tag "
+            f"{CLUSTER_TAG}={name}. Choose another --name. If all in it is the cluster's: az group update "
+            f"-n {own_name(name)} --set tags.{CLUSTER_TAG}={name}. {PERMISSIONS_HINT}"
         )
 
 

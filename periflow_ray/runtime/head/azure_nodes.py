@@ -6,18 +6,16 @@ that its VMs need; each VM gets the identity of its kind, and takes its disk, ca
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import uuid
-from pathlib import Path
 from typing import Any
 
-from ray.autoscaler._private._azure import node_provider
-from ray.autoscaler._private._azure.node_provider import AzureNodeProvider
-from ray.autoscaler._private.constants import AUTOSCALER_NODE_START_WAIT_S
-from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME, TAG_RAY_NODE_NAME
+from periflow_ray.cluster.config.spec import CLUSTER_TAG
+from periflow_ray.runtime.ray_private import AzureNodeProvider, read_azure_vm_template, read_node_start_wait_s
 
+# Of Ray's launcher.
+_NODE_NAME_TAG = "ray-node-name"
 # Of Azure's 64, with room for the number of a VM.
 _MAX_NAME_CHARS = 60
 _SUFFIX_CHARS = 14
@@ -44,8 +42,8 @@ class AzureNodes(AzureNodeProvider):  # type: ignore[misc]
         """Leave it to ``cluster down``, which deletes the whole group."""
 
     def _create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> None:
-        tags = {**tags, TAG_RAY_CLUSTER_NAME: self.cluster_name}
-        short_name = tags.get(TAG_RAY_NODE_NAME, "node")[: _MAX_NAME_CHARS - _SUFFIX_CHARS]
+        tags = {**tags, CLUSTER_TAG: self.cluster_name}
+        short_name = tags.get(_NODE_NAME_TAG, "node")[: _MAX_NAME_CHARS - _SUFFIX_CHARS]
         name = f"{short_name}-{self.provider_config['unique_id'][:4]}-{uuid.uuid4().hex[:8]}"
         given = {
             **node_config["azure_arm_parameters"],
@@ -73,7 +71,7 @@ class AzureNodes(AzureNodeProvider):  # type: ignore[misc]
             launch = self.resource_client.deployments.begin_create_or_update(
                 resource_group_name=self._group, deployment_name=name, parameters=deployment
             )
-            launch.wait(AUTOSCALER_NODE_START_WAIT_S)
+            launch.wait(read_node_start_wait_s())
         except Exception:
             self._forget(name)
             for index in range(count):
@@ -125,8 +123,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _read_template(tags: dict[str, str]) -> dict[str, Any]:
     """Ray's template of a VM, where all that is made for it goes with it and has its tags."""
-    text = Path(node_provider.__file__).with_name("azure-vm-template.json").read_text("utf-8")
-    template: dict[str, Any] = json.loads(text)
+    template = read_azure_vm_template()
     goes_too = {"deleteOption": "Delete"}
     for resource in template["resources"]:
         properties = resource["properties"]
@@ -135,7 +132,7 @@ def _read_template(tags: dict[str, str]) -> dict[str, Any]:
             for card in properties["networkProfile"]["networkInterfaces"]:
                 card["properties"] = goes_too
             continue
-        resource["tags"] = {TAG_RAY_CLUSTER_NAME: tags[TAG_RAY_CLUSTER_NAME]}
+        resource["tags"] = {CLUSTER_TAG: tags[CLUSTER_TAG]}
         for configuration in properties.get("ipConfigurations", []):
             address = configuration["properties"].get("publicIpAddress")
             if address is not None:
