@@ -11,6 +11,7 @@ from rich.console import Console
 from periflow_ray.cli.format import NOTHING, format_duration, format_time, iso_time
 from periflow_ray.cli.options import storage_option
 from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, tell_left_out, write_output
+from periflow_ray.cluster.providers.prices import machine_usd_per_hour
 
 if TYPE_CHECKING:
     from periflow_ray.cluster.providers.provider import Machine
@@ -120,14 +121,10 @@ def _now_in_use(account: ClusterAccount) -> list[Any]:
 
 
 def _usd_per_hour(machines: list[Machine]) -> float:
-    from periflow_ray.cluster.providers.prices import machine_usd_per_hour
-
     return sum(machine_usd_per_hour(machine) for machine in machines)
 
 
 def _machine_row(machine: Machine) -> list[str]:
-    from periflow_ray.cluster.providers.prices import machine_usd_per_hour
-
     return [
         machine.id,
         machine.node_type or NOTHING,
@@ -162,8 +159,6 @@ def _document(record: ClusterRecord, account: ClusterAccount | None) -> dict[str
 
 
 def _machine_document(machine: Machine) -> dict[str, Any]:
-    from periflow_ray.cluster.providers.prices import machine_usd_per_hour
-
     return {
         "id": machine.id,
         "node_type": machine.node_type,

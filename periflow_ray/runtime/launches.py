@@ -14,7 +14,7 @@ from periflow_ray.runtime.ray_private import LaunchFacts, read_launches
 
 TIMEOUT_S = 5
 # A refusal that is this old is no reason of a wait any more.
-REFUSAL_S = 120.0
+_REFUSAL_S = 120.0
 MONITOR_LOG = Path("/tmp/ray/session_latest/logs/monitor.log")
 _READ_BYTES = 256 << 10
 _REFUSAL = re.compile(r"Failed to launch \d+ nodes of type (\S+): (.*)")
@@ -26,17 +26,13 @@ _CODE = re.compile(r"\b(\w*(?:Capacity|Quota|LimitExceeded|NotAvailable|NotAllow
 _MAX_REASON_CHARS = 300
 
 
-def describe_launches(gcs_address: str, *, refused_since_unix_s: float = 0.0) -> list[str]:
-    """Sentences about the machines that are on their way, or that the provider refused; none where it is not known.
-
-    Args:
-        refused_since_unix_s: older refusals are history.
-    """
+def describe_launches(gcs_address: str) -> list[str]:
+    """Sentences about the machines that are on their way, or were refused of late; none where it is not known."""
     try:
         facts = read_launches(gcs_address, TIMEOUT_S)
     except Exception:  # Ray raises classes that have nothing in common; the next look may find its head again.
         return []
-    return describe(facts, read_refusals(), refused_since_unix_s=refused_since_unix_s)
+    return describe(facts, read_refusals(), refused_since_unix_s=time.time() - _REFUSAL_S)
 
 
 def describe(facts: LaunchFacts, reasons: Mapping[str, str], *, refused_since_unix_s: float) -> list[str]:

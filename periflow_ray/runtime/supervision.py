@@ -16,7 +16,7 @@ from periflow_ray.errors import StorageError
 from periflow_ray.jobs.attempts import AttemptRecord
 from periflow_ray.loops import BackgroundLoop, Faults
 from periflow_ray.runtime.job_state import StateKeeper
-from periflow_ray.runtime.launches import REFUSAL_S, describe_launches
+from periflow_ray.runtime.launches import describe_launches
 from periflow_ray.runtime.monitor.client import MonitorLostError, RayMonitor, start_monitor
 from periflow_ray.runtime.monitor.contract import AttemptNews, Ending
 from periflow_ray.runtime.monitor.rules import JobRules
@@ -170,8 +170,7 @@ class Supervision:
 
 
 def _find_launches() -> list[str]:
-    gcs_address = ray.get_runtime_context().gcs_address
-    return describe_launches(gcs_address, refused_since_unix_s=time.time() - REFUSAL_S)
+    return describe_launches(ray.get_runtime_context().gcs_address)
 
 
 def _is_placement_pending() -> bool:

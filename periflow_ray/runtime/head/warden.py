@@ -26,7 +26,7 @@ from periflow_ray.jobs.requests import StopRequest, post_request
 from periflow_ray.jobs.stop_times import END_TIMEOUT_S, SAVE_TIMEOUT_S
 from periflow_ray.loops import Faults
 from periflow_ray.ray_jobs import RayJobs, connect
-from periflow_ray.runtime.launches import REFUSAL_S, describe_launches
+from periflow_ray.runtime.launches import describe_launches
 from periflow_ray.runtime.notices.watcher import keep_running
 from periflow_ray.store.documents import parse_document
 from periflow_ray.store.patience import Patience
@@ -87,7 +87,7 @@ class Warden:
         if record.status != "running" or self._may_have_jobs():
             self._busy_s = time.monotonic()
         reason = find_reason_to_end(record, account.cost_usd, time.monotonic() - self._busy_s)
-        waits = describe_launches(_GCS, refused_since_unix_s=now_unix_s - REFUSAL_S)
+        waits = describe_launches(_GCS)
         self._account = replace(account, waits=waits, ended_because=reason)
         self._use_storage(self._write_account)
         if reason is None:
