@@ -76,29 +76,28 @@ def bring_up(
     machines = provider.list_machines(spec.name)
     _require_ours(before, spec, secrets, machines)
     is_up = before is not None and before.status == "running" and any(_is_running_head(each) for each in machines)
-    record = ClusterRecord(
-        name=spec.name,
-        cloud=spec.cloud,  # type: ignore[arg-type]
-        region=spec.region,
-        vm_names=[vm.name for vm in spec.vms],
-        max_num_nodes=spec.max_num_nodes,
-        idle_timeout_minutes=spec.idle_timeout_minutes,
-        created_by=options.created_by,
-        created_on=socket.gethostname(),
-        created_unix_s=before.created_unix_s if before is not None and machines else time.time(),
-        status="creating",
-        head_address=None if before is None or not machines else before.head_address,
-        autostop_s=options.autostop_s,
-        max_cost_usd=options.max_cost_usd,
-    )
-    if is_up and before is not None:
-        # Its head has a YAML that says so, and keeps it. A limit that is not named now stays, too: it may be forgotten.
+    if before is not None and is_up:
+        # Its head has a YAML that says how large it may be. A limit that is not named now stays: it may be forgotten.
         record = dataclasses.replace(
-            record,
-            max_num_nodes=before.max_num_nodes,
-            idle_timeout_minutes=before.idle_timeout_minutes,
+            before,
             autostop_s=before.autostop_s if options.autostop_s is None else options.autostop_s,
             max_cost_usd=before.max_cost_usd if options.max_cost_usd is None else options.max_cost_usd,
+        )
+    else:
+        record = ClusterRecord(
+            name=spec.name,
+            cloud=spec.cloud,  # type: ignore[arg-type]
+            region=spec.region,
+            vm_names=[vm.name for vm in spec.vms],
+            max_num_nodes=spec.max_num_nodes,
+            idle_timeout_minutes=spec.idle_timeout_minutes,
+            created_by=options.created_by,
+            created_on=socket.gethostname(),
+            created_unix_s=before.created_unix_s if before is not None and machines else time.time(),
+            status="creating",
+            head_address=before.head_address if before is not None and machines else None,
+            autostop_s=options.autostop_s,
+            max_cost_usd=options.max_cost_usd,
         )
     secrets.make()
     if not machines:
