@@ -60,6 +60,7 @@ def resume(
     from periflow_ray.jobs import read_record
     from periflow_ray.plan import LOCAL_VM_NAME
     from periflow_ray.store.checkpoints import latest_committed
+    from periflow_ray.submit.clusters import require_vms
     from periflow_ray.submit.resume import read_resumable_plan, resume_job
 
     if is_local and (address or vm_name):
@@ -78,6 +79,8 @@ def resume(
                 f"VM '{plan.vm.name}' needs a Ray cluster, and none is named. Name it: --address http://127.0.0.1:8265 "
                 "(or RAY_ADDRESS). To go on on this machine instead: --local"
             )
+    if cluster_address is not None:
+        require_vms(root, cluster_address, plan.vm_names)
     root.check_writable()
     cluster = connect_target(root, runs_here, cluster_address)
     newest = latest_committed(root, job_id)

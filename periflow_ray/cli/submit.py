@@ -238,12 +238,11 @@ def _find_cluster(root: StorageRoot, target: Target, plan: JobPlan, *, may_be_ma
     """The address or the name of the job's cluster; None for this machine, and for one that is to be made."""
     from periflow_ray.submit.clusters import find_running_cluster, require_vms
 
-    vm_names = [vm.name for vm in (plan.vm, *plan.fallback_vms)]
     if target.address:
-        require_vms(root, target.address, vm_names)
+        require_vms(root, target.address, plan.vm_names)
     if target.is_local or target.address:
         return target.address
-    running = find_running_cluster(root, vm_names)
+    running = find_running_cluster(root, plan.vm_names)
     if running is not None:
         talk_console().print(f"Runs on cluster '{running.name}' ({running.region}).")
         return running.name
@@ -251,7 +250,7 @@ def _find_cluster(root: StorageRoot, target: Target, plan: JobPlan, *, may_be_ma
         return None
     raise ClusterError(
         f"VM '{plan.vm.name}' needs a Ray cluster, and none of this storage root has it. Make one: --up, or "
-        f"periflow-ray cluster up --vm {' --vm '.join(vm_names)}. Or name yours: --address http://127.0.0.1:8265. "
+        f"periflow-ray cluster up --vm {' --vm '.join(plan.vm_names)}. Or name yours: --address http://127.0.0.1:8265. "
         "To run on this machine instead: --local --num-devices 2"
     )
 

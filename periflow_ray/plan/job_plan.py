@@ -98,6 +98,11 @@ class JobPlan(BaseModel):
         return self.num_nodes if self.elastic is None else self.elastic.min_num_nodes
 
     @property
+    def vm_names(self) -> tuple[str, ...]:
+        """The VM types that the job may run on, the first choice first."""
+        return tuple(vm.name for vm in (self.vm, *self.fallback_vms))
+
+    @property
     def mount_paths(self) -> tuple[str, ...]:
         return tuple(mount.path for mount in self.mounts)
 

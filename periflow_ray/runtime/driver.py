@@ -141,7 +141,7 @@ def _run(inputs: _Inputs, root: StorageRoot, state: StateKeeper, driver_id: str 
             sinks=sinks,
             driver_id=driver_id,
         ),
-        vm_names=() if plan.vm.is_local else tuple(vm.name for vm in (plan.vm, *plan.fallback_vms)),
+        vm_names=() if plan.vm.is_local else plan.vm_names,
         wait_s=plan.wait_s,
         num_sandboxes=plan.num_nodes,
         notifier=make_notifier(plan.plugin, record, state.note),

@@ -141,8 +141,11 @@ class Supervision:
 
     def _tell_wait(self) -> None:
         """Say what the job waits for, if it does."""
-        if not (self._waiting.is_set() and _is_placement_pending()):
+        if not self._waiting.is_set():
             self._waits_since_s = None
+            return
+        # Between a group that was given up and the next one nothing is pending, and the job waits nevertheless.
+        if not _is_placement_pending():
             return
         if self._waits_since_s is None:
             self._waits_since_s = time.monotonic()

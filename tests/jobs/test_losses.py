@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from support.command_chain_job import HashChainJob, WriteJob
 from support.hash_chain import HashChain
-from support.workbench import Workbench, find_agent, find_driver, processes_with, wait_until
+from support.workbench import Outcome, Workbench, find_agent, find_driver, processes_with, wait_until
 
 from periflow_ray import jobs
 from periflow_ray.jobs.events import read_events
@@ -315,16 +315,32 @@ def test_a_job_that_never_asks_is_stopped_without_a_save_and_the_user_is_told(
     assert job.read_states(tmp_path / "final") == job.expected_states
 
 
-def test_a_job_that_still_waits_for_its_machines_is_stopped_at_once(workbench: Workbench, write_job: WriteJob) -> None:
+def submit_elsewhere(workbench: Workbench, write_job: WriteJob, *options: str) -> tuple[Workbench, Outcome]:
+    """Submit a job for a VM with a GPU to the embedded cluster, which has none, by its address."""
     workbench.start_cluster()
     cluster_dir = LocalClusterDir(workbench.cluster_dir)
     cluster = cluster_dir.read()
     assert cluster is not None
     guest = Workbench(workbench.root.uri, workbench.cluster_dir)
     guest.env["RAY_AUTH_TOKEN_PATH"] = str(cluster_dir.token_path)
-    # The template's own VM has a GPU, which this cluster has not.
     template, workspace = write_job("raise SystemExit('never started')")
-    submitted = guest.run("submit", "--address", cluster.address, "--no-follow", "-f", template, "-d", workspace)
+    return guest, guest.run("submit", "--address", cluster.address, *options, "-f", template, "-d", workspace)
+
+
+def test_a_job_whose_machines_do_not_come_in_time_fails_with_the_reason(
+    workbench: Workbench, write_job: WriteJob
+) -> None:
+    _, submitted = submit_elsewhere(workbench, write_job, "--wait", "1s")
+    job_id = max(job.record.job_id for job in jobs.list_jobs(workbench.root))
+    assert submitted.exit_code == 1, submitted
+    state = jobs.read_state(workbench.root, job_id)
+    assert state.status == "failed"
+    assert state.message is not None
+    assert re.match(r"given up after 1 s \(--wait\): the job waits for 1 x \(.*1 GPU\); the cluster has", state.message)
+
+
+def test_a_job_that_still_waits_for_its_machines_is_stopped_at_once(workbench: Workbench, write_job: WriteJob) -> None:
+    guest, submitted = submit_elsewhere(workbench, write_job, "--no-follow")
     job_id = max(job.record.job_id for job in jobs.list_jobs(workbench.root))
     assert submitted.exit_code == 0, submitted
     wait_until(lambda: jobs.read_state(workbench.root, job_id).status == "allocating", "the job waits for machines")
