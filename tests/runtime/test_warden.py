@@ -294,6 +294,37 @@ def test_a_ray_that_does_not_answer_is_not_taken_for_an_idle_one(root: StorageRo
     assert (account.ended, read_own_account(root).cost_usd > 0.9) == ([], True)
 
 
+def test_a_ray_that_is_dead_keeps_no_cluster_up(
+    root: StorageRoot, account: ProviderStandIn, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+) -> None:
+    monkeypatch.setattr(warden_module, "RAY_TIMEOUT_S", 0.02)
+    # Its drivers died with it, and could not say so.
+    write_jobs(root)
+    write_cluster(root, dataclasses.replace(RECORD, autostop_s=IDLE_S))
+    monkeypatch.setattr(warden_module, "SAVE_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(warden_module, "END_TIMEOUT_S", 0.02)
+    with serve_jobs() as server:
+        address = server.address
+    wait_until(Warden(root, "mine", account, connect(address)).look)
+    assert account.ended == ["mine"]
+
+
+def test_a_job_that_gives_signs_of_life_is_running_whether_or_not_ray_answers(
+    root: StorageRoot, account: ProviderStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warden_module, "RAY_TIMEOUT_S", 0.0)
+    write_jobs(root)
+    write_cluster(root, dataclasses.replace(RECORD, autostop_s=0.5))
+    with serve_jobs() as server:
+        address = server.address
+    warden = Warden(root, "mine", account, connect(address))
+    end_s = time.monotonic() + 1.0
+    while time.monotonic() < end_s:
+        write_state(root, 2, JobState("running", heartbeat_unix_s=time.time()))
+        assert warden.look() is False
+    assert account.ended == []
+
+
 def test_an_end_that_the_provider_refuses_is_tried_again_at_the_next_look(
     root: StorageRoot, ray_jobs: JobServer, account: ProviderStandIn
 ) -> None:

@@ -15,6 +15,8 @@ from periflow_ray.cluster.config.spec import CLUSTER_TAG, ClusterSpec, own_name
 from periflow_ray.cluster.providers.provider import ProviderError
 
 _ALREADY_THERE = frozenset({"EntityAlreadyExists", "InvalidPermission.Duplicate"})
+# A call that gets no answer is made again; boto3's own values would take five minutes to give up.
+_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S, _NUM_TRIES = 10, 15, 6
 
 
 class AwsApi:
@@ -27,6 +29,7 @@ class AwsApi:
     def __init__(self, region: str) -> None:
         try:
             import boto3
+            from botocore.config import Config
         except ImportError as err:
             raise ProviderError("clusters on AWS need boto3: pip install 'periflow-ray[aws]'") from err
         self.region = region
@@ -38,8 +41,13 @@ class AwsApi:
                 "there are no AWS credentials on this machine. Log in with 'aws configure' or 'aws sso login', or set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
             )
-        self.ec2 = self.session.client("ec2")
-        self.iam = self.session.client("iam")
+        config = Config(
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            read_timeout=_READ_TIMEOUT_S,
+            retries={"mode": "standard", "total_max_attempts": _NUM_TRIES},
+        )
+        self.ec2 = self.session.client("ec2", config=config)
+        self.iam = self.session.client("iam", config=config)
 
     def find_zones(self, spec: ClusterSpec) -> dict[str, list[str]]:
         """The zones that offer each instance type."""

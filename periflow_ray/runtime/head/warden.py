@@ -21,7 +21,7 @@ from periflow_ray.cluster.providers.provider import RUNNING_STATES, Machine, Pro
 from periflow_ray.cluster.records import About, ClusterAccount, ClusterRecord, MachineUse, read_account, read_cluster
 from periflow_ray.cluster.records import write_account as write_account_document
 from periflow_ray.errors import ClusterError, NotFoundError, PeriflowRayError, StorageError
-from periflow_ray.jobs import list_jobs
+from periflow_ray.jobs import Job, list_jobs
 from periflow_ray.jobs.requests import StopRequest, post_request
 from periflow_ray.jobs.stop_times import END_TIMEOUT_S, SAVE_TIMEOUT_S
 from periflow_ray.loops import Faults
@@ -33,6 +33,8 @@ from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
 
 INTERVAL_S = 10.0
+# A Ray that has not answered for so long is no sign of jobs any more; then their heartbeats are.
+RAY_TIMEOUT_S = 600.0
 _DASHBOARD = "http://127.0.0.1:8265"
 _GCS = "127.0.0.1:6379"
 _POLL_S = 1.0
@@ -73,7 +75,8 @@ class Warden:
         self._name = name
         self._provider = provider
         self._ray_jobs = ray_jobs
-        self._busy_s = time.monotonic()
+        self._busy_s = self._ray_answered_s = time.monotonic()
+        self._heartbeats: dict[int, float | None] = {}
         self._record: ClusterRecord | None = None
         self._account: ClusterAccount | None = None
         self._storage_faults = Faults("the warden's use of the storage root", _say)
@@ -120,28 +123,40 @@ class Warden:
             self._storage_faults.take(err)
 
     def _may_have_jobs(self) -> bool:
-        """Whether a job runs; a Ray that does not answer may have some, and its cluster costs its price meanwhile."""
+        """Whether a job runs, by Ray's word; where Ray is dead, by what the jobs write of themselves."""
         try:
-            return self._ray_jobs.has_running_jobs()
+            has_jobs = self._ray_jobs.has_running_jobs()
         except ClusterError as err:
             self._ray_faults.take(err)
+            return time.monotonic() - self._ray_answered_s < RAY_TIMEOUT_S or self._has_heartbeat()
+        self._ray_answered_s = time.monotonic()
+        return has_jobs
+
+    def _has_heartbeat(self) -> bool:
+        """Whether a job has given a sign of life since the last look; while the storage is away, one may have."""
+        try:
+            heartbeats = {job.record.job_id: job.state.heartbeat_unix_s for job in self._list_own_jobs()}
+        except (OSError, StorageError) as err:
+            self._storage_faults.take(err)
             return True
+        before, self._heartbeats = self._heartbeats, heartbeats
+        return any(before.get(job_id) != heartbeat for job_id, heartbeat in heartbeats.items())
+
+    def _list_own_jobs(self) -> list[Job]:
+        """The cluster's jobs that have not ended."""
+        reference = f"cluster:{self._name}"
+        jobs = list_jobs(self._root, on_unreadable=lambda err: None)
+        return [job for job in jobs if job.record.ray_address == reference and not job.state.has_ended]
 
     def _stop_jobs(self) -> None:
         """Let the jobs that run here save, and wait for it as long as a job may take to stop."""
-        reference = f"cluster:{self._name}"
-        waiting = [
-            job.record.job_id
-            for job in list_jobs(self._root, on_unreadable=lambda err: None)
-            if job.record.ray_address == reference and not job.state.has_ended
-        ]
+        waiting = {job.record.job_id for job in self._list_own_jobs()}
         for job_id in waiting:
             post_request(self._root, job_id, StopRequest(SAVE_TIMEOUT_S))
         deadline = time.monotonic() + SAVE_TIMEOUT_S + END_TIMEOUT_S
         while waiting and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-            jobs = list_jobs(self._root, on_unreadable=lambda err: None)
-            waiting = [job.record.job_id for job in jobs if job.record.job_id in waiting and not job.state.has_ended]
+            waiting &= {job.record.job_id for job in self._list_own_jobs()}
 
 
 def watch(look: Callable[[], bool], interval_s: float = INTERVAL_S) -> None:
