@@ -15,6 +15,7 @@ _COMMANDS = {
     "ssh": ("periflow_ray.cli.cluster_reach:ssh", "Open a shell on a cluster's head."),
     "tunnel": ("periflow_ray.cli.cluster_reach:tunnel", "Keep a cluster's dashboard at a port of this machine."),
     "logs": ("periflow_ray.cli.cluster_reach:logs", "Show how a cluster's nodes were made and set up."),
+    "wheels": ("periflow_ray.cli.cluster_wheels:wheels", "Collect what nodes of 'ray up' are set up with."),
     "render": ("periflow_ray.cli.cluster_render:render", "Print a cluster's YAML for 'ray up'."),
 }
 

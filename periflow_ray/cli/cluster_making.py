@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from periflow_ray.cluster.config.spec import ClusterSpec
     from periflow_ray.cluster.providers.provider import Finding
+    from periflow_ray.cluster.wheels import WantedWheels
     from periflow_ray.store.root import StorageRoot
 
 SSH_FROM_VARIABLE = "PERIFLOW_SSH_FROM"
@@ -29,8 +30,10 @@ _SIGNS = {"good": "ok", "warning": "warning", "bad": "NO"}
 
 def choose_options(
     root: StorageRoot,
-    ssh_from: str | None,
-    wheels_dir: Path | None,
+    spec: ClusterSpec,
+    ssh_from: str | None = None,
+    wheels_dir: Path | None = None,
+    packages: tuple[str, ...] = (),
     *,
     autostop_s: float | None,
     max_cost_usd: float | None,
@@ -38,19 +41,22 @@ def choose_options(
     """How a cluster is brought up, with what the environment says where the command line says nothing.
 
     Raises:
-        UsageError: nodes could not reach the storage root, there are no wheels, or the addresses are none.
+        UsageError: nodes could not reach the storage root, the given folder has no wheels, or the addresses are none.
         ClusterError: this machine's address is not named, and cannot be found out.
     """
     from periflow_ray.cluster.caller_address import check_addresses, find_own_addresses
 
     given = ssh_from or os.environ.get(SSH_FROM_VARIABLE)
     addresses = check_addresses(given) if given else None
-    wheels_dir = find_wheels(wheels_dir)
+    given_dir = _find_given_wheels(wheels_dir)
+    if given_dir is not None and packages:
+        raise UsageError(f"--pip adds to wheels that are collected here, and not to those in '{given_dir}'.")
     _require_shared_root(root)
     root.check_writable()
     return UpOptions(
         ssh_from=addresses or find_own_addresses(),
-        wheels_dir=wheels_dir,
+        wheels_dir=given_dir or own_wheels_dir(spec.cloud),
+        wanted_wheels=None if given_dir else _want_wheels(spec, packages),
         created_by=user_name(),
         autostop_s=autostop_s,
         max_cost_usd=max_cost_usd,
@@ -122,16 +128,33 @@ def _require_shared_root(root: StorageRoot) -> None:
         )
 
 
-def find_wheels(given: Path | None) -> Path:
-    """The folder with the wheels for the nodes.
+def own_wheels_dir(cloud: str) -> Path:
+    """Where this machine keeps the wheels for a cloud's nodes."""
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("periflow-ray", appauthor=False)) / "wheels" / cloud
+
+
+def _want_wheels(spec: ClusterSpec, packages: tuple[str, ...]) -> WantedWheels:
+    from periflow_ray.cluster.wheels import MACHINES, WantedWheels
+
+    # AWS's word for it, and Python's; the head is an x86-64 in any case.
+    has_arm = any(vm.architecture == "arm64" for vm in spec.vms)
+    # Of the images, Azure's has no PyTorch.
+    return WantedWheels(machines=MACHINES[: 1 + has_arm], packages=packages, has_torch=spec.cloud == "azure")
+
+
+def _find_given_wheels(given: Path | None) -> Path | None:
+    """The folder with wheels that the user names; None if none is named.
 
     Raises:
         UsageError: it has none of periflow-ray.
     """
-    chosen = given or Path(os.environ.get(WHEELS_VARIABLE) or "cluster_configs/wheels")
-    if not any(chosen.glob("periflow_ray-*.whl")):
+    variable = os.environ.get(WHEELS_VARIABLE)
+    chosen = given or (Path(variable) if variable else None)
+    if chosen is not None and not any(chosen.glob("periflow_ray-*.whl")):
         raise UsageError(
-            f"there is no wheel of periflow-ray in '{chosen}' for the nodes. Make it: scripts/cluster-wheels (in a "
-            "checkout), and name its folder: --wheels cluster_configs/wheels"
+            f"there is no wheel of periflow-ray in '{chosen}' for the nodes. Make it: periflow-ray cluster wheels "
+            f"--dest {chosen}. Or leave out {'--wheels' if given else '$' + WHEELS_VARIABLE}: then they are collected."
         )
     return chosen

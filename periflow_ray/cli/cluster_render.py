@@ -25,7 +25,7 @@ def render(
 ) -> None:
     """Print a cluster's YAML for 'ray up'.
 
-    The file needs wheels of periflow-ray (scripts/cluster-wheels) and the cluster's token in ~/.ray/auth_token.
+    The file needs wheels of periflow-ray ('cluster wheels') and the cluster's token in ~/.ray/auth_token.
 
     \b
     Example:

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     "--wheels",
     "wheels_dir",
     type=click.Path(path_type=Path),
-    help="Folder with the wheels for the nodes.  [default: $PERIFLOW_CLUSTER_WHEELS, else cluster_configs/wheels]",
+    help="Folder with the wheels for the nodes.  [default: $PERIFLOW_CLUSTER_WHEELS, else they are collected]",
+)
+@click.option(
+    "--pip", "packages", multiple=True, metavar="PACKAGE", help="A package that nodes have, too; may be repeated."
 )
 @yes_option
 @storage_option
@@ -53,6 +56,7 @@ def up(
     max_cost: float | None,
     ssh_from: str | None,
     wheels_dir: Path | None,
+    packages: tuple[str, ...],
     is_confirmed: bool,
 ) -> None:
     """Make a cluster on AWS or Azure: a head, and workers that come when a job asks for them.
@@ -74,7 +78,7 @@ def up(
             raise UsageError("which VM type? Give --vm NAME. List them: periflow-ray vm list")
         vm_names = tuple(known.vm_names)
     spec = read_spec(vm_names, name, max_nodes, idle_minutes, disk_gib)
-    options = choose_options(root, ssh_from, wheels_dir, autostop_s=autostop_s, max_cost_usd=max_cost)
+    options = choose_options(root, spec, ssh_from, wheels_dir, packages, autostop_s=autostop_s, max_cost_usd=max_cost)
     make_cluster(root, spec, options, is_confirmed=is_confirmed)
     click.echo(f"Cluster '{spec.name}' is up.")
     talk_console().print(

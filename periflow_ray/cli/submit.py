@@ -259,8 +259,8 @@ def _make_cluster(root: StorageRoot, plan: JobPlan, is_confirmed: bool) -> str:
     from periflow_ray.cli.cluster_making import choose_options, make_cluster
     from periflow_ray.cluster.config.spec import build_spec, suggest_name
 
-    options = choose_options(root, None, None, autostop_s=_AUTOSTOP_S, max_cost_usd=None)
     spec = build_spec(suggest_name(plan.vm), [plan.vm, *plan.fallback_vms], max_num_nodes=plan.num_nodes)
+    options = choose_options(root, spec, autostop_s=_AUTOSTOP_S, max_cost_usd=None)
     talk_console().print(
         f"Makes cluster '{spec.name}', which ends when no job has run for {_AUTOSTOP_S // 60} minutes."
     )

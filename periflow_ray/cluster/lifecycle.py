@@ -26,6 +26,7 @@ from periflow_ray.cluster.providers.provider import (
 from periflow_ray.cluster.records import HEAD, About, ClusterRecord, cluster_key, find_cluster, write_cluster
 from periflow_ray.cluster.secrets import ClusterSecrets
 from periflow_ray.cluster.ssh import run_on_head
+from periflow_ray.cluster.wheels import WantedWheels, collect_wheels
 from periflow_ray.errors import ClusterError, UsageError
 from periflow_ray.store.documents import dump_document
 from periflow_ray.store.root import StorageRoot
@@ -51,10 +52,12 @@ class UpOptions:
     Args:
         ssh_from: addresses that may use SSH, in CIDR notation.
         wheels_dir: what the nodes are set up with.
+        wanted_wheels: what it gets first; None if it is the user's own.
     """
 
     ssh_from: str
     wheels_dir: Path
+    wanted_wheels: WantedWheels | None
     created_by: str
     autostop_s: float | None = None
     max_cost_usd: float | None = None
@@ -104,6 +107,8 @@ def bring_up(
         # The account and the YAML of an earlier cluster of this name.
         root.delete(cluster_key(spec.name))
     if not is_up:
+        if options.wanted_wheels is not None:
+            collect_wheels(options.wheels_dir, options.wanted_wheels, tell)
         write_cluster(root, record)
     config = yaml.safe_load(_render(root, spec, secrets, options))
     provider.prepare(

@@ -51,6 +51,7 @@ def test_every_command_of_the_contract_exists():
         "cluster status",
         "cluster tunnel",
         "cluster up",
+        "cluster wheels",
         "completion",
         "credential",
         "credential create",

@@ -8,6 +8,19 @@ from typing import Any
 
 import pytest
 from support.cloud.box import Box
+from support.cloud.user import (
+    ROOT,
+    ask_json,
+    assert_exact,
+    find_machines,
+    make_bucket,
+    read_events,
+    run,
+    start_and_kill,
+    submit_chain,
+    up,
+    wait_for_status,
+)
 from support.cloud.virtual_machines import PROVIDER_ADDRESS, REPOSITORY_DIR
 from support.hash_chain import HashChain
 from support.workbench import wait_until
@@ -16,12 +29,8 @@ from periflow_ray.cluster.providers.aws_policies import head_policy
 
 pytestmark = [pytest.mark.clouds, pytest.mark.ray, pytest.mark.timeout(600)]
 
-ROOT = "s3://periflow/root"
 VM = "aws-24gb-a10g-1g-us-west-2"
-UP = (
-    *("periflow-ray", "cluster", "up", "--name", "mine", "--vm", f"{VM}-spot", "--vm", VM, "--max-nodes", "4", "--yes"),
-    *("--ssh-from", "10.77.0.0/24", "--storage", ROOT),
-)
+UP = up("mine", f"{VM}-spot", VM)
 CHAIN = HashChain(num_steps=300, step_time_s=0.05, save_every=1000)
 # What an account has of a cluster, by the provider's own word and not by the product's.
 LISTING = """
@@ -90,45 +99,16 @@ for mode, token in (("disabled", ""), ("token", "f" * 64)):
 """
 
 
-def run(box: Box, *argv: str, timeout_s: float = 300.0) -> str:
-    """What a command of the user's says, which succeeds."""
-    done = box.run(*argv, timeout_s=timeout_s)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def ask_json(box: Box, *argv: str) -> Any:
-    return json.loads(run(box, "periflow-ray", *argv, "--storage", ROOT, "-o", "json"))
-
-
 def list_account(box: Box) -> list[str]:
     return json.loads(run(box, "python", "-c", LISTING))
 
 
-def find_machines(box: Box, node_type: str) -> list[dict[str, Any]]:
-    """Those that cost money."""
-    return [
-        machine
-        for machine in box.ask("machines")
-        if machine["state"] in ("pending", "running") and machine["tags"].get("ray-user-node-type") == node_type
-    ]
-
-
 def test_up_goes_on_where_it_was_killed(aws: Box) -> None:
-    run(aws, "python", "-c", "import boto3; boto3.client('s3', 'us-east-1').create_bucket(Bucket='periflow')")
+    make_bucket(aws)
     # The first zone that is asked has none, and the API is busy.
     aws.ask("fail", match=["Action=RunInstances", "MaxCount"], code="InsufficientInstanceCapacity", num_times=1)
     aws.ask("fail", match=["Action=DescribeInstances"], code="RequestLimitExceeded", num_times=2)
-    killed = aws.start(*UP)
-    assert killed.stdout is not None
-    said = ""
-    while "the head boots" not in said:
-        line = killed.stdout.readline()
-        assert line, said
-        said += line
-    killed.kill()
-    killed.wait()
-    killed.stdout.close()
+    start_and_kill(aws, UP, "the head boots")
     state = ask_json(aws, "cluster", "status", "mine")
     assert (state["status"], [machine["node_type"] for machine in state["machines"]]) == ("creating", ["head"])
     assert "Cluster 'mine' is up." in run(aws, *UP)
@@ -160,7 +140,7 @@ def test_a_job_takes_what_the_cloud_has_and_says_so(aws: Box) -> None:
         )
     finally:
         aws.ask("heal")
-    events = [event["text"] for event in ask_json(aws, "job", "events", "1")]
+    events = read_events(aws, 1)
     assert any(
         f"the provider refused {VM}-spot (InsufficientInstanceCapacity" in text and f"asks for {VM} instead" in text
         for text in events
@@ -170,23 +150,13 @@ def test_a_job_takes_what_the_cloud_has_and_says_so(aws: Box) -> None:
 
 
 def test_a_spot_machine_is_taken_away_and_no_step_is_lost(aws: Box) -> None:
-    aws.write("chain/app/main.py", CHAIN.script())
-    aws.write("chain/pf-template.yml", CHAIN.template(f"{VM}-spot"))
-    run(
-        aws,
-        *("periflow-ray", "submit", "-f", "../chain/pf-template.yml", "-d", "../chain/app", "--no-follow"),
-        *("--storage", ROOT),
-    )
-    wait_until(lambda: ask_json(aws, "job", "view", "2")["status"] == "running", "the job runs", 180)
+    run(aws, *submit_chain(aws, CHAIN, f"{VM}-spot", "--no-follow"))
+    wait_for_status(aws, 2, "running")
     machine = find_machines(aws, f"{VM}-spot")[0]
     aws.ask("notice", instance=machine["instance"], notice_s=30)
-    run(aws, "periflow-ray", "job", "log", "2", "-f", "--storage", ROOT)
-    assert ask_json(aws, "job", "view", "2")["status"] == "success"
+    assert_exact(aws, 2, CHAIN)
     first, *_ = ask_json(aws, "job", "view", "2")["attempts"]
     assert (first["cause"], first["num_lost_steps"]) == ("preemption", 0), first
-    run(aws, "periflow-ray", "checkpoint", "download", "2/step-00000300", "--storage", ROOT, "--dest", "../final")
-    states = [json.loads(run(aws, "cat", f"../final/state-{rank}.json")) for rank in (0, 1)]
-    assert [(step, state) for step, state, _ in states] == [(300, CHAIN.final_state(rank)) for rank in (0, 1)]
 
 
 def test_its_secrets_are_where_they_belong_and_nowhere_else(aws: Box) -> None:

@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 from support.cloud.arm_messages import SUBSCRIPTION_ID
 from support.cloud.box import Box
+from support.cloud.user import (
+    ROOT,
+    ask_json,
+    assert_exact,
+    find_machines,
+    find_refusal,
+    make_bucket,
+    read_events,
+    run,
+    start_and_kill,
+    submit_chain,
+    up,
+)
+from support.hash_chain import HashChain
 from support.workbench import wait_until
 
 pytestmark = [pytest.mark.clouds, pytest.mark.ray, pytest.mark.timeout(600)]
 
-ROOT = "s3://periflow/root"
-VM = "azure-80gb-a100-4g-eastus-spot"
+VM = "azure-16gb-t4-1g-eastus"
+SPOT = f"{VM}-spot"
 GROUP = "periflow-ray-mine"
-UP = (
-    *("periflow-ray", "cluster", "up", "--vm", VM, "--name", "mine", "--yes", "--ssh-from", "10.77.0.0/24"),
-    *("--storage", ROOT),
-)
-# A whole VM, as a job asks for one.
-TASK = """
-import socket, sys, ray
-ray.init(address="auto", log_to_driver=False)
-
-@ray.remote(num_gpus=4, label_selector={"periflow-ray/vm": sys.argv[1]})
-def where():
-    return socket.gethostname()
-
-print("ran on", ray.get(where.remote(), timeout=300))
-"""
-
-
-def run(box: Box, *argv: str, timeout_s: float = 240.0) -> str:
-    """What a command of the user's says, which succeeds."""
-    done = box.run(*argv, timeout_s=timeout_s)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def find_refusal(box: Box, *argv: str) -> str:
-    """Why a command of the user's fails, in its own words."""
-    done = box.run(*argv, timeout_s=240)
-    assert done.returncode == 1, done
-    assert "Traceback" not in done.stderr
-    return done.stderr
+UP = up("mine", SPOT, VM)
+CHAIN = HashChain(num_steps=600, step_time_s=0.05, save_every=40)
 
 
 def find(box: Box, kind: str) -> list[dict[str, Any]]:
@@ -54,7 +39,19 @@ def find(box: Box, kind: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _bucket(azure: Box) -> None:
-    run(azure, "python", "-c", "import boto3; boto3.client('s3').create_bucket(Bucket='periflow')")
+    make_bucket(azure)
+
+
+def wait_for_steps(box: Box, attempt: int) -> None:
+    """Wait until an attempt of the job makes steps, and has saved some."""
+
+    def has_saved() -> bool:
+        view = ask_json(box, "job", "view", "1")
+        assert view["status"] in ("waiting", "running"), view
+        saved = ask_json(box, "checkpoint", "list", "--job", "1")
+        return len(view["attempts"]) == attempt and any(each["attempt"] == attempt for each in saved)
+
+    wait_until(has_saved, f"attempt {attempt} trains", 240)
 
 
 def test_whoever_is_not_logged_in_is_told_how(azure: Box) -> None:
@@ -70,12 +67,12 @@ def test_whoever_is_not_logged_in_is_told_how(azure: Box) -> None:
 
 
 def test_too_small_a_quota_is_seen_before_anything_is_made(azure: Box) -> None:
-    azure.ask("quota", code="lowPriorityCores", vcpus=95)
+    azure.ask("quota", code="lowPriorityCores", vcpus=15)
     try:
         refusal = find_refusal(azure, *UP)
     finally:
         azure.ask("quota", code="lowPriorityCores", vcpus=1000)
-    assert "Low-priority vCPUs: 95 vCPUs, 0 in use; the cluster needs up to 192" in refusal
+    assert "Low-priority vCPUs: 15 vCPUs, 0 in use; the cluster needs up to 16" in refusal
     assert azure.ask("resources") == []
 
 
@@ -86,9 +83,11 @@ def test_a_head_that_does_not_come_leaves_no_card_and_no_address(azure: Box) -> 
     assert find(azure, "networkInterfaces") == find(azure, "publicIPAddresses") == []
 
 
-def test_up_makes_a_head_that_only_its_owner_reaches(azure: Box) -> None:
+def test_up_goes_on_where_it_was_killed_and_makes_a_head_that_only_its_owner_reaches(azure: Box) -> None:
+    start_and_kill(azure, UP, "the head boots")
+    assert ask_json(azure, "cluster", "status", "mine")["status"] == "creating"
     run(azure, *UP)
-    status = json.loads(run(azure, "periflow-ray", "cluster", "status", "mine", "--storage", ROOT, "-o", "json"))
+    status = ask_json(azure, "cluster", "status", "mine")
     (head,) = status["machines"]
     assert (status["status"], head["node_type"], head["state"]) == ("running", "head", "running")
     assert status["head_address"] == head["public_address"]
@@ -98,26 +97,55 @@ def test_up_makes_a_head_that_only_its_owner_reaches(azure: Box) -> None:
     assert [(rule["sourceAddressPrefix"], rule["destinationPortRange"]) for rule in rules] == [("10.77.0.0/24", "22")]
 
 
+def test_a_job_takes_what_the_cloud_has_and_says_so(azure: Box) -> None:
+    azure.ask("fail", match=["-worker-", '"Spot"'], code="SkuNotAvailable", num_times=99, part="vm")
+    run(azure, *submit_chain(azure, CHAIN, f"{SPOT}\nfallback: on_demand", "--no-follow"))
+    wait_for_steps(azure, 1)
+    assert any(
+        f"the provider refused {SPOT}" in text and "SkuNotAvailable" in text and f"asks for {VM} instead" in text
+        for text in read_events(azure, 1)
+    ), read_events(azure, 1)
+    assert len(find_machines(azure, VM)) == 2
+
+
 def test_a_worker_may_do_nothing_in_the_subscription(azure: Box) -> None:
-    on_head = ("periflow-ray", "cluster", "ssh", "mine", "--storage", ROOT, "--")
-    assert "ran on ray-mine-worker-" in run(azure, *on_head, "python", "-c", TASK, VM, timeout_s=330)
     identities = {each["name"]: each["properties"]["principalId"] for each in find(azure, "userAssignedIdentities")}
     roles = [
         (each["properties"]["principalId"], each["properties"]["scope"]) for each in find(azure, "roleAssignments")
     ]
     assert roles == [(identities[f"{GROUP}-head"], f"/subscriptions/{SUBSCRIPTION_ID}/resourceGroups/{GROUP}")]
-    (worker,) = [vm for vm in find(azure, "virtualMachines") if vm["tags"]["ray-user-node-type"] == VM]
-    assert [path.split("/")[-1] for path in worker["identity"]["userAssignedIdentities"]] == [f"{GROUP}-worker"]
+    for worker in [vm for vm in find(azure, "virtualMachines") if vm["tags"]["ray-user-node-type"] == VM]:
+        assert [path.split("/")[-1] for path in worker["identity"]["userAssignedIdentities"]] == [f"{GROUP}-worker"]
     launches = azure.ask("calls", match=["PUT", "/deployments/", "-worker-"])
-    assert [call["principal"] for call in launches] == [identities[f"{GROUP}-head"]]
+    assert {call["principal"] for call in launches} == {identities[f"{GROUP}-head"]}
+
+
+def test_after_a_loss_without_a_word_it_tries_spot_again(azure: Box) -> None:
+    azure.ask("heal")
+    azure.ask("lose", instance=find_machines(azure, VM)[0]["instance"])
+    wait_for_steps(azure, 2)
+    assert len(find_machines(azure, SPOT)) == 2
+
+
+def test_a_spot_machine_is_taken_away_and_no_step_is_lost(azure: Box) -> None:
+    azure.ask("notice", instance=find_machines(azure, SPOT)[0]["instance"], notice_s=30)
+    assert_exact(azure, 1, CHAIN)
+    lost, announced, *_ = ask_json(azure, "job", "view", "1")["attempts"]
+    assert 0 < lost["num_lost_steps"] <= CHAIN.save_every + 1, lost
+    assert (announced["cause"], announced["num_lost_steps"]) == ("preemption", 0), announced
 
 
 def test_the_head_keeps_the_account_by_its_own_identity(azure: Box) -> None:
-    def cost_usd() -> float:
-        listed = json.loads(run(azure, "periflow-ray", "cluster", "list", "--storage", ROOT, "-o", "json"))
-        return listed[0]["cost_usd"] or 0.0
+    wait_until(
+        lambda: (ask_json(azure, "cluster", "list")[0]["cost_usd"] or 0) > 0, "the warden writes the account", 60
+    )
 
-    wait_until(lambda: cost_usd() > 0, "the warden writes the account", 60)
+
+def test_it_ends_by_itself_when_no_job_runs(azure: Box) -> None:
+    run(azure, *UP, "--autostop", "1s")
+    wait_until(lambda: azure.ask("machines") == [], "the head ends all of it", 90)
+    (listed,) = ask_json(azure, "cluster", "list")
+    assert "no job has run" in listed["ended_because"]
 
 
 def test_down_from_another_machine_leaves_nothing(azure: Box) -> None:

@@ -124,7 +124,7 @@ class Maker:
     told: list[str] = dataclasses.field(default_factory=list)
 
     def __call__(self, spec: ClusterSpec = SPEC, **given: Any) -> ClusterRecord:
-        options = UpOptions("203.0.113.7/32", self.wheels_dir, "kim")
+        options = UpOptions("203.0.113.7/32", self.wheels_dir, None, "kim")
         return bring_up(
             self.root, spec, self.account, self.secrets, dataclasses.replace(options, **given), self.told.append
         )

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.empty_wheels import write_wheel
+
+from periflow_ray.cluster.wheels import REQUIREMENTS, write_own_wheel
 
 REPOSITORY_DIR = Path(__file__).parents[2]
 TOKEN = "box-7c1f0b"
@@ -30,13 +33,10 @@ def run_node(home: Path, *arguments: str, python: str = sys.executable) -> subpr
 
 def test_a_node_has_the_checkout_s_periflow_ray_beside_the_image_s_packages(home: Path) -> None:
     wheels_dir = home / "periflow-ray" / "wheels"
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(wheels_dir)]
-    # From a copy: the build leaves its folders beside the sources.
-    source_dir = home / "source"
-    source_dir.mkdir()
-    for name in ("periflow_ray", "pyproject.toml", "README.md"):
-        (source_dir / name).symlink_to(REPOSITORY_DIR / name)
-    subprocess.run([*command, "."], cwd=source_dir, check=True, timeout=120)
+    wheels_dir.mkdir(parents=True)
+    write_own_wheel(wheels_dir)
+    write_wheel(wheels_dir, "of-mine", "1.5")
+    (wheels_dir / REQUIREMENTS).write_text("of-mine>=1\n")
     for _ in range(2):  # A second `ray up` sets up again.
         done = run_node(home, "setup")
         assert done.returncode == 0, done.stderr
@@ -45,6 +45,8 @@ def test_a_node_has_the_checkout_s_periflow_ray_beside_the_image_s_packages(home
     imported = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True, cwd="/")
     package_dir = Path(imported.stdout.strip())
     assert package_dir.is_relative_to(home)
+    version = "from importlib.metadata import version; print(version('of-mine'))"
+    assert subprocess.run([python, "-c", version], capture_output=True, text=True, check=True).stdout == "1.5\n"
     assert (package_dir / "node" / "node.sh").is_file()
     assert stat.S_IMODE((home / ".ray" / "auth_token").stat().st_mode) == 0o600
     lines = (home / ".bashrc").read_text().splitlines()

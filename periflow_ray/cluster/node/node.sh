@@ -41,6 +41,10 @@ setup() {
         "$python" -m pip --python "$environment/bin/python" install --quiet --disable-pip-version-check \
             --no-index --find-links "$here/wheels" $options 'periflow-ray[aws,azure]'
     done
+    if [ -s "$here/wheels/requirements.txt" ]; then
+        "$python" -m pip --python "$environment/bin/python" install --quiet --disable-pip-version-check \
+            --no-index --find-links "$here/wheels" --requirement "$here/wheels/requirements.txt"
+    fi
     line=". $here/profile.sh"
     printf 'export PATH=%q:$PATH RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=%q RAY_USAGE_STATS_ENABLED=0\n' \
         "$environment/bin" "$token" >"$here/profile.sh"

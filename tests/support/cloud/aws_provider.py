@@ -2,22 +2,28 @@
 
 The API is moto's; an instance that it says is there is a virtual machine. Its lines are those of ``Provider``, and:
     {"do": "actions"}                               who did what: address and "ec2:RunInstances"
-    {"do": "heal"}                                  no call fails any more
+    {"do": "hang", "match": [TEXT...], "num_times": N}
+                                                    the next calls that have all these texts get no answer
+    {"do": "cut", "match": [TEXT...], "num_times": N}
+                                                    their connection ends without one
     {"do": "scarce", "is_scarce": IS}               a request for several instances gets one of them
     {"do": "calls", "action": A}                    every call of an action so far
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +36,8 @@ from support.cloud.virtual_machines import AWS_ENVIRONMENT, AWS_PORT, PROVIDER_A
 from support.metadata_servers import format_aws_time
 
 _USUAL_QUOTA_VCPUS = 1_000.0
+# Longer than a client may wait.
+_HANG_S = 60.0
 # Amazon keeps the newest image's id under names below it.
 _IMAGES = "/aws/service/deeplearning/ami/"
 _JSON_CALLS = {
@@ -40,6 +48,14 @@ _ERROR = (
     '<?xml version="1.0" encoding="UTF-8"?><Response><Errors><Error><Code>{code}</Code><Message>{message}</Message>'
     "</Error></Errors><RequestID>box</RequestID></Response>"
 )
+_Answer = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+@dataclass
+class _Fault:
+    match: list[str]
+    num_left: int
+    answer: _Answer
 
 
 class Api:
@@ -50,15 +66,15 @@ class Api:
 
     def __init__(self) -> None:
         self._moto = DomainDispatcherApplication(create_backend_app)
-        self._faults: list[dict[str, Any]] = []
+        self._faults: list[_Fault] = []
         self.calls: list[dict[str, str]] = []
         self.quotas: dict[str, float] = {}
         self.gives_least = False
         # Who did what, as IAM's policies name it: an address, and "ec2:RunInstances". Of S3 nothing is noted.
         self.actions: set[tuple[str, str]] = set()
 
-    def fail(self, match: list[str], code: str, num_times: int) -> None:
-        self._faults.append({"match": match, "code": code, "num_left": num_times})
+    def fail(self, match: list[str], num_times: int, answer: _Answer) -> None:
+        self._faults.append(_Fault(match, num_times, answer))
 
     def heal(self) -> None:
         self._faults.clear()
@@ -85,10 +101,9 @@ class Api:
         self.calls.append(call)
         self.actions.add((environ["REMOTE_ADDR"], f"{_find_service(environ)}:{call['Action']}"))
         for fault in self._faults:
-            if fault["num_left"] > 0 and all(part in text for part in fault["match"]):
-                fault["num_left"] -= 1
-                start_response("400 Bad Request", [("Content-Type", "text/xml")])
-                return [_ERROR.format(code=fault["code"], message=f"the box says {fault['code']}").encode()]
+            if fault.num_left > 0 and all(part in text for part in fault.match):
+                fault.num_left -= 1
+                return fault.answer(environ, start_response)
         return self._moto(environ, start_response)
 
     def _note_action(self, environ: dict[str, Any]) -> None:
@@ -107,6 +122,26 @@ class Api:
     def _answer_quota(self, question: dict[str, Any]) -> dict[str, Any]:
         code = question["QuotaCode"]
         return {"Quota": {"QuotaCode": code, "Value": self.quotas.get(code, _USUAL_QUOTA_VCPUS)}}
+
+
+def _refuse(code: str) -> _Answer:
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        start_response("400 Bad Request", [("Content-Type", "text/xml")])
+        return [_ERROR.format(code=code, message=f"the box says {code}").encode()]
+
+    return answer
+
+
+def _hang(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    time.sleep(_HANG_S)
+    return _cut(environ, start_response)
+
+
+def _cut(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    with contextlib.suppress(OSError):
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+    start_response("200 OK", [])
+    return []
 
 
 def _find_service(environ: Mapping[str, Any]) -> str:
@@ -173,7 +208,13 @@ class AwsProvider(Provider):
         ]
 
     def _do_fail(self, match: list[str], code: str, num_times: int) -> None:
-        self._api.fail(match, code, num_times)
+        self._api.fail(match, num_times, _refuse(code))
+
+    def _do_hang(self, match: list[str], num_times: int) -> None:
+        self._api.fail(match, num_times, _hang)
+
+    def _do_cut(self, match: list[str], num_times: int) -> None:
+        self._api.fail(match, num_times, _cut)
 
     def _do_calls(self, action: str) -> list[dict[str, str]]:
         return [call for call in self._api.calls if call.get("Action") == action]

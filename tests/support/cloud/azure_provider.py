@@ -9,7 +9,8 @@ where the texts of a call are its method, its path and the parameters of its dep
     {"do": "calls", "match": [TEXT...]}             every call so far that has all these texts
     {"do": "resources"}                             everything that exists, of any kind
     {"do": "remove", "resource_id": ID}             delete a resource, as its owner
-    {"do": "leak", "group": G, "name": N}           an address and a network interface, as a lost VM N leaves them
+    {"do": "leak", "group": G, "name": N}           a disk, an address and a network interface, as a lost VM N leaves
+                                                    them
     {"do": "restrict", "size": S, "zones": [Z...]}  the subscription may not use a size in these zones; null for all
 """
 
@@ -80,6 +81,10 @@ class Api:
     def fail(self, fault: _Fault) -> None:
         with self.lock:
             self._faults.append(fault)
+
+    def heal(self) -> None:
+        with self.lock:
+            self._faults.clear()
 
     def answer(self, call: Call) -> Answer:
         """What the manager answers, unless the call is to fail."""
@@ -173,6 +178,9 @@ class AzureProvider(Provider):
     def _do_fail(self, match: list[str], code: str, num_times: int, part: str = "call", status: int = 409) -> None:
         self._api.fail(_Fault(match, code, num_times, part, status))
 
+    def _do_heal(self) -> None:
+        self._api.heal()
+
     def _do_calls(self, match: list[str]) -> list[dict[str, Any]]:
         with self._api.lock:
             return [call for call in self._api.calls if all(part in call["text"] for part in match)]
@@ -186,12 +194,16 @@ class AzureProvider(Provider):
             self._api.manager.resources.offers.restricted[size] = None if zones is None else tuple(zones)
 
     def _do_leak(self, group: str, name: str) -> None:
-        base = f"/subscriptions/{SUBSCRIPTION_ID}/resourceGroups/{group}/providers/Microsoft.Network"
-        address_id = f"{base}/publicIPAddresses/{name}-ip0"
+        base = f"/subscriptions/{SUBSCRIPTION_ID}/resourceGroups/{group}/providers"
+        address_id = f"{base}/Microsoft.Network/publicIPAddresses/{name}-ip0"
         configuration = {"name": "leaked", "properties": {"publicIPAddress": {"id": address_id}}}
         for resource_id, properties in {
             address_id: {"publicIPAllocationMethod": "Static"},
-            f"{base}/networkInterfaces/{name}-nic-public0": {"ipConfigurations": [configuration]},
+            f"{base}/Microsoft.Network/networkInterfaces/{name}-nic-public0": {"ipConfigurations": [configuration]},
+            f"{base}/Microsoft.Compute/disks/{name}-disk0": {
+                "diskSizeGB": 200,
+                "creationData": {"createOption": "Empty"},
+            },
         }.items():
             answer = self._api.answer(Call("PUT", resource_id, {"location": self._region, "properties": properties}))
             assert answer.status == 201, answer

@@ -85,6 +85,7 @@ class Box:
             # This repository's periflow-ray, also where the Python in use belongs to another copy of it.
             "PYTHONPATH": str(REPOSITORY_DIR),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "PERIFLOW_CLUSTER_WHEELS": f"{CHECKOUT}/cluster_configs/wheels",
             **access.env,
         }
         self._files = access.files
@@ -131,7 +132,7 @@ class Box:
             *(REPOSITORY_DIR / name for name in _CHECKED_OUT),
         )
         assert copied.returncode == 0, copied.stderr
-        built = self.run("python", "scripts/cluster_wheels.py", "--only-own", timeout_s=120)
+        built = self.run("periflow-ray", "cluster", "wheels", "--only-own", timeout_s=120)
         assert built.returncode == 0, built.stdout + built.stderr
 
     def write(self, path: str, content: str, *, mode: str = "600") -> None:

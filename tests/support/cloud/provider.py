@@ -4,6 +4,7 @@ A provider takes one JSON object a line and answers each with one. All of them k
     {"do": "machines"}                              every machine that the API knows, in any state
     {"do": "fail", "match": [TEXT...], "code": C, "num_times": N}
                                                     the next calls that have all these texts fail
+    {"do": "heal"}                                  no call fails any more
     {"do": "quota", "code": C, "vcpus": N}          the account may have this many vCPUs of a kind; 1,000 by default
     {"do": "notice", "instance": ID, "notice_s": S} its metadata service announces that the cloud takes it back
     {"do": "lose", "instance": ID}                  it loses its power, and the API says that spot took it

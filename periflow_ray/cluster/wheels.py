@@ -1,0 +1,182 @@
+"""Wheels of periflow-ray and what it needs: nodes are set up from them, and need no package index.
+
+Its own wheel is made of the package that runs here, whether that is a checkout or was installed. The rest comes from
+wherever pip has its packages, in the versions that are installed here.
+"""
+
+from __future__ import annotations
+
+import base64
+import filecmp
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from periflow_ray.errors import ClusterError
+
+IMAGE_PYTHON = "3.12"
+MACHINES = ("x86_64", "aarch64")
+# Packages of the user's own, which nodes install too; see node.sh.
+REQUIREMENTS = "requirements.txt"
+_NAME = "periflow-ray"
+_EXTRAS = "[aws,azure]"
+_WANTED = "wanted.json"
+# What the oldest images of cluster_configs/ can run.
+_PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014", "manylinux_2_12", "manylinux2010", "manylinux1")
+_NUM_LINES = 8
+# The same files are the same wheel, so that Ray does not copy it again.
+_ZIP_TIME = (2020, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class WantedWheels:
+    """What the wheels are for.
+
+    Args:
+        machines: of MACHINES.
+        packages: the user's own, as pip takes them.
+        has_torch: PyTorch too, which not all images have; gigabytes.
+        has_needs: what periflow-ray needs, and not it alone.
+    """
+
+    python: str = IMAGE_PYTHON
+    machines: tuple[str, ...] = MACHINES[:1]
+    packages: tuple[str, ...] = ()
+    has_torch: bool = False
+    has_needs: bool = True
+
+
+def collect_wheels(directory: Path, wanted: WantedWheels, tell: Callable[[str], None]) -> None:
+    """Fill a folder with what is wanted; only its own wheel is made anew where the rest is there from before.
+
+    Raises:
+        ClusterError: pip cannot find or download something.
+    """
+    pins = _find_pins()
+    stamp = json.dumps({"wanted": asdict(wanted), "pins": pins}, indent=1)
+    if not _holds(directory / _WANTED, stamp):
+        with tempfile.TemporaryDirectory(dir=_make_parent(directory)) as temporary:
+            new = Path(temporary) / "wheels"
+            new.mkdir()
+            if wanted.has_needs:
+                tell("collecting the wheels for the nodes" + (", PyTorch among them" if wanted.has_torch else ""))
+                for machine in wanted.machines:
+                    _download(new, wanted, pins, machine)
+            if wanted.packages:
+                (new / REQUIREMENTS).write_text("".join(f"{package}\n" for package in wanted.packages))
+            (new / _WANTED).write_text(stamp)
+            shutil.rmtree(directory, ignore_errors=True)
+            new.rename(directory)
+    write_own_wheel(directory)
+
+
+def write_own_wheel(directory: Path) -> Path:
+    """Write the wheel of the periflow-ray that runs here, in place of an older one."""
+    distribution = metadata.distribution(_NAME)
+    base = f"{_NAME.replace('-', '_')}-{distribution.version}"
+    wheel_path = directory / f"{base}-py3-none-any.whl"
+    package_dir = Path(__file__).parents[1]
+    files = {
+        f"{package_dir.name}/{path.relative_to(package_dir).as_posix()}": path.read_bytes()
+        for path in sorted(package_dir.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    information = f"{base}.dist-info"
+    # A checkout that was built has the same under the other name.
+    about = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    files[f"{information}/METADATA"] = about.encode()
+    files[f"{information}/entry_points.txt"] = (distribution.read_text("entry_points.txt") or "").encode()
+    files[f"{information}/WHEEL"] = b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    record = "".join(f"{name},sha256={_hash(content)},{len(content)}\n" for name, content in files.items())
+    files[f"{information}/RECORD"] = f"{record}{information}/RECORD,,\n".encode()
+    new = directory / f".{wheel_path.name}"
+    with zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED) as wheel:
+        for name, content in files.items():
+            wheel.writestr(zipfile.ZipInfo(name, _ZIP_TIME), content, zipfile.ZIP_DEFLATED)
+    # Another 'cluster up' of this user may be copying it.
+    if wheel_path.exists() and filecmp.cmp(new, wheel_path, shallow=False):
+        new.unlink()
+        return wheel_path
+    for older in directory.glob(f"{_NAME.replace('-', '_')}-*.whl"):
+        older.unlink()
+    return new.rename(wheel_path)
+
+
+def _download(directory: Path, wanted: WantedWheels, pins: dict[str, str], machine: str) -> None:
+    """What periflow-ray and the user's packages need on one kind of machine."""
+    platforms = [option for name in _PLATFORMS for option in ("--platform", f"{name}_{machine}")]
+    target = ["--only-binary", ":all:", "--python-version", wanted.python, *platforms]
+    with tempfile.TemporaryDirectory() as name:
+        temporary = Path(name)
+        report, constraints = temporary / "report.json", temporary / "constraints.txt"
+        torch_version = pins.get("torch", "2.6")
+        if not wanted.has_torch:
+            _write_stand_in(temporary, "torch", f"{torch_version}+image")
+        constraints.write_text(
+            "".join(
+                f"{package}=={version}\n" for package, version in pins.items() if package != "torch" or wanted.has_torch
+            )
+        )
+        own = write_own_wheel(temporary)
+        options = ["--dry-run", "--ignore-installed", "--target", name, "--report", str(report), "--find-links", name]
+        _pip("install", *options, *target, "--constraint", str(constraints), f"{own}{_EXTRAS}", *wanted.packages)
+        plan: list[dict[str, Any]] = json.loads(report.read_text())["install"]
+    packages = {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in plan}
+    left_out = {_NAME, *(() if wanted.has_torch else ("torch",))}
+    found = [f"{package}=={version}" for package, version in sorted(packages.items()) if package not in left_out]
+    _pip("download", "--no-deps", "--dest", str(directory), *target, *found)
+
+
+def _find_pins() -> dict[str, str]:
+    """The versions here of what periflow-ray names, without what marks them as built for this machine."""
+    names = (re.match(r"[\w.-]+", requirement) for requirement in metadata.requires(_NAME) or ())
+    return {found[0].lower(): version for found in names if found for version in _find_version(found[0])}
+
+
+def _find_version(name: str) -> Iterator[str]:
+    try:
+        yield metadata.version(name).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return
+
+
+def _write_stand_in(directory: Path, name: str, version: str) -> None:
+    """A wheel without content or needs, newer than the real one: pip takes it for what the image has."""
+    information = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(directory / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{information}/RECORD", "")
+
+
+def _pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments, "--quiet"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode != 0:
+        words = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")] or ["pip gave no reason"]
+        raise ClusterError(
+            "the wheels for the nodes cannot be collected:" + "".join(f"\n  {line}" for line in words[-_NUM_LINES:])
+        )
+
+
+def _make_parent(directory: Path) -> Path:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    return directory.parent
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text() == text
+
+
+def _hash(content: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
