@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import ray
@@ -14,6 +14,7 @@ import ray.train.torch
 from periflow_ray.errors import JobStoppedError, PeriflowRayError, UsageError
 from periflow_ray.jobs import JobRecord, read_claim
 from periflow_ray.jobs.succession import driver_id_of
+from periflow_ray.plan.catalogue import find_vm
 from periflow_ray.runtime.function_jobs.rank import FunctionTask, run_function
 from periflow_ray.runtime.function_jobs.record import (
     read_resumable_job,
@@ -63,7 +64,9 @@ class TorchTrainer:
         experiment: the experiment it belongs to.
         storage: storage root; default as for the command line.
         storage_credential: name of the stored credential that opens it; default as for the command line.
-        use_gpu: one GPU per rank; default: where the cluster has enough.
+        vm: the VM type on whose nodes the ranks run, on a cluster of ``cluster_configs/`` or ``periflow-ray cluster
+            up``; of several the first one, and the next while the cloud has none of it. None for any nodes.
+        use_gpu: one GPU per rank; default: where the cluster has enough, or ``vm`` is named.
         resources_per_device: Ray resources of one rank, beside its GPU; default one CPU, less if there are fewer.
         max_failures: restarts from the latest committed checkpoint before the job fails; those after a machine was
             taken away with notice are not counted. -1 for any number.
@@ -94,6 +97,7 @@ class TorchTrainer:
         experiment: str | None = None,
         storage: str | None = None,
         storage_credential: str | None = None,
+        vm: str | Sequence[str] | None = None,
         use_gpu: bool | None = None,
         resources_per_device: Mapping[str, float] | None = None,
         max_failures: int = 0,
@@ -124,6 +128,9 @@ class TorchTrainer:
         self._experiment = experiment
         self._storage = storage
         self._storage_credential = storage_credential
+        self._vm_names = [vm] if isinstance(vm, str) else list(vm or ())
+        for vm_name in self._vm_names:
+            find_vm(vm_name)
         self._use_gpu = use_gpu
         self._resources_per_device = resources_per_device
         self._resume = resume
@@ -196,6 +203,7 @@ class TorchTrainer:
             num_members=self._num_devices,
             min_num_members=self._min_devices,
             resources_per_member=resources,
+            vm_names=self._vm_names,
             rules=dataclasses.replace(self._rules, sinks=sinks, driver_id=driver_id_of(record)),
             is_interactive=True,
             notifier=make_notifier(self._plugin, record, state.note),
@@ -228,6 +236,9 @@ class TorchTrainer:
     def _wants_gpus(self) -> bool:
         if self._use_gpu is not None:
             return self._use_gpu
+        if self._vm_names:
+            # Its nodes may not be there yet.
+            return True
         return bool(ray.cluster_resources().get("GPU", 0) >= self._num_devices)
 
     def _choose_resources(self) -> dict[str, float]:

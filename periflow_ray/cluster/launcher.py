@@ -65,7 +65,7 @@ def launch_head(config_path: Path, log_path: Path, tell: Callable[[str], None]) 
 
 
 def _run(config_path: Path, log_path: Path, tell: Callable[[str], None]) -> tuple[list[str], int]:
-    command = [sys.executable, "-m", "ray.scripts.scripts", "up", "--yes", "--no-config-cache", str(config_path)]
+    command = [sys.executable, "-m", "periflow_ray.runtime.ray_up", "--yes", "--no-config-cache", str(config_path)]
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
     lines, phase = [], ""
     with (

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ray.train.v2._internal.callbacks.placement_group_callback import (
         PlacementGroupCleanerCallback as PlacementGroupCleanerCallback,
     )
-    from ray.train.v2._internal.execution.callback import ControllerCallback as ControllerCallback
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy as DefaultFailurePolicy
     from ray.train.v2._internal.execution.failure_handling import FailureDecision as FailureDecision
     from ray.train.v2._internal.execution.failure_handling import FailurePolicy as FailurePolicy
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 _MODULE_BY_CLASS = {
     # TorchTrainer's base class: starts a worker group and runs a function in it, without torch.
     "DataParallelTrainer": "ray.train.v2.api.data_parallel_trainer",
-    # The controller asks its callbacks before each start of a worker group for the labels of the nodes to run on.
-    "ControllerCallback": "ray.train.v2._internal.execution.callback",
     # Callbacks that a trainer makes for every run: Ray Data's, and a detached actor that removes placement groups.
     "DatasetsCallback": "ray.train.v2._internal.callbacks",
     "PlacementGroupCleanerCallback": "ray.train.v2._internal.callbacks.placement_group_callback",
@@ -46,7 +43,8 @@ _MODULE_BY_CLASS = {
     "FailurePolicy": "ray.train.v2._internal.execution.failure_handling",
     "DefaultFailurePolicy": "ray.train.v2._internal.execution.failure_handling",
     "FailureDecision": "ray.train.v2._internal.execution.failure_handling",
-    # The controller asks a scaling policy, with and without a running group, for the number of workers.
+    # The controller asks a scaling policy, with and without a running group, for the number of workers, and before each
+    # start of a group for the labels of the nodes to run on.
     "FixedScalingPolicy": "ray.train.v2._internal.execution.scaling_policy",
     "ScalingDecision": "ray.train.v2._internal.execution.scaling_policy",
     "NoopDecision": "ray.train.v2._internal.execution.scaling_policy",
@@ -72,10 +70,6 @@ class TrainerHooks:
         """What Ray Train's controller gets in place of its defaults: ``failure_policy``, ``scaling_policy``."""
         return {}
 
-    def additional_callbacks(self) -> list[Any]:
-        """Callbacks beside Ray's own, in the controller."""
-        return []
-
     def take_controller(self, controller: Any) -> None:
         """Receive the controller's handle; only in the main thread. Ray would set a handler of SIGINT instead."""
 
@@ -84,8 +78,7 @@ class TrainerHooks:
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        kept = [callback for callback in callbacks if not isinstance(callback, self.left_out_callbacks)]
-        return [*kept, *self.additional_callbacks()]
+        return [callback for callback in callbacks if not isinstance(callback, self.left_out_callbacks)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self.take_controller(controller)
@@ -128,9 +121,12 @@ def is_preempted(error: Exception) -> bool:
     return bool(_is_preempted_actor(error))
 
 
-def request_resources(policy: FixedScalingPolicy) -> None:
-    """Tell the cluster's autoscaler what the run needs, unless it was told a moment ago."""
-    policy._maybe_send_resource_request()
+def request_resources(policy: FixedScalingPolicy, *, is_new: bool = False) -> None:
+    """Tell the cluster's autoscaler what the run needs; what is not new only if it was not told a moment ago."""
+    if is_new:
+        policy._send_resource_request()
+    else:
+        policy._maybe_send_resource_request()
 
 
 def resources_per_worker(scaling_config: Any) -> dict[str, float]:
@@ -311,3 +307,17 @@ def read_node_start_wait_s() -> int:
     from ray.autoscaler._private.constants import AUTOSCALER_NODE_START_WAIT_S
 
     return int(AUTOSCALER_NODE_START_WAIT_S)
+
+
+def run_launcher(look_interval_s: float) -> None:
+    """Be ``ray up`` with this process's arguments.
+
+    Args:
+        look_interval_s: between two looks whether the provider has the head, and whether it takes SSH.
+    """
+    from ray.autoscaler._private import commands, updater
+    from ray.scripts.scripts import up
+
+    commands.POLL_INTERVAL = look_interval_s
+    updater.READY_CHECK_INTERVAL = look_interval_s
+    up()

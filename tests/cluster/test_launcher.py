@@ -63,7 +63,7 @@ def test_each_phase_is_told_when_it_begins_and_all_of_the_output_is_kept(ray_up:
     ]
     assert (tmp_path / "up.log").read_text() == GOOD
     # Without a question to anybody, and not from what an earlier cluster has left.
-    assert ray_up.calls == [str(["up", "--yes", "--no-config-cache", str(tmp_path / "cluster.yaml")])]
+    assert ray_up.calls == [str(["--yes", "--no-config-cache", str(tmp_path / "cluster.yaml")])]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Long because it has one test for each symbol.
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import subprocess
 import sys
@@ -340,3 +341,11 @@ def test_a_node_is_drained_with_a_deadline(cluster: Cluster, wait_until: WaitUnt
     answer = ray_private.drain_node(gcs, cluster.node_id_hex, "the cloud wants it back", deadline_unix_ms, TIMEOUT_S)
     assert answer == (True, "")
     wait_until(lambda: ray_private.read_draining_nodes() == {cluster.node_id_hex: deadline_unix_ms})
+
+
+def test_ray_up_waits_as_long_between_two_looks_as_these_say():
+    from ray.autoscaler._private import commands, updater
+
+    assert "time.sleep(POLL_INTERVAL)" in inspect.getsource(commands.get_or_create_head_node)
+    assert "time.sleep(READY_CHECK_INTERVAL)" in inspect.getsource(updater.NodeUpdater.wait_ready)
+    assert (commands.POLL_INTERVAL, updater.READY_CHECK_INTERVAL) == (5, 5)

@@ -136,7 +136,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> RayStandIn:
 
 
 def start(choice: VmChoice) -> dict[str, str] | None:
-    return choice.on_controller_start_worker_group(scaling_config=None, num_workers=2)
+    return choice.take_group()
 
 
 def test_a_group_that_waits_for_what_is_refused_is_given_up_and_the_next_waits_for_the_next_type(
@@ -175,3 +175,23 @@ def test_on_nodes_that_do_not_say_what_they_are_a_job_takes_any(cluster: RayStan
     cluster.labels.append({VM_LABEL: "head"})
     assert has_labels()
     assert start(VmChoice([FIRST], cluster)) == {VM_LABEL: FIRST}  # type: ignore[arg-type]
+    assert start(VmChoice([], cluster)) is None  # type: ignore[arg-type]
+
+
+def test_a_job_that_waits_for_room_waits_for_room_on_nodes_of_one_type(cluster: RayStandIn) -> None:
+    choice = VmChoice([FIRST, SECOND], cluster)  # type: ignore[arg-type]
+    assert [choice.find_wanted(), choice.find_wanted()] == [FIRST, FIRST]
+    cluster.refused_unix_s = {FIRST: time.time()}
+    choice._look()
+    assert len(cluster.notes) == 1
+    assert [choice.find_wanted(), choice.find_wanted()] == [SECOND, SECOND]
+    choice._look()
+    # There is room.
+    assert start(choice) == {VM_LABEL: SECOND}
+    assert choice.running == SECOND
+    choice._look()
+    # Later its machines are lost.
+    assert choice.find_wanted() == FIRST
+    assert len(cluster.notes) == 1
+    assert choice._loop is not None
+    assert choice._loop.close()

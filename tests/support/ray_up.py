@@ -26,15 +26,17 @@ Acquiring an up-to-date head node
 SCRIPT = """\
 import os, sys
 from pathlib import Path
-here = Path(__file__).parents[2]
-tries = here / "tries"
-with open(tries, "a") as file:
-    print(sys.argv[1:], file=file)
-number = len(tries.read_text().splitlines())
-answers = sorted(here.glob("answer-*"))
-answer = answers[min(number, len(answers)) - 1]
-print(answer.read_text(), end="")
-sys.exit(int(answer.suffix[1:]))
+
+def up():
+    here = Path(__file__).parents[2]
+    tries = here / "tries"
+    with open(tries, "a") as file:
+        print(sys.argv[1:], file=file)
+    number = len(tries.read_text().splitlines())
+    answers = sorted(here.glob("answer-*"))
+    answer = answers[min(number, len(answers)) - 1]
+    print(answer.read_text(), end="")
+    sys.exit(int(answer.suffix[1:]))
 """
 # As much of Ray as a first task needs.
 TASKS = """\
@@ -54,11 +56,16 @@ class RayUp:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        package = directory / "ray" / "scripts"
-        package.mkdir(parents=True)
-        (directory / "ray" / "__init__.py").write_text(TASKS)
-        (package / "__init__.py").touch()
-        (package / "scripts.py").write_text(SCRIPT)
+        modules = {
+            "__init__": TASKS,
+            "scripts/scripts": SCRIPT,
+            "autoscaler/_private/commands": "",
+            "autoscaler/_private/updater": "",
+        }
+        for name, text in modules.items():
+            path = directory / "ray" / f"{name}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
         self._num_answers = 0
 
     def answer(self, text: str, exit_code: int) -> None:

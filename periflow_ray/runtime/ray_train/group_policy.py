@@ -22,7 +22,8 @@ from periflow_ray.runtime.ray_private import (
     find_cause,
     is_preempted,
 )
-from periflow_ray.runtime.ray_train.group_size import ElasticPolicy, FixedPolicy, release_groups
+from periflow_ray.runtime.ray_train.group_size import ElasticPolicy, FixedPolicy
+from periflow_ray.runtime.ray_train.own_groups import release_groups
 from periflow_ray.runtime.ray_train.vm_choice import VmChoice
 
 
@@ -94,15 +95,12 @@ class MonitoredTrainer(TrainerHooks):
         failure_config = self.run_config.failure_config  # type: ignore[attr-defined]
         options: dict[str, object] = {"failure_policy": MonitorPolicy(failure_config, self.monitor)}
         scaling_config = self.scaling_config  # type: ignore[attr-defined]
+        vm_choice = VmChoice(self.vm_names, self.monitor)
         if self.min_num_workers is not None and self.min_num_workers < scaling_config.num_workers:
-            options["scaling_policy"] = ElasticPolicy(scaling_config, self.min_num_workers, self.monitor)
+            options["scaling_policy"] = ElasticPolicy(scaling_config, self.min_num_workers, vm_choice, self.monitor)
         else:
-            options["scaling_policy"] = FixedPolicy(scaling_config)
+            options["scaling_policy"] = FixedPolicy(scaling_config, vm_choice)
         return options
-
-    def additional_callbacks(self) -> list[Any]:
-        """What chooses the nodes' VM type."""
-        return [VmChoice(self.vm_names, self.monitor)] if self.vm_names else []
 
     def take_controller(self, controller: Any) -> None:
         """Keep it for ``end_now``; Ray's own handler of SIGINT would abort the run without a save."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import time
 from collections.abc import Mapping
@@ -11,16 +12,13 @@ import ray
 import ray.train
 from ray.util.placement_group import PlacementGroup
 
+from periflow_ray.cluster.config.render import VM_LABEL
 from periflow_ray.loops import BackgroundLoop
 from periflow_ray.runtime import ray_private
 from periflow_ray.runtime.monitor.client import MonitorClient
-from periflow_ray.runtime.ray_private import (
-    FixedScalingPolicy,
-    NoopDecision,
-    PlacementGroupFacts,
-    ResizeDecision,
-    ScalingDecision,
-)
+from periflow_ray.runtime.ray_private import FixedScalingPolicy, NoopDecision, ResizeDecision, ScalingDecision
+from periflow_ray.runtime.ray_train.own_groups import read_own_groups
+from periflow_ray.runtime.ray_train.vm_choice import VmChoice, read_vm_name
 
 # Machines that come back seldom come at once; a group that starts without them has to start again for each.
 SETTLE_S = 5.0
@@ -39,6 +37,14 @@ class FixedPolicy(FixedScalingPolicy):  # type: ignore[misc]
     Ray's own policy tells the same to an actor that keeps requests to the autoscaler, and that one imports Ray Data and
     wakes a hundred times a second. A pending placement group is request enough for a group that never grows.
     """
+
+    def __init__(self, scaling_config: ray.train.ScalingConfig, vm_choice: VmChoice) -> None:
+        super().__init__(scaling_config)
+        self._vm_choice = vm_choice
+
+    def on_controller_start_worker_group(self, *, scaling_config: Any, num_workers: int) -> dict[str, str] | None:
+        """The labels of the nodes for the next worker group; None for any nodes."""
+        return self._vm_choice.take_group()
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Start no such actor."""
@@ -65,9 +71,17 @@ class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
         min_num_workers: fewer do not start.
     """
 
-    def __init__(self, scaling_config: ray.train.ScalingConfig, min_num_workers: int, monitor: MonitorClient) -> None:
+    def __init__(
+        self,
+        scaling_config: ray.train.ScalingConfig,
+        min_num_workers: int,
+        vm_choice: VmChoice,
+        monitor: MonitorClient,
+    ) -> None:
         super().__init__(scaling_config)
+        self.scaling_config: ray.train.ScalingConfig = scaling_config
         self._min_num_workers = min_num_workers
+        self._vm_choice = vm_choice
         self._monitor = monitor
         self._possible_since_s: float | None = None
         self._room_since_s: float | None = None
@@ -75,14 +89,16 @@ class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Also begin to look after groups that cannot start."""
+        self._want(self._vm_choice.find_wanted())
         super().after_controller_start(train_run_context)
         # It lasts as long as this controller's process.
         BackgroundLoop("lost-groups", LostGroups().look, LOOK_INTERVAL_S).start()
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Start with all workers if there is room, with fewer when no more room has come for a while."""
-        ray_private.request_resources(self)
-        num_possible = self._count_possible_workers()
+        vm_name = self._vm_choice.find_wanted()
+        ray_private.request_resources(self, is_new=self._want(vm_name))
+        num_possible = self._count_possible_workers(vm_name)
         now_s = time.monotonic()
         if num_possible < self._min_num_workers:
             self._possible_since_s = None
@@ -105,7 +121,7 @@ class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
         if worker_group_state.num_workers >= self.scaling_config.num_workers or now_s < self._next_look_s:
             return NoopDecision()
         self._next_look_s = now_s + 1.0
-        num_possible = self._count_possible_workers()
+        num_possible = self._count_possible_workers(self._vm_choice.running)
         if num_possible <= worker_group_state.num_workers:
             self._room_since_s = None
         elif self._room_since_s is None:
@@ -115,21 +131,34 @@ class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
             self._monitor.grow(num_possible)
         return NoopDecision()
 
-    def _count_possible_workers(self) -> int:
-        """Workers that fit on the machines that stay, if this controller's own group made room."""
+    def on_controller_start_worker_group(self, *, scaling_config: Any, num_workers: int) -> dict[str, str] | None:
+        """The labels of the nodes for the next worker group; None for any nodes."""
+        return self._vm_choice.take_group()
+
+    def _want(self, vm_name: str | None) -> bool:
+        """Ask the autoscaler for nodes of this VM type from now on; returns whether that is another one."""
+        labels = None if vm_name is None else {VM_LABEL: vm_name}
+        is_new = bool(labels != self.scaling_config.label_selector)
+        self.scaling_config = dataclasses.replace(self.scaling_config, label_selector=labels)
+        return is_new
+
+    def _count_possible_workers(self, vm_name: str | None) -> int:
+        """Workers that fit on the machines of a VM type that stay, if this controller's own group made room."""
         try:
             leaving = set(ray_private.read_draining_nodes())
             free = ray_private.read_free_resources()
             held = _read_held_resources()
             # Ray takes seconds to see a lost machine, and would wait for it with a group that was to start there.
-            leaving |= {node["NodeID"] for node in ray.nodes() if node["Alive"] and not _is_reachable(node)}
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+            leaving |= {node["NodeID"] for node in nodes if not _is_reachable(node)}
+            others = {node["NodeID"] for node in nodes if vm_name is not None and read_vm_name(node) != vm_name}
         except (ray.exceptions.RayError, RuntimeError, OSError):  # The next look may find Ray's head again.
             return 0
         needed = ray_private.resources_per_worker(self.scaling_config)
         per_node = [
             _count_fitting(_add(resources, held.get(node, {})), needed)
             for node, resources in free.items()
-            if node not in leaving
+            if node not in leaving | others
         ]
         if self.scaling_config.placement_strategy == "STRICT_SPREAD":
             per_node = [min(1, num_workers) for num_workers in per_node]
@@ -165,25 +194,6 @@ class LostGroups:
                     ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group_id)))
         except (ray.exceptions.RayError, RuntimeError, OSError):  # The next look may find Ray's head again.
             return
-
-
-def release_groups(controller_id: str) -> None:
-    """Remove the placement groups of a controller that was killed; Ray itself does so only when its driver ends.
-
-    Args:
-        controller_id: its actor id in hex.
-    """
-    for group in _read_groups(controller_id):
-        ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.group_id)))
-
-
-def read_own_groups() -> list[PlacementGroupFacts]:
-    return _read_groups(ray.get_runtime_context().get_actor_id())
-
-
-def _read_groups(actor_id: str) -> list[PlacementGroupFacts]:
-    """Ray's records of the placement groups that a controller made and has not removed."""
-    return [group for group in ray_private.read_placement_groups() if group.creator_actor_id_hex == actor_id]
 
 
 def _read_held_resources() -> dict[str, dict[str, float]]:

@@ -20,41 +20,64 @@ from periflow_ray.plan.catalogue import load_catalogue
 from periflow_ray.runtime import ray_private
 from periflow_ray.runtime.launches import TIMEOUT_S, read_refusals
 from periflow_ray.runtime.monitor.client import MonitorClient
-from periflow_ray.runtime.ray_private import ControllerCallback
-from periflow_ray.runtime.ray_train.group_size import read_own_groups
+from periflow_ray.runtime.ray_train.own_groups import read_own_groups
 
 LOOK_INTERVAL_S = 1.0
 # When the provider had none of them, it is asked for the first one again after this time.
 ROUND_S = 60.0
 
 
-class VmChoice(ControllerCallback):  # type: ignore[misc]
-    """Runs in Ray Train's controller.
+class VmChoice:
+    """Of Ray Train's controller; a policy of it asks.
 
     Args:
-        vm_names: the VM types that the job may run on, the first choice first.
+        vm_names: the VM types that the job may run on, the first choice first; none for any node.
     """
 
     def __init__(self, vm_names: Sequence[str], monitor: MonitorClient) -> None:
         self._order = FallbackOrder(vm_names)
         self._monitor = monitor
+        self._waits_for_room = False
         self._loop: BackgroundLoop | None = None
 
-    def on_controller_start_worker_group(self, *, scaling_config: Any, num_workers: int) -> dict[str, str] | None:
-        """The labels of the nodes for the next worker group; None for any nodes."""
-        if not has_labels():
+    def find_wanted(self) -> str | None:
+        """On nodes of which VM type there is to be room, for a group that starts as soon as there is; None for any."""
+        if not self._chooses():
             return None
-        name = self._order.start(time.time())
+        if not self._waits_for_room or self._order.is_falling_back:
+            self._order.start(time.time())
+            self._waits_for_room = True
+            self._watch()
+        return self._order.vm_name
+
+    @property
+    def running(self) -> str | None:
+        """The VM type of the group that runs; None for any."""
+        return self._order.vm_name if self._chooses() else None
+
+    def take_group(self) -> dict[str, str] | None:
+        """The labels of the nodes for the group that starts now; None for any nodes."""
+        if not self._chooses():
+            return None
+        if not self._waits_for_room:
+            self._order.start(time.time())
+            self._watch()
+        self._waits_for_room = False
+        return {VM_LABEL: self._order.vm_name}
+
+    def _chooses(self) -> bool:
+        return bool(self._order.vm_names) and has_labels()
+
+    def _watch(self) -> None:
         if self._loop is None and len(self._order.vm_names) > 1:
             # It lasts as long as this controller's process.
             self._loop = BackgroundLoop("vm-choice", self._look, LOOK_INTERVAL_S)
             self._loop.start()
-        return {VM_LABEL: name}
 
     def _look(self) -> None:
-        """Give up a group that waits for what the provider has refused."""
+        """Give up a wait for what the provider has refused."""
         pending = [group for group in read_own_groups() if group.is_pending]
-        if not pending:
+        if not pending and not self._waits_for_room:
             return
         gcs_address = ray.get_runtime_context().gcs_address
         facts = ray_private.read_launches(gcs_address, TIMEOUT_S)
@@ -85,6 +108,11 @@ class FallbackOrder:
         """The one that is asked for now."""
         return self.vm_names[self._index]
 
+    @property
+    def is_falling_back(self) -> bool:
+        """Whether it is another one than the last start asked for."""
+        return self._is_falling_back
+
     def start(self, now_unix_s: float) -> str:
         """The VM type for a group that starts now: the first one, unless the group before was given up."""
         if not self._is_falling_back:
@@ -112,7 +140,12 @@ class FallbackOrder:
 
 def has_labels() -> bool:
     """Whether the cluster's nodes say of which VM type they are; those of ``cluster_configs/`` do, the head first."""
-    return any(VM_LABEL in (node.get("Labels") or {}) for node in ray.nodes() if node["Alive"])
+    return any(read_vm_name(node) is not None for node in ray.nodes() if node["Alive"])
+
+
+def read_vm_name(node: Mapping[str, Any]) -> str | None:
+    """Of which VM type a node is, by its own label; None if it does not say so."""
+    return (node.get("Labels") or {}).get(VM_LABEL)
 
 
 def _describe_price(vm_name: str) -> str:
