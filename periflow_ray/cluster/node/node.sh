@@ -86,6 +86,10 @@ head)
     export RAY_health_check_timeout_ms=1000 RAY_health_check_failure_threshold=3
     # Of several machines some may not come: they are asked for again after a minute, where Ray's own value is ten.
     export RAY_AUTOSCALER_RECONCILE_REQUEST_STATUS_TIMEOUT_S=60
+    # How often its autoscaler looks: EC2 tells of all machines at once, where Ray asks Azure for each one by itself.
+    if grep -qsx ' *type: aws' "$HOME/ray_bootstrap_config.yaml"; then
+        export AUTOSCALER_UPDATE_INTERVAL_S=2
+    fi
     start --head --port=6379 --dashboard-host=127.0.0.1 --dashboard-port=8265 \
         --autoscaling-config="$HOME/ray_bootstrap_config.yaml"
     watch_notices 127.0.0.1:6379
