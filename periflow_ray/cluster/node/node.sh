@@ -55,7 +55,10 @@ setup() {
 start() {
     . "$here/profile.sh"
     ulimit -n "$(ulimit -Hn)"
-    ray stop >/dev/null
+    # Of an earlier start, if there was one.
+    if [ -e /tmp/ray/ray_current_cluster ]; then
+        ray stop >/dev/null
+    fi
     ray start --object-manager-port=8076 --disable-usage-stats "$@"
 }
 
@@ -87,7 +90,7 @@ head)
     # Of several machines some may not come: they are asked for again after a minute, where Ray's own value is ten.
     export RAY_AUTOSCALER_RECONCILE_REQUEST_STATUS_TIMEOUT_S=60
     # How often its autoscaler looks: EC2 tells of all machines at once, where Ray asks Azure for each one by itself.
-    if grep -qsx ' *type: aws' "$HOME/ray_bootstrap_config.yaml"; then
+    if grep -qs '"type": "aws"' "$HOME/ray_bootstrap_config.yaml"; then
         export AUTOSCALER_UPDATE_INTERVAL_S=2
     fi
     start --head --port=6379 --dashboard-host=127.0.0.1 --dashboard-port=8265 \
