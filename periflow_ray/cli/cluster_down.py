@@ -51,6 +51,7 @@ def down(root: StorageRoot, name: str, vm_name: str | None, is_confirmed: bool) 
             f"there is no cluster '{name}' in storage root '{root.uri}'. List them: periflow-ray cluster list. To look "
             "for one that is not in the list, say where: --vm with a VM type of that cloud and region"
         )
+    talk.print(f"Looks for cluster '{name}' in {region} ...")
     provider = open_provider(cloud, region)
     found = provider.list_resources(name)
     if found and not is_confirmed:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from periflow_ray.cli.format import format_duration
 from periflow_ray.cli.output import talk_console
 from periflow_ray.cluster.lifecycle import UpOptions
 from periflow_ray.errors import ClusterError, UsageError
@@ -46,13 +47,14 @@ def choose_options(
     """
     from periflow_ray.cluster.caller_address import check_addresses, find_own_addresses
 
-    given = ssh_from or os.environ.get(SSH_FROM_VARIABLE)
-    addresses = check_addresses(given) if given else None
+    variable = os.environ.get(SSH_FROM_VARIABLE)
+    addresses = None
+    if ssh_from or variable:
+        addresses = check_addresses(ssh_from or variable or "", "--ssh-from" if ssh_from else f"${SSH_FROM_VARIABLE}")
     given_dir = _find_given_wheels(wheels_dir)
     if given_dir is not None and packages:
         raise UsageError(f"--pip adds to wheels that are collected here, and not to those in '{given_dir}'.")
     _require_shared_root(root)
-    root.check_writable()
     return UpOptions(
         ssh_from=addresses or find_own_addresses(),
         wheels_dir=given_dir or own_wheels_dir(spec.cloud),
@@ -71,17 +73,20 @@ def make_cluster(root: StorageRoot, spec: ClusterSpec, options: UpOptions, *, is
     """
     from periflow_ray.cluster.lifecycle import bring_up
     from periflow_ray.cluster.providers import open_provider
+    from periflow_ray.cluster.records import find_cluster
     from periflow_ray.cluster.secrets import find_secrets
 
     talk = talk_console()
+    talk.print(f"Looks at your account in {spec.region} ...")
     provider = open_provider(spec.cloud, spec.region)
+    root.check_writable()
     machines = provider.list_machines(spec.name)
     findings = list(provider.check(spec, is_new=not machines))
     show_findings(talk, findings)
     bad = [finding for finding in findings if finding.verdict == "bad"]
     if bad:
         raise ClusterError(f"cluster '{spec.name}' cannot be made: " + "; ".join(finding.text for finding in bad))
-    for line in describe_costs(spec):
+    for line in describe_costs(spec, options.autostop_s):
         talk.print(line, soft_wrap=True)
     if not is_confirmed:
         click.confirm(f"Make cluster '{spec.name}' in {spec.region}?", abort=True, err=True, default=True)
@@ -94,6 +99,9 @@ def make_cluster(root: StorageRoot, spec: ClusterSpec, options: UpOptions, *, is
     try:
         bring_up(root, spec, provider, find_secrets(root.uri, spec.name), options, tell)
     except (ClusterError, KeyboardInterrupt):
+        if find_cluster(root, spec.name) is None:
+            talk.print("Nothing was made.")
+            raise
         talk.print(
             f"Cluster '{spec.name}' is not up. What exists: periflow-ray cluster status {spec.name}    Go on: the same "
             f"command again    Remove it: periflow-ray cluster down {spec.name}",
@@ -102,14 +110,17 @@ def make_cluster(root: StorageRoot, spec: ClusterSpec, options: UpOptions, *, is
         raise
 
 
-def describe_costs(spec: ClusterSpec) -> list[str]:
+def describe_costs(spec: ClusterSpec, autostop_s: float | None) -> list[str]:
     """What a cluster costs, in sentences for whoever is about to make it."""
     from periflow_ray.cluster.config.render import describe_price, head_usd_per_hour
     from periflow_ray.cluster.providers.prices import vm_usd_per_hour
 
     head = head_usd_per_hour(spec)
     most = head + spec.max_num_nodes * max(vm_usd_per_hour(vm) for vm in spec.vms)
-    lines = [f"Price per hour: head about ${head:.2f}, from now on until 'cluster down'."]
+    end = "'cluster down'"
+    if autostop_s is not None:
+        end += f", or until no job has run for {format_duration(autostop_s)}"
+    lines = [f"Price per hour: head about ${head:.2f}, from now on until {end}."]
     lines += [f"  each worker {vm.name}: {describe_price(vm)}, only while jobs use it" for vm in spec.vms]
     return [*lines, f"  at most {spec.max_num_nodes} workers at a time, so at most ${most:,.2f} in all"]
 

@@ -72,8 +72,8 @@ def up(
     from periflow_ray.cli.cluster_making import choose_options, make_cluster
     from periflow_ray.cluster.records import find_cluster
 
-    known = find_cluster(root, name) if name is not None else None
     if not vm_names:
+        known = find_cluster(root, name) if name is not None else None
         if known is None:
             raise UsageError("which VM type? Give --vm NAME. List them: periflow-ray vm list")
         vm_names = tuple(known.vm_names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -9,6 +10,17 @@ import click
 from periflow_ray.cli.output import talk_console
 from periflow_ray.cluster.wheels import IMAGE_PYTHON, MACHINES, WantedWheels, collect_wheels
 from periflow_ray.store.size_text import format_size
+
+# periflow-ray needs Python 3.11.
+_LEAST_MINOR = 11
+
+
+def _check_python(context: click.Context, parameter: click.Parameter, version: str) -> str:
+    if re.fullmatch(r"3\.\d+", version) is None or int(version[2:]) < _LEAST_MINOR:
+        raise click.BadParameter(
+            f"'{version}' is no version from 3.{_LEAST_MINOR} on. Give one such as {IMAGE_PYTHON}."
+        )
+    return version
 
 
 @click.command("wheels")
@@ -18,9 +30,16 @@ from periflow_ray.store.size_text import format_size
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("cluster_configs/wheels"),
     show_default=True,
-    help="The folder, which has nothing else.",
+    help="The folder; it has nothing else.",
 )
-@click.option("--python", default=IMAGE_PYTHON, show_default=True, metavar="VERSION", help="The image's Python.")
+@click.option(
+    "--python",
+    callback=_check_python,
+    default=IMAGE_PYTHON,
+    show_default=True,
+    metavar="VERSION",
+    help="The image's Python.",
+)
 @click.option(
     "--machine",
     "machines",
@@ -47,4 +66,4 @@ def wheels(
     wanted = WantedWheels(python, machines, packages, has_torch, has_needs=not only_own)
     collect_wheels(dest, wanted, talk_console().print)
     sizes = [path.stat().st_size for path in dest.glob("*.whl")]
-    click.echo(f"{dest}: {len(sizes)} wheels, {format_size(sum(sizes))}")
+    click.echo(f"{dest}: {len(sizes)} {'wheel' if len(sizes) == 1 else 'wheels'}, {format_size(sum(sizes))}")

@@ -32,7 +32,9 @@ def vm() -> None:
 
 
 @click.command("list")
-@click.option("--cloud", help="Only this cloud: aws, azure or local.")
+@click.option(
+    "--cloud", type=click.Choice(("aws", "azure", "local"), case_sensitive=False), help="Only the VMs of one cloud."
+)
 @click.option("--region", help="Only this region.")
 @click.option("--device", help="Only this accelerator, for example V100.")
 @click.option("--num-devices", type=click.IntRange(min=1), help="Only VMs with this many devices.")

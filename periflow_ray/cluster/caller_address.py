@@ -13,9 +13,11 @@ _SERVICE = "https://checkip.amazonaws.com"
 _TIMEOUT_S = 10.0
 
 
-def check_addresses(cidr: str) -> str:
+def check_addresses(cidr: str, given_by: str) -> str:
     """Addresses in CIDR notation, as clouds take them; one address alone means itself.
 
+    Args:
+        given_by: the option or the variable, for the error.
     Raises:
         UsageError: they are none.
     """
@@ -23,7 +25,7 @@ def check_addresses(cidr: str) -> str:
         return str(ipaddress.IPv4Network(cidr.strip(), strict=False))
     except ValueError as err:
         raise UsageError(
-            f"--ssh-from: '{cidr}' is no range of IPv4 addresses. Give one such as 203.0.113.7/32; 0.0.0.0/0 is all."
+            f"{given_by}: '{cidr}' is no range of IPv4 addresses. Give one such as 203.0.113.7/32; 0.0.0.0/0 is all."
         ) from err
 
 
@@ -40,5 +42,5 @@ def find_own_addresses() -> str:
     except (requests.RequestException, ValueError) as err:
         raise ClusterError(
             f"this machine's address on the internet cannot be found out ({_SERVICE}: {type(err).__name__}). Name "
-            "the addresses that may use SSH: --ssh-from 203.0.113.7/32"
+            "the addresses that may use SSH: PERIFLOW_SSH_FROM=203.0.113.7/32, or --ssh-from of 'cluster up'"
         ) from err

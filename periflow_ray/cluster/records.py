@@ -6,10 +6,12 @@ head. None of them has a secret, so that any machine with access to the storage 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from periflow_ray.cluster.config.spec import can_be_name
 from periflow_ray.errors import NotFoundError
 from periflow_ray.store.documents import OnUnreadable, read_document, read_each, write_document
 from periflow_ray.store.root import StorageRoot
@@ -106,12 +108,12 @@ def read_cluster(root: StorageRoot, name: str) -> ClusterRecord:
         NotFoundError: the storage root has none of that name.
         DocumentError: its record cannot be read.
     """
-    try:
-        return read_document(root, cluster_key(name, "cluster.json"), ClusterRecord)
-    except NotFoundError:
-        raise NotFoundError(
-            f"there is no cluster '{name}' in storage root '{root.uri}'. List them: periflow-ray cluster list"
-        ) from None
+    with contextlib.suppress(NotFoundError):
+        if can_be_name(name):
+            return read_document(root, cluster_key(name, "cluster.json"), ClusterRecord)
+    raise NotFoundError(
+        f"there is no cluster '{name}' in storage root '{root.uri}'. List them: periflow-ray cluster list"
+    )
 
 
 def find_cluster(root: StorageRoot, name: str) -> ClusterRecord | None:

@@ -11,7 +11,6 @@ import filecmp
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from periflow_ray.errors import ClusterError
+from periflow_ray.errors import ClusterError, UsageError
 
 IMAGE_PYTHON = "3.12"
 MACHINES = ("x86_64", "aarch64")
@@ -31,6 +30,7 @@ REQUIREMENTS = "requirements.txt"
 _NAME = "periflow-ray"
 _EXTRAS = "[aws,azure]"
 _WANTED = "wanted.json"
+_NEW_PREFIX = ".new-"
 # What the oldest images of cluster_configs/ can run.
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014", "manylinux_2_12", "manylinux2010", "manylinux1")
 _NUM_LINES = 8
@@ -60,23 +60,27 @@ def collect_wheels(directory: Path, wanted: WantedWheels, tell: Callable[[str], 
     """Fill a folder with what is wanted; only its own wheel is made anew where the rest is there from before.
 
     Raises:
+        UsageError: the folder has something else, or cannot be written.
         ClusterError: pip cannot find or download something.
     """
+    _claim(directory)
     pins = _find_pins()
     stamp = json.dumps({"wanted": asdict(wanted), "pins": pins}, indent=1)
     if not _holds(directory / _WANTED, stamp):
-        with tempfile.TemporaryDirectory(dir=_make_parent(directory)) as temporary:
-            new = Path(temporary) / "wheels"
-            new.mkdir()
+        with tempfile.TemporaryDirectory(dir=directory, prefix=_NEW_PREFIX) as temporary:
+            new = Path(temporary)
             if wanted.has_needs:
-                tell("collecting the wheels for the nodes" + (", PyTorch among them" if wanted.has_torch else ""))
+                what = "PyTorch among them: gigabytes, many minutes" if wanted.has_torch else "about 220 MB, a minute"
+                tell(f"collecting the wheels for the nodes ({what})")
                 for machine in wanted.machines:
                     _download(new, wanted, pins, machine)
             if wanted.packages:
                 (new / REQUIREMENTS).write_text("".join(f"{package}\n" for package in wanted.packages))
-            (new / _WANTED).write_text(stamp)
-            shutil.rmtree(directory, ignore_errors=True)
-            new.rename(directory)
+            for older in [*directory.glob("*.whl"), directory / REQUIREMENTS]:
+                older.unlink(missing_ok=True)
+            for path in new.iterdir():
+                path.rename(directory / path.name)
+            (directory / _WANTED).write_text(stamp)
     write_own_wheel(directory)
 
 
@@ -169,9 +173,21 @@ def _pip(*arguments: str) -> None:
         )
 
 
-def _make_parent(directory: Path) -> Path:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    return directory.parent
+def _claim(directory: Path) -> None:
+    """Make sure that all that is in the folder was put there by this module."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        others = [] if (directory / _WANTED).exists() else sorted(path.name for path in directory.iterdir())
+        if not others:
+            # From now on it is known for what it is.
+            (directory / _WANTED).touch()
+    except OSError as err:
+        raise UsageError(f"wheels cannot be put into '{directory}': {err.strerror or err}") from err
+    if others:
+        raise UsageError(
+            f"'{directory}' has other files ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}), and wheels "
+            "are put into a folder that is theirs alone. Name one that is empty, or that is not there yet."
+        )
 
 
 def _holds(path: Path, text: str) -> bool:

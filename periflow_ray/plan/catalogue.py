@@ -110,7 +110,7 @@ def find_vm(name: str) -> VmType:
     if name in catalogue:
         return catalogue[name]
     suggestion = suggest_names(name, catalogue, num_names=2)
-    raise PlanError(f"vm {name!r} is not in the catalogue.{suggestion}  List all: periflow-ray vm list", ("vm",))
+    raise PlanError(f"vm {name!r} is not in the catalogue.{suggestion} List all: periflow-ray vm list", ("vm",))
 
 
 def local_vm(*, num_gpus: int = 0, devices_per_node: int | None = None) -> VmType:

@@ -29,7 +29,7 @@ VM = "azure-16gb-t4-1g-eastus"
 SPOT = f"{VM}-spot"
 GROUP = "periflow-ray-mine"
 UP = up("mine", SPOT, VM)
-CHAIN = HashChain(num_steps=600, step_time_s=0.05, save_every=40)
+CHAIN = HashChain(num_steps=600, step_time_s=0.05, save_every=40, num_slow_starts=2)
 
 
 def find(box: Box, kind: str) -> list[dict[str, Any]]:
@@ -47,9 +47,11 @@ def wait_for_steps(box: Box, attempt: int) -> None:
 
     def has_saved() -> bool:
         view = ask_json(box, "job", "view", "1")
-        assert view["status"] in ("allocating", "running"), view
+        assert view["status"] in ("allocating", "waiting", "preparing", "running"), view
+        if len(view["attempts"]) < attempt:
+            return False
         saved = ask_json(box, "checkpoint", "list", "--job", "1")
-        return len(view["attempts"]) == attempt and any(each["attempt"] == attempt for each in saved)
+        return any(each["step"] > view["attempts"][attempt - 1]["resumed_step"] for each in saved)
 
     wait_until(has_saved, f"attempt {attempt} trains", 240)
 
@@ -67,12 +69,12 @@ def test_whoever_is_not_logged_in_is_told_how(azure: Box) -> None:
 
 
 def test_too_small_a_quota_is_seen_before_anything_is_made(azure: Box) -> None:
-    azure.ask("quota", code="lowPriorityCores", vcpus=15)
+    azure.ask("quota", code="lowPriorityCores", vcpus=3)
     try:
         refusal = find_refusal(azure, *UP)
     finally:
         azure.ask("quota", code="lowPriorityCores", vcpus=1000)
-    assert "Low-priority vCPUs: 15 vCPUs, 0 in use; the cluster needs up to 16" in refusal
+    assert "Low-priority vCPUs: 3 vCPUs, 0 in use; the cluster needs up to 16" in refusal
     assert azure.ask("resources") == []
 
 
@@ -84,6 +86,11 @@ def test_a_head_that_does_not_come_leaves_no_card_and_no_address(azure: Box) -> 
 
 
 def test_up_goes_on_where_it_was_killed_and_makes_a_head_that_only_its_owner_reaches(azure: Box) -> None:
+    # Azure is busy, and an answer gets lost.
+    azure.ask(
+        "fail", match=["GET", "/providers/Microsoft.Compute/skus"], code="TooManyRequests", num_times=2, status=429
+    )
+    azure.ask("fail", match=["GET", "/usages"], code="InternalServerError", num_times=1, status=500)
     start_and_kill(azure, UP, "the head boots")
     assert ask_json(azure, "cluster", "status", "mine")["status"] == "creating"
     run(azure, *UP)
@@ -101,10 +108,9 @@ def test_a_job_takes_what_the_cloud_has_and_says_so(azure: Box) -> None:
     azure.ask("fail", match=["-worker-", '"Spot"'], code="SkuNotAvailable", num_times=99, part="vm")
     run(azure, *submit_chain(azure, CHAIN, f"{SPOT}\nfallback: on_demand", "--no-follow"))
     wait_for_steps(azure, 1)
-    assert any(
-        f"the provider refused {SPOT}" in text and "SkuNotAvailable" in text and f"asks for {VM} instead" in text
-        for text in read_events(azure, 1)
-    ), read_events(azure, 1)
+    (fallen_back,) = [text for text in read_events(azure, 1) if f"asks for {VM} instead" in text]
+    print(read_events(azure, 1))
+    assert fallen_back.startswith(f"the provider refused {SPOT} (SkuNotAvailable"), fallen_back
     assert len(find_machines(azure, VM)) == 2
 
 
@@ -152,5 +158,8 @@ def test_down_from_another_machine_leaves_nothing(azure: Box) -> None:
     azure.ask("leak", group=GROUP, name="ray-mine-worker-lost")
     down = azure.run_elsewhere("periflow-ray", "cluster", "down", "mine", "--yes", "--storage", ROOT, timeout_s=240)
     assert down.returncode == 0, down.stdout + down.stderr
-    assert "network interface ray-mine-worker-lost-nic-public0" in down.stderr
+    for lost in ("network interface ray-mine-worker-lost-nic-public0", "disk ray-mine-worker-lost-disk0"):
+        assert lost in down.stderr
     assert azure.ask("resources") == []
+    never = ("periflow-ray", "cluster", "down", "never", "--vm", VM, "--yes", "--storage", ROOT)
+    assert "There is nothing of cluster 'never'" in azure.run_elsewhere(*never, timeout_s=60).stdout

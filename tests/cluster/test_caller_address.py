@@ -23,7 +23,7 @@ from periflow_ray.errors import ClusterError, UsageError
     ],
 )
 def test_addresses_are_written_as_clouds_take_them(given: str, cidr: str) -> None:
-    assert check_addresses(given) == cidr
+    assert check_addresses(given, "--ssh-from") == cidr
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_addresses_are_written_as_clouds_take_them(given: str, cidr: str) -> Non
 )
 def test_what_is_no_address_is_refused(given: str) -> None:
     with pytest.raises(UsageError, match=r"--ssh-from: .* is no range of IPv4 addresses. Give one such as"):
-        check_addresses(given)
+        check_addresses(given, "--ssh-from")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_an_answer_that_is_no_address_is_an_error_that_says_what_to_give(
     service: TextServer, text: str, status: int
 ) -> None:
     service.text, service.status = text, status
-    with pytest.raises(ClusterError, match=r"cannot be found out .* --ssh-from 203.0.113.7/32"):
+    with pytest.raises(ClusterError, match=r"cannot be found out .* PERIFLOW_SSH_FROM=203.0.113.7/32"):
         find_own_addresses()
 
 

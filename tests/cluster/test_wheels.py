@@ -15,7 +15,7 @@ from support.empty_wheels import write_wheel
 
 from periflow_ray.cluster import wheels as wheels_module
 from periflow_ray.cluster.wheels import REQUIREMENTS, WantedWheels, collect_wheels, write_own_wheel
-from periflow_ray.errors import ClusterError
+from periflow_ray.errors import ClusterError, UsageError
 
 Collect = Callable[..., list[str]]
 REPOSITORY_DIR = Path(__file__).parents[2]
@@ -105,6 +105,24 @@ def test_what_is_there_is_not_collected_again(
     monkeypatch.setattr(wheels_module.metadata, "version", lambda name: "1.0")
     with pytest.raises(ClusterError, match="No matching distribution"):
         collect(WantedWheels())
+
+
+def test_a_folder_with_anything_else_is_left_alone(index: Path, collect: Collect, tmp_path: Path) -> None:
+    directory = tmp_path / "data" / "wheels"
+    directory.mkdir(parents=True)
+    (directory / "thesis.tex").write_text("all of it")
+    (directory / "of_others-1.0-py3-none-any.whl").touch()
+    with pytest.raises(UsageError, match=r"has other files \(of_others-1.0-py3-none-any.whl, thesis.tex\)"):
+        collect(WantedWheels(has_needs=False))
+    assert sorted(path.name for path in directory.iterdir()) == ["of_others-1.0-py3-none-any.whl", "thesis.tex"]
+    # What comes into a folder of wheels later stays, too.
+    for path in directory.iterdir():
+        path.unlink()
+    collect(WantedWheels(has_needs=False))
+    (directory / "thesis.tex").write_text("all of it")
+    assert "thesis.tex" in collect(WantedWheels(packages=("of-mine",), has_needs=False))
+    with pytest.raises(UsageError, match="wheels cannot be put into"):
+        collect_wheels(directory / "thesis.tex", WantedWheels(), print)
 
 
 def test_its_own_wheel_can_be_installed_and_has_all_of_it(tmp_path: Path) -> None:

@@ -133,14 +133,14 @@ def test_a_misspelt_vm_gets_the_nearest_names() -> None:
     assert caught.value.key_path == ("vm",)
     assert str(caught.value) == (
         "vm 'azure-16gb-v100-4g-eastu-spot' is not in the catalogue. Did you mean 'azure-16gb-v100-4g-eastus-spot' or "
-        "'azure-16gb-v100-4g-eastus2-spot'?  List all: periflow-ray vm list"
+        "'azure-16gb-v100-4g-eastus2-spot'? List all: periflow-ray vm list"
     )
 
 
 def test_a_vm_unlike_any_other_gets_no_suggestion() -> None:
     with pytest.raises(PlanError) as caught:
         find_vm("my laptop")
-    assert str(caught.value) == "vm 'my laptop' is not in the catalogue.  List all: periflow-ray vm list"
+    assert str(caught.value) == "vm 'my laptop' is not in the catalogue. List all: periflow-ray vm list"
 
 
 def test_this_machine_without_gpus_is_nodes_of_one_cpu_slot() -> None:

@@ -59,7 +59,7 @@ def build_spec(
     Raises:
         UsageError: the name cannot be one, there is no VM type or no node, or they are not all in one region.
     """
-    if _NAME.fullmatch(name) is None:
+    if not can_be_name(name):
         raise UsageError(
             f"cluster name '{name}' cannot be used: it takes 1 to {MAX_NAME_CHARS} lower-case letters, digits and "
             "dashes, a letter first and no dash at the end."
@@ -83,6 +83,11 @@ def build_spec(
         idle_timeout_minutes=idle_timeout_minutes,
         disk_gib=disk_gib,
     )
+
+
+def can_be_name(text: str) -> bool:
+    """Whether a cluster may be called so; the name is part of keys, of addresses and of names at the provider."""
+    return _NAME.fullmatch(text) is not None
 
 
 def suggest_name(vm: VmType) -> str:

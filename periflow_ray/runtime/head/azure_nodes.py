@@ -11,6 +11,8 @@ import threading
 import uuid
 from typing import Any
 
+from ray.autoscaler.node_launch_exception import NodeLaunchException
+
 from periflow_ray.cluster.config.spec import CLUSTER_TAG
 from periflow_ray.runtime.ray_private import AzureNodeProvider, read_azure_vm_template, read_node_start_wait_s
 
@@ -72,13 +74,13 @@ class AzureNodes(AzureNodeProvider):  # type: ignore[misc]
                 resource_group_name=self._group, deployment_name=name, parameters=deployment
             )
             launch.wait(read_node_start_wait_s())
-        except Exception:
+        except Exception as err:
             self._forget(name)
             for index in range(count):
                 # It may be there as one that failed.
                 self._delete(self.compute_client.virtual_machines.begin_delete, f"{name}{index}")
             self._sweep()
-            raise
+            raise describe_refusal(err) from err
         # What is still on its way then keeps its parts.
         if launch.done():
             self._forget(name)
@@ -115,6 +117,16 @@ class AzureNodes(AzureNodeProvider):  # type: ignore[misc]
             delete(self._group, name).wait(_DELETE_TIMEOUT_S)
         except Exception as err:  # The SDK's classes have nothing in common; `cluster down` finds what is left.
             _logger.warning("%s of a VM that did not come could not be deleted: %s", name, err)
+
+
+def describe_refusal(err: Exception) -> NodeLaunchException:
+    """The reason inside of what Azure says; around it is only that a deployment failed."""
+    inner: Any = getattr(err, "error", None)
+    while inner is not None and inner.details:
+        inner = inner.details[0]
+    code, text = ("", str(err)) if inner is None else (inner.code or "", inner.message or "")
+    # It ends in a log of which each line is told by itself.
+    return NodeLaunchException(code or type(err).__name__, " ".join(text.split()), None)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -138,9 +138,10 @@ class ElasticPolicy(FixedScalingPolicy):  # type: ignore[misc]
     def _want(self, vm_name: str | None) -> bool:
         """Ask the autoscaler for nodes of this VM type from now on; returns whether that is another one."""
         labels = None if vm_name is None else {VM_LABEL: vm_name}
-        is_new = bool(labels != self.scaling_config.label_selector)
+        if labels == self.scaling_config.label_selector:
+            return False
         self.scaling_config = dataclasses.replace(self.scaling_config, label_selector=labels)
-        return is_new
+        return True
 
     def _count_possible_workers(self, vm_name: str | None) -> int:
         """Workers that fit on the machines of a VM type that stay, if this controller's own group made room."""

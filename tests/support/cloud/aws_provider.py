@@ -73,7 +73,10 @@ class Api:
         # Who did what, as IAM's policies name it: an address, and "ec2:RunInstances". Of S3 nothing is noted.
         self.actions: set[tuple[str, str]] = set()
 
-    def fail(self, match: list[str], num_times: int, answer: _Answer) -> None:
+    def fail(self, match: list[str], code: str, num_times: int) -> None:
+        self.mistreat(match, num_times, _refuse(code))
+
+    def mistreat(self, match: list[str], num_times: int, answer: _Answer) -> None:
         self._faults.append(_Fault(match, num_times, answer))
 
     def heal(self) -> None:
@@ -208,13 +211,13 @@ class AwsProvider(Provider):
         ]
 
     def _do_fail(self, match: list[str], code: str, num_times: int) -> None:
-        self._api.fail(match, num_times, _refuse(code))
+        self._api.fail(match, code, num_times)
 
     def _do_hang(self, match: list[str], num_times: int) -> None:
-        self._api.fail(match, num_times, _hang)
+        self._api.mistreat(match, num_times, _hang)
 
     def _do_cut(self, match: list[str], num_times: int) -> None:
-        self._api.fail(match, num_times, _cut)
+        self._api.mistreat(match, num_times, _cut)
 
     def _do_calls(self, action: str) -> list[dict[str, str]]:
         return [call for call in self._api.calls if call.get("Action") == action]
