@@ -251,8 +251,8 @@ def _find_cluster(root: StorageRoot, target: Target, plan: JobPlan, *, may_be_ma
     where = ", with a storage root that its nodes can reach (--storage s3://...)" if root.is_local else ""
     raise ClusterError(
         f"VM '{plan.vm.name}' needs a Ray cluster, and none of this storage root has it. Make one: --up, or "
-        f"periflow-ray cluster up --vm {' --vm '.join(plan.vm_names)}{where}. Or name yours: --address http://127.0.0.1:8265. "
-        "To run on this machine instead: --local --num-devices 2"
+        f"periflow-ray cluster up --vm {' --vm '.join(plan.vm_names)}{where}. Or name yours: --address "
+        "http://127.0.0.1:8265. To run on this machine instead: --local --num-devices 2"
     )
 
 
