@@ -155,6 +155,8 @@ def test_it_ends_by_itself_when_no_job_runs(azure: Box) -> None:
 
 
 def test_down_from_another_machine_leaves_nothing(azure: Box) -> None:
+    # Its end took the whole group; a new one of the same name.
+    run(azure, *UP)
     azure.ask("leak", group=GROUP, name="ray-mine-worker-lost")
     down = azure.run_elsewhere("periflow-ray", "cluster", "down", "mine", "--yes", "--storage", ROOT, timeout_s=240)
     assert down.returncode == 0, down.stdout + down.stderr
