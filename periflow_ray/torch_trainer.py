@@ -37,6 +37,7 @@ from periflow_ray.runtime.ray_train.train_run import (
     set_train_environment,
     train_run_config,
 )
+from periflow_ray.runtime.ray_train.vm_choice import has_labels
 from periflow_ray.settings import ChosenRoot, choose_root
 from periflow_ray.spec import KeepBest, parse_arguments
 from periflow_ray.store.checkpoints import latest_committed
@@ -152,8 +153,8 @@ class TorchTrainer:
             ray.train.TrainingFailedError: the function failed more often than ``max_failures`` allows.
             KeyboardInterrupt: Ctrl-C, after the job was saved and stopped; a second Ctrl-C does not wait for that.
             JobStoppedError: ``periflow-ray job stop``.
-            UsageError, NotFoundError: the job that ``resume`` names cannot be resumed, or a credential is missing or is
-                of another type.
+            UsageError, NotFoundError: the job that ``resume`` names cannot be resumed, a credential is missing or is
+                of another type, or the cluster's nodes have no VM types.
         """
         set_train_environment(is_elastic=self._min_devices < self._num_devices)
         chosen = choose_root(self._storage, self._storage_credential)
@@ -163,6 +164,11 @@ class TorchTrainer:
         require_plugin_credentials(self._plugin)
         ended = None if self._resume is None else read_resumable_job(root, self._resume)
         ensure_ray()
+        if self._vm_names and not has_labels():
+            raise UsageError(
+                f"vm={self._vm_names[0]!r}: the nodes of this Ray cluster do not say of which VM type they are. Run on "
+                "one of 'periflow-ray cluster up', or leave vm out."
+            )
         accelerator = "GPU" if self._wants_gpus() else "CPU"
         if ended is not None:
             record = reopen_function_job(root, *ended, accelerator=accelerator, num_devices=self._num_devices)

@@ -9,6 +9,7 @@ import click
 
 from periflow_ray.cli.output import talk_console
 from periflow_ray.cluster.wheels import IMAGE_PYTHON, MACHINES, WantedWheels, collect_wheels
+from periflow_ray.errors import UsageError
 from periflow_ray.store.size_text import format_size
 
 # periflow-ray needs Python 3.11.
@@ -63,6 +64,8 @@ def wheels(
       periflow-ray cluster wheels
       periflow-ray cluster wheels --torch transformers 'datasets>=3'
     """
+    if only_own and packages:
+        raise UsageError("--only-own is for nothing but periflow-ray; leave it out to have packages of your own.")
     wanted = WantedWheels(python, machines, packages, has_torch, has_needs=not only_own)
     collect_wheels(dest, wanted, talk_console().print)
     sizes = [path.stat().st_size for path in dest.glob("*.whl")]

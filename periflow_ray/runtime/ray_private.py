@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray.autoscaler._private._azure.node_provider import AzureNodeProvider as AzureNodeProvider
+    from ray.autoscaler.node_launch_exception import NodeLaunchException as NodeLaunchException
     from ray.train.v2._internal.callbacks import DatasetsCallback as DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import (
         PlacementGroupCleanerCallback as PlacementGroupCleanerCallback,
@@ -39,6 +40,8 @@ _MODULE_BY_CLASS = {
     "PlacementGroupCleanerCallback": "ray.train.v2._internal.callbacks.placement_group_callback",
     # Of clusters on Azure: _create_node is what launches VMs, by the clients that the constructor has made.
     "AzureNodeProvider": "ray.autoscaler._private._azure.node_provider",
+    # A provider's refusal with a code and a sentence, as Ray's autoscaler and launcher print it.
+    "NodeLaunchException": "ray.autoscaler.node_launch_exception",
     # The controller asks a failure policy's make_decision(training_failed_error) after each failure: RETRY or RAISE.
     "FailurePolicy": "ray.train.v2._internal.execution.failure_handling",
     "DefaultFailurePolicy": "ray.train.v2._internal.execution.failure_handling",

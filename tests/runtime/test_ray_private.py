@@ -349,3 +349,8 @@ def test_ray_up_waits_as_long_between_two_looks_as_these_say():
     assert "time.sleep(POLL_INTERVAL)" in inspect.getsource(commands.get_or_create_head_node)
     assert "time.sleep(READY_CHECK_INTERVAL)" in inspect.getsource(updater.NodeUpdater.wait_ready)
     assert (commands.POLL_INTERVAL, updater.READY_CHECK_INTERVAL) == (5, 5)
+
+
+def test_a_refusal_of_a_provider_is_told_with_its_code_on_one_line():
+    refusal = ray_private.NodeLaunchException("SkuNotAvailable", "None left.", None)
+    assert str(refusal) == "Node Launch Exception (SkuNotAvailable): None left."

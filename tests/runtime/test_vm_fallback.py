@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from periflow_ray import TorchTrainer, torch_trainer
 from periflow_ray.cluster.config.render import VM_LABEL
+from periflow_ray.errors import PlanError, UsageError
 from periflow_ray.runtime.ray_private import LaunchFacts, PlacementGroupFacts
 from periflow_ray.runtime.ray_train import vm_choice
 from periflow_ray.runtime.ray_train.vm_choice import ROUND_S, FallbackOrder, VmChoice, has_labels
@@ -195,3 +198,15 @@ def test_a_job_that_waits_for_room_waits_for_room_on_nodes_of_one_type(cluster: 
     assert len(cluster.notes) == 1
     assert choice._loop is not None
     assert choice._loop.close()
+
+
+def test_a_function_job_with_a_vm_type_needs_nodes_that_say_theirs(
+    cluster: RayStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_trainer, "ensure_ray", lambda: None)
+    cluster.labels = [None]
+    spot = "aws-16gb-t4-1g-us-east-1-spot"
+    with pytest.raises(UsageError, match="do not say of which VM type they are"):
+        TorchTrainer(print, storage=str(tmp_path), vm=spot).fit()
+    with pytest.raises(PlanError, match=f"Did you mean '{spot}'"):
+        TorchTrainer(print, storage=str(tmp_path), vm=[spot, f"{spot}s"])

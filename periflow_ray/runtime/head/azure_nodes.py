@@ -11,10 +11,13 @@ import threading
 import uuid
 from typing import Any
 
-from ray.autoscaler.node_launch_exception import NodeLaunchException
-
 from periflow_ray.cluster.config.spec import CLUSTER_TAG
-from periflow_ray.runtime.ray_private import AzureNodeProvider, read_azure_vm_template, read_node_start_wait_s
+from periflow_ray.runtime.ray_private import (
+    AzureNodeProvider,
+    NodeLaunchException,
+    read_azure_vm_template,
+    read_node_start_wait_s,
+)
 
 # Of Ray's launcher.
 _NODE_NAME_TAG = "ray-node-name"
