@@ -11,6 +11,7 @@ import filecmp
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -67,6 +68,8 @@ def collect_wheels(directory: Path, wanted: WantedWheels, tell: Callable[[str], 
     pins = _find_pins()
     stamp = json.dumps({"wanted": asdict(wanted), "pins": pins}, indent=1)
     if not _holds(directory / _WANTED, stamp):
+        for cut_off in directory.glob(f"{_NEW_PREFIX}*"):
+            shutil.rmtree(cut_off, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=_NEW_PREFIX) as temporary:
             new = Path(temporary)
             if wanted.has_needs:
@@ -76,6 +79,8 @@ def collect_wheels(directory: Path, wanted: WantedWheels, tell: Callable[[str], 
                     _download(new, wanted, pins, machine)
             if wanted.packages:
                 (new / REQUIREMENTS).write_text("".join(f"{package}\n" for package in wanted.packages))
+            # What is cut off from here on is known to be incomplete.
+            (directory / _WANTED).write_text("")
             for older in [*directory.glob("*.whl"), directory / REQUIREMENTS]:
                 older.unlink(missing_ok=True)
             for path in new.iterdir():

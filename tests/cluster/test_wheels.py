@@ -107,6 +107,18 @@ def test_what_is_there_is_not_collected_again(
         collect(WantedWheels())
 
 
+def test_a_collection_that_was_cut_off_is_made_anew(index: Path, collect: Collect, tmp_path: Path) -> None:
+    names = collect(WantedWheels())
+    directory = tmp_path / "data" / "wheels"
+    kept = directory.rename(tmp_path / "kept")
+    directory.mkdir()
+    (directory / ".new-1").mkdir()
+    (directory / ".new-1" / "half.whl").touch()
+    # As it is while the new wheels come to their place.
+    (directory / "wanted.json").touch()
+    assert collect(WantedWheels()) == names == sorted(path.name for path in kept.iterdir())
+
+
 def test_a_folder_with_anything_else_is_left_alone(index: Path, collect: Collect, tmp_path: Path) -> None:
     directory = tmp_path / "data" / "wheels"
     directory.mkdir(parents=True)
