@@ -79,7 +79,8 @@ def measure_cluster() -> list[Row]:
         box.write("task.py", _TASK)
         task_s = _time_task(box)
         submitted_unix_s = time.time()
-        _submit(box, HashChain(num_steps=10**6, step_time_s=0.1, save_every=10**7))
+        # Slow after each start, so that it does not end before the last notice.
+        _submit(box, HashChain(num_steps=10**6, step_time_s=0.1, save_every=10**7, num_slow_starts=10**6))
         first_step_s = _wait_for_attempt(box, 1) - submitted_unix_s
         losses = [_give_notice(box, number) for number in range(1, NUM_NOTICES + 1)]
         _run(box, "periflow-ray", "cluster", "down", "mine", "--yes", "--storage", _ROOT)
