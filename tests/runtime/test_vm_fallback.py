@@ -200,6 +200,35 @@ def test_a_job_that_waits_for_room_waits_for_room_on_nodes_of_one_type(cluster: 
     assert choice._loop.close()
 
 
+def test_what_is_refused_between_room_and_start_leaves_the_fallback_as_it_was(cluster: RayStandIn) -> None:
+    choice = VmChoice([FIRST, SECOND, THIRD], cluster)  # type: ignore[arg-type]
+    assert choice.find_wanted() == FIRST
+    cluster.refused_unix_s = {FIRST: time.time()}
+    choice._look()
+    assert start(choice) == {VM_LABEL: SECOND}
+    cluster.wait_for_group()
+    cluster.refused_unix_s = {SECOND: time.time()}
+    choice._look()
+    assert cluster.groups == []
+    assert start(choice) == {VM_LABEL: THIRD}
+    assert choice._loop is not None
+    assert choice._loop.close()
+
+
+def test_a_group_that_runs_is_on_its_type_whether_or_not_ray_answers(
+    cluster: RayStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = VmChoice([FIRST], cluster)  # type: ignore[arg-type]
+    assert choice.running is None
+    start(choice)
+
+    def fail() -> None:
+        raise RuntimeError("the head does not answer")
+
+    monkeypatch.setattr(vm_choice.ray, "nodes", fail)
+    assert choice.running == FIRST
+
+
 def test_a_function_job_with_a_vm_type_needs_nodes_that_say_theirs(
     cluster: RayStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,8 +55,8 @@ setup() {
 start() {
     . "$here/profile.sh"
     ulimit -n "$(ulimit -Hn)"
-    # Of an earlier start, if there was one.
-    if [ -e /tmp/ray/ray_current_cluster ]; then
+    # Of an earlier start, also of one that was cut off.
+    if [ -e /tmp/ray ]; then
         ray stop >/dev/null
     fi
     ray start --object-manager-port=8076 --disable-usage-stats "$@"

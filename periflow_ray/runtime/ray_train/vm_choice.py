@@ -38,37 +38,39 @@ class VmChoice:
         self._order = FallbackOrder(vm_names)
         self._monitor = monitor
         self._waits_for_room = False
+        self._is_on_labelled_nodes = False
         self._loop: BackgroundLoop | None = None
 
     def find_wanted(self) -> str | None:
         """On nodes of which VM type there is to be room, for a group that starts as soon as there is; None for any."""
-        if not self._chooses():
+        if not self._has_choice():
             return None
-        if not self._waits_for_room or self._order.is_falling_back:
-            self._order.start(time.time())
-            self._waits_for_room = True
-            self._watch()
+        self._choose()
+        self._waits_for_room = True
         return self._order.vm_name
 
     @property
     def running(self) -> str | None:
-        """The VM type of the group that runs; None for any."""
-        return self._order.vm_name if self._chooses() else None
+        """The VM type of the group that runs; None for any. Asks nobody: a group is not ended for a lost answer."""
+        return self._order.vm_name if self._is_on_labelled_nodes else None
 
     def take_group(self) -> dict[str, str] | None:
         """The labels of the nodes for the group that starts now; None for any nodes."""
-        if not self._chooses():
+        if not self._has_choice():
             return None
-        if not self._waits_for_room:
-            self._order.start(time.time())
-            self._watch()
+        self._choose()
         self._waits_for_room = False
         return {VM_LABEL: self._order.vm_name}
 
-    def _chooses(self) -> bool:
-        return bool(self._order.vm_names) and has_labels()
+    def _has_choice(self) -> bool:
+        # The head has the label as long as there is a cluster.
+        self._is_on_labelled_nodes = self._is_on_labelled_nodes or (bool(self._order.vm_names) and has_labels())
+        return self._is_on_labelled_nodes
 
-    def _watch(self) -> None:
+    def _choose(self) -> None:
+        """Choose for a new group; for one that is waited for already only if what it waits for was refused."""
+        if not self._waits_for_room or self._order.is_falling_back:
+            self._order.start(time.time())
         if self._loop is None and len(self._order.vm_names) > 1:
             # It lasts as long as this controller's process.
             self._loop = BackgroundLoop("vm-choice", self._look, LOOK_INTERVAL_S)
