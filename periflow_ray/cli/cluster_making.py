@@ -47,17 +47,16 @@ def choose_options(
     """
     from periflow_ray.cluster.caller_address import check_addresses, find_own_addresses
 
-    variable = os.environ.get(SSH_FROM_VARIABLE)
-    addresses = None
-    if ssh_from or variable:
-        addresses = check_addresses(ssh_from or variable or "", "--ssh-from" if ssh_from else f"${SSH_FROM_VARIABLE}")
+    given = ssh_from or os.environ.get(SSH_FROM_VARIABLE)
+    given_by = "--ssh-from" if ssh_from else f"${SSH_FROM_VARIABLE}"
+    addresses = check_addresses(given, given_by) if given else None
     given_dir = _find_given_wheels(wheels_dir)
     if given_dir is not None and packages:
         raise UsageError(f"--pip adds to wheels that are collected here, and not to those in '{given_dir}'.")
     _require_shared_root(root)
     return UpOptions(
         ssh_from=addresses or find_own_addresses(),
-        wheels_dir=given_dir or own_wheels_dir(spec.cloud),
+        wheels_dir=given_dir or _own_wheels_dir(spec.cloud),
         wanted_wheels=None if given_dir else _want_wheels(spec, packages),
         created_by=user_name(),
         autostop_s=autostop_s,
@@ -139,7 +138,7 @@ def _require_shared_root(root: StorageRoot) -> None:
         )
 
 
-def own_wheels_dir(cloud: str) -> Path:
+def _own_wheels_dir(cloud: str) -> Path:
     """Where this machine keeps the wheels for a cloud's nodes."""
     import platformdirs
 

@@ -7,6 +7,7 @@ wherever pip has its packages, in the versions that are installed here.
 from __future__ import annotations
 
 import base64
+import fcntl
 import filecmp
 import hashlib
 import json
@@ -65,11 +66,18 @@ def collect_wheels(directory: Path, wanted: WantedWheels, tell: Callable[[str], 
         ClusterError: pip cannot find or download something.
     """
     _claim(directory)
+    with open(directory / _WANTED, "rb") as claimed:
+        # One at a time: the kernel lets go of it when this process ends, however it ends.
+        fcntl.flock(claimed, fcntl.LOCK_EX)
+        _fill(directory, wanted, tell)
+
+
+def _fill(directory: Path, wanted: WantedWheels, tell: Callable[[str], None]) -> None:
     pins = _find_pins()
     stamp = json.dumps({"wanted": asdict(wanted), "pins": pins}, indent=1)
+    for cut_off in directory.glob(f"{_NEW_PREFIX}*"):
+        shutil.rmtree(cut_off, ignore_errors=True)
     if not _holds(directory / _WANTED, stamp):
-        for cut_off in directory.glob(f"{_NEW_PREFIX}*"):
-            shutil.rmtree(cut_off, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=_NEW_PREFIX) as temporary:
             new = Path(temporary)
             if wanted.has_needs:
@@ -128,14 +136,10 @@ def _download(directory: Path, wanted: WantedWheels, pins: dict[str, str], machi
     with tempfile.TemporaryDirectory() as name:
         temporary = Path(name)
         report, constraints = temporary / "report.json", temporary / "constraints.txt"
-        torch_version = pins.get("torch", "2.6")
         if not wanted.has_torch:
-            _write_stand_in(temporary, "torch", f"{torch_version}+image")
-        constraints.write_text(
-            "".join(
-                f"{package}=={version}\n" for package, version in pins.items() if package != "torch" or wanted.has_torch
-            )
-        )
+            _write_stand_in(temporary, "torch", f"{pins['torch']}+image")
+        # A stand-in of a version counts as that version.
+        constraints.write_text("".join(f"{package}=={version}\n" for package, version in pins.items()))
         own = write_own_wheel(temporary)
         options = ["--dry-run", "--ignore-installed", "--target", name, "--report", str(report), "--find-links", name]
         _pip("install", *options, *target, "--constraint", str(constraints), f"{own}{_EXTRAS}", *wanted.packages)
@@ -182,8 +186,9 @@ def _claim(directory: Path) -> None:
     """Make sure that all that is in the folder was put there by this module."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        others = [] if (directory / _WANTED).exists() else sorted(path.name for path in directory.iterdir())
-        if not others:
+        names = sorted(path.name for path in directory.iterdir())
+        others = [] if _WANTED in names else names
+        if not names:
             # From now on it is known for what it is.
             (directory / _WANTED).touch()
     except OSError as err:

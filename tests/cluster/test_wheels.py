@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.empty_wheels import write_wheel
@@ -42,7 +45,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for tag in tags:
             write_wheel(directory, name, version, tag=tag, needs=["of-torch-alone"] if name == "torch" else [])
             # Another one than is here.
-            write_wheel(directory, name, "9999", tag=tag)
+            write_wheel(directory, name, "9999", tag=tag, needs=["of-torch-alone"] if name == "torch" else [])
     write_wheel(directory, "of-torch-alone", "1.0")
     write_wheel(directory, "of-mine", "1.5", needs=["of-its-own"])
     write_wheel(directory, "of-its-own", "2.0")
@@ -117,6 +120,29 @@ def test_a_collection_that_was_cut_off_is_made_anew(index: Path, collect: Collec
     # As it is while the new wheels come to their place.
     (directory / "wanted.json").touch()
     assert collect(WantedWheels()) == names == sorted(path.name for path in kept.iterdir())
+
+
+def test_two_collections_at_once_are_one_after_the_other(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "wheels"
+    download, at_once, most = wheels_module._download, [0], [0]
+
+    def count(*given: Any) -> None:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        time.sleep(0.2)
+        download(*given)
+        at_once[0] -= 1
+
+    monkeypatch.setattr(wheels_module, "_download", count)
+    wanted = [WantedWheels(), WantedWheels(machines=("x86_64", "aarch64"))] * 2
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        list(pool.map(lambda each: collect_wheels(directory, each, lambda text: None), wanted))
+    assert most == [1]
+    collect_wheels(directory, wanted[1], lambda text: None)
+    assert len(list(directory.glob(f"{COMPILED}-*.whl"))) == 2
+    assert list(directory.glob(".*")) == []
 
 
 def test_a_folder_with_anything_else_is_left_alone(index: Path, collect: Collect, tmp_path: Path) -> None:
