@@ -250,6 +250,8 @@ class TorchTrainer:
     def _choose_resources(self) -> dict[str, float]:
         if self._resources_per_device is not None:
             return dict(self._resources_per_device)
+        if self._vm_names:
+            return {"CPU": 1.0}
         return {"CPU": min(1.0, ray.cluster_resources().get("CPU", 1.0) / self._num_devices)}
 
 

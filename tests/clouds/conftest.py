@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.cloud.box import Box, find_missing_for_box, open_box
+from support.cloud.user import make_bucket
 
 
 @pytest.fixture(scope="session")
@@ -18,9 +19,10 @@ def _box_is_possible() -> None:
 
 @contextlib.contextmanager
 def _open_with_user(cloud: str, region: str) -> Iterator[Box]:
-    """A cloud, and a user with a checkout and the token of a cluster."""
+    """A cloud, and a user with a checkout, a bucket and the token of a cluster."""
     with open_box(cloud, region) as box:
         box.check_out()
+        make_bucket(box)
         box.write(".ray/auth_token", "box-token-7c1f0b")
         yield box
 

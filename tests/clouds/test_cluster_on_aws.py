@@ -13,7 +13,6 @@ from support.cloud.user import (
     ask_json,
     assert_exact,
     find_machines,
-    make_bucket,
     read_events,
     run,
     start_and_kill,
@@ -104,7 +103,6 @@ def list_account(box: Box) -> list[str]:
 
 
 def test_up_goes_on_where_it_was_killed(aws: Box) -> None:
-    make_bucket(aws)
     # The first zone that is asked has none, and the API is busy.
     aws.ask("fail", match=["Action=RunInstances", "MaxCount"], code="InsufficientInstanceCapacity", num_times=1)
     aws.ask("fail", match=["Action=DescribeInstances"], code="RequestLimitExceeded", num_times=2)

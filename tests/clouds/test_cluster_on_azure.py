@@ -13,7 +13,6 @@ from support.cloud.user import (
     assert_exact,
     find_machines,
     find_refusal,
-    make_bucket,
     read_events,
     run,
     start_and_kill,
@@ -35,11 +34,6 @@ CHAIN = HashChain(num_steps=600, step_time_s=0.05, save_every=40, num_slow_start
 def find(box: Box, kind: str) -> list[dict[str, Any]]:
     """Everything of a kind that the subscription has."""
     return [each for each in box.ask("resources") if each["type"].endswith(f"/{kind}")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _bucket(azure: Box) -> None:
-    make_bucket(azure)
 
 
 def wait_for_steps(box: Box, attempt: int) -> None:

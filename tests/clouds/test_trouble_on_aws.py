@@ -10,7 +10,6 @@ from support.cloud.user import (
     assert_exact,
     find_machines,
     find_refusal,
-    make_bucket,
     read_events,
     run,
     submit_chain,
@@ -26,11 +25,6 @@ VM = "aws-24gb-a10g-1g-us-west-2-spot"
 OTHER_VM = "aws-16gb-t4-1g-us-west-2"
 MINE = "aws-24gb-a10g-1g-us-west-2"
 CHAIN = HashChain(num_steps=400, step_time_s=0.05, save_every=50)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _bucket(aws: Box) -> None:
-    make_bucket(aws)
 
 
 def test_a_job_makes_its_cluster_and_waits_for_all_its_machines(aws: Box) -> None:
