@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import platformdirs
 
 from periflow_ray.credentials import read_credential
 from periflow_ray.errors import NotFoundError, StorageError, UsageError
 from periflow_ray.store.backends import find_backend
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.user_dirs import config_dir, data_dir
 
 STORAGE_VARIABLE = "PERIFLOW_STORAGE"
 CREDENTIAL_VARIABLE = "PERIFLOW_STORAGE_CREDENTIAL"
@@ -31,7 +29,7 @@ def resolve_storage_uri(option: str | None = None) -> str:
     configured = option or os.environ.get(STORAGE_VARIABLE) or _read_config().get("storage")
     if configured:
         return str(configured)
-    return str(Path(platformdirs.user_data_dir("periflow-ray", appauthor=False)) / "storage")
+    return str(data_dir() / "storage")
 
 
 def choose_root(uri: str | None = None, credential: str | None = None) -> ChosenRoot:
@@ -83,7 +81,7 @@ def _default_credential(uri_option: str | None, chosen_uri: str) -> str | None:
 
 
 def _read_config() -> dict[str, Any]:
-    path = Path(platformdirs.user_config_dir("periflow-ray", appauthor=False)) / "config.yaml"
+    path = config_dir() / "config.yaml"
     if not path.is_file():
         return {}
     import yaml

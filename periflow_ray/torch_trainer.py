@@ -225,15 +225,14 @@ class TorchTrainer:
         return end.result
 
     def _make_trainer(self, task: FunctionTask, resources: Mapping[str, float]) -> _RayTorchTrainer:
-        use_gpu = self._wants_gpus()
         return _RayTorchTrainer(
             _run_function_loop,
             train_loop_config={"task": task},
             torch_config=self._torch_config,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self._num_devices,
-                use_gpu=use_gpu,
-                resources_per_worker={**resources, **({"GPU": 1} if use_gpu else {})},
+                use_gpu="GPU" in resources,
+                resources_per_worker=dict(resources),
             ),
             run_config=train_run_config(task.root, task.job_id),
             datasets=self._datasets,
@@ -248,11 +247,12 @@ class TorchTrainer:
         return bool(ray.cluster_resources().get("GPU", 0) >= self._num_devices)
 
     def _choose_resources(self) -> dict[str, float]:
+        gpu = {"GPU": 1.0} if self._wants_gpus() else {}
         if self._resources_per_device is not None:
-            return dict(self._resources_per_device)
+            return {**self._resources_per_device, **gpu}
         if self._vm_names:
-            return {"CPU": 1.0}
-        return {"CPU": min(1.0, ray.cluster_resources().get("CPU", 1.0) / self._num_devices)}
+            return {"CPU": 1.0, **gpu}
+        return {"CPU": min(1.0, ray.cluster_resources().get("CPU", 1.0) / self._num_devices), **gpu}
 
 
 def _raise_stopped(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,14 +52,15 @@ def choose_options(
     given = ssh_from or os.environ.get(SSH_FROM_VARIABLE)
     given_by = "--ssh-from" if ssh_from else f"${SSH_FROM_VARIABLE}"
     addresses = check_addresses(given, given_by) if given else None
-    given_dir = _find_given_wheels(wheels_dir)
+    wanted = _want_wheels(spec, packages)
+    given_dir = _find_given_wheels(wheels_dir, wanted)
     if given_dir is not None and packages:
         raise UsageError(f"--pip adds to wheels that are collected here, and not to those in '{given_dir}'.")
     _require_shared_root(root)
     return UpOptions(
         ssh_from=addresses or find_own_addresses(),
-        wheels_dir=given_dir or _own_wheels_dir(spec.cloud),
-        wanted_wheels=None if given_dir else _want_wheels(spec, packages),
+        wheels_dir=given_dir or _own_wheels_dir(wanted),
+        wanted_wheels=None if given_dir else wanted,
         created_by=user_name(),
         autostop_s=autostop_s,
         max_cost_usd=max_cost_usd,
@@ -138,11 +141,13 @@ def _require_shared_root(root: StorageRoot) -> None:
         )
 
 
-def _own_wheels_dir(cloud: str) -> Path:
-    """Where this machine keeps the wheels for a cloud's nodes."""
-    import platformdirs
+def _own_wheels_dir(wanted: WantedWheels) -> Path:
+    """Where this machine keeps wheels for nodes: other ones in another folder, which an 'up' may be copying."""
+    from periflow_ray.user_dirs import data_dir
 
-    return Path(platformdirs.user_data_dir("periflow-ray", appauthor=False)) / "wheels" / cloud
+    kind = "-".join([*wanted.machines, *(["torch"] if wanted.has_torch else [])])
+    own = hashlib.sha256("\n".join(wanted.packages).encode()).hexdigest()[:8]
+    return data_dir() / "wheels" / (f"{kind}-{own}" if wanted.packages else kind)
 
 
 def _want_wheels(spec: ClusterSpec, packages: tuple[str, ...]) -> WantedWheels:
@@ -154,7 +159,7 @@ def _want_wheels(spec: ClusterSpec, packages: tuple[str, ...]) -> WantedWheels:
     return WantedWheels(machines=MACHINES[: 1 + has_arm], packages=packages, has_torch=spec.cloud == "azure")
 
 
-def _find_given_wheels(given: Path | None) -> Path | None:
+def _find_given_wheels(given: Path | None, wanted: WantedWheels) -> Path | None:
     """The folder with wheels that the user names; None if none is named.
 
     Raises:
@@ -163,8 +168,11 @@ def _find_given_wheels(given: Path | None) -> Path | None:
     variable = os.environ.get(WHEELS_VARIABLE)
     chosen = given or (Path(variable) if variable else None)
     if chosen is not None and not any(chosen.glob("periflow_ray-*.whl")):
+        options = ["--dest", shlex.quote(str(chosen)), *(["--torch"] if wanted.has_torch else [])]
+        options += [word for machine in wanted.machines for word in ("--machine", machine) if len(wanted.machines) > 1]
         raise UsageError(
             f"there is no wheel of periflow-ray in '{chosen}' for the nodes. Make it: periflow-ray cluster wheels "
-            f"--dest {chosen}. Or leave out {'--wheels' if given else '$' + WHEELS_VARIABLE}: then they are collected."
+            f"{' '.join(options)}. Or leave out {'--wheels' if given else '$' + WHEELS_VARIABLE}: then they are "
+            "collected."
         )
     return chosen

@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from periflow_ray.plan.catalogue import PriceCopy, use_prices
+from periflow_ray.user_dirs import data_dir
 
 
 def price_copy_path() -> Path:
     """Where it is, whether or not it is there."""
-    return Path(platformdirs.user_data_dir("periflow-ray", appauthor=False)) / "prices.json"
+    return data_dir() / "prices.json"
 
 
 def apply_price_copy() -> None:

@@ -71,7 +71,7 @@ def bring_up(
     A cluster that is up stays as it is; who may use SSH, and when it ends by itself, is as it is asked for now.
 
     Raises:
-        UsageError: there is a cluster of this name, and it is another one.
+        UsageError: there is a cluster of this name, and it is another one, or has other packages.
         ProviderError: the provider refused something; what was made until then stays, for the next try.
         ClusterError: the head could not be set up.
     """
@@ -79,7 +79,14 @@ def bring_up(
     machines = provider.list_machines(spec.name)
     _require_ours(before, spec, secrets, machines)
     is_up = before is not None and before.status == "running" and any(_is_running_head(each) for each in machines)
+    packages = [] if options.wanted_wheels is None else list(options.wanted_wheels.packages)
     if before is not None and is_up:
+        if packages and sorted(packages) != sorted(before.packages):
+            raise UsageError(
+                f"cluster '{spec.name}' runs, and its nodes have what it was made with (--pip "
+                f"{', '.join(before.packages) or 'was not given'}). End it before you make it with other packages, or "
+                "leave --pip out."
+            )
         # Its head has a YAML that says how large it may be. A limit that is not named now stays: it may be forgotten.
         record = dataclasses.replace(
             before,
@@ -101,6 +108,7 @@ def bring_up(
             head_address=before.head_address if before is not None and machines else None,
             autostop_s=options.autostop_s,
             max_cost_usd=options.max_cost_usd,
+            packages=packages,
         )
     secrets.make()
     if not machines:

@@ -31,6 +31,7 @@ class ClusterRecord:
         head_address: by which this and other machines reach the head; None until it has one.
         autostop_s: the head ends the cluster when no job has run for so long; None for never.
         max_cost_usd: the head ends the cluster when it has cost so much; None for no limit.
+        packages: what its nodes have by ``--pip``.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ClusterRecord:
     head_address: str | None = None
     autostop_s: float | None = None
     max_cost_usd: float | None = None
+    packages: list[str] = field(default_factory=list)
     ended_unix_s: float | None = None
 
 

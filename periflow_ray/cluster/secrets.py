@@ -10,9 +10,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from periflow_ray.private_files import create_private, make_own_directory
+from periflow_ray.user_dirs import data_dir
 
 DIR_VARIABLE = "PERIFLOW_CLUSTERS_DIR"
 # Azure takes no Ed25519 key for every image; RSA is taken everywhere.
@@ -76,7 +75,7 @@ class ClusterSecrets:
 
 def find_secrets(storage_uri: str, name: str) -> ClusterSecrets:
     """Where this machine keeps the secrets of a cluster of a storage root, whether or not they are there."""
-    default = Path(platformdirs.user_data_dir("periflow-ray", appauthor=False)) / "clusters"
+    default = data_dir() / "clusters"
     base = Path(os.environ.get(DIR_VARIABLE) or default)
     return ClusterSecrets(base / f"{name}-{hashlib.sha256(storage_uri.encode()).hexdigest()[:8]}")
 

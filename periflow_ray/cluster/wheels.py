@@ -36,6 +36,14 @@ _NEW_PREFIX = ".new-"
 # What the oldest images of cluster_configs/ can run.
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014", "manylinux_2_12", "manylinux2010", "manylinux1")
 _NUM_LINES = 8
+# pip takes the markers of requirements for those of the machine that it runs on, whatever platform it is asked for.
+_PIP_FOR_TARGET = """
+import json, runpy, sys
+from pip._vendor.packaging import markers
+here, target = markers.default_environment(), json.loads(sys.argv.pop(1))
+markers.default_environment = lambda: {**here, **target}
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
 # The same files are the same wheel, so that Ray does not copy it again.
 _ZIP_TIME = (2020, 1, 1, 0, 0, 0)
 
@@ -133,6 +141,7 @@ def _download(directory: Path, wanted: WantedWheels, pins: dict[str, str], machi
     """What periflow-ray and the user's packages need on one kind of machine."""
     platforms = [option for name in _PLATFORMS for option in ("--platform", f"{name}_{machine}")]
     target = ["--only-binary", ":all:", "--python-version", wanted.python, *platforms]
+    markers = _markers_of(wanted.python, machine)
     with tempfile.TemporaryDirectory() as name:
         temporary = Path(name)
         report, constraints = temporary / "report.json", temporary / "constraints.txt"
@@ -142,12 +151,13 @@ def _download(directory: Path, wanted: WantedWheels, pins: dict[str, str], machi
         constraints.write_text("".join(f"{package}=={version}\n" for package, version in pins.items()))
         own = write_own_wheel(temporary)
         options = ["--dry-run", "--ignore-installed", "--target", name, "--report", str(report), "--find-links", name]
-        _pip("install", *options, *target, "--constraint", str(constraints), f"{own}{_EXTRAS}", *wanted.packages)
+        needed = ["--constraint", str(constraints), f"{own}{_EXTRAS}", *wanted.packages]
+        _pip(markers, "install", *options, *target, *needed)
         plan: list[dict[str, Any]] = json.loads(report.read_text())["install"]
     packages = {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in plan}
     left_out = {_NAME, *(() if wanted.has_torch else ("torch",))}
     found = [f"{package}=={version}" for package, version in sorted(packages.items()) if package not in left_out]
-    _pip("download", "--no-deps", "--dest", str(directory), *target, *found)
+    _pip(markers, "download", "--no-deps", "--dest", str(directory), *target, *found)
 
 
 def _find_pins() -> dict[str, str]:
@@ -172,8 +182,23 @@ def _write_stand_in(directory: Path, name: str, version: str) -> None:
         wheel.writestr(f"{information}/RECORD", "")
 
 
-def _pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments, "--quiet"]
+def _markers_of(python: str, machine: str) -> dict[str, str]:
+    """What requirements can ask of a node; see PyPA's "Dependency specifiers"."""
+    return {
+        "os_name": "posix",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": machine,
+        "platform_python_implementation": "CPython",
+        "implementation_name": "cpython",
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+    }
+
+
+def _pip(markers: dict[str, str], *arguments: str) -> None:
+    options = [json.dumps(markers), "--disable-pip-version-check", *arguments, "--quiet"]
+    command = [sys.executable, "-c", _PIP_FOR_TARGET, *options]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode != 0:
         words = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")] or ["pip gave no reason"]

@@ -17,14 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import platformdirs
-
 from periflow_ray import __version__
 from periflow_ray.credentials.credential_types import CREDENTIAL_TYPES, check_values
 from periflow_ray.documents import dump_document, parse_document
 from periflow_ray.errors import DamagedDocumentError, NewerFormatError, NotFoundError, StorageError, UsageError
 from periflow_ray.names import suggest_names
 from periflow_ray.private_files import create_private, make_private_directories
+from periflow_ray.user_dirs import config_dir
 
 CREDENTIALS_FILE_VARIABLE = "PERIFLOW_CREDENTIALS_FILE"
 
@@ -66,7 +65,7 @@ class _CredentialsFile:
 
 def credentials_path() -> Path:
     """The file with this user's credentials, whether or not it exists."""
-    default = Path(platformdirs.user_config_dir("periflow-ray", appauthor=False)) / "credentials.json"
+    default = config_dir() / "credentials.json"
     return Path(os.environ.get(CREDENTIALS_FILE_VARIABLE) or default).absolute()
 
 

@@ -18,12 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from periflow_ray.errors import ClusterError, DamagedDocumentError
 from periflow_ray.private_files import create_private, is_own_directory, make_own_directory
 from periflow_ray.ray_jobs import RayJobs, connect
 from periflow_ray.store.documents import dump_document, parse_document
+from periflow_ray.user_dirs import state_dir
 
 DIR_VARIABLE = "PERIFLOW_LOCAL_CLUSTER_DIR"
 START_TIMEOUT_S = 120.0
@@ -46,7 +45,7 @@ class LocalClusterDir:
     """
 
     def __init__(self, directory: Path | None = None) -> None:
-        default = Path(platformdirs.user_state_dir("periflow-ray", appauthor=False)) / "local-cluster"
+        default = state_dir() / "local-cluster"
         self.path = directory or Path(os.environ.get(DIR_VARIABLE) or default)
         self.token_path = self.path / "token"
         self.log_path = self.path / "supervisor.log"

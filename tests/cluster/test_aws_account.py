@@ -113,6 +113,28 @@ def test_a_cluster_has_one_group_one_key_and_two_roles_however_often_it_is_prepa
     assert (again, told_again) == (config, [])
 
 
+def test_a_request_whose_answer_was_lost_is_made_again(aws: AwsAccount) -> None:
+    lost: set[str] = set()
+
+    def lose(operation: Any, **about: Any) -> int | None:
+        if operation.name in lost or not operation.name.startswith(("Create", "Import", "Add", "Authorize", "Put")):
+            return None
+        lost.add(operation.name)
+        return 0
+
+    clients = [provider()._api.ec2, provider()._api.iam]
+    for client in clients:
+        client.meta.events.register_first("needs-retry", lose)
+    try:
+        config, _ = prepare(make_spec())
+    finally:
+        for client in clients:
+            client.meta.events.unregister("needs-retry", lose)
+    assert len(lost) == 7
+    assert list_account()["groups"] == list_account()["keys"] == ["periflow-ray-mine"]
+    assert prepare(make_spec()) == (config, [])
+
+
 def test_ray_is_left_with_nothing_to_make_but_instances(aws: AwsAccount) -> None:
     config, _ = prepare(make_spec())
     ec2, iam = boto3.client("ec2", REGION), boto3.client("iam")

@@ -19,6 +19,7 @@ from support.loopback_sshd import MISSING, SSH, SSHD, serve_ssh
 from support.provider_stand_in import ProviderStandIn, make_machine
 from support.ray_up import GOOD, RayUp
 
+from periflow_ray.cluster import lifecycle
 from periflow_ray.cluster import secrets as secrets_module
 from periflow_ray.cluster.config.spec import ClusterSpec, build_spec
 from periflow_ray.cluster.lifecycle import UpOptions, bring_up
@@ -33,6 +34,7 @@ from periflow_ray.cluster.records import (
     write_cluster,
 )
 from periflow_ray.cluster.secrets import ClusterSecrets
+from periflow_ray.cluster.wheels import WantedWheels
 from periflow_ray.errors import ClusterError, UsageError
 from periflow_ray.plan.catalogue import find_vm
 from periflow_ray.store.root import StorageRoot
@@ -167,6 +169,22 @@ def test_a_cluster_that_is_up_stays_as_it_is_but_for_who_may_come_in_and_when_it
     assert again == dataclasses.replace(before, autostop_s=3600.0)
     assert account.statuses == ["creating", "running"]
     assert read_account(root, "mine") == ClusterAccount(1.0)
+
+
+def test_a_cluster_that_is_up_keeps_the_packages_that_it_was_made_with(
+    up: Maker, root: StorageRoot, ray_up: RayUp, head: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collected: list[WantedWheels] = []
+    monkeypatch.setattr(lifecycle, "collect_wheels", lambda directory, wanted, tell: collected.append(wanted))
+    ray_up.answer(GOOD, 0)
+    wanted = WantedWheels(packages=("einops", "timm>=1"))
+    up(wanted_wheels=wanted)
+    for again in (WantedWheels(), WantedWheels(packages=("timm>=1", "einops"))):
+        assert up(wanted_wheels=again).packages == ["einops", "timm>=1"]
+    with pytest.raises(UsageError, match=r"cluster 'mine' runs, .* \(--pip einops, timm>=1\)"):
+        up(wanted_wheels=WantedWheels(packages=("peft",)))
+    assert collected == [wanted]
+    assert read_cluster(root, "mine").packages == ["einops", "timm>=1"]
 
 
 def test_a_making_that_was_cut_off_goes_on(up: Maker, root: StorageRoot, ray_up: RayUp, head: None) -> None:

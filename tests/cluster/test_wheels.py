@@ -89,6 +89,21 @@ def test_pytorch_other_machines_and_packages_of_the_users_own_come_where_they_ar
     assert (tmp_path / "data" / "wheels" / REQUIREMENTS).read_text() == "of-mine>=1\n"
 
 
+def test_needs_are_those_of_the_nodes_and_not_of_the_machine_that_collects(index: Path, collect: Collect) -> None:
+    write_wheel(index, COMPILED, metadata.version(COMPILED), tag="cp399-cp399-manylinux_2_28_aarch64")
+    there = {
+        "of-there": "python_version >= '3.99'",
+        "of-arm": "platform_machine == 'aarch64'",
+        "of-linux": "platform_system == 'Linux'",
+    }
+    for name in there:
+        write_wheel(index, name, "1.0")
+    needs = [f"{name}; {marker}" for name, marker in there.items()]
+    write_wheel(index, "of-many", "1.0", needs=[*needs, "of-here; python_version < '3.99'"])
+    names = collect(WantedWheels(python="3.99", machines=("aarch64",), packages=("of-many",)))
+    assert [len(find(names, name)) for name in (*there, "of-here")] == [1, 1, 1, 0]
+
+
 def test_what_is_there_is_not_collected_again(
     index: Path, collect: Collect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -239,3 +239,10 @@ def test_a_function_job_with_a_vm_type_needs_nodes_that_say_theirs(
         TorchTrainer(print, storage=str(tmp_path), vm=spot).fit()
     with pytest.raises(PlanError, match=f"Did you mean '{spot}'"):
         TorchTrainer(print, storage=str(tmp_path), vm=[spot, f"{spot}s"])
+
+
+def test_a_rank_on_a_vm_asks_for_a_gpu_too() -> None:
+    spot = "aws-16gb-t4-1g-us-east-1-spot"
+    assert TorchTrainer(print, vm=spot)._choose_resources() == {"CPU": 1, "GPU": 1}
+    given = TorchTrainer(print, vm=spot, use_gpu=False, resources_per_device={"CPU": 2})
+    assert given._choose_resources() == {"CPU": 2}

@@ -33,21 +33,25 @@ class AwsApi:
         except ImportError as err:
             raise ProviderError("clusters on AWS need boto3: pip install 'periflow-ray[aws]'") from err
         self.region = region
-        self.session = boto3.Session(region_name=region)
+        self._session = boto3.Session(region_name=region)
         with told("asking for credentials"):
-            credentials = self.session.get_credentials()
+            credentials = self._session.get_credentials()
         if credentials is None:
             raise ProviderError(
                 "there are no AWS credentials on this machine. Log in with 'aws configure' or 'aws sso login', or set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
             )
-        config = Config(
+        self._config = Config(
             connect_timeout=_CONNECT_TIMEOUT_S,
             read_timeout=_READ_TIMEOUT_S,
             retries={"mode": "standard", "total_max_attempts": _NUM_TRIES},
         )
-        self.ec2 = self.session.client("ec2", config=config)
-        self.iam = self.session.client("iam", config=config)
+        self.ec2 = self.client("ec2")
+        self.iam = self.client("iam")
+
+    def client(self, service: str) -> Any:
+        """One of AWS's services, which is asked again where it does not answer."""
+        return self._session.client(service, config=self._config)
 
     def find_zones(self, spec: ClusterSpec) -> dict[str, list[str]]:
         """The zones that offer each instance type."""

@@ -20,7 +20,7 @@ class AwsChecks:
 
     def check(self, spec: ClusterSpec, *, is_new: bool) -> list[Finding]:
         with told("asking who you are", "sts:GetCallerIdentity"):
-            identity = self._api.session.client("sts").get_caller_identity()
+            identity = self._api.client("sts").get_caller_identity()
         findings = [Finding("credentials", "good", f"account {identity['Account']}, {identity['Arn']}")]
         zones = self._api.find_zones(spec)
         for name, instance_type in find_instance_types(spec).items():
@@ -43,7 +43,7 @@ class AwsChecks:
         parameter = config_of_aws.IMAGE.format(architecture=architecture).removeprefix("resolve:ssm:")
         try:
             with told("looking the image up", "ssm:GetParameters"):
-                answer = self._api.session.client("ssm").get_parameters(Names=[parameter])
+                answer = self._api.client("ssm").get_parameters(Names=[parameter])
         except ProviderError as err:
             return Finding("image", "warning", f"could not be looked up: {err}")
         if not answer["Parameters"]:
@@ -82,9 +82,7 @@ class AwsChecks:
         for (code, title), num_vcpus in wanted.items():
             try:
                 with told("asking for your quota", "servicequotas:GetServiceQuota"):
-                    answer = self._api.session.client("service-quotas").get_service_quota(
-                        ServiceCode="ec2", QuotaCode=code
-                    )
+                    answer = self._api.client("service-quotas").get_service_quota(ServiceCode="ec2", QuotaCode=code)
             except ProviderError as err:
                 yield Finding("quota", "warning", f"{title}: could not be asked for: {err}")
                 continue

@@ -58,19 +58,10 @@ class AwsSetup:
     def _make_security_group(self, name: str, vpc_id: str, ssh_from: str, tell: Callable[[str], None]) -> str:
         with told("making the security group", "ec2:CreateSecurityGroup"):
             groups = self._api.find_groups(name)
-            if groups:
-                group = groups[0]
-            else:
+            if not groups:
                 tell(f"making security group {own_name(name)}: SSH from {ssh_from}, nothing else from outside")
-                made = self._api.ec2.create_security_group(
-                    GroupName=own_name(name),
-                    Description=f"Ray cluster {name}",
-                    VpcId=vpc_id,
-                    TagSpecifications=[
-                        {"ResourceType": "security-group", "Tags": [{"Key": CLUSTER_TAG, "Value": name}]},
-                    ],
-                )
-                group = {"GroupId": made["GroupId"], "IpPermissions": []}
+                groups = self._create_security_group(name, vpc_id)
+            group = groups[0]
             group_id = str(group["GroupId"])
             wanted = [
                 {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": ssh_from}]},
@@ -92,6 +83,23 @@ class AwsSetup:
                 self._api.ec2.revoke_security_group_ingress(GroupId=group_id, IpPermissions=[rule])
         return group_id
 
+    def _create_security_group(self, name: str, vpc_id: str) -> list[dict[str, Any]]:
+        tags = [{"Key": CLUSTER_TAG, "Value": name}]
+        try:
+            made = self._api.ec2.create_security_group(
+                GroupName=own_name(name),
+                Description=f"Ray cluster {name}",
+                VpcId=vpc_id,
+                TagSpecifications=[{"ResourceType": "security-group", "Tags": tags}],
+            )
+        except self._api.ec2.exceptions.ClientError as err:
+            # An answer may be lost on its way, and the request made again.
+            groups = self._api.find_groups(name) if is_there(err.response["Error"]["Code"]) else []
+            if not groups:
+                raise
+            return groups
+        return [{"GroupId": made["GroupId"], "IpPermissions": []}]
+
     def _import_key(self, name: str, public_key: str, tell: Callable[[str], None]) -> str:
         key_name = own_name(name)
         with told("importing the SSH key", "ec2:ImportKeyPair"):
@@ -103,7 +111,8 @@ class AwsSetup:
                 # Of an earlier cluster of this name, made by somebody else.
                 self._api.ec2.delete_key_pair(KeyName=key_name)
             tell(f"importing key pair {key_name}")
-            self._api.ec2.import_key_pair(KeyName=key_name, PublicKeyMaterial=public_key.encode())
+            with unless(is_there):
+                self._api.ec2.import_key_pair(KeyName=key_name, PublicKeyMaterial=public_key.encode())
         return key_name
 
     def _make_role(self, name: str, kind: str, policy: dict[str, Any], tell: Callable[[str], None]) -> str:
@@ -122,7 +131,9 @@ class AwsSetup:
                 self._api.iam.create_instance_profile(InstanceProfileName=role_name, Tags=tags)
             profile = self._api.iam.get_instance_profile(InstanceProfileName=role_name)["InstanceProfile"]
             if not profile["Roles"]:
-                self._api.iam.add_role_to_instance_profile(InstanceProfileName=role_name, RoleName=role_name)
+                # A profile has one role.
+                with unless(lambda code: code == "LimitExceeded"):
+                    self._api.iam.add_role_to_instance_profile(InstanceProfileName=role_name, RoleName=role_name)
         return str(profile["Arn"])
 
     def _role_arn(self, name: str, kind: str) -> str:

@@ -33,7 +33,7 @@ def fetch_aws_prices(today: date) -> PriceCopy:
         ProviderError: AWS refused.
     """
     regions = _regions_by_type("aws")
-    pricing = AwsApi(_PRICING_REGION).session.client("pricing")
+    pricing = AwsApi(_PRICING_REGION).client("pricing")
     on_demand: dict[str, dict[str, float]] = {}
     for instance_type in regions:
         with told("asking for prices", "pricing:GetProducts"):

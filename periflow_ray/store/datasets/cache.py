@@ -24,11 +24,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from periflow_ray.errors import StorageError, UsageError
 from periflow_ray.private_files import make_private_directories
 from periflow_ray.store.read_only import make_directories_writable, make_read_only, remove_tree
+from periflow_ray.user_dirs import cache_dir
 
 DIR_VARIABLE = "PERIFLOW_CACHE_DIR"
 MAX_BYTES_VARIABLE = "PERIFLOW_CACHE_MAX_BYTES"
@@ -72,7 +71,7 @@ class DatasetCache:
     """
 
     def __init__(self, directory: Path | None = None, max_bytes: int | None = None) -> None:
-        default = Path(platformdirs.user_cache_dir("periflow-ray", appauthor=False)) / "datasets"
+        default = cache_dir() / "datasets"
         self.directory = Path(directory or os.environ.get(DIR_VARIABLE) or default).absolute()
         self._max_bytes = _read_max_bytes() if max_bytes is None else max_bytes
         self._entries, self._partial = self.directory / "entries", self.directory / "partial"
