@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from periflow_ray.errors import PeriFlowError, PeriflowRayError
 from periflow_ray.sdk import (
     end_step,
+    hparams,
     init,
     is_emergency_save,
     is_initialized,
@@ -40,6 +41,7 @@ __all__ = [
     "TorchTrainer",
     "dataset",
     "end_step",
+    "hparams",
     "init",
     "is_emergency_save",
     "is_initialized",

@@ -24,6 +24,9 @@ from periflow_ray.store.root import StorageRoot
 @click.option("--job-name", metavar="NAME", help="Jobs of this name; * and ? stand for any characters.")
 @click.option("--vm", metavar="NAME", help="Jobs on this VM type; * and ? stand for any characters.")
 @click.option(
+    "--sweep", "sweep_id", type=click.IntRange(min=1), help="The trials of this sweep, which are left out otherwise."
+)
+@click.option(
     "--status", "statuses", multiple=True, type=click.Choice(JOB_STATUSES), help="Jobs in this state; repeatable."
 )
 @storage_option
@@ -35,6 +38,7 @@ def list_command(
     until: float | None,
     job_name: str | None,
     vm: str | None,
+    sweep_id: int | None,
     statuses: tuple[str, ...],
     root: StorageRoot,
     output: str,
@@ -53,6 +57,7 @@ def list_command(
         and (until is None or job.record.created_unix_s <= until)
         and _matches(job.record.name or "", job_name)
         and _matches(job.record.vm, vm)
+        and job.record.sweep == sweep_id
         and (not statuses or job.state.status in statuses)
     ]
     shown = jobs if shows_all else jobs[:limit]

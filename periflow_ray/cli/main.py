@@ -23,6 +23,7 @@ INTERRUPTED_EXIT_CODE = 130
 COMMANDS = {
     "submit": ("periflow_ray.cli.submit:submit", "Run a pf-template.yml as a job."),
     "job": ("periflow_ray.cli.job:job", "Run, list, view, stop and delete jobs; their logs and metrics."),
+    "sweep": ("periflow_ray.cli.sweep:sweep", "Hyperparameter sweeps over a template's job."),
     "vm": ("periflow_ray.cli.vm:vm", "VM types that a template may name."),
     "cluster": ("periflow_ray.cli.cluster:cluster", "Ray clusters on AWS and Azure."),
     "experiment": ("periflow_ray.cli.experiment:experiment", "Named groups of jobs."),

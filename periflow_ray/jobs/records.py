@@ -41,7 +41,8 @@ HEARTBEAT_LOST_S = 60.0
 class JobRecord:
     """What was submitted. Times in Unix seconds; ``ray_submission_id`` is the Ray job's id at ``ray_address``.
 
-    ``resumed_unix_s`` is when a user last took the job up again after it had ended.
+    ``resumed_unix_s`` is when a user last took the job up again after it had ended. ``sweep`` is the job of which it is
+    a trial, and ``trial`` its number there.
     """
 
     job_id: int
@@ -57,6 +58,8 @@ class JobRecord:
     ray_address: str | None = None
     ray_submission_id: str | None = None
     resumed_unix_s: float | None = None
+    sweep: int | None = None
+    trial: int | None = None
 
 
 @dataclass(frozen=True)

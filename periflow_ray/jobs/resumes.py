@@ -118,12 +118,13 @@ def describe_overtaken(job_id: int) -> UsageError:
     return UsageError(f"job {job_id} is being resumed by somebody else just now. See: periflow-ray job view {job_id}")
 
 
-def reopen_job(root: StorageRoot, record: JobRecord, state: JobState) -> None:
+def reopen_job(root: StorageRoot, record: JobRecord, state: JobState, why: str = "a user resumes the job") -> None:
     """Let an ended job wait for its next driver.
 
     Args:
         record: what it is from now on.
         state: how it ended.
+        why: the beginning of a sentence about where it goes on.
     """
     job_id = record.job_id
     # Nobody asked the new driver for anything yet.
@@ -132,7 +133,7 @@ def reopen_job(root: StorageRoot, record: JobRecord, state: JobState) -> None:
     _close_last_attempt(root, job_id, state, 0 if newest is None else newest.step)
     drop_damaged_progress(root, job_id)
     where = "from its beginning" if newest is None else f"from step {newest.step}"
-    EventWriter(root, job_id, "submitter").write("resumed", f"a user resumes the job {where}", state.attempt)
+    EventWriter(root, job_id, "submitter").write("resumed", f"{why} {where}", state.attempt)
     # The record after the state, as it was read; a sign of life keeps readers from asking for the old driver meanwhile.
     waiting = JobState("waiting", started_unix_s=state.started_unix_s, attempt=state.attempt)
     write_state(root, job_id, dataclasses.replace(waiting, heartbeat_unix_s=time.time()))

@@ -41,6 +41,8 @@ class JobPlan(BaseModel):
     usual chain.
     ``fallback_vms`` are taken, in their order, where the cloud has no ``vm``.
     ``price_per_hour_usd`` is for all nodes; None where it is unknown or moves (spot).
+    ``workspace_of`` is the job that has the workspace, None for the job itself; ``hparams`` are the parameters of a
+    sweep's trial.
     """
 
     # A stored plan may be of a later version; what it has more is ignored, as in all stored documents.
@@ -81,6 +83,8 @@ class JobPlan(BaseModel):
     storage_credential: str | None
     price_per_hour_usd: float | None
     plugin: PluginSpec | None
+    workspace_of: int | None = None
+    hparams: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -44,6 +44,7 @@ from periflow_ray.store.documents import read_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.patience import STORAGE_PATIENCE_S, Patience
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.sweeps.documents import has_sweep
 
 
 def main() -> None:
@@ -77,7 +78,16 @@ def main() -> None:
         claim = patience.insist(lambda: read_claim(root, options.job_id))
         secrets_key, secrets = _open_secrets(root, options.job_id, plan, patience)
         inputs = _Inputs(plan, record, claim, secrets_key, secrets, cloud_variables)
-        succeeded = _run(inputs, root, state, options.driver_id)
+        if has_sweep(root, options.job_id):
+            # Ray Tune is imported where it is needed.
+            from periflow_ray.runtime.sweeps.driver import run_sweep
+            from periflow_ray.runtime.sweeps.trial_job import SweepTask
+
+            state.hide((*secrets.values(), secrets_key))
+            task = SweepTask(root, options.job_id, secrets, cloud_variables, secrets_key)
+            succeeded = run_sweep(root, state, plan, record, task)
+        else:
+            succeeded = _run(inputs, root, state, options.driver_id)
     sys.exit(0 if succeeded else 1)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -101,3 +102,19 @@ class GracefulStop:
         while not self._closed.wait(_END_INTERVAL_S if has_members else 0.1):
             self._end_now()
             has_members = True
+
+
+@contextlib.contextmanager
+def on_stop_signals(stop: Callable[[str], None]) -> Iterator[None]:
+    """While it is open, the first SIGINT or SIGTERM calls ``stop``, in a thread, with the reason."""
+
+    def take(signum: int, frame: FrameType | None) -> None:
+        reason = f"by {signal.Signals(signum).name}"
+        threading.Thread(target=stop, args=(reason,), name="graceful-stop", daemon=True).start()
+
+    former = {signum: signal.signal(signum, take) for signum in _SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in former.items():
+            signal.signal(signum, handler)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Protocol
 
 import ray
 import ray.train
@@ -16,15 +15,15 @@ import ray.train
 from periflow_ray.errors import PeriflowRayError, StorageError
 from periflow_ray.jobs.requests import KillNodeDrill, KillRankDrill, NoticeDrill, Request, StopRequest, UnknownRequest
 from periflow_ray.runtime.graceful_stop import GracefulStop
+from periflow_ray.runtime.job_end import JobEnd, describe_error, find_loss
 from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.member.sandbox import Sandbox
-from periflow_ray.runtime.monitor.client import RayMonitor
+from periflow_ray.runtime.monitor.client import JobMonitor, MonitorClient, start_monitor
 from periflow_ray.runtime.monitor.contract import AttemptNews, Ending
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.notifications import Notifier
-from periflow_ray.runtime.ray_private import find_cause
-from periflow_ray.runtime.ray_train.group_policy import MonitoredTrainer
+from periflow_ray.runtime.ray_train.group_policy import LeaveGroupError
 from periflow_ray.runtime.ray_train.train_run import forget_ray_checkpoints
 from periflow_ray.runtime.supervision import Supervision
 from periflow_ray.store.patience import Patience
@@ -34,7 +33,6 @@ from periflow_ray.store.root import StorageRoot
 LONG_LIFE_S = 60.0
 MAX_QUICK_DEATHS = 3
 REMOVE_TIMEOUT_S = 30.0
-_NUM_ERROR_LINES = 6
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,8 @@ class JobSetup:
         num_sandboxes: sandboxes that one machine may hold of the job.
         is_interactive: whether the driver is a person's own process.
         notifier: told what happens to the job; it is closed at the end.
+        open_monitor: starts the job's monitor; None for an actor of Ray beside the driver.
+        remove_sandboxes: deletes the job's folders at its end; None to do so on all machines of the cluster.
         on_attempt: called with each attempt that all members have joined.
     """
 
@@ -63,21 +63,29 @@ class JobSetup:
     is_interactive: bool = False
     notifier: Notifier | None = None
     on_attempt: Callable[[AttemptNews], None] = lambda news: None
+    open_monitor: Callable[[], JobMonitor] | None = None
+    remove_sandboxes: Callable[[], None] | None = None
 
 
-@dataclass(frozen=True)
-class JobEnd:
-    """How a job ended.
+class Group(Protocol):
+    """Where a job's members run: ``MonitoredTrainer`` with Ray Train's workers, or another one."""
 
-    Args:
-        error: what Ray raised.
-        signum: the signal that stopped it, if it was one.
-    """
+    monitor: MonitorClient
+    min_num_workers: int | None
+    vm_names: Sequence[str]
 
-    status: Literal["success", "failed", "stopped"]
-    result: ray.train.Result | None = None
-    error: BaseException | None = None
-    signum: signal.Signals | None = None
+    def fit(self) -> Any:
+        """Run the members to the end of the job.
+
+        Raises:
+            LeaveGroupError: the job is to go on elsewhere, and not with this driver.
+        """
+
+    def end_now(self) -> None:
+        """End them, or the wait for them: ``fit`` raises."""
+
+    def release(self) -> None:
+        """Give back what they held, when ``fit`` has raised."""
 
 
 def run_job(
@@ -85,18 +93,23 @@ def run_job(
     job_id: int,
     state: StateKeeper,
     setup: JobSetup,
-    make_trainer: Callable[[RayMonitor], MonitoredTrainer],
+    make_trainer: Callable[[Any], Group],
+    stop: GracefulStop | None = None,
 ) -> JobEnd:
     """Run a job to its end, which is recorded and told when this returns.
 
     A monitor or Ray Train controller that dies is replaced, and the job goes on from its latest committed checkpoint.
+
+    Args:
+        make_trainer: makes the job's group, of its monitor.
+        stop: how the job is stopped, where others ask for it, too.
     """
     with contextlib.ExitStack() as stack:
-        stack.callback(remove_sandboxes, root.uri, job_id, setup.num_sandboxes)
+        stack.callback(setup.remove_sandboxes or (lambda: remove_sandboxes(root.uri, job_id, setup.num_sandboxes)))
         if setup.notifier is not None:
             # Before the final state is waited for: a storage that is away must not hold up the last message.
             stack.callback(_tell_end, setup.notifier, state)
-        stop = stack.enter_context(GracefulStop(state, is_interactive=setup.is_interactive))
+        stop = stack.enter_context(stop or GracefulStop(state, is_interactive=setup.is_interactive))
         try:
             return _Driver(root, job_id, state, setup, make_trainer, stop).run()
         except Exception as err:
@@ -118,7 +131,7 @@ class _Driver:
         job_id: int,
         state: StateKeeper,
         setup: JobSetup,
-        make_trainer: Callable[[RayMonitor], MonitoredTrainer],
+        make_trainer: Callable[[Any], Group],
         stop: GracefulStop,
     ) -> None:
         self._root = root
@@ -128,8 +141,8 @@ class _Driver:
         self._make_trainer = make_trainer
         self._stop = stop
         self._patience = Patience(state.note, is_cancelled=lambda: stop.is_asked)
-        self._monitor: RayMonitor | None = None
-        self._trainer: MonitoredTrainer | None = None
+        self._monitor: JobMonitor | None = None
+        self._trainer: Group | None = None
 
     def run(self) -> JobEnd:
         num_quick_deaths = 0
@@ -150,13 +163,14 @@ class _Driver:
             if not self._stop.is_asked:
                 raise
             return self._enter_stopped(err)
+        open_monitor = setup.open_monitor or (
+            lambda: start_monitor(self._root, self._job_id, setup.rules, setup.num_members)
+        )
         with Supervision(
-            self._root,
-            self._job_id,
+            open_monitor(),
             self._state,
             num_members=setup.num_members,
             resources_per_member=setup.resources_per_member,
-            rules=setup.rules,
             notifier=setup.notifier,
             on_attempt=setup.on_attempt,
             on_lost=self._end_group,
@@ -181,10 +195,12 @@ class _Driver:
             ending = supervision.finish()
             if is_stopped:
                 return self._enter_stopped(error)
+            if isinstance(error, LeaveGroupError):
+                return JobEnd("left")
             if supervision.why_given_up is not None:
                 self._state.enter("failed", supervision.why_given_up)
                 return JobEnd("failed", error=error)
-            lost = _find_loss(ending, error)
+            lost = find_loss(ending, error)
             if lost is not None and may_restart:
                 self._state.note(f"{lost}; it is started again")
                 return None
@@ -204,7 +220,7 @@ class _Driver:
         if self._trainer is not None:
             self._trainer.end_now()
 
-    def _end_attempt(self, monitor: RayMonitor) -> None:
+    def _end_attempt(self, monitor: MonitorClient) -> None:
         try:
             monitor.stop(0.0)
         except PeriflowRayError as err:
@@ -221,47 +237,6 @@ class _Driver:
                 self._state.note(f"a request was refused: this job's version of periflow-ray does not know {text}")
 
 
-def _find_loss(ending: Ending | None, error: BaseException | None) -> str | None:
-    """Which process of its own a run lost, and with it what it could say of the job."""
-    if ending is None:
-        return "the monitor of the job died"
-    if isinstance(error, ray.exceptions.RayActorError) or isinstance(
-        getattr(error, "controller_failure", None), ray.exceptions.RayActorError
-    ):
-        # It dies at once where it cannot write its mark into the storage.
-        return "Ray Train's controller of the job died"
-    return None
-
-
-def describe_error(ending: Ending, error: BaseException | None) -> str:
-    """Why a job failed: a worker that died, else the first member's diagnosis, else what Ray or the monitor says.
-
-    Args:
-        error: what Ray raised; None if all workers left as they were told.
-    """
-    text = _describe_cause(ending, error)
-    return text if ending.why_over is None else f"{text}\nNot started again: {ending.why_over}."
-
-
-def _describe_cause(ending: Ending, error: BaseException | None) -> str:
-    causes = getattr(error, "worker_failures", None) or {}
-    for rank in sorted(causes):
-        cause = find_cause(causes[rank])
-        if isinstance(cause, ray.exceptions.OutOfMemoryError):
-            return f"worker {rank} was ended by Ray because the machine's memory was full.\n{_first_lines(str(cause))}"
-        if isinstance(cause, ray.exceptions.RayActorError):
-            # A worker never dies because of another one, so this comes before what the others report.
-            return f"worker {rank} died: its process was killed, or its machine was lost.\n{_first_lines(str(cause))}"
-    if ending.failures:
-        return ending.failures[0].describe()
-    if error is None:
-        return ending.text
-    for rank in sorted(causes):
-        is_own = isinstance(causes[rank], PeriflowRayError)
-        return str(causes[rank]) if is_own else f"worker {rank}: {_first_lines(str(causes[rank]))}"
-    return _first_lines(str(error))
-
-
 def remove_sandboxes(storage_uri: str, job_id: int, num_sandboxes: int) -> None:
     """Delete the job's folders on all machines of the cluster, however it ended."""
 
@@ -276,7 +251,3 @@ def remove_sandboxes(storage_uri: str, job_id: int, num_sandboxes: int) -> None:
         if node["Alive"]
     ]
     ray.wait(tasks, num_returns=len(tasks), timeout=REMOVE_TIMEOUT_S)
-
-
-def _first_lines(text: str) -> str:
-    return "\n".join([line for line in text.splitlines() if line.strip()][:_NUM_ERROR_LINES])

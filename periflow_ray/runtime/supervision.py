@@ -17,11 +17,9 @@ from periflow_ray.jobs.attempts import AttemptRecord
 from periflow_ray.loops import BackgroundLoop, Faults
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.launches import describe_launches
-from periflow_ray.runtime.monitor.client import MonitorLostError, RayMonitor, start_monitor
+from periflow_ray.runtime.monitor.client import JobMonitor, MonitorLostError
 from periflow_ray.runtime.monitor.contract import AttemptNews, Ending
-from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.notifications import MessageKind, Notifier
-from periflow_ray.store.root import StorageRoot
 
 WAIT_NOTE_S = 10.0
 FINISH_TIMEOUT_S = 30.0
@@ -29,7 +27,7 @@ RETRY_INTERVAL_S = 1.0
 
 
 class Supervision:
-    """A monitor, and threads that follow it while it is open.
+    """A monitor, and threads that follow it while it is open; then it is ended.
 
     Args:
         num_members: Ray Train workers of the job.
@@ -42,19 +40,17 @@ class Supervision:
 
     def __init__(
         self,
-        root: StorageRoot,
-        job_id: int,
+        monitor: JobMonitor,
         state: StateKeeper,
         *,
         num_members: int,
         resources_per_member: Mapping[str, float],
-        rules: JobRules,
         notifier: Notifier | None,
         on_attempt: Callable[[AttemptNews], None],
         on_lost: Callable[[], None],
         wait_s: float | None = None,
     ) -> None:
-        self.monitor: RayMonitor = start_monitor(root, job_id, rules, num_members)
+        self.monitor = monitor
         self._state = state
         self._notifier = notifier
         self._num_members = num_members

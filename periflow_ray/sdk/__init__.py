@@ -3,6 +3,7 @@
 Imports neither Ray nor torch nor click, so that a training script pays nothing for it.
 """
 
+from periflow_ray.sdk.hparams import hparams
 from periflow_ray.sdk.session import (
     end_step,
     init,
@@ -18,6 +19,7 @@ from periflow_ray.sdk.session import (
 
 __all__ = [
     "end_step",
+    "hparams",
     "init",
     "is_emergency_save",
     "is_initialized",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from periflow_ray.spec.arguments import Arguments, parse_arguments
-from periflow_ray.spec.loader import Template, load_template
+from periflow_ray.spec.loader import Template, load_sweep, load_template
 from periflow_ray.spec.models import (
     CheckpointInput,
     CheckpointSpec,
@@ -23,6 +23,8 @@ from periflow_ray.spec.models import (
     WorkspaceSpec,
 )
 from periflow_ray.spec.schema import build_json_schema
+from periflow_ray.spec.sweep import Method, SweepSpec
+from periflow_ray.spec.sweep_parameters import Parameter
 
 __all__ = [
     "Arguments",
@@ -35,15 +37,19 @@ __all__ = [
     "JobSetting",
     "JobSpec",
     "KeepBest",
+    "Method",
+    "Parameter",
     "PluginSpec",
     "ResourcesSpec",
     "SetupAndRun",
     "SlackPlugin",
+    "SweepSpec",
     "Template",
     "WandbPlugin",
     "WebhookPlugin",
     "WorkspaceSpec",
     "build_json_schema",
+    "load_sweep",
     "load_template",
     "parse_arguments",
 ]

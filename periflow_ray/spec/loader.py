@@ -1,9 +1,10 @@
-"""The one way from the text of a pf-template.yml to a ``JobSpec``: every problem at once, each with its place."""
+"""The one way from the text of a pf-template.yml or of a sweep's file to its model: every problem, with its place."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
@@ -12,10 +13,13 @@ from periflow_ray.errors import TemplateError
 from periflow_ray.spec.fields import describe_value, quote, read_names, suggest_name
 from periflow_ray.spec.models import JobSpec
 from periflow_ray.spec.problems import KeyProblem, explain_validation_error
+from periflow_ray.spec.section import Section
+from periflow_ray.spec.sweep import SweepSpec
 from periflow_ray.spec.yaml_text import read_document
 from periflow_ray.spec.yaml_tree import BROKEN, KeyPath, Position
 
 MAX_LISTED_PROBLEMS = 50
+_Model = TypeVar("_Model", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -57,29 +61,59 @@ def load_template(
         TemplateError: one line ``file:line:column: problem`` for each problem; ``--option: problem`` where the
             value came from the command line.
     """
-    document = read_document(text)
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
+
+    def check(values: Mapping[str, Any]) -> list[KeyProblem]:
+        return _check_vm(values.get("vm"), known_vms)
+
+    spec, positions = _load(text, source, JobSpec, "the template", given, check)
+    return Template(spec, source, positions, frozenset(given))
+
+
+def load_sweep(text: str | bytes, *, source: str = "sweep.yml") -> SweepSpec:
+    """Read and check a sweep's file.
+
+    Args:
+        text: the file's content, at most 1 MiB; bytes are UTF-8.
+        source: name of the file, for messages.
+    Raises:
+        TemplateError: one line ``file:line:column: problem`` for each problem.
+    """
+    return _load(text, source, SweepSpec, "the sweep", {}, lambda values: [])[0]
+
+
+def _load(
+    text: str | bytes,
+    source: str,
+    model: type[_Model],
+    title: str,
+    given: Mapping[str, object],
+    check: Callable[[Mapping[str, Any]], list[KeyProblem]],
+) -> tuple[_Model, Mapping[KeyPath, Position]]:
+    document = read_document(text)
     overridden_keys = frozenset(given)
     placed = [((p.line, p.column), f"{source}:{p.line}:{p.column}: {p.message}") for p in document.problems]
     if document.value is BROKEN:
         raise _template_error(placed)
     if not isinstance(document.value, dict):
         position = (1, 1) if document.value is None else document.positions[()]
-        raise TemplateError(f"{source}:{_format(position)}: {_explain_no_mapping(document.value)}")
+        required = [name for name, field in model.model_fields.items() if field.is_required()]
+        what = f"{title} {_explain_no_mapping(document.value, required)}"
+        raise TemplateError(f"{source}:{_format(position)}: {what}")
     values = {**document.value, **given}
     spec = None
     problems: list[KeyProblem] = []
     try:
-        spec = JobSpec.model_validate(values)
+        spec = model.model_validate(values)
     except ValidationError as err:
-        problems += explain_validation_error(err, document.positions)
-    problems += _check_vm(values.get("vm"), known_vms)
+        problems += explain_validation_error(err, document.positions, model)
+    problems += check(values)
     for problem in problems:
         position, location = _locate(problem.key_path, source, document.positions, overridden_keys)
         placed.append((position, f"{location}: {problem.message}"))
     if placed or spec is None:
         raise _template_error(placed)
-    return Template(spec, source, document.positions, overridden_keys)
+    return spec, document.positions
 
 
 def _check_vm(given: object, known_vms: Collection[str] | None) -> list[KeyProblem]:
@@ -98,10 +132,11 @@ def _check_vm(given: object, known_vms: Collection[str] | None) -> list[KeyProbl
     return problems
 
 
-def _explain_no_mapping(value: object) -> str:
+def _explain_no_mapping(value: object, required: Sequence[str]) -> str:
+    names = f"{', '.join(required[:-1])} and {required[-1]}"
     if value is None:
-        return "the template is empty; it must hold at least vm, num_devices and job_setting"
-    return f"the template is {describe_value(value)}; it must be a mapping with vm, num_devices and job_setting"
+        return f"is empty; it must hold at least {names}"
+    return f"is {describe_value(value)}; it must be a mapping with {names}"
 
 
 def _locate(

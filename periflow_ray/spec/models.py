@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from periflow_ray.names import HUGGINGFACE_PREFIX
@@ -33,6 +33,8 @@ from periflow_ray.spec.fields import (
     parse_memory_bytes,
     refuse,
 )
+from periflow_ray.spec.section import Section
+from periflow_ray.spec.sweep import SweepSpec
 
 DEFAULT_WORKSPACE_MOUNT_PATH = "/workspace"
 # How the two forms of a command appear in the locations of validation errors.
@@ -40,19 +42,6 @@ COMMAND_TEXT_TAG = "<text>"
 COMMAND_STEPS_TAG = "<steps>"
 # Names only: how each starts a command is in runtime/command_jobs/launchers.
 LaunchMode = Literal["node", "device"]
-
-
-class Section(BaseModel):
-    """A mapping in the template."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_empty_keys(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        return {key: value for key, value in given.items() if value is not None or key not in cls.model_fields}
 
 
 class SetupAndRun(Section):
@@ -292,6 +281,9 @@ class JobSpec(Section):
     )
     elastic: ElasticSpec | None = Field(
         default=None, description="Go on with fewer devices while machines are missing; without it the job waits."
+    )
+    sweep: SweepSpec | None = Field(
+        default=None, description="A search for the best hyperparameters: periflow-ray sweep run."
     )
 
     @field_validator("elastic", mode="after")

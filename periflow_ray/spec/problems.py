@@ -10,11 +10,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from periflow_ray.spec.fields import describe_value, quote, suggest_name
-from periflow_ray.spec.models import COMMAND_STEPS_TAG, COMMAND_TEXT_TAG, JobSpec, Section
+from periflow_ray.spec.models import COMMAND_STEPS_TAG, COMMAND_TEXT_TAG, JobSpec
+from periflow_ray.spec.section import Section
 from periflow_ray.spec.yaml_tree import BROKEN, KeyPath, Position
 
 _COMMAND = ("job_setting", "docker", "command")
-_ENV_VAR = ("job_setting", "docker", "env_var")
 
 
 @dataclass(frozen=True)
@@ -25,28 +25,30 @@ class KeyProblem:
     message: str
 
 
-def explain_validation_error(err: ValidationError, positions: Mapping[KeyPath, Position]) -> list[KeyProblem]:
-    """All problems of a template; ``positions`` tells keys without a value from absent ones."""
+def explain_validation_error(
+    err: ValidationError, positions: Mapping[KeyPath, Position], document: type[Section] = JobSpec
+) -> list[KeyProblem]:
+    """All problems of a template, or of another document; ``positions`` tells keys without a value from absent ones."""
     return [
-        _explain(error, positions)
+        _explain(error, positions, document)
         for error in err.errors(include_url=False)
         if error["input"] is not BROKEN  # Its problem is listed already.
     ]
 
 
-def _explain(error: ErrorDetails, positions: Mapping[KeyPath, Position]) -> KeyProblem:
+def _explain(error: ErrorDetails, positions: Mapping[KeyPath, Position], document: type[Section]) -> KeyProblem:
     path = _key_path(error["loc"])
     kind = error["type"]
     name = _dotted(path)
     if kind == "missing":
-        section = _find_section(path[:-1])
+        section = _find_section(path[:-1], document)
         purpose = section.model_fields[str(path[-1])].description if section else None
         state = "is empty" if path in positions else "is missing"
         return KeyProblem(path, f"{name} {state}; it is required: {purpose}")
     if kind == "extra_forbidden":
-        return KeyProblem(path, _explain_unknown_key(path))
+        return KeyProblem(path, _explain_unknown_key(path, document))
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        section = _find_section(path)
+        section = _find_section(path, document)
         allowed = f"the keys {', '.join(section.model_fields)}" if section else "names and values"
         return KeyProblem(path, f"{name} is {describe_value(error['input'])}; it must be a mapping with {allowed}")
     context: dict[str, Any] = error.get("ctx", {})
@@ -55,14 +57,14 @@ def _explain(error: ErrorDetails, positions: Mapping[KeyPath, Position]) -> KeyP
     return KeyProblem(path, f"{_dotted(path)} {context.get('problem') or error['msg']}")
 
 
-def _explain_unknown_key(path: KeyPath) -> str:
+def _explain_unknown_key(path: KeyPath, document: type[Section]) -> str:
     key = str(path[-1])
-    section = _find_section(path[:-1])
+    section = _find_section(path[:-1], document)
     allowed = list(section.model_fields) if section else []
     where = f" in {_dotted(path[:-1])}" if len(path) > 1 else ""
     hint = suggest_name(key, allowed)
     if not hint:
-        homes = [_dotted(home) for home, fields in _walk_sections(JobSpec, ()) if home and key in fields]
+        homes = [_dotted(home) for home, fields in _walk_sections(document, ()) if home and key in fields]
         hint = f" It belongs in {' or '.join(homes)}." if homes else ""
     return f"unknown key {quote(key)}{where}.{hint} Allowed: {', '.join(allowed)}"
 
@@ -71,13 +73,12 @@ def _key_path(location: tuple[str | int, ...]) -> KeyPath:
     """The location without what pydantic adds for the forms of a command and for the names of a mapping."""
     if location[:3] == _COMMAND and location[3:4] in ((COMMAND_TEXT_TAG,), (COMMAND_STEPS_TAG,)):
         return _COMMAND + location[4:]
-    if location[:3] == _ENV_VAR and location[4:] == ("[key]",):
-        return location[:4]
-    return location
+    is_name = location[-1:] == ("[key]",) and location[-3:-2] in (("env_var",), ("parameters",))
+    return location[:-1] if is_name else location
 
 
-def _find_section(path: KeyPath) -> type[Section] | None:
-    return next((section for home, section in _walk_types(JobSpec, ()) if home == path), None)
+def _find_section(path: KeyPath, document: type[Section]) -> type[Section] | None:
+    return next((section for home, section in _walk_types(document, ()) if home == path), None)
 
 
 def _walk_sections(section: type[Section], path: KeyPath) -> Iterator[tuple[KeyPath, list[str]]]:

@@ -20,6 +20,7 @@ from periflow_ray.jobs.liveness import find_end
 from periflow_ray.jobs.succession import driver_id_of
 from periflow_ray.plan import JobPlan
 from periflow_ray.ray_jobs import ENDED_RAY_STATUSES, RayJobs, connect
+from periflow_ray.spec.sweep import SweepSpec
 from periflow_ray.store.documents import write_private_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
@@ -27,6 +28,7 @@ from periflow_ray.store.transfer import upload_file
 from periflow_ray.submit.clusters import connect_by_address
 from periflow_ray.submit.local_cluster import LocalClusterDir
 from periflow_ray.submit.workspace import Workspace, pack_workspace
+from periflow_ray.sweeps.documents import write_sweep
 
 # A driver that is this late with its heartbeat may be dead: ask Ray.
 SUSPECT_AFTER_S = 3 * HEARTBEAT_INTERVAL_S
@@ -45,10 +47,12 @@ def submit_job(
     created_by: str,
     python: str = "python",
     cloud_environment_dir: Path | None = None,
+    sweep: SweepSpec | None = None,
 ) -> JobRecord:
     """Store the job and start its driver on the cluster.
 
     Args:
+        sweep: what to search for, where the job is a sweep, and the plan that of its trials.
         created_by: user name, for the views.
         python: the cluster's Python that has periflow-ray.
         cloud_environment_dir: directory of this machine through which the driver gets this process's cloud variables;
@@ -74,6 +78,8 @@ def submit_job(
         ray_submission_id=submission_id,
     )
     write_private_document(root, job_key(job_id, "plan.json"), plan)
+    if sweep is not None:
+        write_sweep(root, job_id, sweep)
     if workspace is not None:
         _store_workspace(root, job_id, workspace)
     jobs.write_state(root, job_id, JobState("waiting"))

@@ -24,7 +24,7 @@ from periflow_ray.dataset_handle import DatasetHandle
 from periflow_ray.plan import NodeFacts, build_plan, device_environment, load_catalogue, local_vm, node_environment
 from periflow_ray.plan.variables import PUBLIC_VARIABLES
 from periflow_ray.settings import STORAGE_VARIABLE
-from periflow_ray.spec import JobSpec, load_template
+from periflow_ray.spec import JobSpec, load_sweep, load_template
 from periflow_ray.store.backends import open_filesystem
 
 PROGRAMS = ("periflow-ray", "pf")
@@ -58,6 +58,8 @@ INTERNAL_VARIABLES = {
     "PERIFLOW_CLOUD_ENV_FILE",
     "PERIFLOW_COMMAND_ID",
     "PERIFLOW_ENABLED",
+    "PERIFLOW_HPARAMS",
+    "PERIFLOW_REPORT_INTERVAL_S",
     "PERIFLOW_SANDBOX",
     "PERIFLOW_KEEPER_FD",
     "PERIFLOW_LAUNCHER",
@@ -160,8 +162,11 @@ def test_options_in_the_text_exist() -> None:
 
 
 @pytest.mark.parametrize("text", find_blocks("yaml").values(), ids=find_blocks("yaml"))
-def test_a_template_loads(text: str) -> None:
-    load_template(text, known_vms=load_catalogue())
+def test_a_template_or_a_sweep_loads(text: str) -> None:
+    if "\nparameters:" in text:
+        load_sweep(text)
+    else:
+        load_template(text, known_vms=load_catalogue())
 
 
 @pytest.mark.parametrize("code", find_blocks("python").values(), ids=find_blocks("python"))
@@ -206,7 +211,8 @@ def test_the_table_of_additions_has_the_keys_that_periflow_had_not() -> None:
     )
 
     assert spec.checkpoint is None
-    assert set(defaults) == set(find_keys(JobSpec)) - PERIFLOW_KEYS
+    of_sweeps = {f"sweep.{row[0].strip('`')}" for row in read_document("docs/sweeps.md").find_table("The file")}
+    assert set(defaults) | of_sweeps == set(find_keys(JobSpec)) - PERIFLOW_KEYS
     assert find_periflow_keys() == PERIFLOW_KEYS
     assert set(find_keys(JobSpec)) >= PERIFLOW_KEYS
     assert defaults == {

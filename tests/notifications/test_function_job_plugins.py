@@ -17,7 +17,8 @@ from periflow_ray.errors import StorageError, UsageError
 from periflow_ray.jobs import list_jobs, read_record
 from periflow_ray.runtime import job_driver
 from periflow_ray.runtime.function_jobs.rank import FunctionTask
-from periflow_ray.runtime.job_driver import JobEnd, JobSetup
+from periflow_ray.runtime.job_driver import JobSetup
+from periflow_ray.runtime.job_end import JobEnd
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.contract import AttemptNews
 from periflow_ray.runtime.monitor.sinks import DEFAULT_SINKS

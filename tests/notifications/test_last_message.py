@@ -10,7 +10,8 @@ from support.message_server import MessageServer
 
 from periflow_ray.jobs import JobRecord, JobState, JobStatus, read_written_state, write_state
 from periflow_ray.runtime import job_driver
-from periflow_ray.runtime.job_driver import JobEnd, JobSetup, run_job
+from periflow_ray.runtime.job_driver import JobSetup, run_job
+from periflow_ray.runtime.job_end import JobEnd
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules

@@ -176,7 +176,9 @@ def test_the_sender_of_a_session(
 def test_the_embedded_cluster_s_supervisor(
     turns: Turns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(local_supervisor.IDLE_VARIABLE, "0.01")
+    # Longer than this process may stand still between two turns.
+    monkeypatch.setenv(local_supervisor.IDLE_VARIABLE, "1")
+    monkeypatch.setattr(local_supervisor, "IDLE_POLL_S", INTERVAL_S)
     (tmp_path / "cluster").mkdir()
     directory = LocalClusterDir(tmp_path / "cluster")
     directory.touch()

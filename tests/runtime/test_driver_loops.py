@@ -24,9 +24,7 @@ from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.client import MonitorLostError
 from periflow_ray.runtime.monitor.contract import AttemptNews
-from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.recorder import Recorder
-from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.monitor.sinks import DEFAULT_SINKS, open_sinks
 from periflow_ray.runtime.notices import departure
 from periflow_ray.runtime.notices.departure import Watcher
@@ -147,7 +145,6 @@ def test_what_a_job_waits_for(
         return True
 
     monkeypatch.setattr(supervision, "WAIT_NOTE_S", INTERVAL_S)
-    monkeypatch.setattr(supervision, "start_monitor", lambda *arguments: MonitorWithoutMembers())
     monkeypatch.setattr(supervision, "_is_placement_pending", is_pending)
     monkeypatch.setattr(supervision.ray, "available_resources", lambda: {"CPU": 1.0})
     launch = "1 x mine: launching since 12:00:00 UTC"
@@ -155,12 +152,10 @@ def test_what_a_job_waits_for(
     with (
         StateKeeper(root, 1) as state,
         Supervision(
-            root,
-            1,
+            MonitorWithoutMembers(),  # type: ignore[arg-type]
             state,
             num_members=2,
             resources_per_member={"CPU": 1.0},
-            rules=JobRules(1, 0, Retention()),
             notifier=None,
             on_attempt=lambda news: None,
             on_lost=lambda: None,

@@ -187,7 +187,7 @@ def test_a_driver_waits_for_the_storage_before_it_begins(claimed, monkeypatch):
             raise refusals.pop(0)
 
     monkeypatch.setattr(job_driver, "forget_ray_checkpoints", forget)
-    monkeypatch.setattr(job_driver, "Supervision", _begin)
+    monkeypatch.setattr(job_driver, "start_monitor", _begin)
     with StateKeeper(claimed, 1) as state:
         with pytest.raises(_BegunError):
             make_driver(claimed, state)._run_once(may_restart=True)

@@ -50,6 +50,7 @@ def test_the_minimal_template_takes_every_default() -> None:
         "max_failures": 0,
         "hang_timeout": None,
         "elastic": None,
+        "sweep": None,
     }
 
 

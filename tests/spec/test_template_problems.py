@@ -9,7 +9,7 @@ from periflow_ray.spec import load_template
 
 TOP_LEVEL_KEYS = (
     "experiment, name, vm, fallback, num_devices, job_setting, checkpoint, data, dist, plugin, max_failures, "
-    "hang_timeout, elastic"
+    "hang_timeout, elastic, sweep"
 )
 MINIMAL = """\
 vm: local

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import ray
@@ -20,9 +20,9 @@ from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.command_jobs.shell import CommandShell
 from periflow_ray.runtime.member.lifeline import Lifeline
 from periflow_ray.runtime.member.log import MemberLog
-from periflow_ray.runtime.member.member import Member
-from periflow_ray.runtime.monitor.client import RayMonitor
-from periflow_ray.runtime.monitor.contract import AttemptStart
+from periflow_ray.runtime.member.member import Member, Outcome
+from periflow_ray.runtime.monitor.client import MonitorClient, RayMonitor
+from periflow_ray.runtime.monitor.contract import AttemptStart, MemberFacts
 from periflow_ray.runtime.ray_train.group_policy import LeaveGroupError
 from periflow_ray.runtime.ray_train.workers import describe_worker, report_newest, worker_group
 from periflow_ray.store.root import StorageRoot
@@ -36,7 +36,7 @@ class NodeTask:
     job_id: int
     claim: str
     root: StorageRoot
-    monitor: RayMonitor
+    monitor: MonitorClient
     secrets: Mapping[str, str] = field(repr=False)
     cloud_variables: Mapping[str, str] = field(repr=False)
     # Only to be masked, in case it gets into an output after all; empty without secrets.
@@ -50,18 +50,48 @@ def run_node(task: NodeTask) -> None:
         JobFailedError: the command failed; the diagnosis is with the monitor too.
         LeaveGroupError: the job goes on with other workers.
     """
-    # Linked datasets and the user's own code use the cloud's usual chain.
-    set_cloud_environment(task.cloud_variables)
+    assert isinstance(task.monitor, RayMonitor)
     lifeline = Lifeline(task.monitor)
     lifeline.start()
-    plan = JobPlan.model_validate_json(task.plan_json)
     node_rank = ray.train.get_context().get_world_rank()
+    outcome = run_member(
+        task,
+        node_rank,
+        describe=lambda: describe_worker(node_rank=node_rank, port=find_free_port(), noun="node", process="agent"),
+        group=worker_group(),
+        on_join=lambda start: lifeline.keep_pace(start.report_interval_s),
+    )
+    if outcome.following == "new_group":
+        raise LeaveGroupError("this machine is taken away; the job goes on with other workers")
+    report_newest(task.root, task.monitor, node_rank)
+    if outcome.failure is not None:
+        raise JobFailedError(outcome.failure.describe())
+
+
+def run_member(
+    task: NodeTask,
+    node_rank: int,
+    *,
+    describe: Callable[[], MemberFacts],
+    group: str,
+    on_join: Callable[[AttemptStart], None] = lambda start: None,
+) -> Outcome:
+    """Take part in the job as one node of it, until its end or until it goes on elsewhere.
+
+    Args:
+        describe: gives this member's facts, anew for each attempt.
+        group: name of the worker group.
+        on_join: called with each attempt's start.
+    """
+    # Linked datasets and the user's own code use the cloud's usual chain.
+    set_cloud_environment(task.cloud_variables)
+    plan = JobPlan.model_validate_json(task.plan_json)
     attempt = 0
 
     def begin(start: AttemptStart) -> None:
         nonlocal attempt
         attempt = start.attempt
-        lifeline.keep_pace(start.report_interval_s)
+        on_join(start)
 
     writer = LogWriter(task.root, task.job_id, node_rank)
     with contextlib.ExitStack() as stack:
@@ -85,26 +115,21 @@ def run_node(task: NodeTask) -> None:
 
         shell = CommandShell(plan, task.root, task.job_id, node_rank, task.claim, task.secrets, log, note)
         stack.callback(shell.close_launcher)
-        outcome = Member(
+        return Member(
             task.monitor,
             task.root,
             task.job_id,
-            describe=lambda: describe_worker(node_rank=node_rank, port=_find_free_port(), noun="node", process="agent"),
-            group=worker_group(),
+            describe=describe,
+            group=group,
             shell=shell,
             log=log,
             note=note,
             bandwidth_bytes_per_s=plan.upload_bandwidth_bytes_per_s,
             on_join=begin,
         ).run()
-    if outcome.following == "new_group":
-        raise LeaveGroupError("this machine is taken away; the job goes on with other workers")
-    report_newest(task.root, task.monitor, node_rank)
-    if outcome.failure is not None:
-        raise JobFailedError(outcome.failure.describe())
 
 
-def _find_free_port() -> int:
+def find_free_port() -> int:
     """A port that is free now; the user's processes bind it a moment later."""
     with socket.socket() as probe:
         probe.bind(("", 0))

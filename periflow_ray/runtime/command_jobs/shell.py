@@ -81,7 +81,9 @@ class CommandShell:
         self._has_warmed = False
         self._server, self._commands = None, None
         self._sandbox.create(self._claim)
-        self._sandbox.unpack_workspace(self._root, self._job_id, self._plan.workspace_mount_path)
+        self._sandbox.unpack_workspace(
+            self._root, self._job_id, self._plan.workspace_mount_path, self._plan.workspace_of
+        )
         for mount in self._plan.mounts:
             self._fill_mount(mount.kind, self._sandbox.path_of(mount.path))
         return self._sandbox.snapshots_dir

@@ -69,14 +69,20 @@ class Sandbox:
         """Where an absolute mount path of the template is on this machine."""
         return self.root_dir / mount_path.lstrip("/")
 
-    def unpack_workspace(self, root: StorageRoot, job_id: int, mount_path: str) -> None:
-        """Fetch and unpack the job's workspace, once per node."""
+    def unpack_workspace(
+        self, root: StorageRoot, job_id: int, mount_path: str, workspace_of: int | None = None
+    ) -> None:
+        """Fetch and unpack the job's workspace, once per node.
+
+        Args:
+            workspace_of: the job that has it; None for the job itself.
+        """
         target = self.path_of(mount_path)
         ready = self.directory / _READY_MARK
         if ready.exists():
             return
         make_private_directories(target)
-        key = job_key(job_id, "workspace.tar.gz")
+        key = job_key(workspace_of or job_id, "workspace.tar.gz")
         if root.exists(key):
             archive = self.directory / "workspace.tar.gz"
             download_file(root, key, archive)

@@ -163,6 +163,13 @@ class MonitorClient(Protocol):
         """Write out everything that was received."""
 
 
+class JobMonitor(MonitorClient, Protocol):
+    """A monitor of one's own, which one ends."""
+
+    def end(self) -> None:
+        """End it, as it is."""
+
+
 class MonitorCalls:
     """Every call of ``MonitorClient`` in terms of two: one that waits for the answer, and one that does not."""
 

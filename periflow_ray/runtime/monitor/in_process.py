@@ -1,4 +1,4 @@
-"""The monitor in the same process, without Ray: what tests and the benchmarks ask."""
+"""The monitor in the same process, without an actor: for a job whose one member is there, too, and for tests."""
 
 from __future__ import annotations
 
@@ -50,6 +50,10 @@ class InProcessMonitor(MonitorCalls):
         finally:
             self._end_loop()
 
+    def end(self) -> None:
+        """End it, as it is."""
+        self._end_loop()
+
     @property
     def monitor(self) -> Monitor:
         """The monitor itself; its methods belong to its own thread."""
@@ -73,6 +77,8 @@ class InProcessMonitor(MonitorCalls):
         return self._make_monitor()
 
     def _end_loop(self) -> None:
+        if self._loop.is_closed():
+            return
         with self._ending:
             self._monitor = None
         asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()

@@ -76,9 +76,9 @@ class Membership:
             return self._send_away(attempt, facts.member)
         first = attempt.members[0]
         # Rank 0's step and metrics are what users look at.
-        interval_s = (
-            REPORT_INTERVAL_S if facts is first else max(REPORT_INTERVAL_S, len(attempt.members) / MAX_REPORTS_PER_S)
-        )
+        interval_s = self._context.rules.report_interval_s or REPORT_INTERVAL_S
+        if facts is not first:
+            interval_s = max(interval_s, len(attempt.members) / MAX_REPORTS_PER_S)
         return AttemptStart(
             attempt.number,
             attempt.num_members,

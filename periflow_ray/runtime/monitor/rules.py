@@ -18,6 +18,7 @@ class JobRules:
         hang_timeout_s: seconds without a step on any rank that count as a hang; None to wait without end.
         sinks: where metrics go.
         driver_id: of the driver that the monitor belongs to; None if there can be no other one.
+        report_interval_s: how long what rank 0 reports may wait in its member; None for the usual time.
     """
 
     devices_per_member: int
@@ -26,3 +27,4 @@ class JobRules:
     hang_timeout_s: float | None = None
     sinks: tuple[SinkPlan, ...] = DEFAULT_SINKS
     driver_id: str | None = None
+    report_interval_s: float | None = None

@@ -1,0 +1,180 @@
+"""``sweep list``, ``sweep view`` and ``sweep best``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from periflow_ray.cli.format import NOTHING, format_duration, format_time, iso_time
+from periflow_ray.cli.options import storage_option
+from periflow_ray.cli.output import build_fields, draw_table, output_option, tell_left_out, write_output
+from periflow_ray.errors import UsageError
+from periflow_ray.jobs import JobState, list_jobs, read_state
+from periflow_ray.plan.trial import text_of
+from periflow_ray.sweeps.documents import has_sweep, read_sweep
+from periflow_ray.sweeps.journal import Trial, find_best, rank_trials, read_trials
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from periflow_ray.spec import SweepSpec
+    from periflow_ray.store.root import StorageRoot
+
+_sweep_argument = click.argument("sweep_id", metavar="SWEEP", type=click.IntRange(min=1))
+
+
+@click.command("list")
+@storage_option
+@output_option
+def list_command(root: StorageRoot, output: str) -> None:
+    """List sweeps, newest first.
+
+    \b
+    Example:
+      periflow-ray sweep list
+    """
+    rows, documents = [], []
+    for job in list_jobs(root, tell_left_out):
+        sweep_id = job.record.job_id
+        if job.record.sweep is not None or not has_sweep(root, sweep_id):
+            continue
+        spec, trials = read_sweep(root, sweep_id), read_trials(root, sweep_id)
+        best = find_best(trials.values(), spec.mode)
+        num_ended = sum(trial.is_final for trial in trials.values())
+        value = None if best is None else best.best(spec.mode)
+        shown = NOTHING if value is None else f"{value:g}"
+        progress = f"{num_ended}/{spec.num_wanted}"
+        started = format_time(job.state.started_unix_s)
+        name = job.record.name or NOTHING
+        rows.append((str(sweep_id), name, job.state.status, progress, spec.metric, shown, started))
+        documents.append(
+            {
+                "number": sweep_id,
+                "name": job.record.name,
+                "status": job.state.status,
+                "num_trials": spec.num_wanted,
+                "num_ended": num_ended,
+                "metric": spec.metric,
+                "mode": spec.mode,
+                "best": value,
+                "best_trial": None if best is None else best.number,
+                "created": iso_time(job.record.created_unix_s),
+            }
+        )
+    columns = ("Number", "Name", "Status", "Trials", "Metric", "Best", "Start")
+    write_output(output, documents, lambda console: draw_table(console, columns, rows))
+
+
+@click.command()
+@_sweep_argument
+@click.option("-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most this many.")
+@click.option("-a", "--all", "shows_all", is_flag=True, help="All trials.")
+@storage_option
+@output_option
+def view(sweep_id: int, limit: int, shows_all: bool, root: StorageRoot, output: str) -> None:
+    """The trials of a sweep, the best first; parameters that are the same in all trials are left out.
+
+    \b
+    Examples:
+      periflow-ray sweep view 3
+      periflow-ray sweep view 3 --all -o json
+    """
+    spec, state = read_sweep(root, sweep_id), read_state(root, sweep_id)
+    trials = rank_trials(read_trials(root, sweep_id).values(), spec.mode)
+    shown = trials if shows_all else trials[:limit]
+    document = {
+        "number": sweep_id,
+        "status": state.status,
+        "message": state.message,
+        "metric": spec.metric,
+        "mode": spec.mode,
+        "num_trials": spec.num_wanted,
+        "trials": [_trial_document(trial, spec) for trial in shown],
+    }
+    write_output(output, document, lambda console: _draw_trials(console, spec, state, trials, shown))
+    if len(shown) < len(trials):
+        click.echo(f"{len(trials) - len(shown)} more: periflow-ray sweep view {sweep_id} --all", err=True)
+
+
+@click.command()
+@_sweep_argument
+@storage_option
+@output_option
+def best(sweep_id: int, root: StorageRoot, output: str) -> None:
+    """The best trial of a sweep so far: its parameters, its job and its newest checkpoint.
+
+    \b
+    Example:
+      periflow-ray sweep best 3 -o json
+    """
+    from periflow_ray.store.checkpoints import latest_committed
+
+    spec = read_sweep(root, sweep_id)
+    trial = find_best(read_trials(root, sweep_id).values(), spec.mode)
+    if trial is None:
+        raise UsageError(f"no trial of sweep {sweep_id} has reported {spec.metric} yet.")
+    newest = latest_committed(root, trial.job_ids[-1])
+    checkpoint = None if newest is None else f"{newest.job_id}/{newest.checkpoint}"
+    document = {**_trial_document(trial, spec), "checkpoint": checkpoint}
+    fields = {
+        "Trial": str(trial.number),
+        "Job": str(trial.job_ids[-1]),
+        f"Best {spec.metric}": f"{trial.best(spec.mode):g}",
+        "Status": trial.status,
+        "Checkpoint": checkpoint or NOTHING,
+        **{f"Parameter {name}": text_of(value) for name, value in trial.parameters.items()},
+    }
+    write_output(output, document, lambda console: console.print(build_fields(fields)))
+
+
+def _trial_document(trial: Trial, spec: SweepSpec) -> dict[str, Any]:
+    return {
+        "trial": trial.number,
+        "status": trial.status,
+        "why": trial.why,
+        "parameters": dict(trial.parameters),
+        "best": trial.best(spec.mode),
+        "last": trial.last,
+        "step": trial.step,
+        "jobs": list(trial.job_ids),
+        "attempts": trial.num_attempts,
+        "began": iso_time(trial.began_unix_s),
+        "ended": iso_time(trial.ended_unix_s),
+        "duration_s": round(trial.duration_s, 3),
+    }
+
+
+def _draw_trials(
+    console: Console, spec: SweepSpec, state: JobState, trials: Sequence[Trial], shown: Sequence[Trial]
+) -> None:
+    num_ended = sum(trial.is_final for trial in trials)
+    console.print(f"Sweep is {state.status}: {num_ended} of {spec.num_wanted} trials have ended.")
+    if state.message:
+        console.print(state.message, soft_wrap=True)
+    varying = [name for name in spec.parameters if len({repr(trial.parameters.get(name)) for trial in trials}) > 1]
+    columns = ("Trial", *varying, f"Best {spec.metric}", "Last", "Step", "Status", "Job", "Starts", "Time")
+    rows = []
+    for trial in shown:
+        best, last = trial.best(spec.mode), trial.last
+        rows.append(
+            (
+                str(trial.number),
+                *(_show_value(trial.parameters.get(name)) for name in varying),
+                NOTHING if best is None else f"{best:g}",
+                NOTHING if last is None else f"{last:g}",
+                str(trial.step),
+                trial.status if trial.why is None else f"{trial.status}: {trial.why}",
+                str(trial.job_ids[-1]) if trial.job_ids else NOTHING,
+                NOTHING if trial.num_attempts is None else str(trial.num_attempts),
+                format_duration(trial.duration_s),
+            )
+        )
+    draw_table(console, columns, rows)
+
+
+def _show_value(value: Any) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:.6g}" if isinstance(value, float) else text_of(value)

@@ -1,0 +1,50 @@
+"""The plan of one trial of a sweep: that of the template, with the trial's parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from periflow_ray.plan.job_plan import JobPlan
+from periflow_ray.spec.sweep_parameters import Value
+
+HPARAMS_VARIABLE = "PERIFLOW_HPARAMS"
+# How long what a rank reports may wait on its way, in the processes of a trial.
+REPORT_INTERVAL_VARIABLE = "PERIFLOW_REPORT_INTERVAL_S"
+TRIAL_REPORT_INTERVAL_S = 0.05
+
+
+def plan_trial(
+    plan: JobPlan, *, sweep: int, number: int, hparams: Mapping[str, Value], device_share: float = 1.0
+) -> JobPlan:
+    """What a trial runs.
+
+    Each parameter is a variable of the environment, so that bash puts ``${name}`` into the command, and all of them are
+    in one, for ``pf.hparams()``.
+
+    Args:
+        plan: of the sweep's template.
+        sweep: the sweep's own job, which has the workspace.
+        device_share: of a device that the trial has for itself.
+    """
+    variables = {name: text_of(value) for name, value in hparams.items()}
+    env = {
+        **plan.env,
+        **variables,
+        HPARAMS_VARIABLE: json.dumps(dict(hparams)),
+        REPORT_INTERVAL_VARIABLE: str(TRIAL_REPORT_INTERVAL_S),
+    }
+    return plan.model_copy(
+        update={
+            "name": f"{plan.name or 'sweep'}-{number}",
+            "env": env,
+            "hparams": dict(hparams),
+            "workspace_of": sweep,
+            "cpus_per_device": plan.cpus_per_device * device_share,
+        }
+    )
+
+
+def text_of(value: Value) -> str:
+    """A value as a command line takes it: ``true`` and ``false`` for booleans, no more digits than a number needs."""
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,76 @@
+"""How a job ended, and why, in a user's words."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from typing import Literal
+
+import ray
+import ray.train
+
+from periflow_ray.errors import PeriflowRayError
+from periflow_ray.runtime.monitor.contract import Ending
+from periflow_ray.runtime.ray_private import find_cause
+
+_NUM_ERROR_LINES = 6
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """How a job ended; ``left`` is one that goes on elsewhere, with another driver.
+
+    Args:
+        error: what Ray raised.
+        signum: the signal that stopped it, if it was one.
+    """
+
+    status: Literal["success", "failed", "stopped", "left"]
+    result: ray.train.Result | None = None
+    error: BaseException | None = None
+    signum: signal.Signals | None = None
+
+
+def find_loss(ending: Ending | None, error: BaseException | None) -> str | None:
+    """Which process of its own a run lost, and with it what it could say of the job."""
+    if ending is None:
+        return "the monitor of the job died"
+    if isinstance(error, ray.exceptions.RayActorError) or isinstance(
+        getattr(error, "controller_failure", None), ray.exceptions.RayActorError
+    ):
+        # It dies at once where it cannot write its mark into the storage.
+        return "Ray Train's controller of the job died"
+    return None
+
+
+def describe_error(ending: Ending, error: BaseException | None) -> str:
+    """Why a job failed: a worker that died, else the first member's diagnosis, else what Ray or the monitor says.
+
+    Args:
+        error: what Ray raised; None if all workers left as they were told.
+    """
+    text = _describe_cause(ending, error)
+    return text if ending.why_over is None else f"{text}\nNot started again: {ending.why_over}."
+
+
+def _describe_cause(ending: Ending, error: BaseException | None) -> str:
+    causes = getattr(error, "worker_failures", None) or {}
+    for rank in sorted(causes):
+        cause = find_cause(causes[rank])
+        if isinstance(cause, ray.exceptions.OutOfMemoryError):
+            return f"worker {rank} was ended by Ray because the machine's memory was full.\n{_first_lines(str(cause))}"
+        if isinstance(cause, ray.exceptions.RayActorError):
+            # A worker never dies because of another one, so this comes before what the others report.
+            return f"worker {rank} died: its process was killed, or its machine was lost.\n{_first_lines(str(cause))}"
+    if ending.failures:
+        return ending.failures[0].describe()
+    if error is None:
+        return ending.text
+    for rank in sorted(causes):
+        is_own = isinstance(causes[rank], PeriflowRayError)
+        return str(causes[rank]) if is_own else f"worker {rank}: {_first_lines(str(causes[rank]))}"
+    return _first_lines(str(error))
+
+
+def _first_lines(text: str) -> str:
+    return "\n".join([line for line in text.splitlines() if line.strip()][:_NUM_ERROR_LINES])

@@ -1,0 +1,268 @@
+"""The driver of a sweep: Ray Tune chooses and stops the trials, the journal keeps what happened."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray import tune
+
+from periflow_ray.errors import PeriflowRayError, StorageError
+from periflow_ray.jobs import JobProgress, JobRecord, read_written_state, write_progress
+from periflow_ray.jobs.requests import Request, StopRequest, post_request
+from periflow_ray.jobs.stop_times import SAVE_TIMEOUT_S, SIGNAL_SAVE_TIMEOUT_S
+from periflow_ray.plan import JobPlan
+from periflow_ray.runtime.graceful_stop import on_stop_signals
+from periflow_ray.runtime.job_requests import JobRequests
+from periflow_ray.runtime.job_state import StateKeeper
+from periflow_ray.runtime.sweeps.methods import make_scheduler, make_searcher
+from periflow_ray.runtime.sweeps.searcher import SweepSearcher
+from periflow_ray.runtime.sweeps.trainable import ENDED, FAILS, IS_THERE, LACKS_METRIC, TrialTrainable, is_worst
+from periflow_ray.runtime.sweeps.trial_job import SweepTask
+from periflow_ray.runtime.sweeps.tuning import describe_end, resources_of, set_tune_environment
+from periflow_ray.spec.sweep import STEP, SweepSpec
+from periflow_ray.spec.sweep_parameters import Value
+from periflow_ray.store.arrow import open_arrow_filesystem
+from periflow_ray.store.keys import job_key
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.sweeps.documents import TrialPlace, read_sweep, write_place
+from periflow_ray.sweeps.journal import Journal, Trial, TrialStatus, find_best, read_trials
+from periflow_ray.sweeps.trials import make_trial_job
+
+FLUSH_INTERVAL_S = 0.5
+# Of Tune's own directory below the sweep's, which nobody reads again.
+_TUNE_DIR = "tune"
+
+
+def run_sweep(root: StorageRoot, state: StateKeeper, plan: JobPlan, record: JobRecord, task: SweepTask) -> bool:
+    """Run a sweep, or go on with it, to its end; whether it found a best trial.
+
+    Raises:
+        PeriflowRayError: it cannot be run as it is.
+    """
+    spec = read_sweep(root, record.job_id)
+    set_tune_environment()
+    ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
+    sweep = _Sweep(root, state, plan, record, spec)
+    with JobRequests(root, record.job_id, sweep.carry_out, on_problem=state.note), on_stop_signals(sweep.stop):
+        return sweep.run(task)
+
+
+class _Sweep(tune.Callback):  # type: ignore[misc]
+    """Tune tells it what happens; its methods are called in the driver's main thread, but for ``stop``."""
+
+    def __init__(
+        self, root: StorageRoot, state: StateKeeper, plan: JobPlan, record: JobRecord, spec: SweepSpec
+    ) -> None:
+        self._root = root
+        self._state = state
+        self._plan = plan
+        self._record = record
+        self._spec = spec
+        self._began_s = time.monotonic()
+        self._journal = Journal(root, record.job_id)
+        self._known: dict[int, Trial] = read_trials(root, record.job_id)
+        self._places: dict[str, TrialPlace] = {}
+        self._actors: dict[str, Any] = {}
+        self._fails: dict[str, str] = {}
+        self._live: dict[str, float] = {}
+        self._device_seconds = sum(
+            (trial.ended_unix_s or trial.began_unix_s) - trial.began_unix_s for trial in self._known.values()
+        )
+        self._flushed_s = 0.0
+        self._is_stopped = threading.Event()
+        self._why_over: str | None = None
+        self._error: str | None = None
+        self._searcher = SweepSearcher(spec, make_searcher(spec, self._known), self._known, self._begin)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For the copy that Tune makes of all it is given, and that nobody restores.
+        return {}
+
+    def run(self, task: SweepTask) -> bool:
+        spec, plan = self._spec, self._plan
+        num_ended = sum(trial.is_final for trial in self._known.values())
+        again = f"; {num_ended} have ended before" if self._known else ""
+        self._state.enter("running", f"runs {spec.num_wanted} trials{again}")
+        trainable = tune.with_parameters(
+            TrialTrainable, task=task, metric=spec.metric, mode=spec.mode, stop=dict(spec.stop)
+        )
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, resources_of(plan, spec)),
+            tune_config=tune.TuneConfig(
+                metric=spec.metric,
+                mode=spec.mode,
+                num_samples=max(1, spec.num_wanted - num_ended),
+                search_alg=self._searcher,
+                scheduler=make_scheduler(spec, self._known),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=_TUNE_DIR,
+                storage_path=self._root.path_of(job_key(self._record.job_id)),
+                storage_filesystem=open_arrow_filesystem(self._root),
+                # A trial whose job failed is not tried again, see on_trial_result; one that lost its agent is.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=-1),
+                callbacks=[self],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+        self._journal.flush()
+        self._root.delete(job_key(self._record.job_id, _TUNE_DIR))
+        return self._conclude()
+
+    def carry_out(self, request: Request) -> None:
+        """What a user asks of the sweep."""
+        match request:
+            case StopRequest(timeout_s):
+                self.stop("requested by the user", timeout_s)
+            case _:
+                self._state.note("a sweep cannot rehearse a loss; drill one of its trials")
+
+    def stop(self, reason: str, timeout_s: float = SIGNAL_SAVE_TIMEOUT_S) -> None:
+        """Begin no more trials, and let those that run save and end."""
+        if self._why_over is None:
+            self._why_over = reason
+            self._state.enter("stopping", f"stopping: {reason}")
+        self._is_stopped.set()
+        self._searcher.finish()
+        for tune_id in list(self._live):
+            try:
+                post_request(self._root, self._places[tune_id].job_id, StopRequest(timeout_s))
+            except (OSError, StorageError) as err:
+                self._state.note(f"trial {self._places[tune_id].number} was not asked to stop: {err}")
+
+    def _begin(self, number: int, parameters: Mapping[str, Value], tune_id: str) -> None:
+        known = self._known.get(number)
+        job_id = known.job_ids[-1] if known is not None else None
+        if job_id is None:
+            job_id = make_trial_job(
+                self._root,
+                self._plan,
+                self._record,
+                number=number,
+                parameters=parameters,
+                device_share=self._spec.resources.device,
+            )
+        write_place(self._root, self._record.job_id, tune_id, TrialPlace(number, job_id))
+        self._journal.begin(number, job_id, parameters, tune_id)
+        self._known.setdefault(number, Trial(number, parameters, time.time(), [job_id]))
+        self._places[tune_id] = TrialPlace(number, job_id)
+
+    # What Tune tells.
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        now_s = time.monotonic()
+        if now_s - self._flushed_s > FLUSH_INTERVAL_S:
+            self._flushed_s = now_s
+            try:
+                self._journal.flush()
+            except (OSError, StorageError) as err:
+                print(f"the journal is delayed: {err}")
+            self._watch_limits(now_s)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._actors[trial.trial_id] = trial.temporary_state.ray_actor
+        self._live.setdefault(trial.trial_id, time.monotonic())
+        if self._is_stopped.is_set():
+            self.stop(self._why_over or "")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        number = self._places[trial.trial_id].number
+        if FAILS in result:
+            # The next call of the agent raises, and that is final.
+            trial.max_failures = 0
+            self._fails[trial.trial_id] = result[FAILS]
+            if result[LACKS_METRIC] and self._error is None:
+                self._error = result[FAILS]
+                self.stop(self._error, 0.0)
+            return
+        known, value, step = self._known[number], float(result[self._spec.metric]), int(result[STEP])
+        if ENDED not in result and (step, value) not in known.reports[-1:]:
+            shown = float("nan") if is_worst(value) else value
+            known.reports.append((step, shown))
+            self._journal.report(number, step, shown)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        ended, step = trial.last_result.get(ENDED), trial.last_result.get(STEP, 0)
+        if ended is not None:
+            self._end(trial.trial_id, "success" if ended == "success" else "stopped", None)
+            return
+        # Its processes go on, and have to be ended, whether or not another trial takes its agent.
+        max_t = self._spec.scheduler.options.get("max_t", math.inf)
+        if trial.last_result.get(IS_THERE) or step >= max_t:
+            status: TrialStatus = "success"
+            why, save_timeout_s = f"came to its end at step {step}", SAVE_TIMEOUT_S
+        else:
+            status, why, save_timeout_s = "early", f"stopped early by {self._spec.scheduler.name} at step {step}", 0.0
+        self._actors[trial.trial_id].end_trial.remote(why, save_timeout_s)
+        self._end(trial.trial_id, status, why)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end(trial.trial_id, "failed", self._fails.get(trial.trial_id, "its agent failed"))
+
+    def _end(self, tune_id: str, status: TrialStatus, why: str | None) -> None:
+        began_s = self._live.pop(tune_id, None)
+        if began_s is not None:
+            self._device_seconds += time.monotonic() - began_s
+        number = self._places[tune_id].number
+        trial = self._known[number]
+        trial.status, trial.why, trial.ended_unix_s = status, why, time.time()
+        self._journal.end(number, status, why, self._count_attempts(trial))
+        self._state.note(describe_end(trial, self._spec))
+        ended = sum(each.is_final for each in self._known.values())
+        best = find_best(self._known.values(), self._spec.mode)
+        metrics = {} if best is None else {f"best {self._spec.metric}": best.best(self._spec.mode)}
+        with contextlib.suppress(OSError, StorageError):
+            write_progress(self._root, self._record.job_id, JobProgress(ended, self._spec.num_wanted, None, metrics))
+
+    def _count_attempts(self, trial: Trial) -> int:
+        try:
+            return sum(read_written_state(self._root, job_id).attempt for job_id in trial.job_ids)
+        except (OSError, PeriflowRayError):
+            return 1
+
+    def _watch_limits(self, now_s: float) -> None:
+        if self._why_over is not None:
+            return
+        budget_s = self._spec.time_budget_s
+        if budget_s is not None and now_s - self._began_s > budget_s:
+            self.stop(f"the time budget of {self._spec.time_budget} is over")
+        price = self._plan.price_per_hour_usd
+        if self._spec.max_cost is not None and price is not None:
+            seconds = self._device_seconds + sum(now_s - began_s for began_s in self._live.values())
+            cost = seconds / 3600 * price * self._spec.resources.device
+            if cost >= self._spec.max_cost:
+                self.stop(f"it has cost ${cost:.2f}, and max_cost is ${self._spec.max_cost:g}")
+
+    def _conclude(self) -> bool:
+        trials = self._known.values()
+        counts = {status: sum(trial.status == status for trial in trials) for status in ("success", "early", "failed")}
+        best = find_best(trials, self._spec.mode)
+        text = f"{len(self._known)} trials: {counts['success']} ran to the end, {counts['early']} were stopped early"
+        if counts["failed"]:
+            text += f", {counts['failed']} failed"
+        if best is not None:
+            text += f"; the best {self._spec.metric} is {best.best(self._spec.mode):g}, of trial {best.number}"
+        if self._error is not None:
+            self._state.enter("failed", self._error)
+            return False
+        if self._why_over is not None:
+            self._state.enter("stopped", f"stopped: {self._why_over}; {text}")
+            return False
+        if best is None:
+            self._state.enter("failed", f"no trial reported {self._spec.metric}; {text}")
+            return False
+        self._state.note(text)
+        self._state.enter("success", None)
+        return True

@@ -1,0 +1,210 @@
+"""A trial's job in this process: its driver, its monitor and its one member are here, and no worker group of Ray Train.
+
+A worker group takes seconds to start; a trial of a sweep is often over by then.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import ray
+
+from periflow_ray.errors import JobFailedError
+from periflow_ray.jobs import read_claim
+from periflow_ray.jobs.metrics import Metric
+from periflow_ray.jobs.succession import driver_id_of
+from periflow_ray.plan.trial import TRIAL_REPORT_INTERVAL_S
+from periflow_ray.runtime.command_jobs.node import NodeTask, find_free_port, run_member
+from periflow_ray.runtime.graceful_stop import GracefulStop
+from periflow_ray.runtime.job_driver import JobSetup, run_job
+from periflow_ray.runtime.job_end import JobEnd
+from periflow_ray.runtime.job_state import StateKeeper
+from periflow_ray.runtime.member.sandbox import Sandbox
+from periflow_ray.runtime.monitor.actor import Monitor
+from periflow_ray.runtime.monitor.client import MonitorClient
+from periflow_ray.runtime.monitor.contract import MemberFacts
+from periflow_ray.runtime.monitor.in_process import InProcessMonitor
+from periflow_ray.runtime.monitor.kept_checkpoints import Retention
+from periflow_ray.runtime.monitor.rules import JobRules
+from periflow_ray.runtime.monitor.sinks import MetricSink, plan_sinks, sink_variables
+from periflow_ray.runtime.ray_train.group_policy import LeaveGroupError
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.sweeps.trials import take_up_trial
+
+# Until the processes of a trial that is stopped are gone, and its last words are written.
+_END_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class SweepTask:
+    """What an agent needs of its sweep.
+
+    Args:
+        sweep_id: the sweep's own job.
+    """
+
+    root: StorageRoot
+    sweep_id: int
+    secrets: Mapping[str, str] = field(repr=False)
+    cloud_variables: Mapping[str, str] = field(repr=False)
+    secrets_key: str = field(repr=False, default="")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What rank 0 reported at a step."""
+
+    step: int
+    values: Mapping[str, object]
+
+
+class TrialJob:
+    """Runs the job in threads of this process, from ``start`` on."""
+
+    def __init__(self, task: SweepTask, job_id: int) -> None:
+        self._task = task
+        self.job_id = job_id
+        # What comes out of it: reports in their order, then its end or an error.
+        self._outcomes: queue.SimpleQueue[Report | JobEnd | BaseException] = queue.SimpleQueue()
+        self._stop: GracefulStop | None = None
+        self._is_attached = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"job-{job_id}", daemon=True)
+
+    def start(self) -> None:
+        """Begin, or go on from the newest checkpoint of the job."""
+        self._thread.start()
+
+    def next_outcome(self) -> Report | JobEnd:
+        """Wait for the next report, or for the end.
+
+        Raises:
+            Exception: the job could not be run.
+        """
+        outcome = self._outcomes.get()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def end(self, reason: str, save_timeout_s: float) -> None:
+        """Stop it, and return when all is over.
+
+        Args:
+            save_timeout_s: how long a save may take; 0 saves nothing.
+        """
+        if not self._thread.is_alive():
+            return
+        self._is_attached.wait()
+        if self._stop is not None:
+            self._stop.reason = reason
+            self._stop.ask(save_timeout_s)
+        self._thread.join(save_timeout_s + _END_TIMEOUT_S)
+
+    def _run(self) -> None:
+        try:
+            self._outcomes.put(self._run_job())
+        except BaseException as err:
+            self._outcomes.put(err)
+        finally:
+            self._is_attached.set()
+
+    def _run_job(self) -> JobEnd:
+        task, job_id = self._task, self.job_id
+        plan, record = take_up_trial(task.root, job_id)
+        root = task.root if plan.fsync else task.root.without_fsync()
+        driver_id = driver_id_of(record)
+        with StateKeeper(root, job_id, driver_id=driver_id) as state:
+            state.hide((*task.secrets.values(), task.secrets_key))
+            sinks = plan_sinks(plan.plugin, record, plan.env, state.note)
+            variables = sink_variables(sinks, given={*plan.env, *plan.secret_names})
+            plan = plan.model_copy(update={"env": {**variables.settings, **plan.env}})
+            rules = JobRules(
+                devices_per_member=plan.devices_per_node,
+                max_failures=plan.max_failures,
+                retention=Retention(plan.keep_last, plan.keep_best),
+                hang_timeout_s=plan.hang_timeout_s,
+                sinks=(*sinks, _Reports(self._outcomes.put)),
+                driver_id=driver_id,
+                report_interval_s=TRIAL_REPORT_INTERVAL_S,
+            )
+            claim = read_claim(root, job_id)
+
+            def make_group(monitor: MonitorClient) -> _Here:
+                node = NodeTask(
+                    plan.model_dump_json(),
+                    job_id,
+                    claim,
+                    root,
+                    monitor,
+                    {**variables.secrets, **task.secrets},
+                    task.cloud_variables,
+                    task.secrets_key,
+                )
+                return _Here(node)
+
+            setup = JobSetup(
+                num_members=1,
+                min_num_members=1,
+                resources_per_member={},
+                rules=rules,
+                open_monitor=lambda: InProcessMonitor(lambda: Monitor(root, job_id, rules)).__enter__(),
+                remove_sandboxes=Sandbox(root.uri, job_id, 0).remove,
+            )
+            self._stop = GracefulStop(state, is_interactive=False)
+            self._is_attached.set()
+            return run_job(root, job_id, state, setup, make_group, self._stop)
+
+
+class _Here:
+    """The job's one member, in the thread that calls ``fit``."""
+
+    monitor: MonitorClient
+    min_num_workers: int | None = None
+    vm_names: Sequence[str] = ()
+
+    def __init__(self, task: NodeTask) -> None:
+        self._task = task
+
+    def fit(self) -> None:
+        outcome = run_member(self._task, 0, describe=_describe, group=str(id(self)))
+        if outcome.following == "new_group":
+            raise LeaveGroupError("this machine is taken away; the trial goes on elsewhere")
+        if outcome.failure is not None:
+            raise JobFailedError(outcome.failure.describe())
+
+    def end_now(self) -> None:
+        """Its command ends when the monitor says so."""
+
+    def release(self) -> None:
+        """What it has is this process's own."""
+
+
+def _describe() -> MemberFacts:
+    context = ray.get_runtime_context()
+    return MemberFacts(0, 1, 0, ray.util.get_node_ip_address(), find_free_port(), context.get_node_id())
+
+
+class _Reports:
+    """A metric sink that hands on what rank 0 reports."""
+
+    def __init__(self, hand_on: Callable[[Report], None]) -> None:
+        self._hand_on = hand_on
+
+    def open(self, root: StorageRoot, job_id: int, on_problem: Callable[[str], None]) -> MetricSink:
+        return self
+
+    def environment(self) -> Mapping[str, str]:
+        return {}
+
+    def record(self, metrics: Sequence[Metric]) -> None:
+        for metric in metrics:
+            if metric.rank == 0:
+                self._hand_on(Report(metric.step, metric.values))
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Nothing is held back."""

@@ -1,0 +1,1 @@
+"""Hyperparameter sweeps: what one is, its journal, and what is known of its trials."""

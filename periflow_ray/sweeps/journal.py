@@ -1,0 +1,175 @@
+"""A sweep's journal: one line for each thing that happened, never changed; all that is known of the trials is in it.
+
+The sweep's driver alone writes it. Whoever reads it gets the same ``Trial`` from the same lines, and so does a driver
+that takes up a sweep whose driver died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from periflow_ray.errors import StorageError
+from periflow_ray.finite_json import dump_json
+from periflow_ray.spec.sweep_parameters import Value
+from periflow_ray.store.keys import job_key
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.segments import SegmentWriter, read_lines
+
+TrialStatus = Literal["running", "success", "early", "failed", "stopped"]
+"""``early``: the scheduler ended it, because others are better; ``stopped``: a user or a limit did."""
+# A trial that was stopped goes on when its sweep does.
+FINAL: frozenset[str] = frozenset({"success", "early", "failed"})
+
+
+@dataclass
+class Trial:
+    """What is known of a trial. Times in Unix seconds.
+
+    Args:
+        job_ids: the jobs that it was, the newest last.
+        reports: each step at which the metric was reported, and its value; NaN where it is none.
+        why: why it ended, if there is more to say.
+        num_attempts: starts of its command, once it has ended.
+    """
+
+    number: int
+    parameters: Mapping[str, Value]
+    began_unix_s: float
+    job_ids: list[int] = field(default_factory=list)
+    reports: list[tuple[int, float]] = field(default_factory=list)
+    status: TrialStatus = "running"
+    ended_unix_s: float | None = None
+    why: str | None = None
+    num_attempts: int | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more is to come of it, also when the sweep is taken up again."""
+        return self.status in FINAL
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from its beginning to its end, or until now."""
+        return max(0.0, (time.time() if self.ended_unix_s is None else self.ended_unix_s) - self.began_unix_s)
+
+    @property
+    def step(self) -> int:
+        """The last step that was reported."""
+        return self.reports[-1][0] if self.reports else 0
+
+    @property
+    def last(self) -> float | None:
+        """The metric as it was reported last."""
+        return self.reports[-1][1] if self.reports else None
+
+    def best(self, mode: str) -> float | None:
+        """The best value of the metric; NaN is none."""
+        values = [value for _, value in self.reports if not math.isnan(value)]
+        if not values:
+            return None
+        return max(values) if mode == "max" else min(values)
+
+
+class Journal:
+    """Writes the journal of a sweep; lines are visible at once, or soon after where the storage refuses them.
+
+    Any thread may call.
+    """
+
+    def __init__(self, root: StorageRoot, sweep_id: int) -> None:
+        self._writer = SegmentWriter(root, _prefix(sweep_id))
+        self._lock = threading.Lock()
+
+    def begin(self, number: int, job_id: int, parameters: Mapping[str, Value], tune_id: str) -> None:
+        """A trial is to begin, or to go on, as this job; it is in the storage when this returns.
+
+        Raises:
+            OSError, StorageError: it is not, and the trial must not begin.
+        """
+        self._append("begin", number, job=job_id, parameters=dict(parameters), tune=tune_id)
+        self.flush()
+
+    def report(self, number: int, step: int, value: float) -> None:
+        """The metric of a trial at a step."""
+        self._append("report", number, step=step, value=value)
+
+    def end(self, number: int, status: TrialStatus, why: str | None, num_attempts: int) -> None:
+        """A trial has ended."""
+        self._append("end", number, status=status, why=why, attempts=num_attempts)
+        with contextlib.suppress(OSError, StorageError):
+            self.flush()
+
+    def flush(self) -> None:
+        """Make all lines visible.
+
+        Raises:
+            OSError, StorageError: not now; the next flush has them, too.
+        """
+        self._writer.flush()
+
+    def _append(self, kind: str, number: int, **values: Any) -> None:
+        line = dump_json({"kind": kind, "trial": number, "time": round(time.time(), 3), **values})
+        with self._lock:
+            self._writer.append(line.encode() + b"\n")
+
+
+def read_trials(root: StorageRoot, sweep_id: int) -> dict[int, Trial]:
+    """What the journal knows of each trial that has begun, by number; lines that are damaged are left out."""
+    return replay(read_lines(root, _prefix(sweep_id)))
+
+
+def replay(lines: Iterable[bytes]) -> dict[int, Trial]:
+    """What follows from lines of a journal."""
+    trials: dict[int, Trial] = {}
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            _take(trials, json.loads(line))
+    return trials
+
+
+def _take(trials: dict[int, Trial], event: Mapping[str, Any]) -> None:
+    number = int(event["trial"])
+    match event["kind"]:
+        case "begin":
+            trial = trials.setdefault(number, Trial(number, event["parameters"], event["time"]))
+            trial.parameters = event["parameters"]
+            trial.status, trial.ended_unix_s, trial.why = "running", None, None
+            if event["job"] not in trial.job_ids:
+                trial.job_ids.append(event["job"])
+        case "report":
+            trial, step = trials[number], int(event["step"])
+            # One that was started again reports some steps a second time.
+            while trial.reports and trial.reports[-1][0] >= step:
+                trial.reports.pop()
+            trial.reports.append((step, float(event["value"])))
+        case "end":
+            trial = trials[number]
+            trial.status, trial.ended_unix_s, trial.why = event["status"], event["time"], event.get("why")
+            trial.num_attempts = event.get("attempts")
+
+
+def _prefix(sweep_id: int) -> str:
+    return job_key(sweep_id, "journal")
+
+
+def find_best(trials: Iterable[Trial], mode: str) -> Trial | None:
+    """The trial with the best value of the metric, of several the first; None if no trial has any."""
+    return next(iter(rank_trials([trial for trial in trials if trial.best(mode) is not None], mode)), None)
+
+
+def rank_trials(trials: Iterable[Trial], mode: str) -> list[Trial]:
+    """Trials, the best first; those without a value of the metric come last."""
+    sign = -1 if mode == "max" else 1
+
+    def key(trial: Trial) -> tuple[bool, float, int]:
+        best = trial.best(mode)
+        return best is None, 0.0 if best is None else sign * best, trial.number
+
+    return sorted(trials, key=key)

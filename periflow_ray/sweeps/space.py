@@ -1,0 +1,62 @@
+"""The parameters of one trial after the other, as Ray Tune draws them from a sweep's space.
+
+Ray Tune is imported when it draws: whoever only reads sweeps does without it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from periflow_ray.spec.sweep import SweepSpec
+from periflow_ray.spec.sweep_parameters import Parameter
+
+
+def draw_trials(spec: SweepSpec) -> Iterator[dict[str, Any]]:
+    """Random values and grids: the same seed gives the same trials; ends where grids are all that is searched.
+
+    The points come first; what they leave out is drawn.
+    """
+    import numpy as np
+    from ray.tune.search.variant_generator import generate_variants
+
+    space = {name: domain_of(parameter, spec.search.name) for name, parameter in spec.parameters.items()}
+    random = np.random.RandomState(spec.seed)
+    only_grids = spec.num_combinations is not None and spec.num_trials is None
+    rounds: Iterable[object] = [None] if only_grids else itertools.count()
+    points = iter(spec.points)
+    for _ in rounds:
+        for _, variant in generate_variants(space, random_state=random):
+            yield drop_unused(spec, {**variant, **next(points, {})})
+
+
+def domain_of(parameter: Parameter, search: str) -> Any:
+    """A parameter as Ray Tune has it: a domain, a grid or a value."""
+    from ray import tune
+
+    values = list(parameter.values)
+    match parameter.kind:
+        case "fixed":
+            return values[0]
+        case "grid":
+            return tune.grid_search(values)
+        case "choice":
+            return tune.grid_search(values) if search == "grid" else tune.choice(values)
+    return getattr(tune, parameter.kind)(*values)
+
+
+def drop_unused(spec: SweepSpec, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that are used with the values of the others."""
+    used = dict(parameters)
+    # One that is dropped can make others unused.
+    while True:
+        unused = {
+            name
+            for name in used
+            for other, values in spec.parameters[name].when.items()
+            if other not in used or used[other] not in values
+        }
+        if not unused:
+            return used
+        used = {name: value for name, value in used.items() if name not in unused}

@@ -1,0 +1,60 @@
+"""A trial as a job: made when it begins, taken up again by whoever goes on with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+
+from periflow_ray import jobs
+from periflow_ray.jobs import JobRecord, JobState
+from periflow_ray.jobs.resumes import reopen_job
+from periflow_ray.plan import JobPlan
+from periflow_ray.plan.trial import plan_trial
+from periflow_ray.spec.sweep_parameters import Value
+from periflow_ray.store.documents import read_document, write_private_document
+from periflow_ray.store.keys import job_key
+from periflow_ray.store.root import StorageRoot
+
+
+def make_trial_job(
+    root: StorageRoot,
+    plan: JobPlan,
+    sweep: JobRecord,
+    *,
+    number: int,
+    parameters: Mapping[str, Value],
+    device_share: float,
+) -> int:
+    """Store the job of a trial that is about to begin; returns its number.
+
+    Args:
+        plan: of the sweep's template.
+        sweep: the record of the sweep itself.
+    """
+    job_id = jobs.claim_job_id(root)
+    own_plan = plan_trial(plan, sweep=sweep.job_id, number=number, hparams=parameters, device_share=device_share)
+    record = dataclasses.replace(
+        sweep,
+        job_id=job_id,
+        name=own_plan.name,
+        created_unix_s=time.time(),
+        ray_submission_id=None,
+        resumed_unix_s=None,
+        sweep=sweep.job_id,
+        trial=number,
+    )
+    write_private_document(root, job_key(job_id, "plan.json"), own_plan)
+    jobs.write_state(root, job_id, JobState("waiting"))
+    jobs.write_record(root, record)
+    return job_id
+
+
+def take_up_trial(root: StorageRoot, job_id: int) -> tuple[JobPlan, JobRecord]:
+    """The plan and the record of a trial's job for its new driver, which is the only one from now on."""
+    plan = read_document(root, job_key(job_id, "plan.json"), JobPlan)
+    record, state = jobs.read_record(root, job_id), jobs.read_written_state(root, job_id)
+    if state.status != "waiting" or state.attempt:
+        record = dataclasses.replace(record, resumed_unix_s=time.time())
+        reopen_job(root, record, state, "the trial goes on")
+    return plan, record

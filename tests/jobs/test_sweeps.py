@@ -1,0 +1,176 @@
+"""Sweeps on real Ray, from the command line to the best trial, through every loss."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.workbench import Workbench, find_agent, find_driver, processes_with, wait_until
+
+from periflow_ray import jobs
+from periflow_ray.jobs.attempts import read_attempts
+from periflow_ray.runtime.member.sandbox import Sandbox
+from periflow_ray.store.checkpoints import latest_committed, restore
+from periflow_ray.sweeps.journal import Trial, read_trials
+
+pytestmark = pytest.mark.ray
+
+NUM_STEPS = 60
+# Each step hashes the state before it: the last state tells whether one was lost or made twice.
+SCRIPT = f"""
+import hashlib, json, os, sys, time
+from pathlib import Path
+import periflow_ray as pf
+
+x, name = float(sys.argv[1]), sys.argv[2]
+assert pf.hparams() == {{"x": x, "name": name}} and os.environ["x"] == sys.argv[1]
+path = Path(os.environ["CKPT_DIR"]) / "state.json"
+step, state = json.loads(path.read_text()) if path.exists() else (0, name)
+pf.init(total_train_steps={NUM_STEPS})
+while step < {NUM_STEPS}:
+    with pf.train_step():
+        state = hashlib.sha256(f"{{state}} {{step}}".encode()).hexdigest()
+        time.sleep(0.05)
+    step += 1
+    pf.metric({{"loss": x / step, "epoch": step // 10}})
+    if step % 10 == 0 or pf.is_emergency_save():
+        path.write_text(json.dumps([step, state]))
+        pf.upload_checkpoint()
+"""
+TEMPLATE = """\
+name: chain
+vm: local
+num_devices: 1
+max_failures: 2
+job_setting:
+  type: custom
+  launch_mode: device
+  docker:
+    command: cd /workspace/app && python main.py ${x} $name
+checkpoint:
+  output_checkpoint_dir: /workspace/ckpt
+"""
+Start = Callable[..., int]
+
+
+@pytest.fixture
+def start(workbench: Workbench, tmp_path: Path) -> Start:
+    """Starts a sweep over ``x`` and ``name``; returns its number."""
+
+    def run(**given: Any) -> int:
+        workspace = tmp_path / "app"
+        workspace.mkdir()
+        (workspace / "main.py").write_text(SCRIPT)
+        (tmp_path / "pf-template.yml").write_text(TEMPLATE)
+        parameters = {"x": {"grid": [3.0, 1.0, 2.0]}, "name": {"grid": ["a", "b"]}}
+        sweep = {"metric": "loss", "mode": "min", "max_concurrent": 2, "parameters": parameters, **given}
+        (tmp_path / "sweep.yml").write_text(json.dumps(sweep))
+        options = ["--sweep", tmp_path / "sweep.yml", "-d", workspace, "--no-follow", "--yes"]
+        outcome = workbench.run("sweep", "run", "--local", "-f", tmp_path / "pf-template.yml", *options)
+        assert outcome.exit_code == 0, outcome.stderr
+        return int(outcome.stdout.split("(")[1].split(")")[0])
+
+    return run
+
+
+def ask(bench: Workbench, *arguments: object) -> Any:
+    outcome = bench.run(*arguments, "-o", "json")
+    assert outcome.exit_code == 0, outcome.stderr
+    return json.loads(outcome.stdout)
+
+
+def find_running(bench: Workbench, sweep_id: int, min_step: int) -> list[Trial]:
+    """Trials that run and have come to a step."""
+    trials = read_trials(bench.root, sweep_id).values()
+    return [trial for trial in trials if trial.status == "running" and trial.step >= min_step]
+
+
+def assert_whole(bench: Workbench, trial: Trial, tmp_path: Path) -> None:
+    """Its last checkpoint has every step once, and its job says so."""
+    (job_id,) = trial.job_ids
+    newest = latest_committed(bench.root, job_id)
+    assert newest is not None
+    restore(bench.root, newest, 0, tmp_path / f"state-{trial.number}")
+    step, state = json.loads((tmp_path / f"state-{trial.number}" / "state.json").read_text())
+    expected = str(trial.parameters["name"])
+    for index in range(NUM_STEPS):
+        expected = hashlib.sha256(f"{expected} {index}".encode()).hexdigest()
+    assert (step, state) == (NUM_STEPS, expected)
+    assert jobs.read_state(bench.root, job_id).status == "success"
+    assert trial.step == NUM_STEPS
+
+
+def test_a_sweep_outlives_its_driver_an_agent_and_a_notice_and_runs_each_trial_once(
+    workbench: Workbench, start: Start, tmp_path: Path
+) -> None:
+    sweep_id = start()
+    root = workbench.root
+    wait_until(lambda: bool(find_running(workbench, sweep_id, 15)), "a trial has saved")
+    driver = find_driver(root.uri, sweep_id)
+    assert driver is not None
+    os.kill(driver, signal.SIGKILL)
+    wait_until(lambda: find_driver(root.uri, sweep_id) not in (None, driver), "the driver is started again")
+    wait_until(lambda: any(trial.is_final for trial in read_trials(root, sweep_id).values()), "a trial has ended")
+    wait_until(lambda: bool(find_running(workbench, sweep_id, 15)), "another trial has saved")
+    victim = find_running(workbench, sweep_id, 15)[0]
+    sandbox = str(Sandbox(root.uri, victim.job_ids[0], 0).directory)
+    agent = find_agent(sandbox)
+    assert agent is not None
+    os.kill(agent, signal.SIGKILL)
+    wait_until(lambda: len(read_attempts(root, victim.job_ids[0])) > 1, "the trial goes on")
+    wait_until(lambda: bool(find_running(workbench, sweep_id, 5)), "a trial makes steps")
+    drilled = find_running(workbench, sweep_id, 5)[-1]
+    outcome = workbench.run("job", "drill", drilled.job_ids[0], "--notice", "20s")
+    assert "lost 0 steps" in outcome.stdout, outcome.stderr
+    assert ask(workbench, "sweep", "view", sweep_id)["status"] == "running"
+    wait_until(lambda: jobs.read_state(root, sweep_id).has_ended, "the sweep has ended")
+    assert jobs.read_state(root, sweep_id).status == "success"
+    trials = read_trials(root, sweep_id)
+    assert sorted(trials) == [1, 2, 3, 4, 5, 6]
+    assert len({(trial.parameters["x"], trial.parameters["name"]) for trial in trials.values()}) == 6
+    for trial in trials.values():
+        assert trial.status == "success"
+        assert_whole(workbench, trial, tmp_path)
+    best = ask(workbench, "sweep", "best", sweep_id)
+    assert (best["parameters"]["x"], best["best"]) == (1.0, pytest.approx(1 / NUM_STEPS))
+    listed = ask(workbench, "job", "list", "--sweep", sweep_id, "--all")
+    assert sorted(job["number"] for job in listed) == sorted(trial.job_ids[0] for trial in trials.values())
+    assert {job["number"] for job in ask(workbench, "job", "list", "--all")}.isdisjoint(
+        trial.job_ids[0] for trial in trials.values()
+    )
+
+
+def test_trials_that_are_worse_end_early_with_all_their_processes(workbench: Workbench, start: Start) -> None:
+    scheduler = {"type": "asha", "max_t": NUM_STEPS, "grace_period": 5, "reduction_factor": 3}
+    parameters = {"x": {"grid": [1.0, 9.0, 8.0, 7.0]}, "name": "a"}
+    sweep_id = start(parameters=parameters, scheduler=scheduler, max_concurrent=1, search="grid")
+    wait_until(lambda: jobs.read_state(workbench.root, sweep_id).has_ended, "the sweep has ended")
+    trials = read_trials(workbench.root, sweep_id)
+    assert {trial.parameters["x"]: trial.status for trial in trials.values()} == {
+        1.0: "success",
+        9.0: "early",
+        8.0: "early",
+        7.0: "early",
+    }
+    assert all(trial.step < 30 for trial in trials.values() if trial.status == "early")
+    sandboxes = [str(Sandbox(workbench.root.uri, trial.job_ids[0], 0).job_dir) for trial in trials.values()]
+    wait_until(lambda: not any(processes_with(sandbox) for sandbox in sandboxes), "the trials' processes are gone", 5)
+
+
+def test_a_metric_that_is_misspelt_ends_the_sweep_with_the_names_that_there_are(
+    workbench: Workbench, start: Start
+) -> None:
+    sweep_id = start(metric="losss")
+    wait_until(lambda: jobs.read_state(workbench.root, sweep_id).has_ended, "the sweep has ended")
+    state = jobs.read_state(workbench.root, sweep_id)
+    assert state.status == "failed"
+    assert state.message == (
+        "the script does not report the metric 'losss'; it reported epoch, loss. Did you mean 'loss'?"
+    )
+    assert len(read_trials(workbench.root, sweep_id)) < 6
