@@ -22,6 +22,7 @@ from bench_figures.restart_cost import measure_restart_cost
 from bench_figures.row import Row
 from bench_figures.sdk_step import measure_sdk_step
 from bench_figures.submit_latency import measure_submit_latency
+from bench_figures.sweep import measure_sweep
 
 FIGURES: dict[str, Callable[[], list[Row]]] = {
     "sdk_step": measure_sdk_step,
@@ -40,5 +41,6 @@ FIGURES: dict[str, Callable[[], list[Row]]] = {
     "goodput": measure_goodput,
     "notice_to_save": measure_notice_to_save,
     "healthy_overhead": measure_healthy_overhead,
+    "sweep": measure_sweep,
     "cluster": measure_cluster,
 }

@@ -15,7 +15,10 @@ from periflow_ray.sweeps.journal import Trial
 
 
 def describe_end(trial: Trial, spec: SweepSpec) -> str:
-    parameters = ", ".join(f"{name} {value}" for name, value in trial.parameters.items())
+    parameters = ", ".join(
+        f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in trial.parameters.items()
+    )
     best = trial.best(spec.mode)
     value = f"no {spec.metric}" if best is None else f"{spec.metric} {best:g}"
     why = f" ({trial.why})" if trial.why else ""
