@@ -11,8 +11,11 @@ _COMMANDS = {
     "list": ("periflow_ray.cli.sweep_view:list_command", "List sweeps, newest first."),
     "view": ("periflow_ray.cli.sweep_view:view", "The trials of a sweep, the best first."),
     "best": ("periflow_ray.cli.sweep_view:best", "The best trial: its parameters, its job, its checkpoint."),
+    "export": ("periflow_ray.cli.sweep_export:export", "Write the trials to a CSV, Parquet or JSON file."),
     "stop": ("periflow_ray.cli.sweep_control:stop", "Let the trials save, and stop."),
     "resume": ("periflow_ray.cli.sweep_control:resume", "Go on with a sweep that was stopped or has failed."),
+    "retry": ("periflow_ray.cli.sweep_change:retry", "Let failed trials run again."),
+    "delete": ("periflow_ray.cli.sweep_change:delete", "Delete a sweep with all its trials."),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -91,7 +92,7 @@ def view(sweep_id: int, limit: int, shows_all: bool, root: StorageRoot, output: 
         "metric": spec.metric,
         "mode": spec.mode,
         "num_trials": spec.num_wanted,
-        "trials": [_trial_document(trial, spec) for trial in shown],
+        "trials": [trial_document(trial, spec) for trial in shown],
     }
     write_output(output, document, lambda console: _draw_trials(console, spec, state, trials, shown))
     if len(shown) < len(trials):
@@ -100,14 +101,21 @@ def view(sweep_id: int, limit: int, shows_all: bool, root: StorageRoot, output: 
 
 @click.command()
 @_sweep_argument
+@click.option(
+    "--template",
+    "template_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write a pf-template.yml with these parameters, which starts from this checkpoint.",
+)
 @storage_option
 @output_option
-def best(sweep_id: int, root: StorageRoot, output: str) -> None:
+def best(sweep_id: int, template_path: Path | None, root: StorageRoot, output: str) -> None:
     """The best trial of a sweep so far: its parameters, its job and its newest checkpoint.
 
     \b
-    Example:
+    Examples:
       periflow-ray sweep best 3 -o json
+      periflow-ray sweep best 3 --template best.yml
     """
     from periflow_ray.store.checkpoints import latest_committed
 
@@ -117,7 +125,9 @@ def best(sweep_id: int, root: StorageRoot, output: str) -> None:
         raise UsageError(f"no trial of sweep {sweep_id} has reported {spec.metric} yet.")
     newest = latest_committed(root, trial.job_ids[-1])
     checkpoint = None if newest is None else f"{newest.job_id}/{newest.checkpoint}"
-    document = {**_trial_document(trial, spec), "checkpoint": checkpoint}
+    if template_path is not None:
+        _write_template(root, sweep_id, trial, checkpoint, template_path)
+    document = {**trial_document(trial, spec), "checkpoint": checkpoint}
     fields = {
         "Trial": str(trial.number),
         "Job": str(trial.job_ids[-1]),
@@ -129,7 +139,22 @@ def best(sweep_id: int, root: StorageRoot, output: str) -> None:
     write_output(output, document, lambda console: console.print(build_fields(fields)))
 
 
-def _trial_document(trial: Trial, spec: SweepSpec) -> dict[str, Any]:
+def _write_template(root: StorageRoot, sweep_id: int, trial: Trial, checkpoint: str | None, path: Path) -> None:
+    import yaml
+
+    from periflow_ray.cli.sweep_template import build_template
+    from periflow_ray.plan import JobPlan
+    from periflow_ray.store.documents import read_document
+    from periflow_ray.store.keys import job_key
+
+    plan = read_document(root, job_key(sweep_id, "plan.json"), JobPlan)
+    template = build_template(plan, trial.parameters, checkpoint)
+    path.write_text(yaml.safe_dump(template, sort_keys=False, allow_unicode=True, width=1000), encoding="utf-8")
+    click.echo(f"Wrote {path}. Run it: periflow-ray submit -f {path} -d DIRECTORY", err=True)
+
+
+def trial_document(trial: Trial, spec: SweepSpec) -> dict[str, Any]:
+    """A trial for programs; times are ISO 8601, durations are seconds."""
     return {
         "trial": trial.number,
         "status": trial.status,

@@ -106,6 +106,15 @@ class Journal:
         with contextlib.suppress(OSError, StorageError):
             self.flush()
 
+    def retry(self, number: int) -> None:
+        """A trial that failed is to run again, when its sweep does; it is in the storage when this returns.
+
+        Raises:
+            OSError, StorageError: it is not.
+        """
+        self._append("retry", number)
+        self.flush()
+
     def flush(self) -> None:
         """Make all lines visible.
 
@@ -149,6 +158,8 @@ def _take(trials: dict[int, Trial], event: Mapping[str, Any]) -> None:
             while trial.reports and trial.reports[-1][0] >= step:
                 trial.reports.pop()
             trial.reports.append((step, float(event["value"])))
+        case "retry":
+            trials[number].status = "stopped"
         case "end":
             trial = trials[number]
             trial.status, trial.ended_unix_s, trial.why = event["status"], event["time"], event.get("why")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 
@@ -75,7 +74,7 @@ def _time_tune(cluster: EmbeddedCluster) -> float:
     began_s = time.monotonic()
     argv = [sys.executable, str(MEASURED_DIR / "tune_over_train.py"), str(cluster.directory / "tune"), str(NUM_TRIALS)]
     # In a cluster of its own, so that its workers start as ours did.
-    subprocess.run(argv, env=cluster.env, cwd=cluster.directory, check=True, timeout=TIMEOUT_S, capture_output=True)
+    run_program(argv, env=cluster.env, cwd=cluster.directory, timeout_s=TIMEOUT_S)
     return time.monotonic() - began_s
 
 

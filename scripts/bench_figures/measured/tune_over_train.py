@@ -52,9 +52,10 @@ def run_trial(config: dict[str, Any], directory: str) -> None:
 
 def main() -> None:
     directory, num_trials = sys.argv[1], int(sys.argv[2])
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    # Two workers, and the trials that wait for them, which do nothing else.
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, directory=directory), {"CPU": 0}),
+        tune.with_resources(tune.with_parameters(run_trial, directory=directory), {"CPU": 0.5}),
         param_space={"lr": tune.loguniform(0.001, 1)},
         tune_config=tune.TuneConfig(num_samples=num_trials, max_concurrent_trials=2),
         run_config=tune.RunConfig(storage_path=directory, name="tune"),

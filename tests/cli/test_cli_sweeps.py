@@ -1,0 +1,227 @@
+"""The commands of sweeps, on journals as a driver leaves them."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+from click.testing import Result
+from support.sample_jobs import build_record
+
+from periflow_ray.jobs import JobState, list_jobs, read_state, write_record, write_state
+from periflow_ray.plan import JobPlan, build_plan, local_vm
+from periflow_ray.plan.catalogue import load_catalogue
+from periflow_ray.spec import SweepSpec, load_template
+from periflow_ray.store.documents import write_document
+from periflow_ray.store.keys import job_key
+from periflow_ray.store.root import StorageRoot
+from periflow_ray.sweeps.documents import write_sweep
+from periflow_ray.sweeps.journal import Journal, read_trials
+
+RunCli = Callable[..., Result]
+TEMPLATE = """\
+name: digits
+vm: local
+num_devices: 1
+job_setting:
+  type: custom
+  docker:
+    env_var: {EPOCHS: 3}
+    command: cd /workspace/app && python main.py --lr ${lr} --opt $opt
+checkpoint:
+  output_checkpoint_dir: /workspace/ckpt
+"""
+SWEEP: dict[str, Any] = {
+    "metric": "loss",
+    "mode": "min",
+    "num_trials": 4,
+    "parameters": {
+        "lr": {"uniform": [0, 1]},
+        "opt": {"choice": ["sgd", "adam"]},
+        "beta": {"uniform": [0, 1], "when": {"opt": "adam"}},
+        "seed": 7,
+    },
+}
+SWEEP_ID = 10
+
+
+def make_plan() -> JobPlan:
+    spec = load_template(TEMPLATE).spec
+    return build_plan(spec, local_vm(num_gpus=0), storage_uri="/storage", num_local_cpus=2)
+
+
+@pytest.fixture
+def sweep(root: StorageRoot) -> StorageRoot:
+    """A sweep that has ended: trial 2 is the best, 3 was stopped early, 4 has failed."""
+    write_record(root, build_record(SWEEP_ID, name="digits", experiment=None))
+    write_state(root, SWEEP_ID, JobState("success", 100.0, 200.0, 200.0))
+    write_document(root, job_key(SWEEP_ID, "plan.json"), make_plan())
+    write_sweep(root, SWEEP_ID, SweepSpec.model_validate(SWEEP))
+    journal = Journal(root, SWEEP_ID)
+    trials: list[tuple[dict[str, Any], list[float], Any]] = [
+        ({"lr": 0.5, "opt": "sgd", "seed": 7}, [0.9, 0.8], ("success", None, 1)),
+        ({"lr": 0.25, "opt": "adam", "beta": 0.5, "seed": 7}, [0.7, 0.1, 0.2], ("success", None, 2)),
+        ({"lr": 0.75, "opt": "sgd", "seed": 7}, [math.nan], ("early", "stopped early by asha at step 10", 1)),
+        ({"lr": 0.1, "opt": "sgd", "seed": 7}, [], ("failed", "exit code 1", 1)),
+    ]
+    for number, (parameters, values, end) in enumerate(trials, start=1):
+        job_id = SWEEP_ID + number
+        journal.begin(number, job_id, parameters, f"tune-{number}")
+        for index, value in enumerate(values, start=1):
+            journal.report(number, 10 * index, value)
+        journal.end(number, *end)
+        record = build_record(job_id, name=f"digits-{number}")
+        write_record(root, dataclasses.replace(record, sweep=SWEEP_ID, trial=number))
+        write_state(root, job_id, JobState("failed" if number == 4 else "success", 100.0, 150.0, 150.0))
+    return root
+
+
+def ask(run_cli: RunCli, *words: str) -> Any:
+    result = run_cli(*words, "-o", "json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_the_best_trial_comes_first_and_those_without_a_value_last(run_cli: RunCli, sweep: StorageRoot) -> None:
+    told = ask(run_cli, "sweep", "view", str(SWEEP_ID))
+    assert (told["status"], told["num_trials"], told["metric"]) == ("success", 4, "loss")
+    shown = [(trial["trial"], trial["status"], trial["best"], trial["step"]) for trial in told["trials"]]
+    assert shown == [(2, "success", 0.1, 30), (1, "success", 0.8, 20), (3, "early", None, 10), (4, "failed", None, 0)]
+    table = run_cli("sweep", "view", str(SWEEP_ID)).stdout
+    assert "Sweep is success: 4 of 4 trials have ended." in table
+    assert "│ 2     │ 0.25 │ adam │ 0.5  │ 0.1" in table
+    assert "failed: exit code 1" in table
+    # The same in all trials.
+    assert "seed" not in table
+
+
+def test_more_trials_than_fit_are_counted(run_cli: RunCli, sweep: StorageRoot) -> None:
+    result = run_cli("sweep", "view", str(SWEEP_ID), "-n", "1")
+    assert result.stderr == f"3 more: periflow-ray sweep view {SWEEP_ID} --all\n"
+
+
+def test_lists_of_jobs_have_the_sweep_and_lists_of_a_sweep_its_trials(run_cli: RunCli, sweep: StorageRoot) -> None:
+    assert [job["number"] for job in ask(run_cli, "job", "list")] == [SWEEP_ID]
+    assert [job["number"] for job in ask(run_cli, "job", "list", "--sweep", str(SWEEP_ID))] == [14, 13, 12, 11]
+    (listed,) = ask(run_cli, "sweep", "list")
+    assert (listed["number"], listed["num_ended"], listed["best"], listed["best_trial"]) == (SWEEP_ID, 4, 0.1, 2)
+
+
+def test_the_best_trial_becomes_a_template(run_cli: RunCli, sweep: StorageRoot, tmp_path: Path) -> None:
+    path = tmp_path / "best.yml"
+    told = ask(run_cli, "sweep", "best", str(SWEEP_ID), "--template", str(path))
+    assert (told["trial"], told["best"], told["jobs"], told["checkpoint"]) == (2, 0.1, [12], None)
+    spec = load_template(path.read_text(), known_vms=load_catalogue()).spec
+    docker = spec.job_setting.docker
+    assert docker.command == make_plan().command
+    variables = {name: value for name, value in docker.env_var.items() if not name.startswith("PERIFLOW_")}
+    assert variables == {"EPOCHS": "3", "lr": "0.25", "opt": "adam", "beta": "0.5", "seed": "7"}
+    assert json.loads(docker.env_var["PERIFLOW_HPARAMS"]) == told["parameters"]
+    assert (spec.vm, spec.num_devices, spec.name) == (("local",), 1, "digits-best")
+
+
+def test_trials_are_written_to_a_file_with_the_same_columns_each(
+    run_cli: RunCli, sweep: StorageRoot, tmp_path: Path
+) -> None:
+    for ending in ("csv", "parquet", "json"):
+        assert run_cli("sweep", "export", str(SWEEP_ID), "--path", str(tmp_path / f"t.{ending}")).exit_code == 0
+    with (tmp_path / "t.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["trial"], row["lr"], row["beta"], row["best"], row["jobs"]) for row in rows] == [
+        ("2", "0.25", "0.5", "0.1", "12"),
+        ("1", "0.5", "", "0.8", "11"),
+        ("3", "0.75", "", "", "13"),
+        ("4", "0.1", "", "", "14"),
+    ]
+    table = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
+    assert [row["best"] for row in table] == [0.1, 0.8, None, None]
+    assert [row["last"] for row in json.loads((tmp_path / "t.json").read_text())] == [0.2, 0.8, None, None]
+    result = run_cli("sweep", "export", str(SWEEP_ID), "--path", "trials.xlsx")
+    assert (result.exit_code, "ends in none of .csv, .parquet, .json" in result.stderr) == (2, True)
+
+
+def test_failed_trials_are_to_run_again_when_the_sweep_is_resumed(run_cli: RunCli, sweep: StorageRoot) -> None:
+    assert run_cli("sweep", "retry", str(SWEEP_ID)).exit_code == 2
+    result = run_cli("sweep", "retry", str(SWEEP_ID), "--failed")
+    assert result.stdout == f"Trials to run again: 4. Run them: periflow-ray sweep resume {SWEEP_ID}\n"
+    assert [trial.is_final for trial in read_trials(sweep, SWEEP_ID).values()] == [True, True, True, False]
+    assert read_state(sweep, SWEEP_ID).status == "stopped"
+    assert "no trial" in run_cli("sweep", "retry", str(SWEEP_ID), "--failed").stderr
+
+
+def test_a_sweep_is_deleted_with_its_trials_and_no_other_way(run_cli: RunCli, sweep: StorageRoot) -> None:
+    refused = run_cli("job", "delete", str(SWEEP_ID), "--yes")
+    assert (refused.exit_code, f"periflow-ray sweep delete {SWEEP_ID}" in refused.stderr) == (2, True)
+    assert run_cli("sweep", "delete", str(SWEEP_ID), input="n\n").exit_code == 1
+    assert len(list_jobs(sweep)) == 5
+    assert run_cli("sweep", "delete", str(SWEEP_ID), "--yes").stdout == f"Deleted sweep {SWEEP_ID} and 4 trials.\n"
+    assert list_jobs(sweep) == []
+
+
+def test_what_is_no_sweep_is_an_error_that_says_what_to_do(run_cli: RunCli, sample_root: StorageRoot) -> None:
+    for command in ("view", "best", "retry", "delete"):
+        result = run_cli("sweep", command, "1")
+        assert result.exit_code == 2
+        assert "there is no sweep 1" in result.stderr
+        assert "periflow-ray sweep list" in result.stderr
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., list[str]]:
+    """Writes a template, a sweep and a script; returns the options that name them."""
+
+    def run(script: str = "", command: str = "python main.py ${lr} ${opt} ${beta} ${seed}", **sweep: Any) -> list[str]:
+        workspace = tmp_path / "app"
+        workspace.mkdir(exist_ok=True)
+        (workspace / "main.py").write_text(script)
+        template = TEMPLATE.replace("cd /workspace/app && python main.py --lr ${lr} --opt $opt", command)
+        (tmp_path / "t.yml").write_text(template)
+        (tmp_path / "s.yml").write_text(json.dumps({**SWEEP, **sweep}))
+        return ["-f", str(tmp_path / "t.yml"), "--sweep", str(tmp_path / "s.yml"), "-d", str(workspace)]
+
+    return run
+
+
+def test_a_dry_run_shows_the_first_trials_commands(
+    run_cli: RunCli, write: Callable[..., list[str]], root: StorageRoot
+) -> None:
+    command = "python main.py --width ${width} --name $name"
+    options = write(command=command, parameters={"width": {"grid": [1, 2]}, "name": "x"}, num_trials=2)
+    result = run_cli("sweep", "run", "--dry-run", *options)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[1:] == [
+        "Trial 1: python main.py --width 1 --name x",
+        "Trial 2: python main.py --width 2 --name x",
+    ]
+    assert list_jobs(root) == []
+
+
+def test_a_parameter_that_nothing_uses_is_an_error(run_cli: RunCli, write: Callable[..., list[str]]) -> None:
+    command = "python main.py ${lr} $opt $beta"
+    result = run_cli("sweep", "run", "--dry-run", *write(command=command))
+    assert (result.exit_code, "nothing uses seed. Put ${seed} into the command" in result.stderr) == (2, True)
+    for script in ("import os; os.environ['seed']", "pf.hparams()['seed']"):
+        assert run_cli("sweep", "run", "--dry-run", *write(script, command)).exit_code == 0
+
+
+def test_what_is_wrong_with_a_sweep_is_told_before_anything_runs(
+    run_cli: RunCli, write: Callable[..., list[str]], root: StorageRoot
+) -> None:
+    options = write()
+    assert (
+        "cannot read the sweep 'nowhere.yml'" in run_cli("sweep", "run", *options[:2], "--sweep", "nowhere.yml").stderr
+    )
+    result = run_cli("sweep", "run", *options[:2])
+    assert (result.exit_code, "give --sweep FILE, or the template" in result.stderr) == (2, True)
+    result = run_cli("sweep", "run", *write(mode="least"))
+    assert (result.exit_code, "s.yml:1:" in result.stderr) == (2, True)
+    result = run_cli("sweep", "run", "--local", "--num-devices", "2", "--devices-per-node", "1", *write())
+    assert (result.exit_code, "trials of several nodes are not there yet" in result.stderr) == (2, True)
+    assert list_jobs(root) == []
