@@ -50,7 +50,8 @@ def export(sweep_id: int, path: Path, root: StorageRoot) -> None:
         parameters: Mapping[str, Any] = document.pop("parameters")
         # The same columns in every row, also where a parameter is not used.
         named = {name: parameters.get(name) for name in spec.parameters}
-        row = {"trial": document.pop("trial"), **named, **document, "jobs": " ".join(map(str, document["jobs"]))}
+        lists = {name: " ".join(map(str, document[name])) for name in ("jobs", "copied_from")}
+        row = {"trial": document.pop("trial"), **named, **document, **lists}
         # Not every reader takes NaN.
         rows.append({name: None if value != value else value for name, value in row.items()})
     write(path, rows)

@@ -164,6 +164,7 @@ def trial_document(trial: Trial, spec: SweepSpec) -> dict[str, Any]:
         "last": trial.last,
         "step": trial.step,
         "jobs": list(trial.job_ids),
+        "copied_from": [clone.checkpoint for clone in trial.clones],
         "attempts": trial.num_attempts,
         "began": iso_time(trial.began_unix_s),
         "ended": iso_time(trial.ended_unix_s),

@@ -42,7 +42,7 @@ class JobPlan(BaseModel):
     ``fallback_vms`` are taken, in their order, where the cloud has no ``vm``.
     ``price_per_hour_usd`` is for all nodes; None where it is unknown or moves (spot).
     ``workspace_of`` is the job that has the workspace, None for the job itself; ``hparams`` are the parameters of a
-    sweep's trial.
+    sweep's trial; ``start_from`` is the id of another job's checkpoint, which this one resumes until it has its own.
     """
 
     # A stored plan may be of a later version; what it has more is ignored, as in all stored documents.
@@ -85,6 +85,7 @@ class JobPlan(BaseModel):
     plugin: PluginSpec | None
     workspace_of: int | None = None
     hparams: dict[str, Any] | None = None
+    start_from: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -105,6 +106,18 @@ class JobPlan(BaseModel):
     def vm_names(self) -> tuple[str, ...]:
         """The VM types that the job may run on, the first choice first."""
         return tuple(vm.name for vm in (self.vm, *self.fallback_vms))
+
+    @property
+    def resources_per_node(self) -> dict[str, float]:
+        """What one node asks Ray for."""
+        num_cpus = self.cpus_per_device * self.devices_per_node
+        # Ray takes fractions below 1 only.
+        resources: dict[str, float] = {"CPU": float(int(num_cpus)) if num_cpus > 1 else num_cpus}
+        if self.gpus_per_device:
+            resources["GPU"] = float(self.gpus_per_device * self.devices_per_node)
+        if self.memory_bytes_per_device is not None:
+            resources["memory"] = float(self.memory_bytes_per_device * self.devices_per_node)
+        return resources
 
     @property
     def mount_paths(self) -> tuple[str, ...]:

@@ -15,7 +15,13 @@ TRIAL_REPORT_INTERVAL_S = 0.05
 
 
 def plan_trial(
-    plan: JobPlan, *, sweep: int, number: int, hparams: Mapping[str, Value], device_share: float = 1.0
+    plan: JobPlan,
+    *,
+    sweep: int,
+    number: int,
+    hparams: Mapping[str, Value],
+    device_share: float = 1.0,
+    start_from: str | None = None,
 ) -> JobPlan:
     """What a trial runs.
 
@@ -26,6 +32,7 @@ def plan_trial(
         plan: of the sweep's template.
         sweep: the sweep's own job, which has the workspace.
         device_share: of a device that the trial has for itself.
+        start_from: id of another trial's checkpoint to go on from.
     """
     variables = {name: text_of(value) for name, value in hparams.items()}
     env = {
@@ -40,6 +47,7 @@ def plan_trial(
             "env": env,
             "hparams": dict(hparams),
             "workspace_of": sweep,
+            "start_from": start_from,
             "cpus_per_device": plan.cpus_per_device * device_share,
         }
     )

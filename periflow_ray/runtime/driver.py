@@ -109,7 +109,7 @@ def _run(inputs: _Inputs, root: StorageRoot, state: StateKeeper, driver_id: str 
     state.hide((*inputs.secrets.values(), inputs.secrets_key))
     set_train_environment(is_elastic=plan.min_num_nodes < plan.num_nodes)
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
-    resources = _resources_per_node(plan)
+    resources = plan.resources_per_node
     sinks = plan_sinks(plan.plugin, record, plan.env, state.note)
     variables = sink_variables(sinks, given={*plan.env, *plan.secret_names})
     plan = plan.model_copy(update={"env": {**variables.settings, **plan.env}})
@@ -170,17 +170,6 @@ class _NodeTrainer(MonitoredTrainer, WithoutPlacementGroupCleaner, DataParallelT
 
 def _run_node_loop(config: dict[str, Any]) -> None:
     run_node(config["task"])
-
-
-def _resources_per_node(plan: JobPlan) -> dict[str, float]:
-    num_cpus = plan.cpus_per_device * plan.devices_per_node
-    # Ray takes fractions below 1 only.
-    resources: dict[str, float] = {"CPU": float(int(num_cpus)) if num_cpus > 1 else num_cpus}
-    if plan.gpus_per_device:
-        resources["GPU"] = plan.gpus_per_device * plan.devices_per_node
-    if plan.memory_bytes_per_device is not None:
-        resources["memory"] = float(plan.memory_bytes_per_device * plan.devices_per_node)
-    return resources
 
 
 def _read_record(root: StorageRoot, job_id: int, plan: JobPlan, note: Callable[[str], None]) -> JobRecord:

@@ -47,10 +47,8 @@ SCHEDULER_OPTIONS: Mapping[str, tuple[str, ...]] = {
         "perturbation_factors",
         "synch",
     ),
-    "pb2": ("perturbation_interval", "quantile_fraction", "synch"),
 }
 _NEEDS_MAX_T = ("asha", "hyperband")
-_POPULATION = ("pbt", "pb2")
 SEARCH_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "random": (),
     "grid": (),
@@ -164,7 +162,8 @@ class SweepSpec(Section):
     scheduler: Annotated[
         Method, _method_reader("scheduler", SCHEDULER_OPTIONS), PlainSerializer(_dump_method), WithJsonSchema({})
     ] = Field(
-        default=Method("none"), description="Which trials are stopped early: none, asha, hyperband, median, pbt, pb2."
+        default=Method("none"),
+        description="Which trials end early or are copied: none, asha, hyperband, median, pbt.",
     )
     search: Annotated[
         Method, _method_reader("search", SEARCH_OPTIONS), PlainSerializer(_dump_method), WithJsonSchema({})
@@ -196,9 +195,14 @@ class SweepSpec(Section):
         if scheduler in _NEEDS_MAX_T and "max_t" not in self.scheduler.options:
             text = f"is {scheduler} without max_t, the step at which a trial is at its end"
             yield f"{text}; such as {{type: {scheduler}, max_t: 1000}}", "scheduler"
-        if scheduler in _POPULATION and "perturbation_interval" not in self.scheduler.options:
-            text = f"is {scheduler} without perturbation_interval, the steps between two looks at the population"
-            yield f"{text}; such as {{type: {scheduler}, perturbation_interval: 100}}", "scheduler"
+        if scheduler == "pbt" and "perturbation_interval" not in self.scheduler.options:
+            text = "is pbt without perturbation_interval, the steps between two looks at the population"
+            yield f"{text}; such as {{type: pbt, perturbation_interval: 100}}", "scheduler"
+        if scheduler == "pbt" and (self.num_wanted < 2 or (self.max_concurrent or self.num_wanted) < self.num_wanted):
+            text = "is pbt, which compares all trials while they run"
+            yield f"{text}: give it two at least, and no smaller max_concurrent", "scheduler"
+        if scheduler == "pbt" and self.search.name != "random":
+            yield f"is {self.search.name}, and pbt draws at random; leave it out", "search"
         if self.num_trials is None and self.num_combinations is None:
             yield "is missing; it is required where not every parameter is a grid", "num_trials"
 

@@ -28,6 +28,23 @@ TrialStatus = Literal["running", "success", "early", "failed", "stopped"]
 FINAL: frozenset[str] = frozenset({"success", "early", "failed"})
 
 
+@dataclass(frozen=True)
+class Clone:
+    """A trial went on from another trial's checkpoint.
+
+    Args:
+        donor: number of the other trial.
+        checkpoint: its id.
+        step: at which it was made.
+        job_id: the job that goes on from it.
+    """
+
+    donor: int
+    checkpoint: str
+    step: int
+    job_id: int
+
+
 @dataclass
 class Trial:
     """What is known of a trial. Times in Unix seconds.
@@ -37,6 +54,7 @@ class Trial:
         reports: each step at which the metric was reported, and its value; NaN where it is none.
         why: why it ended, if there is more to say.
         num_attempts: starts of its command, once it has ended.
+        clones: how it came to where it is, the newest last.
     """
 
     number: int
@@ -48,6 +66,7 @@ class Trial:
     ended_unix_s: float | None = None
     why: str | None = None
     num_attempts: int | None = None
+    clones: list[Clone] = field(default_factory=list)
 
     @property
     def is_final(self) -> bool:
@@ -68,6 +87,13 @@ class Trial:
     def last(self) -> float | None:
         """The metric as it was reported last."""
         return self.reports[-1][1] if self.reports else None
+
+    def take_report(self, step: int, value: float) -> None:
+        """The metric at a step."""
+        # One that was started again reports some steps a second time.
+        while self.reports and self.reports[-1][0] >= step:
+            self.reports.pop()
+        self.reports.append((step, value))
 
     def best(self, mode: str) -> float | None:
         """The best value of the metric; NaN is none."""
@@ -94,6 +120,24 @@ class Journal:
             OSError, StorageError: it is not, and the trial must not begin.
         """
         self._append("begin", number, job=job_id, parameters=dict(parameters), tune=tune_id)
+        self.flush()
+
+    def clone(self, number: int, clone: Clone, parameters: Mapping[str, Value], tune_id: str) -> None:
+        """A trial is to go on from another one's checkpoint; it is in the storage when this returns.
+
+        Raises:
+            OSError, StorageError: it is not, and the trial must not go on so.
+        """
+        self._append(
+            "begin",
+            number,
+            job=clone.job_id,
+            parameters=dict(parameters),
+            tune=tune_id,
+            donor=clone.donor,
+            checkpoint=clone.checkpoint,
+            step=clone.step,
+        )
         self.flush()
 
     def report(self, number: int, step: int, value: float) -> None:
@@ -152,12 +196,10 @@ def _take(trials: dict[int, Trial], event: Mapping[str, Any]) -> None:
             trial.status, trial.ended_unix_s, trial.why = "running", None, None
             if event["job"] not in trial.job_ids:
                 trial.job_ids.append(event["job"])
+                if "donor" in event:
+                    trial.clones.append(Clone(event["donor"], event["checkpoint"], event["step"], event["job"]))
         case "report":
-            trial, step = trials[number], int(event["step"])
-            # One that was started again reports some steps a second time.
-            while trial.reports and trial.reports[-1][0] >= step:
-                trial.reports.pop()
-            trial.reports.append((step, float(event["value"])))
+            trials[number].take_report(int(event["step"]), float(event["value"]))
         case "retry":
             trials[number].status = "stopped"
         case "end":

@@ -25,15 +25,24 @@ def make_trial_job(
     number: int,
     parameters: Mapping[str, Value],
     device_share: float,
+    start_from: str | None = None,
 ) -> int:
     """Store the job of a trial that is about to begin; returns its number.
 
     Args:
         plan: of the sweep's template.
         sweep: the record of the sweep itself.
+        start_from: id of another trial's checkpoint to go on from.
     """
     job_id = jobs.claim_job_id(root)
-    own_plan = plan_trial(plan, sweep=sweep.job_id, number=number, hparams=parameters, device_share=device_share)
+    own_plan = plan_trial(
+        plan,
+        sweep=sweep.job_id,
+        number=number,
+        hparams=parameters,
+        device_share=device_share,
+        start_from=start_from,
+    )
     record = dataclasses.replace(
         sweep,
         job_id=job_id,

@@ -28,7 +28,7 @@ _SWEEP = json.loads(
     '{"metric": "accuracy", "mode": "max", "max_concurrent": 2, "parameters": {"lr": {"loguniform": [0.001, 1]}, '
     '"momentum": {"uniform": [0, 0.95]}, "width": {"choice": [16, 32, 64]}, "dropout": {"uniform": [0, 0.5]}}}'
 )
-_ASHA = {"type": "asha", "max_t": NUM_STEPS, "grace_period": 20, "reduction_factor": 3}
+_ASHA = {"type": "asha", "max_t": NUM_STEPS, "grace_period": 60, "reduction_factor": 3}
 # The same as what a trial is: a directory of its own, and nothing of the others.
 _LOOP = """\
 seq {num_trials} | xargs -P 2 -I N bash -c 'mkdir {directory}/N && cd {directory}/N && {python} {script} > output'

@@ -93,7 +93,7 @@ def find_running(bench: Workbench, sweep_id: int, min_step: int) -> list[Trial]:
 
 def assert_whole(bench: Workbench, trial: Trial, tmp_path: Path) -> None:
     """Its last checkpoint has every step once, and its job says so."""
-    (job_id,) = trial.job_ids
+    job_id = trial.job_ids[-1]
     newest = latest_committed(bench.root, job_id)
     assert newest is not None
     restore(bench.root, newest, 0, tmp_path / f"state-{trial.number}")
@@ -135,7 +135,7 @@ def test_a_sweep_outlives_its_driver_an_agent_and_a_notice_and_runs_each_trial_o
     assert sorted(trials) == [1, 2, 3, 4, 5, 6]
     assert len({(trial.parameters["x"], trial.parameters["name"]) for trial in trials.values()}) == 6
     for trial in trials.values():
-        assert trial.status == "success"
+        assert (trial.status, len(trial.job_ids)) == ("success", 1)
         assert_whole(workbench, trial, tmp_path)
     best = ask(workbench, "sweep", "best", sweep_id)
     assert (best["parameters"]["x"], best["best"]) == (1.0, pytest.approx(1 / NUM_STEPS))
@@ -161,6 +161,31 @@ def test_trials_that_are_worse_end_early_with_all_their_processes(workbench: Wor
     assert all(trial.step < 30 for trial in trials.values() if trial.status == "early")
     sandboxes = [str(Sandbox(workbench.root.uri, trial.job_ids[0], 0).job_dir) for trial in trials.values()]
     wait_until(lambda: not any(processes_with(sandbox) for sandbox in sandboxes), "the trials' processes are gone", 5)
+
+
+def test_a_worse_trial_goes_on_from_the_checkpoint_of_a_better_one(
+    workbench: Workbench, start: Start, tmp_path: Path
+) -> None:
+    scheduler = {"type": "pbt", "perturbation_interval": 15, "quantile_fraction": 0.5, "resample_probability": 0}
+    sweep_id = start(
+        parameters={"x": {"uniform": [0.5, 10]}, "name": "a"},
+        points=[{"x": 1.0}, {"x": 9.0}],
+        num_trials=2,
+        scheduler=scheduler,
+    )
+    wait_until(lambda: jobs.read_state(workbench.root, sweep_id).has_ended, "the sweep has ended")
+    better, worse = read_trials(workbench.root, sweep_id).values()
+    assert [trial.status for trial in (better, worse)] == ["success", "success"]
+    assert (better.clones, better.parameters["x"]) == ([], 1.0)
+    assert len(worse.clones) >= 1
+    # It has what the other one had at its last checkpoint, and a mutation of its parameter.
+    for clone, job_id in zip(worse.clones, worse.job_ids[1:], strict=True):
+        assert (clone.donor, clone.job_id) == (1, job_id)
+        assert clone.checkpoint == f"{better.job_ids[0]}/step-{clone.step:08d}"
+        assert read_attempts(workbench.root, job_id)[0].resumed_step == clone.step
+    assert worse.parameters["x"] in (pytest.approx(0.8), pytest.approx(1.2))
+    for trial in (better, worse):
+        assert_whole(workbench, trial, tmp_path)
 
 
 def test_a_metric_that_is_misspelt_ends_the_sweep_with_the_names_that_there_are(

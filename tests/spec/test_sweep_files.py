@@ -98,6 +98,15 @@ def test_grids_alone_say_how_many_trials_there_are() -> None:
         ),
         ("scheduler: {max_t: 9}", "scheduler is a mapping without 'type'"),
         ("scheduler: pbt", "scheduler is pbt without perturbation_interval"),
+        (
+            "num_trials: 1\nscheduler: {type: pbt, perturbation_interval: 9}",
+            "is pbt, which compares all",
+        ),
+        ("scheduler: {type: pbt, perturbation_interval: 9}\nmax_concurrent: 2", "give it two at least, and no smaller"),
+        (
+            "scheduler: {type: pbt, perturbation_interval: 9}\nsearch: optuna",
+            "is optuna, and pbt draws at random",
+        ),
         ("search: grid", "search is grid, and lr is uniform"),
         ("search: opuna", "search is the text 'opuna'; it must be one of random, grid, optuna"),
         ("search: optuna\nparameters: {a: {grid: [1, 2]}}", "search is optuna, and a is a grid; make it a choice"),

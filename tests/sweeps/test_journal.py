@@ -11,7 +11,7 @@ import pytest
 
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.segments import read_lines
-from periflow_ray.sweeps.journal import Journal, Trial, find_best, rank_trials, read_trials, replay
+from periflow_ray.sweeps.journal import Clone, Journal, Trial, find_best, rank_trials, read_trials, replay
 
 
 @pytest.fixture
@@ -56,6 +56,21 @@ def test_what_was_written_is_read_by_whoever_comes_next(root: StorageRoot) -> No
 def test_a_trial_that_is_started_again_reports_no_step_twice() -> None:
     lines = [begun(1), *(reported(1, step, step / 100) for step in (10, 20, 30)), begun(1), reported(1, 20, 0.7)]
     assert replay(lines)[1].reports == [(10, 0.1), (20, 0.7)]
+
+
+def test_what_was_copied_from_whom_is_told(root: StorageRoot) -> None:
+    journal = Journal(root, 7)
+    journal.begin(1, 8, {"lr": 0.5}, "a")
+    journal.begin(2, 9, {"lr": 0.1}, "b")
+    journal.report(2, 40, 0.1)
+    clone = Clone(donor=1, checkpoint="8/step-00000030", step=30, job_id=10)
+    journal.clone(2, clone, {"lr": 0.6}, "b")
+    journal.report(2, 40, 0.4)
+    journal.begin(2, 10, {"lr": 0.6}, "c")
+    journal.flush()
+    trial = read_trials(root, 7)[2]
+    assert (trial.job_ids, trial.clones, trial.parameters) == ([9, 10], [clone], {"lr": 0.6})
+    assert trial.reports == [(40, 0.4)]
 
 
 def test_a_stopped_trial_goes_on_and_an_early_one_does_not() -> None:

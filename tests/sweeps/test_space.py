@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from ray.tune import schedulers
-from ray.tune.schedulers.pb2 import PB2
 from ray.tune.search import Searcher
 
 from periflow_ray.errors import UsageError
 from periflow_ray.runtime.sweeps.methods import make_scheduler, make_searcher
+from periflow_ray.runtime.sweeps.population import keep_in_range
 from periflow_ray.runtime.sweeps.searcher import SweepSearcher
 from periflow_ray.spec.sweep import SCHEDULER_OPTIONS, STEP, SweepSpec
+from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.sweeps.journal import Trial, TrialStatus
 from periflow_ray.sweeps.space import draw_trials, drop_unused
 
@@ -42,6 +43,16 @@ class Begins:
         if self.failure is not None:
             raise self.failure
         self.trials.append((number, dict(parameters)))
+
+
+class Alone:
+    """No trial has a checkpoint to copy."""
+
+    def find_source(self, donor: str) -> Manifest | None:
+        return None
+
+    def clone(self, trial: str, donor: str, source: Manifest, parameters: Mapping[str, Any]) -> None:
+        raise AssertionError("nothing to copy")
 
 
 def make_known(number: int, status: TrialStatus, parameters: dict[str, Any], *values: float) -> Trial:
@@ -167,7 +178,7 @@ def test_asha_judges_by_what_earlier_trials_reported() -> None:
     }
 
     def judge(known: Mapping[int, Trial], value: float) -> str:
-        scheduler = make_scheduler(spec, known)
+        scheduler = make_scheduler(spec, known, Alone())
         scheduler.set_search_properties(spec.metric, spec.mode)
         trial = type("NewTrial", (), {"trial_id": "new"})()
         scheduler.on_trial_add(None, trial)
@@ -187,10 +198,18 @@ def test_asha_judges_by_what_earlier_trials_reported() -> None:
         ("hyperband", schedulers.HyperBandScheduler),
         ("median", schedulers.MedianStoppingRule),
         ("pbt", schedulers.PopulationBasedTraining),
-        ("pb2", PB2),
     ],
 )
 def test_the_options_of_a_scheduler_are_those_of_ray_tune(name: str, of_tune: type) -> None:
     of_the_sweep = {"time_attr", "metric", "mode", "hyperparam_mutations", "hyperparam_bounds", "custom_explore_fn"}
     theirs = set(inspect.signature(of_tune).parameters) - of_the_sweep
     assert set(SCHEDULER_OPTIONS[name]) <= theirs
+
+
+def test_a_mutation_stays_in_the_range_of_its_parameter() -> None:
+    spec = make_spec(
+        parameters={"a": {"uniform": [0, 1]}, "b": {"randint": [2, 5]}, "c": {"choice": ["x", "y"]}, "d": 3}
+    )
+    assert keep_in_range(spec.parameters, {"a": 1.2, "b": 6, "c": "x", "d": 3}) == {"a": 1.0, "b": 4, "c": "x", "d": 3}
+    assert keep_in_range(spec.parameters, {"a": -0.1, "b": 1}) == {"a": 0.0, "b": 2}
+    assert keep_in_range(spec.parameters, {"a": 0.5, "b": 3}) == {"a": 0.5, "b": 3}

@@ -64,7 +64,8 @@ class Checkpoints:
     @property
     def newest_step(self) -> int:
         """Where the job would resume now; 0 without a checkpoint."""
-        return self._kept.newest.step if self._kept.newest is not None else 0
+        newest = self._kept.newest or self._context.attempt.checkpoint
+        return newest.step if newest is not None else 0
 
     @property
     def has_pending(self) -> bool:
@@ -94,7 +95,9 @@ class Checkpoints:
         self.num_commits, self.newest_commit = 0, None
         self._context.checkpoints.tell()
         newest, committed = await asyncio.to_thread(patience.insist, self._look_at_storage)
-        self._kept.begin_attempt(newest, committed)
+        # Another job's has no files here that the next one may copy.
+        is_own = newest is not None and newest.job_id == self._context.job_id
+        self._kept.begin_attempt(newest if is_own else None, committed)
         return newest
 
     def _look_at_storage(self) -> tuple[Manifest | None, Sequence[str]]:

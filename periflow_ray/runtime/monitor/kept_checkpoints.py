@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from periflow_ray.errors import StorageError
 from periflow_ray.store import checkpoints
 from periflow_ray.store.checkpoints import CheckpointSummary, Manifest
+from periflow_ray.store.checkpoints.pins import read_pins
 from periflow_ray.store.checkpoints.retention import BestRule, choose_expired
 from periflow_ray.store.root import StorageRoot
 
@@ -82,11 +83,14 @@ class KeptCheckpoints:
             await earlier
         try:
             await self._take_in_added()
+            pinned = await asyncio.to_thread(read_pins, self._root, self._job_id)
         except (OSError, StorageError) as err:  # The next commit tries again.
             self._warn(f"checkpoints that may expire could not be listed: {err}")
             return
         rules = self._retention
         for summary in choose_expired(self._kept, rules.keep_last, rules.keep_best):
+            if summary.checkpoint in pinned:
+                continue
             try:
                 await asyncio.to_thread(checkpoints.destroy_committed, self._root, self._job_id, summary.checkpoint)
             except (OSError, StorageError) as err:

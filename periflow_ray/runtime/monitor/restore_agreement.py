@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from periflow_ray.errors import CorruptCheckpointError, NewerFormatError, StorageError
+from periflow_ray.errors import CorruptCheckpointError, NewerFormatError, NotFoundError, StorageError
 from periflow_ray.runtime.monitor.context import JobContext
 from periflow_ray.runtime.monitor.contract import RestoreVerdict
 from periflow_ray.store import checkpoints
@@ -22,8 +22,18 @@ class RestoreAgreement:
         self._choosing = asyncio.Lock()
 
     def find_checkpoint(self) -> Manifest | None:
-        """The newest committed checkpoint that nobody found damaged; waits for the storage."""
-        return checkpoints.latest_committed(self._context.root, self._context.job_id, self._unusable)
+        """The newest committed checkpoint that nobody found damaged; waits for the storage.
+
+        Without one of its own the job goes on from that of another job, if its rules name one.
+        """
+        root, other = self._context.root, self._context.rules.start_from
+        own = checkpoints.latest_committed(root, self._context.job_id, self._unusable)
+        if own is not None or other is None or other.rpartition("/")[2] in self._unusable:
+            return own
+        with contextlib.suppress(NotFoundError, CorruptCheckpointError, NewerFormatError):
+            return checkpoints.find_checkpoint(root, other)
+        self._context.note(f"checkpoint {other}, from which the job was to begin, cannot be read")
+        return None
 
     async def settle(self, member: int, name: str, problem: str | None) -> RestoreVerdict:
         """Take in what became of a member's restore and wait for the others; see ``Monitor.settle_restore``."""

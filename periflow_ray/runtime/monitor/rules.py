@@ -18,6 +18,7 @@ class JobRules:
         hang_timeout_s: seconds without a step on any rank that count as a hang; None to wait without end.
         sinks: where metrics go.
         driver_id: of the driver that the monitor belongs to; None if there can be no other one.
+        start_from: id of another job's checkpoint that the job resumes until it has its own.
         report_interval_s: how long what rank 0 reports may wait in its member; None for the usual time.
     """
 
@@ -28,3 +29,4 @@ class JobRules:
     sinks: tuple[SinkPlan, ...] = DEFAULT_SINKS
     driver_id: str | None = None
     report_interval_s: float | None = None
+    start_from: str | None = None

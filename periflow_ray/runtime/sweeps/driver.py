@@ -7,14 +7,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray import tune
 
-from periflow_ray.errors import PeriflowRayError, StorageError
-from periflow_ray.jobs import JobProgress, JobRecord, read_written_state, write_progress
+from periflow_ray.errors import StorageError
+from periflow_ray.jobs import JobProgress, JobRecord, write_progress
 from periflow_ray.jobs.requests import Request, StopRequest, post_request
 from periflow_ray.jobs.stop_times import SAVE_TIMEOUT_S, SIGNAL_SAVE_TIMEOUT_S
 from periflow_ray.plan import JobPlan
@@ -24,16 +23,15 @@ from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.sweeps.methods import make_scheduler, make_searcher
 from periflow_ray.runtime.sweeps.searcher import SweepSearcher
 from periflow_ray.runtime.sweeps.trainable import ENDED, FAILS, IS_THERE, LACKS_METRIC, TrialTrainable, is_worst
+from periflow_ray.runtime.sweeps.trial_book import TrialBook
 from periflow_ray.runtime.sweeps.trial_job import SweepTask
 from periflow_ray.runtime.sweeps.tuning import describe_end, resources_of, set_tune_environment
 from periflow_ray.spec.sweep import STEP, SweepSpec
-from periflow_ray.spec.sweep_parameters import Value
 from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.sweeps.documents import TrialPlace, read_sweep, write_place
-from periflow_ray.sweeps.journal import Journal, Trial, TrialStatus, find_best, read_trials
-from periflow_ray.sweeps.trials import make_trial_job
+from periflow_ray.sweeps.documents import read_sweep
+from periflow_ray.sweeps.journal import TrialStatus, find_best
 
 FLUSH_INTERVAL_S = 0.5
 # Of Tune's own directory below the sweep's, which nobody reads again.
@@ -66,20 +64,16 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         self._record = record
         self._spec = spec
         self._began_s = time.monotonic()
-        self._journal = Journal(root, record.job_id)
-        self._known: dict[int, Trial] = read_trials(root, record.job_id)
-        self._places: dict[str, TrialPlace] = {}
+        self._book = book = TrialBook(root, plan, record, spec, state.note)
         self._actors: dict[str, Any] = {}
         self._fails: dict[str, str] = {}
         self._live: dict[str, float] = {}
-        self._device_seconds = sum(
-            (trial.ended_unix_s or trial.began_unix_s) - trial.began_unix_s for trial in self._known.values()
-        )
+        self._device_seconds = sum(trial.duration_s for trial in book.trials.values() if trial.is_final)
         self._flushed_s = 0.0
         self._is_stopped = threading.Event()
         self._why_over: str | None = None
         self._error: str | None = None
-        self._searcher = SweepSearcher(spec, make_searcher(spec, self._known), self._known, self._begin)
+        self._searcher = SweepSearcher(spec, make_searcher(spec, book.trials), book.trials, book.begin)
 
     def __getstate__(self) -> dict[str, Any]:
         # For the copy that Tune makes of all it is given, and that nobody restores.
@@ -87,8 +81,8 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
 
     def run(self, task: SweepTask) -> bool:
         spec, plan = self._spec, self._plan
-        num_ended = sum(trial.is_final for trial in self._known.values())
-        again = f"; {num_ended} have ended before" if self._known else ""
+        num_ended = self._book.num_final
+        again = f"; {num_ended} have ended before" if self._book.trials else ""
         self._state.enter("running", f"runs {spec.num_wanted} trials{again}")
         trainable = tune.with_parameters(
             TrialTrainable, task=task, metric=spec.metric, mode=spec.mode, stop=dict(spec.stop)
@@ -100,7 +94,7 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
                 mode=spec.mode,
                 num_samples=max(1, spec.num_wanted - num_ended),
                 search_alg=self._searcher,
-                scheduler=make_scheduler(spec, self._known),
+                scheduler=make_scheduler(spec, self._book.trials, self._book),
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -115,7 +109,7 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
             ),
         )
         tuner.fit()
-        self._journal.flush()
+        self._book.flush()
         self._root.delete(job_key(self._record.job_id, _TUNE_DIR))
         return self._conclude()
 
@@ -135,27 +129,11 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         self._is_stopped.set()
         self._searcher.finish()
         for tune_id in list(self._live):
+            trial = self._book.trial_of(tune_id)
             try:
-                post_request(self._root, self._places[tune_id].job_id, StopRequest(timeout_s))
+                post_request(self._root, trial.job_ids[-1], StopRequest(timeout_s))
             except (OSError, StorageError) as err:
-                self._state.note(f"trial {self._places[tune_id].number} was not asked to stop: {err}")
-
-    def _begin(self, number: int, parameters: Mapping[str, Value], tune_id: str) -> None:
-        known = self._known.get(number)
-        job_id = known.job_ids[-1] if known is not None else None
-        if job_id is None:
-            job_id = make_trial_job(
-                self._root,
-                self._plan,
-                self._record,
-                number=number,
-                parameters=parameters,
-                device_share=self._spec.resources.device,
-            )
-        write_place(self._root, self._record.job_id, tune_id, TrialPlace(number, job_id))
-        self._journal.begin(number, job_id, parameters, tune_id)
-        self._known.setdefault(number, Trial(number, parameters, time.time(), [job_id]))
-        self._places[tune_id] = TrialPlace(number, job_id)
+                self._state.note(f"trial {trial.number} was not asked to stop: {err}")
 
     # What Tune tells.
 
@@ -164,7 +142,7 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         if now_s - self._flushed_s > FLUSH_INTERVAL_S:
             self._flushed_s = now_s
             try:
-                self._journal.flush()
+                self._book.flush()
             except (OSError, StorageError) as err:
                 print(f"the journal is delayed: {err}")
             self._watch_limits(now_s)
@@ -178,7 +156,6 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        number = self._places[trial.trial_id].number
         if FAILS in result:
             # The next call of the agent raises, and that is final.
             trial.max_failures = 0
@@ -187,11 +164,9 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
                 self._error = result[FAILS]
                 self.stop(self._error, 0.0)
             return
-        known, value, step = self._known[number], float(result[self._spec.metric]), int(result[STEP])
-        if ENDED not in result and (step, value) not in known.reports[-1:]:
-            shown = float("nan") if is_worst(value) else value
-            known.reports.append((step, shown))
-            self._journal.report(number, step, shown)
+        if ENDED not in result:
+            value = float(result[self._spec.metric])
+            self._book.report(trial.trial_id, int(result[STEP]), math.nan if is_worst(value) else value)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ended, step = trial.last_result.get(ENDED), trial.last_result.get(STEP, 0)
@@ -215,22 +190,12 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         began_s = self._live.pop(tune_id, None)
         if began_s is not None:
             self._device_seconds += time.monotonic() - began_s
-        number = self._places[tune_id].number
-        trial = self._known[number]
-        trial.status, trial.why, trial.ended_unix_s = status, why, time.time()
-        self._journal.end(number, status, why, self._count_attempts(trial))
-        self._state.note(describe_end(trial, self._spec))
-        ended = sum(each.is_final for each in self._known.values())
-        best = find_best(self._known.values(), self._spec.mode)
+        self._state.note(describe_end(self._book.end(tune_id, status, why), self._spec))
+        best = find_best(self._book.trials.values(), self._spec.mode)
         metrics = {} if best is None else {f"best {self._spec.metric}": best.best(self._spec.mode)}
+        progress = JobProgress(self._book.num_final, self._spec.num_wanted, None, metrics)
         with contextlib.suppress(OSError, StorageError):
-            write_progress(self._root, self._record.job_id, JobProgress(ended, self._spec.num_wanted, None, metrics))
-
-    def _count_attempts(self, trial: Trial) -> int:
-        try:
-            return sum(read_written_state(self._root, job_id).attempt for job_id in trial.job_ids)
-        except (OSError, PeriflowRayError):
-            return 1
+            write_progress(self._root, self._record.job_id, progress)
 
     def _watch_limits(self, now_s: float) -> None:
         if self._why_over is not None:
@@ -246,10 +211,10 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
                 self.stop(f"it has cost ${cost:.2f}, and max_cost is ${self._spec.max_cost:g}")
 
     def _conclude(self) -> bool:
-        trials = self._known.values()
+        trials = self._book.trials.values()
         counts = {status: sum(trial.status == status for trial in trials) for status in ("success", "early", "failed")}
         best = find_best(trials, self._spec.mode)
-        text = f"{len(self._known)} trials: {counts['success']} ran to the end, {counts['early']} were stopped early"
+        text = f"{len(trials)} trials: {counts['success']} ran to the end, {counts['early']} were stopped early"
         if counts["failed"]:
             text += f", {counts['failed']} failed"
         if best is not None:

@@ -19,6 +19,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from periflow_ray.errors import UsageError
+from periflow_ray.runtime.sweeps.population import Cloning, Population
 from periflow_ray.runtime.sweeps.searcher import VariantSearcher
 from periflow_ray.spec.sweep import STEP, SweepSpec
 from periflow_ray.sweeps.journal import Trial
@@ -106,10 +107,10 @@ class _WithFixed(Searcher):  # type: ignore[misc]
         self._inner.on_trial_complete(trial_id, result, error)
 
 
-def make_scheduler(spec: SweepSpec, known: Mapping[int, Trial]) -> TrialScheduler:
+def make_scheduler(spec: SweepSpec, known: Mapping[int, Trial], cloning: Cloning) -> TrialScheduler:
     """Which trials are stopped early, by the metric's own steps, with what is known of the earlier trials.
 
-    Hyperband begins with new brackets.
+    Hyperband begins with new brackets, and a population with new scores.
     """
     options = dict(spec.scheduler.options)
     match spec.scheduler.name:
@@ -121,7 +122,7 @@ def make_scheduler(spec: SweepSpec, known: Mapping[int, Trial]) -> TrialSchedule
             return HyperBandScheduler(time_attr=STEP, **options)
         case "median":
             return _Median(_reports_of(known), time_attr=STEP, **options)
-    raise UsageError(f"scheduler: {spec.scheduler.name} is not there yet; take asha, hyperband or median.")
+    return Population(spec, cloning)
 
 
 @dataclass(frozen=True)

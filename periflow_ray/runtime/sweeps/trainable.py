@@ -46,13 +46,18 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._mode = mode
         self._stop_at = stop
         self._job: TrialJob | None = None
+        self._trial_id = ""
         self._error: Exception | None = None
         self._last: dict[str, Any] = {}
         self._names: set[str] = set()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        # One that still runs is paused.
-        self._forget_trial("paused by the sweep", SAVE_TIMEOUT_S)
+        if self.trial_id == self._trial_id:
+            # It goes on from another trial's checkpoint.
+            self._forget_trial("another trial's checkpoint takes its place", 0.0)
+        else:
+            # One that still runs is paused.
+            self._forget_trial("paused by the sweep", SAVE_TIMEOUT_S)
         return True
 
     def cleanup(self) -> None:
@@ -88,6 +93,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
 
     def _next_result(self) -> dict[str, Any]:
         if self._job is None:
+            self._trial_id = self.trial_id
             job_id = read_place(self._task.root, self._task.sweep_id, self.trial_id).job_id
             self._job = TrialJob(self._task, job_id)
             # Of an agent before this one, after which nothing may be left to report.

@@ -127,6 +127,7 @@ class TrialJob:
                 hang_timeout_s=plan.hang_timeout_s,
                 sinks=(*sinks, _Reports(self._outcomes.put)),
                 driver_id=driver_id,
+                start_from=plan.start_from,
                 report_interval_s=TRIAL_REPORT_INTERVAL_S,
             )
             claim = read_claim(root, job_id)
@@ -147,7 +148,7 @@ class TrialJob:
             setup = JobSetup(
                 num_members=1,
                 min_num_members=1,
-                resources_per_member={},
+                resources_per_member=plan.resources_per_node,
                 rules=rules,
                 open_monitor=lambda: InProcessMonitor(lambda: Monitor(root, job_id, rules)).__enter__(),
                 remove_sandboxes=Sandbox(root.uri, job_id, 0).remove,

@@ -28,10 +28,11 @@ def describe_end(trial: Trial, spec: SweepSpec) -> str:
 
 def resources_of(plan: JobPlan, spec: SweepSpec) -> tune.PlacementGroupFactory:
     share = spec.resources.device
-    num_cpus = plan.cpus_per_device * plan.devices_per_node * share
-    bundle = {"CPU": float(int(num_cpus)) if num_cpus > 1 else num_cpus}
-    if plan.gpus_per_device:
-        bundle["GPU"] = plan.gpus_per_device * plan.devices_per_node * share
+    bundle = {**plan.resources_per_node, "CPU": plan.cpus_per_device * plan.devices_per_node * share}
+    if bundle["CPU"] > 1:
+        bundle["CPU"] = float(int(bundle["CPU"]))
+    if "GPU" in bundle:
+        bundle["GPU"] *= share
     if plan.num_nodes > 1:
         raise PeriflowRayError("trials of several nodes are not there yet; set num_devices to those of one node")
     options = {} if plan.vm.is_local else {"bundle_label_selector": [{VM_LABEL: plan.vm.name}]}

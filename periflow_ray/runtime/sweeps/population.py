@@ -1,0 +1,82 @@
+"""Population based training: a bad trial goes on from a good one's checkpoint, with other parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+from ray.tune.schedulers import PopulationBasedTraining
+
+from periflow_ray.spec.sweep import STEP, SweepSpec
+from periflow_ray.spec.sweep_parameters import Parameter
+from periflow_ray.store.checkpoints import Manifest
+from periflow_ray.sweeps.space import domain_of
+
+# Ranges of numbers; what is drawn from a list stays in it by itself.
+_RANGES = ("uniform", "loguniform", "quniform", "randint", "lograndint")
+
+
+class Cloning(Protocol):
+    """What a population needs of its sweep; trials are named by Ray Tune's ids."""
+
+    def find_source(self, donor: str) -> Manifest | None:
+        """The newest checkpoint of a trial."""
+
+    def clone(self, trial: str, donor: str, source: Manifest, parameters: Mapping[str, Any]) -> None:
+        """Let a trial go on from another one's checkpoint, with these parameters."""
+
+
+class Population(PopulationBasedTraining):  # type: ignore[misc]
+    """Tune's own, with the checkpoints of the trials' jobs in place of Tune's.
+
+    A trial without a checkpoint is not exploited, and no parameter leaves its range.
+    """
+
+    def __init__(self, spec: SweepSpec, cloning: Cloning) -> None:
+        mutations = {
+            name: list(parameter.values) if parameter.kind in ("choice", "grid") else domain_of(parameter, "random")
+            for name, parameter in spec.parameters.items()
+            if parameter.kind != "fixed"
+        }
+        super().__init__(
+            time_attr=STEP,
+            hyperparam_mutations=mutations,
+            custom_explore_fn=lambda config: keep_in_range(spec.parameters, config),
+            log_config=False,
+            require_attrs=False,
+            **spec.scheduler.options,
+        )
+        self._cloning = cloning
+        self._source: Manifest | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For the copy that Tune makes of all it is given, and that nobody restores.
+        return {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        # Tune refuses searches that learn; ours draws at random.
+        super().on_trial_add(SimpleNamespace(search_alg=None), trial)
+
+    def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
+        self._source = self._cloning.find_source(trial_to_clone.trial_id)
+        if self._source is not None:
+            super()._exploit(tune_controller, trial, trial_to_clone)
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        assert self._source is not None
+        self._cloning.clone(trial.trial_id, trial_to_clone.trial_id, self._source, config)
+        return config, operations
+
+
+def keep_in_range(parameters: Mapping[str, Parameter], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same configuration with every number within the range that it may be drawn from."""
+    kept = dict(config)
+    for name, parameter in parameters.items():
+        if parameter.kind in _RANGES and name in kept:
+            lower, upper = (float(value) for value in parameter.values[:2])
+            is_whole = parameter.kind.endswith("randint")
+            kept[name] = min(max(kept[name], lower), upper - 1 if is_whole else upper)
+            kept[name] = int(kept[name]) if is_whole else kept[name]
+    return kept
