@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from periflow_ray.errors import PlanError
 from periflow_ray.plan.catalogue import VmType
+from periflow_ray.plan.declared_mounts import declare_mounts
 from periflow_ray.plan.grid import WorkerGrid, split_devices
 from periflow_ray.plan.mounts import Mount
 from periflow_ray.plan.resources import (
@@ -189,7 +190,7 @@ def build_plan(
         image_credential_id=docker.credential_id,
         workspace_mount_path=spec.job_setting.workspace.mount_path,
         workspace_dir_name=workspace_dir_name,
-        mounts=_mounts(spec, workspace_dir_name),
+        mounts=declare_mounts(spec, workspace_dir_name),
         output_checkpoint_dir=spec.checkpoint.output_checkpoint_dir if spec.checkpoint else None,
         checkpoint_input=spec.checkpoint.input if spec.checkpoint else None,
         keep_last=spec.checkpoint.keep_last if spec.checkpoint else None,
@@ -209,13 +210,6 @@ def build_plan(
         price_per_hour_usd=price,
         plugin=spec.plugin,
     )
-
-
-_MOUNT_TITLES = {
-    "workspace": "the workspace",
-    "data": "data.mount_path",
-    "checkpoint_input": "checkpoint.input.mount_path",
-}
 
 
 def _plan_elastic(spec: JobSpec, grid: WorkerGrid) -> ElasticPlan | None:
@@ -241,71 +235,3 @@ def _one_bash_text(command: str | SetupAndRun) -> str:
     # Groups, so that either part may have several lines, end in a comment or hold a here-document, and what the setup
     # exports, activates or changes directory to holds for the run. Nobody's script is put under `set -e`.
     return f"{{\n{command.setup}\n}} && {{\n{command.run}\n}}"
-
-
-def _mounts(spec: JobSpec, workspace_dir_name: str | None) -> tuple[Mount, ...]:
-    mounts: list[Mount] = []
-    keys_by_path: dict[str, str] = {}
-    for key_path, mount in _declared_mounts(spec, workspace_dir_name):
-        key = ".".join(key_path)
-        if mount.path in keys_by_path:
-            raise PlanError(
-                f"{keys_by_path[mount.path]} and {key} are both {mount.path!r}. Give each its own directory.", key_path
-            )
-        keys_by_path[mount.path] = key
-        mounts.append(mount)
-    _check_data_mount(mounts)
-    _check_output_dir(mounts)
-    return tuple(mounts)
-
-
-def _check_data_mount(mounts: Sequence[Mount]) -> None:
-    """A dataset is read-only, so nothing else can be inside it."""
-    for data in mounts:
-        for inner in mounts:
-            if data.kind == "data" and inner.path.startswith(f"{data.path.rstrip('/')}/"):
-                raise PlanError(
-                    f"{inner.path!r} is inside data.mount_path {data.path!r}, which is read-only. Give the dataset a "
-                    "directory of its own.",
-                    ("data", "mount_path"),
-                )
-
-
-def _check_output_dir(mounts: Sequence[Mount]) -> None:
-    """A restart replaces the whole output directory, so nothing else can be, or be inside, it."""
-    for output in mounts:
-        for other in mounts:
-            if output.kind != "checkpoint" or other is output:
-                continue
-            path = other.path.rstrip("/")
-            if other.kind == "workspace" and other.source is not None:
-                path = f"{path}/{other.source}"
-            is_inside = f"{path}/".startswith(f"{output.path.rstrip('/')}/")
-            if is_inside or (other.kind == "checkpoint_input" and output.path.startswith(f"{path}/")):
-                raise PlanError(
-                    f"output_checkpoint_dir {output.path!r} and {path!r} ({_MOUNT_TITLES[other.kind]}) are inside each "
-                    "other, and every restart replaces output_checkpoint_dir as a whole. Give it a directory of its "
-                    "own, for example '/workspace/ckpt'.",
-                    ("checkpoint", "output_checkpoint_dir"),
-                )
-
-
-def _declared_mounts(spec: JobSpec, workspace_dir_name: str | None) -> Iterator[tuple[tuple[str, ...], Mount]]:
-    workspace = spec.job_setting.workspace
-    yield (
-        ("job_setting", "workspace", "mount_path"),
-        Mount(kind="workspace", path=workspace.mount_path, source=workspace_dir_name),
-    )
-    if spec.checkpoint and spec.checkpoint.output_checkpoint_dir:
-        yield (
-            ("checkpoint", "output_checkpoint_dir"),
-            Mount(kind="checkpoint", path=spec.checkpoint.output_checkpoint_dir),
-        )
-    if spec.checkpoint and spec.checkpoint.input:
-        given = spec.checkpoint.input
-        yield (
-            ("checkpoint", "input", "mount_path"),
-            Mount(kind="checkpoint_input", path=given.mount_path, source=given.id),
-        )
-    if spec.data:
-        yield ("data", "mount_path"), Mount(kind="data", path=spec.data.mount_path, source=spec.data.name)

@@ -18,11 +18,11 @@ from periflow_ray.store import checkpoints
 pytestmark = pytest.mark.ray
 
 EXAMPLES_DIR = Path(__file__).parents[2] / "examples"
-# Whole jobs of these run in test_examples_in_buckets.
-IN_BUCKETS = [pytest.param(name, marks=pytest.mark.long) for name in ("cifar", "pth-lightning")]
+# Whole jobs of the first two run in test_examples_in_buckets; the third resumes in test_examples_resume_exactly.
+ELSEWHERE = [pytest.param(name, marks=pytest.mark.long) for name in ("cifar", "pth-lightning", "dkt")]
 
 
-@pytest.mark.parametrize("name", [*IN_BUCKETS, "dkt", "huggingface"])
+@pytest.mark.parametrize("name", [*ELSEWHERE, "huggingface"])
 def test_an_example_trains_on_two_devices(workbench: Workbench, name: str) -> None:
     example = EXAMPLES_DIR / name
     outcome, job = workbench.submit(example / "pf-template.yml", example, "--num-devices", 2)
@@ -44,7 +44,22 @@ def test_an_example_trains_on_two_devices(workbench: Workbench, name: str) -> No
     assert shown.exit_code == 0, shown
 
 
-@pytest.mark.parametrize("script", ["main.py", "main_lightning.py"])
+def test_the_sweep_example_finds_a_best_trial(workbench: Workbench, tmp_path: Path) -> None:
+    example = EXAMPLES_DIR / "sweep"
+    text = (example / "sweep.yml").read_text()
+    # Two of its twelve trials.
+    (tmp_path / "sweep.yml").write_text(text.replace("num_trials: 12", "num_trials: 2"))
+    options = ["--local", "-f", example / "pf-template.yml", "--sweep", tmp_path / "sweep.yml", "-d", example, "--yes"]
+    outcome = workbench.run("sweep", "run", *options)
+
+    assert outcome.exit_code == 0, outcome
+    sweep_id = int(outcome.stdout.split("(")[1].split(")")[0])
+    best = json.loads(workbench.run("sweep", "best", sweep_id, "-o", "json").stdout)
+    assert best["best"] > 0.5
+    assert best["checkpoint"] == f"{best['jobs'][0]}/step-{best['step']:08d}"
+
+
+@pytest.mark.parametrize("script", ["main.py", pytest.param("main_lightning.py", marks=pytest.mark.long)])
 def test_the_function_example_returns_rays_result(workbench: Workbench, tmp_path: Path, script: str) -> None:
     # A copy, because workers get the script's folder on their path and may leave byte code there.
     folder = shutil.copytree(EXAMPLES_DIR / "function", tmp_path / "function")
