@@ -66,7 +66,8 @@ def list_command(root: StorageRoot, output: str) -> None:
     Example:
       periflow-ray experiment list
     """
-    names = [job.record.experiment for job in list_jobs(root, tell_left_out)]
+    # A sweep is one job, whatever the number of its trials.
+    names = [job.record.experiment for job in list_jobs(root, tell_left_out) if job.record.sweep is None]
     found = [(entry, names.count(entry.name)) for entry in list_experiments(root, tell_left_out)]
     documents = [
         {"name": entry.name, "num_jobs": num_jobs, "created": iso_time(entry.created_unix_s)}
@@ -92,7 +93,8 @@ def view(name: str, root: StorageRoot, output: str) -> None:
       periflow-ray experiment view computer-vision
     """
     found = read_experiment(root, name)
-    jobs = [job for job in list_jobs(root, tell_left_out) if job.record.experiment == name]
+    listed = list_jobs(root, tell_left_out)
+    jobs = [job for job in listed if job.record.experiment == name and job.record.sweep is None]
     document: dict[str, Any] = {
         "name": found.name,
         "created": iso_time(found.created_unix_s),

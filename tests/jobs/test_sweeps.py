@@ -15,6 +15,7 @@ from support.workbench import Workbench, find_agent, find_driver, processes_with
 
 from periflow_ray import jobs
 from periflow_ray.jobs.attempts import read_attempts
+from periflow_ray.jobs.logs import read_logs
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.store.checkpoints import latest_committed, restore
@@ -25,6 +26,7 @@ from periflow_ray.sweeps.journal import Trial, read_trials
 pytestmark = pytest.mark.ray
 
 NUM_STEPS = 100
+SECRET = "a-key-of-the-team"
 # Each step hashes the state before it: the last state tells whether one was lost or made twice.
 SCRIPT = f"""
 import hashlib, json, os, sys, time
@@ -32,6 +34,7 @@ from pathlib import Path
 import periflow_ray as pf
 
 x, name = float(sys.argv[1]), sys.argv[2]
+print("key is", os.environ.get("TEAM_KEY"), flush=True)
 assert pf.hparams() == {{"x": x, "name": name}} and os.environ["x"] == sys.argv[1]
 path = Path(os.environ["CKPT_DIR"]) / "state.json"
 step, state = json.loads(path.read_text()) if path.exists() else (0, name)
@@ -66,7 +69,7 @@ Start = Callable[..., int]
 def start(workbench: Workbench, tmp_path: Path) -> Start:
     """Starts a sweep over ``x`` and ``name``; returns its number."""
 
-    def run(**given: Any) -> int:
+    def run(bench: Workbench = workbench, options: tuple[str, ...] = (), **given: Any) -> int:
         workspace = tmp_path / "app"
         workspace.mkdir()
         (workspace / "main.py").write_text(SCRIPT)
@@ -74,8 +77,8 @@ def start(workbench: Workbench, tmp_path: Path) -> Start:
         parameters = {"x": {"grid": [3.0, 1.0]}, "name": {"grid": ["a", "b"]}}
         sweep = {"metric": "loss", "mode": "min", "max_concurrent": 2, "parameters": parameters, **given}
         (tmp_path / "sweep.yml").write_text(json.dumps(sweep))
-        options = ["--sweep", tmp_path / "sweep.yml", "-d", workspace, "--no-follow", "--yes"]
-        outcome = workbench.run("sweep", "run", "--local", "-f", tmp_path / "pf-template.yml", *options)
+        files = ["-f", tmp_path / "pf-template.yml", "--sweep", tmp_path / "sweep.yml", "-d", workspace]
+        outcome = bench.run("sweep", "run", "--local", *files, "--no-follow", "--yes", *options)
         assert outcome.exit_code == 0, outcome.stderr
         return int(outcome.stdout.split("(")[1].split(")")[0])
 
@@ -167,6 +170,9 @@ def test_trials_that_are_worse_end_early_with_all_their_processes(workbench: Wor
         8.0: "early",
         7.0: "early",
     }
+    # The one that came to the end of the scheduler came to its own.
+    (winner,) = [trial for trial in trials.values() if trial.status == "success"]
+    assert jobs.read_state(workbench.root, winner.job_ids[-1]).status == "success"
     assert all(trial.step < 30 for trial in trials.values() if trial.status == "early")
     sandboxes = [str(Sandbox(workbench.root.uri, trial.job_ids[0], 0).job_dir) for trial in trials.values()]
     wait_until(lambda: not any(processes_with(sandbox) for sandbox in sandboxes), "the trials' processes are gone", 5)
@@ -204,10 +210,25 @@ def test_a_worse_trial_goes_on_from_the_checkpoint_of_a_better_one(
     assert worse.parameters["x"] < 2
 
 
-def test_a_metric_that_is_misspelt_ends_the_sweep_with_the_names_that_there_are(
-    workbench: Workbench, start: Start
+@pytest.mark.long
+def test_a_sweep_in_a_bucket_has_its_journal_and_its_checkpoints_there(
+    cloud: Workbench, start: Start, tmp_path: Path
 ) -> None:
-    sweep_id = start(metric="losss")
+    scheduler = {"type": "pbt", "perturbation_interval": 30, "quantile_fraction": 0.5}
+    parameters = {"x": {"uniform": [0.5, 10]}, "name": "a"}
+    sweep_id = start(cloud, parameters=parameters, points=[{"x": 1.0}, {"x": 9.0}], num_trials=2, scheduler=scheduler)
+    wait_until(lambda: jobs.read_state(cloud.root, sweep_id).has_ended, "the sweep has ended")
+    assert jobs.read_state(cloud.root, sweep_id).status == "success"
+    for trial in read_trials(cloud.root, sweep_id).values():
+        assert_whole(cloud, trial, tmp_path)
+    assert ask(cloud, "sweep", "best", sweep_id)["checkpoint"].endswith(f"step-{NUM_STEPS:08d}")
+
+
+def test_a_metric_that_is_misspelt_ends_the_sweep_with_the_names_that_there_are(
+    workbench: Workbench, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(workbench.env, "TEAM_KEY", SECRET)
+    sweep_id = start(metric="losss", options=("--secret", "TEAM_KEY"))
     wait_until(lambda: jobs.read_state(workbench.root, sweep_id).has_ended, "the sweep has ended")
     state = jobs.read_state(workbench.root, sweep_id)
     assert state.status == "failed"
@@ -215,3 +236,8 @@ def test_a_metric_that_is_misspelt_ends_the_sweep_with_the_names_that_there_are(
         "the script does not report the metric 'losss'; it reported epoch, loss. Did you mean 'loss'?"
     )
     assert len(read_trials(workbench.root, sweep_id)) < 4
+    # Of its secrets nothing lies about, although each trial had them.
+    stored = [path for path in Path(workbench.root.uri).rglob("*") if path.is_file()]
+    assert [path for path in stored if SECRET.encode() in path.read_bytes()] == []
+    log = read_logs(workbench.root, read_trials(workbench.root, sweep_id)[1].job_ids[0])
+    assert any("key is ***" in line.text for line in log)

@@ -65,6 +65,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
 
     def end_trial(self, reason: str, save_timeout_s: float) -> None:
         """End the processes of the trial, of which no more results are wanted; 0 saves nothing."""
+        if self._job is not None and save_timeout_s > 0:
+            total = read_progress(self._task.root, self._job.job_id).total_train_steps
+            if total is not None and self._last.get(STEP, 0) >= total:
+                self._job.wait_for_end()
         self._forget_trial(reason, save_timeout_s)
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
