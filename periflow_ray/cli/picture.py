@@ -30,7 +30,7 @@ def check_picture_path(path: Path) -> None:
     if path.suffix.lower() not in PICTURE_SUFFIXES:
         raise UsageError(f"--plot {path}: the name must end in .png or .html.")
     if path.suffix.lower() == ".png":
-        _import_figure()
+        import_figure()
 
 
 def write_picture(path: Path, title: str, series: Sequence[Series]) -> None:
@@ -45,7 +45,7 @@ def write_picture(path: Path, title: str, series: Sequence[Series]) -> None:
 
 def _write_png(path: Path, title: str, diagrams: Sequence[tuple[str, Sequence[Series]]]) -> None:
     # The Figure class alone: pyplot would look for a display.
-    figure = _import_figure()(figsize=(9, 0.6 + 2.8 * len(diagrams)), layout="constrained")
+    figure = import_figure()(figsize=(9, 0.6 + 2.8 * len(diagrams)), layout="constrained")
     figure.suptitle(title, parse_math=False)
     for index, (name, entries) in enumerate(diagrams):
         axes = figure.add_subplot(len(diagrams), 1, index + 1)
@@ -66,7 +66,7 @@ def _write_png(path: Path, title: str, diagrams: Sequence[tuple[str, Sequence[Se
     figure.savefig(path, dpi=120, format="png")
 
 
-def _import_figure() -> type:
+def import_figure() -> type:
     try:
         from matplotlib.figure import Figure
     except ImportError as err:

@@ -12,6 +12,7 @@ _COMMANDS = {
     "view": ("periflow_ray.cli.sweep_view:view", "The trials of a sweep, the best first."),
     "best": ("periflow_ray.cli.sweep_view:best", "The best trial: its parameters, its job, its checkpoint."),
     "export": ("periflow_ray.cli.sweep_export:export", "Write the trials to a CSV, Parquet or JSON file."),
+    "plot": ("periflow_ray.cli.sweep_plot:plot", "Draw a sweep into an HTML page or a PNG."),
     "stop": ("periflow_ray.cli.sweep_control:stop", "Let the trials save, and stop."),
     "resume": ("periflow_ray.cli.sweep_control:resume", "Go on with a sweep that was stopped or has failed."),
     "retry": ("periflow_ray.cli.sweep_change:retry", "Let failed trials run again."),

@@ -101,6 +101,7 @@ def test_every_command_of_the_contract_exists():
         "sweep delete",
         "sweep export",
         "sweep list",
+        "sweep plot",
         "sweep resume",
         "sweep retry",
         "sweep run",

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from click.testing import Result
 from support.sample_jobs import build_record
 
+from periflow_ray.cli.sweep_pictures import KINDS
 from periflow_ray.jobs import JobState, list_jobs, read_state, write_record, write_state
 from periflow_ray.plan import JobPlan, build_plan, local_vm
 from periflow_ray.plan.catalogue import load_catalogue
@@ -145,6 +147,27 @@ def test_trials_are_written_to_a_file_with_the_same_columns_each(
     assert [row["last"] for row in json.loads((tmp_path / "t.json").read_text())] == [0.2, 0.8, None, None]
     result = run_cli("sweep", "export", str(SWEEP_ID), "--path", "trials.xlsx")
     assert (result.exit_code, "ends in none of .csv, .parquet, .json" in result.stderr) == (2, True)
+
+
+def test_a_sweep_is_drawn_into_one_page_or_one_picture(run_cli: RunCli, sweep: StorageRoot, tmp_path: Path) -> None:
+    page = tmp_path / "sweep.html"
+    assert run_cli("sweep", "plot", str(SWEEP_ID), "--path", str(page)).exit_code == 0
+    text = page.read_text()
+    assert re.findall("<h2>(.*)</h2>", text) == [kind for kind in KINDS if kind != "lineage"]
+    assert text.count("<svg") == len(KINDS) - 1
+    # It needs no other file, and nothing from elsewhere.
+    assert re.findall(r"(?:src|xlink:href)=.(?!#)", text) == []
+    for kind in KINDS:
+        picture = tmp_path / f"{kind}.png"
+        assert run_cli("sweep", "plot", str(SWEEP_ID), "--path", str(picture), "--kind", kind).exit_code == 0
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    for options, problem in (
+        (["--path", "x.png"], "a PNG has one picture: give one --kind"),
+        (["--path", "x.svg"], "must end in .html or .png"),
+        (["--path", "x.png", "--kind", "x"], "is not one of"),
+    ):
+        result = run_cli("sweep", "plot", str(SWEEP_ID), *options)
+        assert (result.exit_code, problem in result.stderr) == (2, True)
 
 
 def test_failed_trials_are_to_run_again_when_the_sweep_is_resumed(run_cli: RunCli, sweep: StorageRoot) -> None:
