@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from periflow_ray.spec import SweepSpec
     from periflow_ray.store.root import StorageRoot
 
+_WATCH_INTERVAL_S = 2.0
 _sweep_argument = click.argument("sweep_id", metavar="SWEEP", type=click.IntRange(min=1))
 
 
@@ -72,19 +74,30 @@ def list_command(root: StorageRoot, output: str) -> None:
 @_sweep_argument
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most this many.")
 @click.option("-a", "--all", "shows_all", is_flag=True, help="All trials.")
+@click.option("--watch", is_flag=True, help="Show it again every two seconds until the sweep has ended.")
 @storage_option
 @output_option
-def view(sweep_id: int, limit: int, shows_all: bool, root: StorageRoot, output: str) -> None:
+def view(sweep_id: int, limit: int, shows_all: bool, watch: bool, root: StorageRoot, output: str) -> None:
     """The trials of a sweep, the best first; parameters that are the same in all trials are left out.
 
     \b
     Examples:
-      periflow-ray sweep view 3
+      periflow-ray sweep view 3 --watch
       periflow-ray sweep view 3 --all -o json
     """
+    if watch and output != "table":
+        raise UsageError("--watch is for people; it cannot be used with -o json or -o yaml.")
+    while not _show(root, sweep_id, None if shows_all else limit, output) and watch:
+        time.sleep(_WATCH_INTERVAL_S)
+        click.clear()
+
+
+def _show(root: StorageRoot, sweep_id: int, limit: int | None, output: str) -> bool:
+    """Show a sweep as it is now; whether it has ended."""
     spec, state = read_sweep(root, sweep_id), read_state(root, sweep_id)
+    usd_per_hour = _read_price(root, sweep_id, spec)
     trials = rank_trials(read_trials(root, sweep_id).values(), spec.mode)
-    shown = trials if shows_all else trials[:limit]
+    shown = trials if limit is None else trials[:limit]
     document = {
         "number": sweep_id,
         "status": state.status,
@@ -92,11 +105,16 @@ def view(sweep_id: int, limit: int, shows_all: bool, root: StorageRoot, output: 
         "metric": spec.metric,
         "mode": spec.mode,
         "num_trials": spec.num_wanted,
-        "trials": [trial_document(trial, spec) for trial in shown],
+        "cost_usd": None if usd_per_hour is None else round(sum(_cost(trial, usd_per_hour) for trial in trials), 4),
+        "trials": [
+            {**trial_document(trial, spec), "cost_usd": None if usd_per_hour is None else _cost(trial, usd_per_hour)}
+            for trial in shown
+        ],
     }
-    write_output(output, document, lambda console: _draw_trials(console, spec, state, trials, shown))
+    write_output(output, document, lambda console: _draw_trials(console, spec, state, trials, shown, usd_per_hour))
     if len(shown) < len(trials):
         click.echo(f"{len(trials) - len(shown)} more: periflow-ray sweep view {sweep_id} --all", err=True)
+    return state.has_ended
 
 
 @click.command()
@@ -173,14 +191,20 @@ def trial_document(trial: Trial, spec: SweepSpec) -> dict[str, Any]:
 
 
 def _draw_trials(
-    console: Console, spec: SweepSpec, state: JobState, trials: Sequence[Trial], shown: Sequence[Trial]
+    console: Console,
+    spec: SweepSpec,
+    state: JobState,
+    trials: Sequence[Trial],
+    shown: Sequence[Trial],
+    usd_per_hour: float | None,
 ) -> None:
     num_ended = sum(trial.is_final for trial in trials)
     console.print(f"Sweep is {state.status}: {num_ended} of {spec.num_wanted} trials have ended.")
     if state.message:
         console.print(state.message, soft_wrap=True)
     varying = [name for name in spec.parameters if len({repr(trial.parameters.get(name)) for trial in trials}) > 1]
-    columns = ("Trial", *varying, f"Best {spec.metric}", "Last", "Step", "Status", "Job", "Starts", "Time")
+    costs = () if usd_per_hour is None else ("Cost",)
+    columns = ("Trial", *varying, f"Best {spec.metric}", "Last", "Step", "Status", "Job", "Starts", "Time", *costs)
     rows = []
     for trial in shown:
         best, last = trial.best(spec.mode), trial.last
@@ -195,9 +219,24 @@ def _draw_trials(
                 str(trial.job_ids[-1]) if trial.job_ids else NOTHING,
                 NOTHING if trial.num_attempts is None else str(trial.num_attempts),
                 format_duration(trial.duration_s),
+                *(() if usd_per_hour is None else (f"${_cost(trial, usd_per_hour):.2f}",)),
             )
         )
     draw_table(console, columns, rows)
+
+
+def _read_price(root: StorageRoot, sweep_id: int, spec: SweepSpec) -> float | None:
+    """US dollars for an hour of a trial; None where the machines have no price."""
+    from periflow_ray.plan import JobPlan
+    from periflow_ray.store.documents import read_document
+    from periflow_ray.store.keys import job_key
+
+    price = read_document(root, job_key(sweep_id, "plan.json"), JobPlan).price_per_hour_usd
+    return price * spec.resources.device if price else None
+
+
+def _cost(trial: Trial, usd_per_hour: float) -> float:
+    return round(trial.duration_s / 3600 * usd_per_hour, 4)
 
 
 def _show_value(value: Any) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,22 @@ class TensorBoardWriter:
 
     It writes in the caller's thread: tensorboardX's own writer has a thread that dies of a full disk, and then blocks
     whoever gives it more.
+
+    Args:
+        hparams: hyperparameters, for TensorBoard's page of them.
+        hparams_metric: the metric that they are compared by.
     """
 
-    def __init__(self, root: StorageRoot, job_id: int) -> None:
+    def __init__(
+        self,
+        root: StorageRoot,
+        job_id: int,
+        hparams: Mapping[str, Any] | None = None,
+        hparams_metric: str | None = None,
+    ) -> None:
         self._directory = root.local_path(job_key(job_id, "tensorboard"))
+        self._hparams = hparams
+        self._hparams_metric = hparams_metric
         self._file: _EventFile | None = None
         self._num_files = 0
 
@@ -60,6 +73,9 @@ class TensorBoardWriter:
             # Its number keeps a file that takes another one's place in the same second from writing over it.
             self._file = _EventFile(self._directory, f".{self._num_files}")
             self._num_files += 1
+            if self._hparams is not None:
+                with self._given_up_on_error():
+                    self._file.write_hparams(self._hparams, self._hparams_metric)
         # What the format has no room for is left out, and nothing else.
         with self._given_up_on_error(), contextlib.suppress(OverflowError, TypeError, ValueError):
             self._file.write_scalar(name, float(value), metric.step, metric.time_unix_s)
@@ -92,6 +108,13 @@ class _EventFile:
     def write_scalar(self, name: str, value: float, step: int, time_unix_s: float) -> None:
         summary = self._new_scalar(name, value)
         self._writer.write_event(self._new_event(summary=summary, step=step, wall_time=time_unix_s))
+
+    def write_hparams(self, hparams: Mapping[str, Any], metric: str | None) -> None:
+        from tensorboardX.summary import hparams as build_summaries
+
+        # Its experiment and the session's beginning; the end has a status that is not known yet.
+        for summary in build_summaries(dict(hparams), {} if metric is None else {metric: 0})[:2]:
+            self._writer.write_event(self._new_event(summary=summary, wall_time=time.time()))
 
     def flush(self) -> None:
         self._writer.flush()

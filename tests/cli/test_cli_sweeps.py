@@ -104,6 +104,21 @@ def test_the_best_trial_comes_first_and_those_without_a_value_last(run_cli: RunC
     assert "seed" not in table
 
 
+def test_what_trials_cost_is_shown_where_machines_have_a_price(run_cli: RunCli, sweep: StorageRoot) -> None:
+    assert ask(run_cli, "sweep", "view", str(SWEEP_ID))["cost_usd"] is None
+    plan = make_plan().model_copy(update={"price_per_hour_usd": 36.0})
+    write_document(sweep, job_key(SWEEP_ID, "plan.json"), plan)
+    told = ask(run_cli, "sweep", "view", str(SWEEP_ID))
+    assert told["cost_usd"] == pytest.approx(sum(trial["duration_s"] for trial in told["trials"]) / 100, abs=0.001)
+    assert "Cost" in run_cli("sweep", "view", str(SWEEP_ID)).stdout
+
+
+def test_a_sweep_that_has_ended_is_watched_once(run_cli: RunCli, sweep: StorageRoot) -> None:
+    result = run_cli("sweep", "view", str(SWEEP_ID), "--watch")
+    assert (result.exit_code, result.stdout.count("Sweep is success")) == (0, 1)
+    assert run_cli("sweep", "view", str(SWEEP_ID), "--watch", "-o", "json").exit_code == 2
+
+
 def test_more_trials_than_fit_are_counted(run_cli: RunCli, sweep: StorageRoot) -> None:
     result = run_cli("sweep", "view", str(SWEEP_ID), "-n", "1")
     assert result.stderr == f"3 more: periflow-ray sweep view {SWEEP_ID} --all\n"

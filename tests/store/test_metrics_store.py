@@ -5,6 +5,7 @@ import math
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 from periflow_ray.errors import NewerFormatError
 from periflow_ray.jobs import JobProgress, read_progress, write_progress
@@ -117,3 +118,19 @@ def test_documents_with_metrics_are_json_whatever_the_values_are(root):
     # As earlier versions stored it.
     root.write_bytes("jobs/2/progress.json", b'{"step":1,"metrics":{"loss":NaN}}')
     assert math.isnan(read_progress(root, 2).metrics["loss"])
+
+
+def test_tensorboard_compares_trials_by_their_hyperparameters(local_root):
+    writer = TensorBoardWriter(local_root, 1, {"lr": 0.5, "optimizer": "sgd", "nesterov": True}, "accuracy")
+    writer.append([Metric(3, 0, 0, 1000.0, {"accuracy": 0.75})])
+    writer.flush()
+    writer.close()
+    events = EventAccumulator(str(local_root.local_path("jobs/1/tensorboard")))
+    events.Reload()
+    assert [event.value for event in events.Scalars("accuracy")] == [0.75]
+    contents = events.PluginTagToContent("hparams")
+    session = metadata.parse_session_start_info_plugin_data(contents["_hparams_/session_start_info"])
+    assert session.hparams["lr"].number_value == 0.5
+    assert (session.hparams["optimizer"].string_value, session.hparams["nesterov"].bool_value) == ("sgd", True)
+    experiment = metadata.parse_experiment_plugin_data(contents["_hparams_/experiment"])
+    assert [info.name.tag for info in experiment.metric_infos] == ["accuracy"]

@@ -99,7 +99,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         if self._job is None:
             self._trial_id = self.trial_id
             job_id = read_place(self._task.root, self._task.sweep_id, self.trial_id).job_id
-            self._job = TrialJob(self._task, job_id)
+            self._job = TrialJob(self._task, job_id, self._metric)
             # Of an agent before this one, after which nothing may be left to report.
             before = read_progress(self._task.root, job_id)
             if self._metric in before.metrics:

@@ -30,6 +30,7 @@ from periflow_ray.runtime.monitor.in_process import InProcessMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.monitor.sinks import MetricSink, plan_sinks, sink_variables
+from periflow_ray.runtime.monitor.sinks.tensorboard import TensorBoardFiles
 from periflow_ray.runtime.ray_train.group_policy import LeaveGroupError
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.sweeps.trials import take_up_trial
@@ -62,10 +63,15 @@ class Report:
 
 
 class TrialJob:
-    """Runs the job in threads of this process, from ``start`` on."""
+    """Runs the job in threads of this process, from ``start`` on.
 
-    def __init__(self, task: SweepTask, job_id: int) -> None:
+    Args:
+        metric: by which the trials are compared.
+    """
+
+    def __init__(self, task: SweepTask, job_id: int, metric: str) -> None:
         self._task = task
+        self._metric = metric
         self.job_id = job_id
         # What comes out of it: reports in their order, then its end or an error.
         self._outcomes: queue.SimpleQueue[Report | JobEnd | BaseException] = queue.SimpleQueue()
@@ -121,7 +127,10 @@ class TrialJob:
         driver_id = driver_id_of(record)
         with StateKeeper(root, job_id, driver_id=driver_id) as state:
             state.hide((*task.secrets.values(), task.secrets_key))
-            sinks = plan_sinks(plan.plugin, record, plan.env, state.note)
+            sinks = tuple(
+                TensorBoardFiles(plan.hparams, self._metric) if isinstance(sink, TensorBoardFiles) else sink
+                for sink in plan_sinks(plan.plugin, record, plan.env, state.note)
+            )
             variables = sink_variables(sinks, given={*plan.env, *plan.secret_names})
             plan = plan.model_copy(update={"env": {**variables.settings, **plan.env}})
             rules = JobRules(

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from periflow_ray.jobs.metrics import Metric
 from periflow_ray.jobs.tensorboard import TensorBoardWriter
@@ -21,10 +22,15 @@ CLOSE_TIMEOUT_S = 12.0
 
 @dataclass(frozen=True)
 class TensorBoardFiles:
-    """The plan of it."""
+    """The plan of it; a sweep's trial has hyperparameters, and the metric that they are compared by."""
+
+    hparams: Mapping[str, Any] | None = None
+    hparams_metric: str | None = None
 
     def open(self, root: StorageRoot, job_id: int, on_problem: Callable[[str], None]) -> TensorBoardSink | None:
-        return TensorBoardSink(TensorBoardWriter(root, job_id), on_problem) if root.is_local else None
+        if not root.is_local:
+            return None
+        return TensorBoardSink(TensorBoardWriter(root, job_id, self.hparams, self.hparams_metric), on_problem)
 
     def environment(self) -> Mapping[str, str]:
         return {}
