@@ -15,6 +15,7 @@ from periflow_ray.errors import UsageError
 from periflow_ray.runtime.sweeps.methods import make_scheduler, make_searcher
 from periflow_ray.runtime.sweeps.population import keep_in_range
 from periflow_ray.runtime.sweeps.searcher import SweepSearcher
+from periflow_ray.runtime.sweeps.trainable import is_misspelt
 from periflow_ray.spec.sweep import SCHEDULER_OPTIONS, STEP, SweepSpec
 from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.sweeps.journal import Trial, TrialStatus
@@ -213,3 +214,21 @@ def test_a_mutation_stays_in_the_range_of_its_parameter() -> None:
     assert keep_in_range(spec.parameters, {"a": 1.2, "b": 6, "c": "x", "d": 3}) == {"a": 1.0, "b": 4, "c": "x", "d": 3}
     assert keep_in_range(spec.parameters, {"a": -0.1, "b": 1}) == {"a": 0.0, "b": 2}
     assert keep_in_range(spec.parameters, {"a": 0.5, "b": 3}) == {"a": 0.5, "b": 3}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "expected"),
+    [
+        ("losss", "loss", True),
+        ("acuracy", "accuracy", True),
+        ("val_los", "val_loss", True),
+        ("Accuracy", "accuracy", True),
+        ("val_loss", "loss", False),
+        ("eval_accuracy", "train_accuracy", False),
+        ("top5_accuracy", "top1_accuracy", False),
+        ("f1", "f2", False),
+        ("val_loss", "val_acc", False),
+    ],
+)
+def test_a_metric_that_comes_with_the_first_evaluation_is_waited_for(wanted: str, given: str, expected: bool) -> None:
+    assert is_misspelt(wanted, given) == expected

@@ -12,8 +12,8 @@ from typing import Any
 import ray
 from ray import tune
 
-from periflow_ray.errors import StorageError
-from periflow_ray.jobs import JobProgress, JobRecord, write_progress
+from periflow_ray.errors import PeriflowRayError, StorageError
+from periflow_ray.jobs import JobProgress, JobRecord, read_written_state, write_progress
 from periflow_ray.jobs.requests import Request, StopRequest, post_request
 from periflow_ray.jobs.stop_times import SAVE_TIMEOUT_S, SIGNAL_SAVE_TIMEOUT_S
 from periflow_ray.plan import JobPlan
@@ -29,11 +29,13 @@ from periflow_ray.runtime.sweeps.tuning import describe_end, resources_of, set_t
 from periflow_ray.spec.sweep import STEP, SweepSpec
 from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.keys import job_key
+from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.sweeps.documents import read_sweep
 from periflow_ray.sweeps.journal import TrialStatus, find_best
 
 FLUSH_INTERVAL_S = 0.5
+ASK_INTERVAL_S = 2.0
 # Of Tune's own directory below the sweep's, which nobody reads again.
 _TUNE_DIR = "tune"
 
@@ -64,13 +66,16 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         self._record = record
         self._spec = spec
         self._began_s = time.monotonic()
-        self._book = book = TrialBook(root, plan, record, spec, state.note)
+        self._book = book = TrialBook(root, plan, record, spec, Patience(state.note), state.note)
         self._actors: dict[str, Any] = {}
         self._fails: dict[str, str] = {}
         self._live: dict[str, float] = {}
         self._device_seconds = sum(trial.duration_s for trial in book.trials.values() if trial.is_final)
         self._flushed_s = 0.0
+        self._asked_s = 0.0
+        self._stop_timeout_s = SIGNAL_SAVE_TIMEOUT_S
         self._is_stopped = threading.Event()
+        self._is_at_limit = False
         self._why_over: str | None = None
         self._error: str | None = None
         self._searcher = SweepSearcher(spec, make_searcher(spec, book.trials), book.trials, book.begin)
@@ -109,7 +114,7 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
             ),
         )
         tuner.fit()
-        self._book.flush()
+        Patience(self._state.note).insist(self._book.flush)
         self._root.delete(job_key(self._record.job_id, _TUNE_DIR))
         return self._conclude()
 
@@ -126,14 +131,21 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         if self._why_over is None:
             self._why_over = reason
             self._state.enter("stopping", f"stopping: {reason}")
-        self._is_stopped.set()
+        self._stop_timeout_s = timeout_s
         self._searcher.finish()
+        self._is_stopped.set()
+        self._ask_trials_to_stop()
+
+    def _ask_trials_to_stop(self) -> None:
+        """Ask those that do not stop yet: one whose agent has just begun forgets what was asked before."""
+        self._asked_s = time.monotonic()
         for tune_id in list(self._live):
-            trial = self._book.trial_of(tune_id)
-            try:
-                post_request(self._root, trial.job_ids[-1], StopRequest(timeout_s))
-            except (OSError, StorageError) as err:
-                self._state.note(f"trial {trial.number} was not asked to stop: {err}")
+            job_id = self._book.trial_of(tune_id).job_ids[-1]
+            # What the storage refuses now is asked again.
+            with contextlib.suppress(OSError, PeriflowRayError):
+                state = read_written_state(self._root, job_id)
+                if state.status != "stopping" and not state.has_ended:
+                    post_request(self._root, job_id, StopRequest(self._stop_timeout_s))
 
     # What Tune tells.
 
@@ -146,12 +158,12 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
             except (OSError, StorageError) as err:
                 print(f"the journal is delayed: {err}")
             self._watch_limits(now_s)
+        if self._is_stopped.is_set() and now_s - self._asked_s > ASK_INTERVAL_S:
+            self._ask_trials_to_stop()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._actors[trial.trial_id] = trial.temporary_state.ray_actor
         self._live.setdefault(trial.trial_id, time.monotonic())
-        if self._is_stopped.is_set():
-            self.stop(self._why_over or "")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -202,13 +214,18 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
             return
         budget_s = self._spec.time_budget_s
         if budget_s is not None and now_s - self._began_s > budget_s:
-            self.stop(f"the time budget of {self._spec.time_budget} is over")
+            self._stop_at_limit(f"the time budget of {self._spec.time_budget} is over")
         price = self._plan.price_per_hour_usd
         if self._spec.max_cost is not None and price is not None:
             seconds = self._device_seconds + sum(now_s - began_s for began_s in self._live.values())
             cost = seconds / 3600 * price * self._spec.resources.device
             if cost >= self._spec.max_cost:
-                self.stop(f"it has cost ${cost:.2f}, and max_cost is ${self._spec.max_cost:g}")
+                self._stop_at_limit(f"it has cost ${cost:.2f}, and max_cost is ${self._spec.max_cost:g}")
+
+    def _stop_at_limit(self, reason: str) -> None:
+        """As it was planned to end: whether it succeeds depends on what it has found."""
+        self._is_at_limit = True
+        self.stop(reason)
 
     def _conclude(self) -> bool:
         trials = self._book.trials.values()
@@ -222,7 +239,7 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         if self._error is not None:
             self._state.enter("failed", self._error)
             return False
-        if self._why_over is not None:
+        if self._why_over is not None and not self._is_at_limit:
             self._state.enter("stopped", f"stopped: {self._why_over}; {text}")
             return False
         if best is None:

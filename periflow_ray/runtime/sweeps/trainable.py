@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +25,7 @@ from periflow_ray.sweeps.documents import read_place
 ENDED, IS_THERE, FAILS, LACKS_METRIC = "periflow_ended", "periflow_is_there", "periflow_fails", "periflow_lacks_metric"
 # A number in place of NaN: it loses against every other one, and can be reckoned with.
 _WORST = sys.float_info.max / 1e10
+_LEAST_LIKENESS = 0.88
 
 
 class TrialFailedError(PeriflowRayError):
@@ -118,8 +121,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._names |= set(report.values)
         if self._metric in report.values:
             return True
-        # Others may come later, from an evaluation; one that is nearly called so will not.
-        if not self._last and suggest_names(self._metric, self._names):
+        # It may come later, with an evaluation; but not if it is only misspelt.
+        if not self._last and any(is_misspelt(self._metric, name) for name in report.values):
             raise self._missing()
         return False
 
@@ -175,3 +178,11 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
 def is_worst(value: float) -> bool:
     """Whether a metric stands for NaN, or for a number beyond all bounds."""
     return abs(value) >= _WORST
+
+
+def is_misspelt(wanted: str, given: str) -> bool:
+    """Whether two names differ by a slip, and not as ``loss`` and ``val_loss`` or ``top1`` and ``top5`` do."""
+    without_digits = [re.sub("[0-9]", "", name) for name in (wanted, given)]
+    if without_digits[0] == without_digits[1]:
+        return False
+    return difflib.SequenceMatcher(None, wanted.lower(), given.lower()).ratio() >= _LEAST_LIKENESS

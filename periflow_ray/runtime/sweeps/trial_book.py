@@ -14,6 +14,7 @@ from periflow_ray.spec.sweep import SweepSpec
 from periflow_ray.spec.sweep_parameters import Value
 from periflow_ray.store.checkpoints import Manifest, latest_committed
 from periflow_ray.store.checkpoints.pins import pin, unpin
+from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.sweeps.documents import TrialPlace, write_place
 from periflow_ray.sweeps.journal import Clone, Journal, Trial, TrialStatus, read_trials
@@ -26,16 +27,24 @@ class TrialBook:
     Args:
         plan: of the sweep's template.
         record: of the sweep itself.
+        patience: with a storage that is away when a trial is to begin.
         note: takes a sentence that the user should read.
     """
 
     def __init__(
-        self, root: StorageRoot, plan: JobPlan, record: JobRecord, spec: SweepSpec, note: Callable[[str], None]
+        self,
+        root: StorageRoot,
+        plan: JobPlan,
+        record: JobRecord,
+        spec: SweepSpec,
+        patience: Patience,
+        note: Callable[[str], None],
     ) -> None:
         self._root = root
         self._plan = plan
         self._record = record
         self._spec = spec
+        self._patience = patience
         self._note = note
         self._journal = Journal(root, record.job_id)
         self._places: dict[str, TrialPlace] = {}
@@ -56,6 +65,9 @@ class TrialBook:
         Raises:
             OSError, StorageError: it cannot be written down, and must not begin.
         """
+        self._patience.insist(lambda: self._begin(number, parameters, tune_id))
+
+    def _begin(self, number: int, parameters: Mapping[str, Value], tune_id: str) -> None:
         known = self.trials.get(number)
         job_id = known.job_ids[-1] if known is not None else self._make_job(number, parameters)
         self._journal.begin(number, job_id, parameters, tune_id)
@@ -97,6 +109,9 @@ class TrialBook:
 
     def clone(self, trial: str, donor: str, source: Manifest, parameters: Mapping[str, Any]) -> None:
         """Let a trial go on as a new job from another one's checkpoint; see ``Cloning``."""
+        self._patience.insist(lambda: self._clone(trial, donor, source, parameters))
+
+    def _clone(self, trial: str, donor: str, source: Manifest, parameters: Mapping[str, Any]) -> None:
         assert source.job_id is not None
         known = self.trial_of(trial)
         job_id = self._make_job(known.number, parameters, source.checkpoint_id)
