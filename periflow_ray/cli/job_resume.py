@@ -62,6 +62,7 @@ def resume(
     from periflow_ray.store.checkpoints import latest_committed
     from periflow_ray.submit.clusters import require_vms
     from periflow_ray.submit.resume import read_resumable_plan, resume_job
+    from periflow_ray.sweeps.documents import has_sweep
 
     if is_local and (address or vm_name):
         raise UsageError("--local means this machine; it cannot be used with --address or --vm.")
@@ -86,7 +87,10 @@ def resume(
     newest = latest_committed(root, job_id)
     record = resume_job(root, job_id, plan, cluster, secrets=secrets, **driver_options(runs_here))
     where = "from its beginning: it has no checkpoint" if newest is None else f"at step {newest.step}"
-    click.echo(f"Job ({job_id}) resumes {where}.")
+    if has_sweep(root, job_id):
+        click.echo(f"Sweep ({job_id}) goes on.")
+    else:
+        click.echo(f"Job ({job_id}) resumes {where}.")
     talk = talk_console()
     nodes = f"{record.num_nodes} x {plan.devices_per_node} {record.accelerator}"
     talk.print(f"VM {record.vm}, nodes {nodes}.    Log: periflow-ray job log {job_id} -f", soft_wrap=True)

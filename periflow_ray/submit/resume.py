@@ -30,10 +30,16 @@ def read_resumable_plan(root: StorageRoot, job_id: int) -> JobPlan:
 
     Raises:
         NotFoundError: there is no such job.
-        UsageError: it has not ended, has succeeded, or was started from Python.
+        UsageError: it has not ended, has succeeded, was started from Python, or is a trial of a sweep.
         DocumentError: its plan or its record cannot be read.
     """
-    jobs.read_record(root, job_id)
+    record = jobs.read_record(root, job_id)
+    if record.sweep is not None:
+        raise UsageError(
+            f"job {job_id} is trial {record.trial} of sweep {record.sweep}, whose driver runs it. To go on with it: "
+            f"periflow-ray sweep resume {record.sweep}; if it has failed, before that: periflow-ray sweep retry "
+            f"{record.sweep} --failed"
+        )
     replace_unreadable_state(root, job_id)
     require_resumable(job_id, settle_state(root, job_id))
     try:

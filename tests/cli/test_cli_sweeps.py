@@ -194,6 +194,13 @@ def test_failed_trials_are_to_run_again_when_the_sweep_is_resumed(run_cli: RunCl
     assert "no trial" in run_cli("sweep", "retry", str(SWEEP_ID), "--failed").stderr
 
 
+def test_a_trial_alone_is_not_resumed(run_cli: RunCli, sweep: StorageRoot) -> None:
+    result = run_cli("job", "resume", "14")
+    assert result.exit_code == 2
+    assert f"job 14 is trial 4 of sweep {SWEEP_ID}" in result.stderr
+    assert f"periflow-ray sweep resume {SWEEP_ID}" in result.stderr
+
+
 def test_a_sweep_is_deleted_with_its_trials_and_no_other_way(run_cli: RunCli, sweep: StorageRoot) -> None:
     refused = run_cli("job", "delete", str(SWEEP_ID), "--yes")
     assert (refused.exit_code, f"periflow-ray sweep delete {SWEEP_ID}" in refused.stderr) == (2, True)
