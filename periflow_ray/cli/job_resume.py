@@ -59,10 +59,8 @@ def resume(
     """
     from periflow_ray.jobs import read_record
     from periflow_ray.plan import LOCAL_VM_NAME
-    from periflow_ray.store.checkpoints import latest_committed
     from periflow_ray.submit.clusters import require_vms
     from periflow_ray.submit.resume import read_resumable_plan, resume_job
-    from periflow_ray.sweeps.documents import has_sweep
 
     if is_local and (address or vm_name):
         raise UsageError("--local means this machine; it cannot be used with --address or --vm.")
@@ -84,13 +82,10 @@ def resume(
         require_vms(root, cluster_address, plan.vm_names)
     root.check_writable()
     cluster = connect_target(root, runs_here, cluster_address)
-    newest = latest_committed(root, job_id)
+    # Before it goes on, and saves.
+    start = _describe_start(root, job_id)
     record = resume_job(root, job_id, plan, cluster, secrets=secrets, **driver_options(runs_here))
-    where = "from its beginning: it has no checkpoint" if newest is None else f"at step {newest.step}"
-    if has_sweep(root, job_id):
-        click.echo(f"Sweep ({job_id}) goes on.")
-    else:
-        click.echo(f"Job ({job_id}) resumes {where}.")
+    click.echo(start)
     talk = talk_console()
     nodes = f"{record.num_nodes} x {plan.devices_per_node} {record.accelerator}"
     talk.print(f"VM {record.vm}, nodes {nodes}.    Log: periflow-ray job log {job_id} -f", soft_wrap=True)
@@ -99,6 +94,17 @@ def resume(
 
         raise_unless_success(job_id, follow_job(root, job_id, console=talk, num_past_lines=0))
         talk.print(f"Job ({job_id}) succeeded.")
+
+
+def _describe_start(root: StorageRoot, job_id: int) -> str:
+    from periflow_ray.store.checkpoints import latest_committed
+    from periflow_ray.sweeps.documents import has_sweep
+
+    if has_sweep(root, job_id):
+        return f"Sweep ({job_id}) goes on."
+    newest = latest_committed(root, job_id)
+    where = "from its beginning: it has no checkpoint" if newest is None else f"at step {newest.step}"
+    return f"Job ({job_id}) resumes {where}."
 
 
 def _move(

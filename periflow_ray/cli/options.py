@@ -68,6 +68,11 @@ def job_argument(function: Function) -> Function:
     return click.argument("job_id", metavar="JOB", type=click.IntRange(min=1))(function)
 
 
+def sweep_argument(function: Function) -> Function:
+    """Adds the sweep's number as ``sweep_id``."""
+    return click.argument("sweep_id", metavar="SWEEP", type=click.IntRange(min=1))(function)
+
+
 def yes_option(function: Function) -> Function:
     """Adds ``-y`` as ``is_confirmed``: do not ask."""
     return click.option("-y", "--yes", "is_confirmed", is_flag=True, help="Do not ask.")(function)

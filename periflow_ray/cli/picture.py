@@ -67,6 +67,11 @@ def _write_png(path: Path, title: str, diagrams: Sequence[tuple[str, Sequence[Se
 
 
 def import_figure() -> type:
+    """Matplotlib's ``Figure``.
+
+    Raises:
+        PeriflowRayError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as err:

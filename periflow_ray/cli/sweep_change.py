@@ -7,20 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from periflow_ray.cli.options import storage_option, yes_option
+from periflow_ray.cli.options import storage_option, sweep_argument, yes_option
 from periflow_ray.errors import UsageError
-from periflow_ray.jobs import delete_job, write_state
+from periflow_ray.jobs import JobState, delete_job, write_state
 from periflow_ray.sweeps.documents import read_sweep
 from periflow_ray.sweeps.journal import Journal, read_trials
 
 if TYPE_CHECKING:
     from periflow_ray.store.root import StorageRoot
 
-_sweep_argument = click.argument("sweep_id", metavar="SWEEP", type=click.IntRange(min=1))
-
 
 @click.command()
-@_sweep_argument
+@sweep_argument
 @click.option("--failed", "is_failed", is_flag=True, help="Run the trials that failed again.")
 @storage_option
 def retry(sweep_id: int, is_failed: bool, root: StorageRoot) -> None:
@@ -31,14 +29,10 @@ def retry(sweep_id: int, is_failed: bool, root: StorageRoot) -> None:
       periflow-ray sweep retry 3 --failed
       periflow-ray sweep resume 3
     """
-    from periflow_ray.submit.jobs import settle_state
-
     read_sweep(root, sweep_id)
     if not is_failed:
         raise UsageError("which trials? Give --failed.")
-    state = settle_state(root, sweep_id)
-    if not state.has_ended:
-        raise UsageError(f"sweep {sweep_id} is {state.status}. Stop it first: periflow-ray sweep stop {sweep_id}")
+    state = _require_ended(root, sweep_id)
     failed = [trial.number for trial in read_trials(root, sweep_id).values() if trial.status == "failed"]
     if not failed:
         raise UsageError(f"no trial of sweep {sweep_id} has failed.")
@@ -51,7 +45,7 @@ def retry(sweep_id: int, is_failed: bool, root: StorageRoot) -> None:
 
 
 @click.command()
-@_sweep_argument
+@sweep_argument
 @yes_option
 @storage_option
 def delete(sweep_id: int, is_confirmed: bool, root: StorageRoot) -> None:
@@ -65,9 +59,7 @@ def delete(sweep_id: int, is_confirmed: bool, root: StorageRoot) -> None:
 
     read_sweep(root, sweep_id)
     job_ids = [job_id for trial in read_trials(root, sweep_id).values() for job_id in trial.job_ids]
-    state = settle_state(root, sweep_id)
-    if not state.has_ended:
-        raise UsageError(f"sweep {sweep_id} is {state.status}. Stop it first: periflow-ray sweep stop {sweep_id}")
+    _require_ended(root, sweep_id)
     if not is_confirmed:
         click.confirm(
             f"Delete sweep {sweep_id} and its {len(job_ids)} trials with their checkpoints?", abort=True, err=True
@@ -79,3 +71,12 @@ def delete(sweep_id: int, is_confirmed: bool, root: StorageRoot) -> None:
         delete_job(root, job_id)
     delete_job(root, sweep_id)
     click.echo(f"Deleted sweep {sweep_id} and {len(job_ids)} trials.")
+
+
+def _require_ended(root: StorageRoot, sweep_id: int) -> JobState:
+    from periflow_ray.submit.jobs import settle_state
+
+    state = settle_state(root, sweep_id)
+    if not state.has_ended:
+        raise UsageError(f"sweep {sweep_id} is {state.status}. Stop it first: periflow-ray sweep stop {sweep_id}")
+    return state

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from periflow_ray.cli.options import storage_option
+from periflow_ray.cli.options import storage_option, sweep_argument
 from periflow_ray.cli.sweep_view import trial_document
 from periflow_ray.errors import UsageError
 from periflow_ray.sweeps.documents import read_sweep
@@ -23,7 +23,7 @@ _Rows = list[dict[str, Any]]
 
 
 @click.command()
-@click.argument("sweep_id", metavar="SWEEP", type=click.IntRange(min=1))
+@sweep_argument
 @click.option(
     "--path",
     required=True,

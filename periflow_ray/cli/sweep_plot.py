@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from periflow_ray.cli.options import storage_option
+from periflow_ray.cli.options import storage_option, sweep_argument
 from periflow_ray.cli.output import tell_left_out
 from periflow_ray.cli.sweep_pictures import KINDS, SweepPicture, write_page, write_png
 from periflow_ray.errors import UsageError
@@ -24,7 +24,7 @@ _MAX_TRIALS_WITH_ATTEMPTS = 500
 
 
 @click.command()
-@click.argument("sweep_id", metavar="SWEEP", type=click.IntRange(min=1))
+@sweep_argument
 @click.option(
     "--path",
     required=True,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from periflow_ray.cli.format import NOTHING, format_duration, format_time, iso_time
-from periflow_ray.cli.options import storage_option
+from periflow_ray.cli.options import storage_option, sweep_argument
 from periflow_ray.cli.output import build_fields, draw_table, output_option, tell_left_out, write_output
 from periflow_ray.errors import UsageError
 from periflow_ray.jobs import JobState, list_jobs, read_state
@@ -21,11 +21,11 @@ from periflow_ray.sweeps.journal import Trial, find_best, rank_trials, read_tria
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from periflow_ray.plan import JobPlan
     from periflow_ray.spec import SweepSpec
     from periflow_ray.store.root import StorageRoot
 
 _WATCH_INTERVAL_S = 2.0
-_sweep_argument = click.argument("sweep_id", metavar="SWEEP", type=click.IntRange(min=1))
 
 
 @click.command("list")
@@ -71,7 +71,7 @@ def list_command(root: StorageRoot, output: str) -> None:
 
 
 @click.command()
-@_sweep_argument
+@sweep_argument
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most this many.")
 @click.option("-a", "--all", "shows_all", is_flag=True, help="All trials.")
 @click.option("--watch", is_flag=True, help="Show it again every two seconds until the sweep has ended.")
@@ -118,7 +118,7 @@ def _show(root: StorageRoot, sweep_id: int, limit: int | None, output: str) -> b
 
 
 @click.command()
-@_sweep_argument
+@sweep_argument
 @click.option(
     "--template",
     "template_path",
@@ -161,12 +161,8 @@ def _write_template(root: StorageRoot, sweep_id: int, trial: Trial, checkpoint: 
     import yaml
 
     from periflow_ray.cli.sweep_template import build_template
-    from periflow_ray.plan import JobPlan
-    from periflow_ray.store.documents import read_document
-    from periflow_ray.store.keys import job_key
 
-    plan = read_document(root, job_key(sweep_id, "plan.json"), JobPlan)
-    template = build_template(plan, trial.parameters, checkpoint)
+    template = build_template(_read_plan(root, sweep_id), trial.parameters, checkpoint)
     path.write_text(yaml.safe_dump(template, sort_keys=False, allow_unicode=True, width=1000), encoding="utf-8")
     click.echo(f"Wrote {path}. Run it: periflow-ray submit -f {path} -d DIRECTORY", err=True)
 
@@ -225,13 +221,17 @@ def _draw_trials(
     draw_table(console, columns, rows)
 
 
-def _read_price(root: StorageRoot, sweep_id: int, spec: SweepSpec) -> float | None:
-    """US dollars for an hour of a trial; None where the machines have no price."""
+def _read_plan(root: StorageRoot, sweep_id: int) -> JobPlan:
     from periflow_ray.plan import JobPlan
     from periflow_ray.store.documents import read_document
     from periflow_ray.store.keys import job_key
 
-    price = read_document(root, job_key(sweep_id, "plan.json"), JobPlan).price_per_hour_usd
+    return read_document(root, job_key(sweep_id, "plan.json"), JobPlan)
+
+
+def _read_price(root: StorageRoot, sweep_id: int, spec: SweepSpec) -> float | None:
+    """US dollars for an hour of a trial; None where the machines have no price."""
+    price = _read_plan(root, sweep_id).price_per_hour_usd
     return price * spec.resources.device if price else None
 
 

@@ -214,7 +214,7 @@ class SweepSpec(Section):
                     hint = suggest_name(other, others)
                     yield (
                         f"has {name} only when {quote(other)} has some value, and that is no other one.{hint}",
-                        ("parameters"),
+                        "parameters",
                     )
         for point in self.points:
             for name in point:
@@ -233,7 +233,7 @@ class SweepSpec(Section):
     @property
     def num_combinations(self) -> int | None:
         """How many trials the grids have; None where something else is searched, too."""
-        grids = ("grid", "choice", "fixed") if self.search.name == "grid" else ("grid", "fixed")
+        grids = (*LISTED, "fixed") if self.search.name == "grid" else ("grid", "fixed")
         if any(parameter.kind not in grids for parameter in self.parameters.values()):
             return None
         return math.prod(len(parameter.values) for parameter in self.parameters.values())

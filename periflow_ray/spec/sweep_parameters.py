@@ -142,6 +142,7 @@ def _read_conditions(given: object) -> dict[str, tuple[Value, ...]]:
 
 
 def read_parameter_name(given: object) -> str:
+    """A name that a shell takes as a variable, and that is not the shell's or periflow-ray's own."""
     if not isinstance(given, str) or not re.fullmatch(ENV_VAR_NAME_PATTERN, given):
         raise refuse("is no name that a shell takes: use letters, digits and underscores, and no digit first")
     if given in _TAKEN_NAMES or given.startswith("PERIFLOW_"):
@@ -150,6 +151,7 @@ def read_parameter_name(given: object) -> str:
 
 
 def require_parameters(given: object) -> object:
+    """The mapping of parameters, which has at least one."""
     if not isinstance(given, Mapping) or not given:
         raise refuse(f"is {describe_value(given)}; it must be a mapping of names, such as lr: {_EXAMPLE}")
     return given

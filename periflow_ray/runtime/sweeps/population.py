@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ray.tune.schedulers import PopulationBasedTraining
 
 from periflow_ray.spec.sweep import STEP, SweepSpec
-from periflow_ray.spec.sweep_parameters import Parameter
+from periflow_ray.spec.sweep_parameters import LISTED, Parameter
 from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.sweeps.space import domain_of
 
@@ -35,7 +35,7 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]
 
     def __init__(self, spec: SweepSpec, cloning: Cloning) -> None:
         mutations = {
-            name: list(parameter.values) if parameter.kind in ("choice", "grid") else domain_of(parameter, "random")
+            name: list(parameter.values) if parameter.kind in LISTED else domain_of(parameter, "random")
             for name, parameter in spec.parameters.items()
             if parameter.kind != "fixed"
         }

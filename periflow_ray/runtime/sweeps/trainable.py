@@ -95,8 +95,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
             self._error = err
             if self._job is not None:
                 self._job.end(str(err), 0.0)
-            last = self._last or {self._metric: self._judge(math.nan), STEP: 0}
-            return {**last, FAILS: str(err), LACKS_METRIC: isinstance(err, MetricMissingError)}
+            return {**self._last_or_worst(), FAILS: str(err), LACKS_METRIC: isinstance(err, MetricMissingError)}
 
     def _next_result(self) -> dict[str, Any]:
         if self._job is None:
@@ -131,11 +130,13 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
             raise TrialMovedError("the machine is taken away; the trial goes on elsewhere")
         if end.status == "success" and not self._last:
             raise self._missing()
-        last = self._last or {self._metric: self._judge(math.nan), STEP: 0}
         if end.status == "failed":
             message = read_written_state(self._task.root, self._job.job_id).message if self._job else None
             raise TrialFailedError(message or "the trial's job failed")
-        return {**last, ENDED: end.status, tune.result.DONE: True}
+        return {**self._last_or_worst(), ENDED: end.status, tune.result.DONE: True}
+
+    def _last_or_worst(self) -> dict[str, Any]:
+        return self._last or {self._metric: self._judge(math.nan), STEP: 0}
 
     def _missing(self) -> MetricMissingError:
         hint = suggest_names(self._metric, self._names)

@@ -28,9 +28,8 @@ def describe_end(trial: Trial, spec: SweepSpec) -> str:
 
 def resources_of(plan: JobPlan, spec: SweepSpec) -> tune.PlacementGroupFactory:
     share = spec.resources.device
-    bundle = {**plan.resources_per_node, "CPU": plan.cpus_per_device * plan.devices_per_node * share}
-    if bundle["CPU"] > 1:
-        bundle["CPU"] = float(int(bundle["CPU"]))
+    # The CPUs as plan_trial shares them.
+    bundle = plan.model_copy(update={"cpus_per_device": plan.cpus_per_device * share}).resources_per_node
     if "GPU" in bundle:
         bundle["GPU"] *= share
     if plan.num_nodes > 1:
