@@ -3,8 +3,10 @@
 ``import periflow_ray as pf`` in a training script gives PeriFlow's SDK: ``pf.init``, ``pf.train_step``,
 ``pf.metric``, ``pf.upload_checkpoint``, ``pf.is_emergency_save``, ``pf.resumed_step``. ``periflow_ray.TorchTrainer``
 runs a Python function as a job and imports Ray only when it is used; ``periflow_ray.KeepBest`` says which of its
-checkpoints is never deleted. ``periflow_ray.dataset`` opens a dataset by its name; ``periflow_ray.resumable_sampler``
-goes on in the middle of an epoch and imports torch only when it is used.
+checkpoints is never deleted. ``periflow_ray.sweep`` searches for the best hyperparameters of such a function or of a
+template, and ``periflow_ray.trainable`` makes a trial of it for a ``tune.Tuner``. ``periflow_ray.dataset`` opens a
+dataset by its name; ``periflow_ray.resumable_sampler`` goes on in the middle of an epoch and imports torch only when it
+is used.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from periflow_ray.resumable import resumable_sampler
     from periflow_ray.spec import KeepBest
     from periflow_ray.torch_trainer import TorchTrainer
+    from periflow_ray.tuning import sweep, trainable
 
 __version__ = "0.1.0"
 
@@ -50,7 +53,9 @@ __all__ = [
     "resumable_sampler",
     "resumed_step",
     "start_step",
+    "sweep",
     "train_step",
+    "trainable",
     "upload_checkpoint",
 ]
 
@@ -60,6 +65,10 @@ def __getattr__(name: str) -> Any:
         from periflow_ray.torch_trainer import TorchTrainer
 
         return TorchTrainer
+    if name in ("sweep", "trainable"):
+        from periflow_ray import tuning
+
+        return getattr(tuning, name)
     if name == "KeepBest":
         from periflow_ray.spec import KeepBest
 

@@ -15,6 +15,7 @@ from periflow_ray.errors import JobStoppedError, PeriflowRayError, UsageError
 from periflow_ray.jobs import JobRecord, read_claim
 from periflow_ray.jobs.succession import driver_id_of
 from periflow_ray.plan.catalogue import find_vm
+from periflow_ray.runtime.function_jobs.command import COMMAND, FunctionCommand
 from periflow_ray.runtime.function_jobs.rank import FunctionTask, run_function
 from periflow_ray.runtime.function_jobs.record import (
     read_resumable_job,
@@ -22,6 +23,7 @@ from periflow_ray.runtime.function_jobs.record import (
     record_num_nodes,
     reopen_function_job,
 )
+from periflow_ray.runtime.function_jobs.shell import OUTPUT_MOUNT_PATH
 from periflow_ray.runtime.job_driver import JobSetup, run_job
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.client import RayMonitor
@@ -42,6 +44,9 @@ from periflow_ray.settings import ChosenRoot, choose_root
 from periflow_ray.spec import KeepBest, parse_arguments
 from periflow_ray.store.checkpoints import latest_committed
 from periflow_ray.store.root import StorageRoot
+
+# Of failures, where a template has no -1.
+_ANY_NUMBER = 1_000_000
 
 
 class TorchTrainer:
@@ -169,7 +174,7 @@ class TorchTrainer:
                 f"vm={self._vm_names[0]!r}: the nodes of this Ray cluster do not say of which VM type they are. Run on "
                 "one of 'periflow-ray cluster up', or leave vm out."
             )
-        accelerator = "GPU" if self._wants_gpus() else "CPU"
+        accelerator = "GPU" if self.wants_gpus() else "CPU"
         if ended is not None:
             record = reopen_function_job(root, *ended, accelerator=accelerator, num_devices=self._num_devices)
         else:
@@ -182,6 +187,61 @@ class TorchTrainer:
             )
         with StateKeeper(root, record.job_id, driver_id=driver_id_of(record)) as state:
             return self._fit(chosen, record, state)
+
+    def as_trials(self) -> tuple[dict[str, Any], FunctionCommand]:
+        """The trials of a sweep over this function: the keys of their template, and what each rank calls.
+
+        Raises:
+            UsageError: it has something that a trial cannot have.
+        """
+        if self._resume is not None or self._datasets or self._min_devices < self._num_devices:
+            raise UsageError(
+                "the trainer of a sweep has resume, datasets or min_devices; leave it out. Read the data in the "
+                "function; sweep(resume=...) goes on with a sweep."
+            )
+        rules = self._rules
+        timeout_s = rules.hang_timeout_s
+        resources = self._resources_per_device or {}
+        if set(resources) > {"CPU"}:
+            raise UsageError(f"the trials of a sweep ask for CPUs and GPUs only, not for {', '.join(resources)}.")
+        template = {
+            "name": self._name or getattr(self._train_loop, "__name__", None),
+            "experiment": self._experiment,
+            "vm": self._vm_names or ["local"],
+            "num_devices": self._num_devices,
+            "max_failures": rules.max_failures if rules.max_failures >= 0 else _ANY_NUMBER,
+            "hang_timeout": None if timeout_s is None else f"{max(1, round(timeout_s))}s",
+            "job_setting": {
+                "type": "custom",
+                "launch_mode": "device",
+                "docker": {"command": COMMAND, "env_var": self._env_var},
+                "resources": {"cpus": resources["CPU"]} if "CPU" in resources else None,
+            },
+            "checkpoint": {
+                "output_checkpoint_dir": OUTPUT_MOUNT_PATH,
+                "keep_last": rules.retention.keep_last,
+                "keep_best": rules.retention.keep_best,
+            },
+            "plugin": self._plugin,
+        }
+        torch_config = self._torch_config
+        if torch_config is None:
+            return template, FunctionCommand(self._train_loop, self._config)
+        return template, FunctionCommand(self._train_loop, self._config, torch_config.backend, torch_config.timeout_s)
+
+    @property
+    def storage(self) -> tuple[str | None, str | None]:
+        """The storage root and the name of its credential, as they were given."""
+        return self._storage, self._storage_credential
+
+    def wants_gpus(self) -> bool:
+        """Whether each rank gets a GPU; needs ``ray.init``, unless it was said."""
+        if self._use_gpu is not None:
+            return self._use_gpu
+        if self._vm_names:
+            # Its nodes may not be there yet.
+            return True
+        return bool(ray.cluster_resources().get("GPU", 0) >= self._num_devices)
 
     def _fit(self, chosen: ChosenRoot, record: JobRecord, state: StateKeeper) -> ray.train.Result:
         root, job_id = chosen.root, record.job_id
@@ -238,16 +298,8 @@ class TorchTrainer:
             datasets=self._datasets,
         )
 
-    def _wants_gpus(self) -> bool:
-        if self._use_gpu is not None:
-            return self._use_gpu
-        if self._vm_names:
-            # Its nodes may not be there yet.
-            return True
-        return bool(ray.cluster_resources().get("GPU", 0) >= self._num_devices)
-
     def _choose_resources(self) -> dict[str, float]:
-        gpu = {"GPU": 1.0} if self._wants_gpus() else {}
+        gpu = {"GPU": 1.0} if self.wants_gpus() else {}
         if self._resources_per_device is not None:
             return {**self._resources_per_device, **gpu}
         if self._vm_names:

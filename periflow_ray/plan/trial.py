@@ -17,8 +17,8 @@ TRIAL_REPORT_INTERVAL_S = 0.05
 def plan_trial(
     plan: JobPlan,
     *,
-    sweep: int,
-    number: int,
+    sweep: int | None,
+    name: str,
     hparams: Mapping[str, Value],
     device_share: float = 1.0,
     start_from: str | None = None,
@@ -30,7 +30,8 @@ def plan_trial(
 
     Args:
         plan: of the sweep's template.
-        sweep: the sweep's own job, which has the workspace.
+        sweep: the sweep's own job, which has the workspace; None where the trial has its own.
+        name: of the trial's job.
         device_share: of a device that the trial has for itself.
         start_from: id of another trial's checkpoint to go on from.
     """
@@ -43,7 +44,7 @@ def plan_trial(
     }
     return plan.model_copy(
         update={
-            "name": f"{plan.name or 'sweep'}-{number}",
+            "name": name,
             "env": env,
             "hparams": dict(hparams),
             "workspace_of": sweep,

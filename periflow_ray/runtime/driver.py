@@ -84,7 +84,13 @@ def main() -> None:
             from periflow_ray.runtime.sweeps.trial_job import SweepTask
 
             state.hide((*secrets.values(), secrets_key))
-            task = SweepTask(root, options.job_id, secrets, cloud_variables, secrets_key)
+            task = SweepTask(
+                root=root,
+                sweep_id=options.job_id,
+                secrets=secrets,
+                cloud_variables=cloud_variables,
+                secrets_key=secrets_key,
+            )
             succeeded = run_sweep(root, state, plan, record, task)
         else:
             succeeded = _run(inputs, root, state, options.driver_id)

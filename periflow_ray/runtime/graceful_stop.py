@@ -105,16 +105,35 @@ class GracefulStop:
 
 
 @contextlib.contextmanager
-def on_stop_signals(stop: Callable[[str], None]) -> Iterator[None]:
-    """While it is open, the first SIGINT or SIGTERM calls ``stop``, in a thread, with the reason."""
+def on_stop_signals(stop: Callable[[str], None], *, is_interactive: bool = False) -> Iterator[list[signal.Signals]]:
+    """While it is open, the first SIGINT or SIGTERM calls ``stop``, in a thread, with the reason.
+
+    Only where it is opened in the main thread, because Python gives signals to no other.
+
+    Args:
+        is_interactive: whether a person is there, whose second signal ends all at once; see ``GracefulStop``.
+    Returns:
+        A list that gets each signal.
+    """
+    taken: list[signal.Signals] = []
 
     def take(signum: int, frame: FrameType | None) -> None:
+        taken.append(signal.Signals(signum))
+        if len(taken) > 1:
+            if is_interactive:
+                raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
+            return
+        if is_interactive:
+            print("Saving and stopping the trials. Once more ends it at once.", file=sys.stderr, flush=True)
         reason = f"by {signal.Signals(signum).name}"
         threading.Thread(target=stop, args=(reason,), name="graceful-stop", daemon=True).start()
 
+    if threading.current_thread() is not threading.main_thread():
+        yield taken
+        return
     former = {signum: signal.signal(signum, take) for signum in _SIGNALS}
     try:
-        yield
+        yield taken
     finally:
         for signum, handler in former.items():
             signal.signal(signum, handler)

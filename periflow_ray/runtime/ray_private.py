@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +109,22 @@ def set_resumed_checkpoint(checkpoint: Any) -> None:
     from ray.train.v2._internal.execution.context import get_train_context
 
     get_train_context().checkpoint = checkpoint
+
+
+def set_local_context(*, rank: int, world_size: int, local_rank: int, local_world_size: int, node_rank: int) -> None:
+    """Let ``ray.train.get_context()`` and what asks it work in a process that no Ray Train started."""
+    from ray.train.v2._internal.execution.train_fn_utils import LocalTrainFnUtils, set_train_fn_utils
+
+    set_train_fn_utils(
+        LocalTrainFnUtils(
+            experiment_name="",
+            world_size=world_size,
+            world_rank=rank,
+            local_rank=local_rank,
+            local_world_size=local_world_size,
+            node_rank=node_rank,
+        )
+    )
 
 
 def find_cause(error: Exception) -> Exception:
@@ -324,3 +340,63 @@ def run_launcher(look_interval_s: float) -> None:
     commands.POLL_INTERVAL = look_interval_s
     updater.READY_CHECK_INTERVAL = look_interval_s
     up()
+
+
+@dataclass(frozen=True)
+class TrialResults:
+    """What a ``ResultGrid`` says of a trial.
+
+    Args:
+        reports: each with all metrics, in their order.
+    """
+
+    trial_id: str
+    config: Mapping[str, Any]
+    reports: Sequence[Mapping[str, Any]]
+    path: str
+    error: Exception | None
+    has_ended: bool
+    checkpoint: Any
+
+
+def make_result_grid(trials: Sequence[TrialResults], path: str, filesystem: Any, metric: str, mode: str) -> Any:
+    """Ray Tune's ``ResultGrid`` of trials that Tune's own files do not know."""
+    import pandas
+    from ray.tune import Result, ResultGrid
+    from ray.tune.analysis import ExperimentAnalysis
+    from ray.tune.experiment import Trial
+
+    facts = {trial.trial_id: trial for trial in trials}
+
+    class Analysis(ExperimentAnalysis):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.default_metric, self.default_mode = metric, mode
+            self._fs, self._experiment_fs_path = filesystem, path
+            self.trials = [self._make_trial(trial) for trial in trials]
+            self._trial_dataframes = {trial.trial_id: pandas.DataFrame(trial.reports) for trial in trials}
+            self._configs = self.get_all_configs()
+
+        def _make_trial(self, facts: TrialResults) -> Any:
+            trial = Trial("trial", trial_id=facts.trial_id, config=dict(facts.config), stub=True)
+            for report in facts.reports:
+                trial.update_last_result(dict(report))
+            status = Trial.ERROR if facts.error else Trial.TERMINATED if facts.has_ended else Trial.PENDING
+            trial.set_status(status)
+            return trial
+
+    class Grid(ResultGrid):  # type: ignore[misc]
+        def _trial_to_result(self, trial: Any) -> Any:
+            known = facts[trial.trial_id]
+            last = {"config": dict(known.config), "trial_id": known.trial_id, **(known.reports or [{}])[-1]}
+            checkpoints = [] if known.checkpoint is None else [(known.checkpoint, last)]
+            return Result(
+                metrics=last,
+                checkpoint=known.checkpoint,
+                error=known.error,
+                path=known.path,
+                metrics_dataframe=self._experiment_analysis.trial_dataframes[known.trial_id],
+                best_checkpoints=checkpoints,
+                _storage_filesystem=filesystem,
+            )
+
+    return Grid(Analysis())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from periflow_ray.spec.arguments import Arguments, parse_arguments
+from periflow_ray.spec.arguments import Arguments, parse_arguments, parse_job, parse_sweep
 from periflow_ray.spec.loader import Template, load_sweep, load_template
 from periflow_ray.spec.models import (
     CheckpointInput,
@@ -52,4 +52,6 @@ __all__ = [
     "load_sweep",
     "load_template",
     "parse_arguments",
+    "parse_job",
+    "parse_sweep",
 ]

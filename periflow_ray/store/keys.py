@@ -13,6 +13,8 @@ from periflow_ray.store.local_files import PARTIAL_SUFFIX
 _PLAIN_NAME = re.compile(r"(?! )[\w.+=@,()\[\] -]*[\w+=@,()\[\]-]")
 _MAX_PLAIN_BYTES = 400
 _HIDDEN_PREFIX = ".path-"
+# Below a job: what its command finds, packed.
+WORKSPACE_FILE = "workspace.tar.gz"
 
 
 def job_key(job_id: int, *parts: str) -> str:

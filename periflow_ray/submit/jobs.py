@@ -22,7 +22,7 @@ from periflow_ray.plan import JobPlan
 from periflow_ray.ray_jobs import ENDED_RAY_STATUSES, RayJobs, connect
 from periflow_ray.spec.sweep import SweepSpec
 from periflow_ray.store.documents import write_private_document
-from periflow_ray.store.keys import job_key
+from periflow_ray.store.keys import WORKSPACE_FILE, job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import upload_file
 from periflow_ray.submit.clusters import connect_by_address
@@ -61,8 +61,28 @@ def submit_job(
         ClusterError: the cluster refused, or the driver did not fetch its secrets; the job is recorded as failed.
         StorageError, WorkspaceError: the job could not be stored.
     """
+    record = store_job(root, plan, workspace=workspace, created_by=created_by, sweep=sweep, cluster=cluster)
+    start_driver(root, plan, record, cluster, secrets, python, cloud_environment_dir)
+    return record
+
+
+def store_job(
+    root: StorageRoot,
+    plan: JobPlan,
+    *,
+    workspace: Workspace | None,
+    created_by: str,
+    sweep: SweepSpec | None = None,
+    cluster: RayJobs | None = None,
+) -> JobRecord:
+    """Store a job, which waits for its driver; see ``submit_job`` for the arguments.
+
+    Args:
+        cluster: where its driver is to run; None where that is the process that asks.
+    Raises:
+        StorageError, WorkspaceError: it could not be stored.
+    """
     job_id = jobs.claim_job_id(root)
-    submission_id = choose_submission_id(root, job_id)
     record = JobRecord(
         job_id=job_id,
         name=plan.name,
@@ -74,17 +94,16 @@ def submit_job(
         dataset=plan.data.name if plan.data else None,
         created_by=created_by,
         created_unix_s=time.time(),
-        ray_address=cluster.reference,
-        ray_submission_id=submission_id,
+        ray_address=None if cluster is None else cluster.reference,
+        ray_submission_id=None if cluster is None else choose_submission_id(root, job_id),
     )
     write_private_document(root, job_key(job_id, "plan.json"), plan)
     if sweep is not None:
         write_sweep(root, job_id, sweep)
     if workspace is not None:
-        _store_workspace(root, job_id, workspace)
+        store_workspace(root, job_id, workspace)
     jobs.write_state(root, job_id, JobState("waiting"))
     jobs.write_record(root, record)
-    start_driver(root, plan, record, cluster, secrets, python, cloud_environment_dir)
     return record
 
 
@@ -234,11 +253,12 @@ def _entrypoint(root: StorageRoot, plan: JobPlan, record: JobRecord, python: str
     return f"{cloud_environment.CLOUD_ENVIRONMENT_VARIABLE}={shlex.quote(str(cloud_path))} {command}"
 
 
-def _store_workspace(root: StorageRoot, job_id: int, workspace: Workspace) -> None:
+def store_workspace(root: StorageRoot, job_id: int, workspace: Workspace) -> None:
+    """Give a job the workspace that its command finds."""
     with tempfile.TemporaryDirectory(prefix="periflow-workspace-") as directory:
-        archive = Path(directory) / "workspace.tar.gz"
+        archive = Path(directory) / WORKSPACE_FILE
         pack_workspace(workspace, archive)
-        upload_file(root, archive, job_key(job_id, "workspace.tar.gz"))
+        upload_file(root, archive, job_key(job_id, WORKSPACE_FILE))
 
 
 def _describe_dead_driver(how: str, output: str) -> str:

@@ -77,8 +77,9 @@ def resume_job(
     record = jobs.read_record(root, job_id)
     state = settle_state(root, job_id)
     require_resumable(job_id, state)
-    assert record.ray_submission_id is not None
-    if not claim_resume(root, job_id, record.ray_submission_id, state.attempt):
+    # A sweep that a Python process drove has none.
+    former = record.ray_submission_id or f"python-{round((record.resumed_unix_s or record.created_unix_s) * 1000)}"
+    if not claim_resume(root, job_id, former, state.attempt):
         raise describe_overtaken(job_id)
     record = dataclasses.replace(
         record,

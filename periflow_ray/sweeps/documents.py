@@ -3,6 +3,7 @@
 jobs/<sweep>/sweep.json             what was asked for
 jobs/<sweep>/journal/<segment>      what happened, a line each; see ``journal``
 jobs/<sweep>/trials/<id>.json       which job is the trial that Ray Tune calls so
+tune/<id>.json                      the same of a trial that a user's own Tuner runs
 """
 
 from __future__ import annotations
@@ -66,3 +67,23 @@ def read_place(root: StorageRoot, sweep_id: int, tune_id: str) -> TrialPlace:
         NotFoundError: nobody has told.
     """
     return read_document(root, job_key(sweep_id, "trials", f"{tune_id}.json"), TrialPlace)
+
+
+@dataclass(frozen=True)
+class LonePlace:
+    """The job that a trial of a user's own Tuner is."""
+
+    job_id: int
+
+
+def write_lone_place(root: StorageRoot, tune_id: str, place: LonePlace) -> None:
+    """Tell which job is the trial that a user's own Tuner calls ``tune_id``."""
+    write_document(root, f"tune/{tune_id}.json", place)
+
+
+def find_lone_place(root: StorageRoot, tune_id: str) -> LonePlace | None:
+    """The job of a trial of a user's own Tuner; None if nobody has told."""
+    try:
+        return read_document(root, f"tune/{tune_id}.json", LonePlace)
+    except NotFoundError:
+        return None

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from periflow_ray.errors import UsageError
 from periflow_ray.spec.sweep import SweepSpec
 from periflow_ray.spec.sweep_parameters import Parameter
 
@@ -44,6 +45,43 @@ def domain_of(parameter: Parameter, search: str) -> Any:
         case "choice":
             return tune.grid_search(values) if search == "grid" else tune.choice(values)
     return getattr(tune, parameter.kind)(*values)
+
+
+def parameter_of(name: str, given: object) -> object:
+    """What Ray Tune calls a domain or a grid, as a sweep's file has it; anything else is returned as it is.
+
+    Raises:
+        UsageError: a sweep has no such domain.
+    """
+    from ray.tune.search import sample
+
+    if isinstance(given, Mapping) and set(given) == {"grid_search"}:
+        return {"grid": given["grid_search"]}
+    if not isinstance(given, sample.Domain):
+        return given
+    sampler = given.get_sampler()
+    step = None
+    if isinstance(sampler, sample.Quantized):
+        sampler, step = sampler.get_sampler(), sampler.q
+    match given, sampler:
+        case sample.Categorical(), sample.Uniform() if step is None:
+            return {"choice": list(given.categories)}
+        case sample.Float(), sample.Normal() if step is None:
+            return {"randn": [sampler.mean, sampler.sd]}
+        case sample.Float(), sample.LogUniform() if step is None:
+            return {"loguniform": [given.lower, given.upper]}
+        case sample.Float(), sample.Uniform():
+            bounds = [given.lower, given.upper]
+            return {"uniform": bounds} if step is None else {"quniform": [*bounds, step]}
+        case sample.Integer(), sample.Uniform() if step is None:
+            return {"randint": [given.lower, given.upper]}
+        case sample.Integer(), sample.LogUniform() if step is None:
+            return {"lograndint": [given.lower, given.upper]}
+    raise UsageError(
+        f"parameters.{name} is a {type(given).__name__} that a sweep does not have; it may be tune.choice, uniform, "
+        "loguniform, quniform, randint, lograndint, randn or grid_search, a value, or a form of a sweep's file such as "
+        "{'loguniform': [0.0001, 0.1]}."
+    )
 
 
 def drop_unused(spec: SweepSpec, parameters: Mapping[str, Any]) -> dict[str, Any]:

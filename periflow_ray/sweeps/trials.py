@@ -13,7 +13,7 @@ from periflow_ray.plan import JobPlan
 from periflow_ray.plan.trial import plan_trial
 from periflow_ray.spec.sweep_parameters import Value
 from periflow_ray.store.documents import read_document, write_private_document
-from periflow_ray.store.keys import job_key
+from periflow_ray.store.keys import WORKSPACE_FILE, job_key
 from periflow_ray.store.root import StorageRoot
 
 
@@ -34,26 +34,60 @@ def make_trial_job(
         sweep: the record of the sweep itself.
         start_from: id of another trial's checkpoint to go on from.
     """
-    job_id = jobs.claim_job_id(root)
     own_plan = plan_trial(
         plan,
         sweep=sweep.job_id,
-        number=number,
+        name=f"{plan.name or 'sweep'}-{number}",
         hparams=parameters,
         device_share=device_share,
         start_from=start_from,
     )
+    return _store_trial(root, own_plan, dataclasses.replace(sweep, sweep=sweep.job_id, trial=number))
+
+
+def make_lone_trial_job(
+    root: StorageRoot,
+    plan: JobPlan,
+    like: JobRecord,
+    *,
+    tune_id: str,
+    parameters: Mapping[str, Value],
+    device_share: float,
+    start_from: str | None = None,
+    workspace: bytes | None = None,
+) -> int:
+    """Store the job of a trial that no sweep of ours has, and that Ray Tune calls ``tune_id``; returns its number.
+
+    Args:
+        plan: of any such trial.
+        like: the record of any such trial.
+        start_from: id of another trial's checkpoint to go on from.
+        workspace: the archive that its command finds.
+    """
+    own_plan = plan_trial(
+        plan,
+        sweep=None,
+        name=f"{plan.name or 'trial'}-{tune_id}",
+        hparams=parameters,
+        device_share=device_share,
+        start_from=start_from,
+    )
+    return _store_trial(root, own_plan, like, workspace)
+
+
+def _store_trial(root: StorageRoot, plan: JobPlan, like: JobRecord, workspace: bytes | None = None) -> int:
+    job_id = jobs.claim_job_id(root)
     record = dataclasses.replace(
-        sweep,
+        like,
         job_id=job_id,
-        name=own_plan.name,
+        name=plan.name,
         created_unix_s=time.time(),
         ray_submission_id=None,
         resumed_unix_s=None,
-        sweep=sweep.job_id,
-        trial=number,
     )
-    write_private_document(root, job_key(job_id, "plan.json"), own_plan)
+    write_private_document(root, job_key(job_id, "plan.json"), plan)
+    if workspace is not None:
+        root.write_bytes(job_key(job_id, WORKSPACE_FILE), workspace)
     jobs.write_state(root, job_id, JobState("waiting"))
     jobs.write_record(root, record)
     return job_id

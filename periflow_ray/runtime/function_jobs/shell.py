@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
 import traceback
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from periflow_ray.runtime.diagnosis import NUM_SHOWN_LINES, Failure
+from periflow_ray.runtime.function_jobs.call import call_with_config
 from periflow_ray.runtime.function_jobs.channel import FunctionChannel
 from periflow_ray.runtime.function_jobs.output import copy_output
 from periflow_ray.runtime.member.log import MemberLog
@@ -141,9 +141,9 @@ class FunctionShell:
 
     def _describe(self, error: BaseException) -> Failure:
         frames = traceback.extract_tb(error.__traceback__)
-        is_in_function = len(frames) > 2 and frames[1].name == _call_and_trace.__name__
-        # Past this module's two frames begins the user's code.
-        lines = "".join(traceback.format_list(frames[2:])).rstrip().splitlines() if is_in_function else []
+        is_in_function = len(frames) > 3 and frames[1].name == _call_and_trace.__name__
+        # Past three frames of ours begins the user's code.
+        lines = "".join(traceback.format_list(frames[3:])).rstrip().splitlines() if is_in_function else []
         summary = f"the function raised {type(error).__name__}: {error}" if is_in_function else str(error)
         return Failure(
             node_rank=self._node_rank,
@@ -155,9 +155,8 @@ class FunctionShell:
 
 
 def _call_and_trace(train_loop: Callable[..., Any], config: dict[str, Any] | None) -> Any:
-    takes_config = bool(inspect.signature(train_loop).parameters)
     try:
-        return train_loop(config or {}) if takes_config else train_loop()
+        return call_with_config(train_loop, config)
     except Exception:
         traceback.print_exc()
         raise

@@ -21,7 +21,7 @@ from pathlib import Path
 from periflow_ray.errors import StorageError
 from periflow_ray.jobs import require_job
 from periflow_ray.private_files import is_own_directory, make_own_directory, make_private_directories
-from periflow_ray.store.keys import job_key, leads_out
+from periflow_ray.store.keys import WORKSPACE_FILE, job_key, leads_out
 from periflow_ray.store.read_only import remove_tree
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import download_file
@@ -82,9 +82,9 @@ class Sandbox:
         if ready.exists():
             return
         make_private_directories(target)
-        key = job_key(workspace_of or job_id, "workspace.tar.gz")
+        key = job_key(workspace_of or job_id, WORKSPACE_FILE)
         if root.exists(key):
-            archive = self.directory / "workspace.tar.gz"
+            archive = self.directory / WORKSPACE_FILE
             download_file(root, key, archive)
             with tarfile.open(archive) as packed:
                 _extract(packed, target)

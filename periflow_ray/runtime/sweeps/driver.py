@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
 import threading
 import time
 from typing import Any
@@ -25,7 +26,7 @@ from periflow_ray.runtime.sweeps.searcher import SweepSearcher
 from periflow_ray.runtime.sweeps.trainable import ENDED, FAILS, IS_THERE, LACKS_METRIC, TrialTrainable, is_worst
 from periflow_ray.runtime.sweeps.trial_book import TrialBook
 from periflow_ray.runtime.sweeps.trial_job import SweepTask
-from periflow_ray.runtime.sweeps.tuning import describe_end, resources_of, set_tune_environment
+from periflow_ray.runtime.sweeps.tuning import describe_end, resources_of, tune_environment
 from periflow_ray.spec.sweep import STEP, SweepSpec
 from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.keys import job_key
@@ -40,31 +41,56 @@ ASK_INTERVAL_S = 2.0
 _TUNE_DIR = "tune"
 
 
-def run_sweep(root: StorageRoot, state: StateKeeper, plan: JobPlan, record: JobRecord, task: SweepTask) -> bool:
+def run_sweep(
+    root: StorageRoot,
+    state: StateKeeper,
+    plan: JobPlan,
+    record: JobRecord,
+    task: SweepTask,
+    *,
+    is_interactive: bool = False,
+) -> bool:
     """Run a sweep, or go on with it, to its end; whether it found a best trial.
 
+    Args:
+        is_interactive: whether the driver is a person's own process, which a signal ends when the trials are saved.
     Raises:
         PeriflowRayError: it cannot be run as it is.
+        KeyboardInterrupt, SystemExit: the person's signal.
     """
     spec = read_sweep(root, record.job_id)
-    set_tune_environment()
-    ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
-    sweep = _Sweep(root, state, plan, record, spec)
-    with JobRequests(root, record.job_id, sweep.carry_out, on_problem=state.note), on_stop_signals(sweep.stop):
-        return sweep.run(task)
+    with tune_environment():
+        if not ray.is_initialized():
+            ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
+        sweep = _Sweep(root, state, plan, record, spec, is_interactive)
+        with (
+            JobRequests(root, record.job_id, sweep.carry_out, on_problem=state.note),
+            on_stop_signals(sweep.stop, is_interactive=is_interactive) as signals,
+        ):
+            succeeded = sweep.run(task)
+    if signals and is_interactive:
+        raise KeyboardInterrupt if signals[0] == signal.SIGINT else SystemExit(128 + signals[0])
+    return succeeded
 
 
 class _Sweep(tune.Callback):  # type: ignore[misc]
     """Tune tells it what happens; its methods are called in the driver's main thread, but for ``stop``."""
 
     def __init__(
-        self, root: StorageRoot, state: StateKeeper, plan: JobPlan, record: JobRecord, spec: SweepSpec
+        self,
+        root: StorageRoot,
+        state: StateKeeper,
+        plan: JobPlan,
+        record: JobRecord,
+        spec: SweepSpec,
+        is_interactive: bool,
     ) -> None:
         self._root = root
         self._state = state
         self._plan = plan
         self._record = record
         self._spec = spec
+        self._is_interactive = is_interactive
         self._began_s = time.monotonic()
         self._book = book = TrialBook(root, plan, record, spec, Patience(state.note), state.note)
         self._actors: dict[str, Any] = {}
@@ -93,7 +119,7 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
             TrialTrainable, task=task, metric=spec.metric, mode=spec.mode, stop=dict(spec.stop)
         )
         tuner = tune.Tuner(
-            tune.with_resources(trainable, resources_of(plan, spec)),
+            tune.with_resources(trainable, resources_of(plan, spec.resources.device)),
             tune_config=tune.TuneConfig(
                 metric=spec.metric,
                 mode=spec.mode,
@@ -202,7 +228,10 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         began_s = self._live.pop(tune_id, None)
         if began_s is not None:
             self._device_seconds += time.monotonic() - began_s
-        self._state.note(describe_end(self._book.end(tune_id, status, why), self._spec))
+        text = describe_end(self._book.end(tune_id, status, why), self._spec)
+        self._state.note(text)
+        if self._is_interactive:
+            print(text, flush=True)
         best = find_best(self._book.trials.values(), self._spec.mode)
         metrics = {} if best is None else {f"best {self._spec.metric}": best.best(self._spec.mode)}
         progress = JobProgress(self._book.num_final, self._spec.num_wanted, None, metrics)

@@ -13,10 +13,11 @@ from ray import tune
 
 from periflow_ray.errors import PeriflowRayError
 from periflow_ray.jobs import read_progress, read_written_state
+from periflow_ray.jobs.metrics import read_metrics
 from periflow_ray.jobs.stop_times import SAVE_TIMEOUT_S
 from periflow_ray.names import suggest_names
 from periflow_ray.runtime.job_end import JobEnd
-from periflow_ray.runtime.sweeps.trial_job import Report, SweepTask, TrialJob
+from periflow_ray.runtime.sweeps.trial_job import Report, SweepTask, TrialJob, TrialTask
 from periflow_ray.spec.sweep import STEP
 from periflow_ray.sweeps.documents import read_place
 
@@ -44,6 +45,9 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     """Runs one trial after the other; each is a job of its own, and starts when Tune asks for its first result."""
 
     def setup(self, config: dict[str, Any], task: SweepTask, metric: str, mode: str, stop: Mapping[str, float]) -> None:
+        self._prepare(task, metric, mode, stop)
+
+    def _prepare(self, task: TrialTask, metric: str, mode: str, stop: Mapping[str, float]) -> None:
         self._task = task
         self._metric = metric
         self._mode = mode
@@ -100,12 +104,12 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     def _next_result(self) -> dict[str, Any]:
         if self._job is None:
             self._trial_id = self.trial_id
-            job_id = read_place(self._task.root, self._task.sweep_id, self.trial_id).job_id
+            job_id = self._find_job()
             self._job = TrialJob(self._task, job_id, self._metric)
             # Of an agent before this one, after which nothing may be left to report.
-            before = read_progress(self._task.root, job_id)
-            if self._metric in before.metrics:
-                self._last = self._result_of(Report(before.step, before.metrics))
+            self._last = self._read_last(job_id)
+            if read_written_state(self._task.root, job_id).status == "success":
+                return self._take_end(JobEnd("success"))
             self._job.start()
         while True:
             outcome = self._job.next_outcome()
@@ -115,6 +119,21 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
                 self._last = self._result_of(outcome)
                 is_there = self._is_there(self._last)
                 return {**self._last, IS_THERE: is_there, tune.result.DONE: is_there}
+
+    def _find_job(self) -> int:
+        """The job that this trial is."""
+        assert isinstance(self._task, SweepTask)
+        return read_place(self._task.root, self._task.sweep_id, self.trial_id).job_id
+
+    def _read_last(self, job_id: int) -> dict[str, Any]:
+        progress = read_progress(self._task.root, job_id)
+        if self._metric in progress.metrics:
+            return self._result_of(Report(progress.step, progress.metrics))
+        if progress.step:
+            for metric in reversed(read_metrics(self._task.root, job_id)):
+                if self._metric in metric.values:
+                    return self._result_of(Report(metric.step, metric.values))
+        return {}
 
     def _has_metric(self, report: Report) -> bool:
         self._names |= set(report.values)

@@ -39,19 +39,25 @@ from periflow_ray.sweeps.trials import take_up_trial
 _END_TIMEOUT_S = 60.0
 
 
-@dataclass(frozen=True)
-class SweepTask:
+@dataclass(frozen=True, kw_only=True)
+class TrialTask:
+    """What an agent needs for its trials."""
+
+    root: StorageRoot
+    secrets: Mapping[str, str] = field(repr=False, default_factory=dict)
+    cloud_variables: Mapping[str, str] = field(repr=False, default_factory=dict)
+    secrets_key: str = field(repr=False, default="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepTask(TrialTask):
     """What an agent needs of its sweep.
 
     Args:
         sweep_id: the sweep's own job.
     """
 
-    root: StorageRoot
     sweep_id: int
-    secrets: Mapping[str, str] = field(repr=False)
-    cloud_variables: Mapping[str, str] = field(repr=False)
-    secrets_key: str = field(repr=False, default="")
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class TrialJob:
         metric: by which the trials are compared.
     """
 
-    def __init__(self, task: SweepTask, job_id: int, metric: str) -> None:
+    def __init__(self, task: TrialTask, job_id: int, metric: str) -> None:
         self._task = task
         self._metric = metric
         self.job_id = job_id

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+from collections.abc import Iterator
 
 from ray import tune
 
@@ -26,8 +29,12 @@ def describe_end(trial: Trial, spec: SweepSpec) -> str:
     return f"{what}; {value} at step {trial.step}; {parameters}"
 
 
-def resources_of(plan: JobPlan, spec: SweepSpec) -> tune.PlacementGroupFactory:
-    share = spec.resources.device
+def resources_of(plan: JobPlan, share: float) -> tune.PlacementGroupFactory:
+    """What a trial asks Ray for.
+
+    Args:
+        share: of a device that it takes.
+    """
     # The CPUs as plan_trial shares them.
     bundle = plan.model_copy(update={"cpus_per_device": plan.cpus_per_device * share}).resources_per_node
     if "GPU" in bundle:
@@ -38,12 +45,31 @@ def resources_of(plan: JobPlan, spec: SweepSpec) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([bundle], **options)
 
 
-def set_tune_environment() -> None:
+@contextlib.contextmanager
+def tune_environment() -> Iterator[None]:
+    """The variables that Ray Tune reads, while a sweep runs: a process of a user's may have a Tuner of its own."""
     set_train_environment()
-    # The journal and the trials' own jobs keep everything; Tune's files would be a second and a third time.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1000000000"
-    # A trial that fails before its first report has no metric.
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    own = {
+        # The journal and the trials' own jobs keep everything; Tune's files would be a second and a third time.
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+        # A trial that fails before its first report has no metric.
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
+    former = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    # It misses those files, and says so at the end.
+    analysis = logging.getLogger("ray.tune.analysis.experiment_analysis")
+    former_level = analysis.level
+    analysis.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        analysis.setLevel(former_level)
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
