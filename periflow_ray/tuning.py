@@ -16,6 +16,7 @@ from periflow_ray.jobs import JobRecord, read_record
 from periflow_ray.jobs.succession import driver_id_of
 from periflow_ray.jobs.user import user_name
 from periflow_ray.plan import JobPlan, VmType, build_plan, find_vm, load_catalogue, local_vm
+from periflow_ray.plan.trial import require_share
 from periflow_ray.runtime.function_jobs.call import takes_config
 from periflow_ray.runtime.function_jobs.command import FUNCTION_DIR, write_function
 from periflow_ray.runtime.function_jobs.record import read_resumable_job, reopen_function_job
@@ -117,6 +118,7 @@ def sweep(
         )
         with tempfile.TemporaryDirectory(prefix="periflow-function-") as scratch:
             plan, workspace = _plan_trials(what, workspace_dir, chosen, Path(scratch))
+            require_share(plan, device)
             record = store_job(chosen.root, plan, workspace=workspace, created_by=user_name(), sweep=spec)
     _run(chosen.root, plan, record, "started" if resume is None else "resumed")
     return read_results(chosen.root, record.job_id)
@@ -159,6 +161,7 @@ def trainable(
     chosen = _choose_root(what, storage, storage_credential)
     with tempfile.TemporaryDirectory(prefix="periflow-function-") as scratch:
         plan, workspace = _plan_trials(what, workspace_dir, chosen, Path(scratch))
+        require_share(plan, device)
         packed = None
         if workspace is not None:
             pack_workspace(workspace, Path(scratch) / WORKSPACE_FILE)
@@ -175,7 +178,15 @@ def trainable(
         created_by=user_name(),
         created_unix_s=time.time(),
     )
-    task = TunerTask(root=chosen.root, plan=plan, record=record, device_share=device, workspace=packed)
+    task = TunerTask(
+        root=chosen.root,
+        num_nodes=plan.num_nodes,
+        node_resources=plan.resources_per_node,
+        plan=plan,
+        record=record,
+        device_share=device,
+        workspace=packed,
+    )
     bound = tune.with_parameters(TunerTrial, task=task, metric=metric, mode=mode)
     return tune.with_resources(bound, resources_of(plan, device))
 
@@ -190,7 +201,9 @@ def _run(root: StorageRoot, plan: JobPlan, record: JobRecord, how: str) -> None:
     print(f"Sweep ({sweep_id}) {how} successfully. Trials: periflow-ray sweep view {sweep_id}", flush=True)
     with StateKeeper(root, sweep_id, driver_id=driver_id_of(record)) as state:
         try:
-            task = SweepTask(root=root, sweep_id=sweep_id)
+            task = SweepTask(
+                root=root, sweep_id=sweep_id, num_nodes=plan.num_nodes, node_resources=plan.resources_per_node
+            )
             succeeded = run_sweep(root, state, plan, record, task, is_interactive=True)
         except Exception as err:
             state.enter_failure(err)

@@ -14,7 +14,7 @@ from periflow_ray.cli.output import talk_console, write_output
 from periflow_ray.cli.submission import Submission
 from periflow_ray.cli.submission_options import SubmissionOptions, submission_options
 from periflow_ray.errors import TemplateError, UsageError
-from periflow_ray.plan.trial import text_of
+from periflow_ray.plan.trial import require_share, text_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +62,7 @@ def run(
     """
     submission = Submission(root, given)
     spec = _read_sweep(sweep_file, submission.template)
-    _require_room(submission.plan)
+    require_share(submission.plan, spec.resources.device)
     _require_used(spec, submission.plan, given.workspace_dir)
     if dry_run:
         write_output("table", None, lambda console: _show(console, submission.plan, spec))
@@ -92,14 +92,6 @@ def _read_sweep(path: Path | None, template: Template) -> SweepSpec:
             f"there is nothing to search for: give --sweep FILE, or the template '{template.source}' a section 'sweep'."
         )
     return template.spec.sweep
-
-
-def _require_room(plan: JobPlan) -> None:
-    if plan.num_nodes > 1:
-        raise UsageError(
-            f"a trial has {plan.num_devices} devices on {plan.num_nodes} nodes; trials of several nodes are not there "
-            f"yet. Give --num-devices {plan.devices_per_node}, or --devices-per-node {plan.num_devices} with --local."
-        )
 
 
 def _require_used(spec: SweepSpec, plan: JobPlan, workspace_dir: Path | None) -> None:

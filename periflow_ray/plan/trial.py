@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from periflow_ray.errors import UsageError
 from periflow_ray.plan.job_plan import JobPlan
 from periflow_ray.spec.sweep_parameters import Value
 
@@ -52,6 +53,19 @@ def plan_trial(
             "cpus_per_device": plan.cpus_per_device * device_share,
         }
     )
+
+
+def require_share(plan: JobPlan, device_share: float) -> None:
+    """Refuse to share devices between trials of several nodes.
+
+    Raises:
+        UsageError: they would.
+    """
+    if plan.num_nodes > 1 and device_share < 1:
+        raise UsageError(
+            f"resources.device is {device_share:g}, and a trial has {plan.num_devices} devices on {plan.num_nodes} "
+            "nodes; only trials of one node share devices. Leave resources.device out, or lower num_devices."
+        )
 
 
 def text_of(value: Value) -> str:

@@ -90,6 +90,8 @@ def main() -> None:
                 secrets=secrets,
                 cloud_variables=cloud_variables,
                 secrets_key=secrets_key,
+                num_nodes=plan.num_nodes,
+                node_resources=plan.resources_per_node,
             )
             succeeded = run_sweep(root, state, plan, record, task)
         else:

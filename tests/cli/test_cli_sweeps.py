@@ -267,6 +267,7 @@ def test_what_is_wrong_with_a_sweep_is_told_before_anything_runs(
     assert (result.exit_code, "give --sweep FILE, or the template" in result.stderr) == (2, True)
     result = run_cli("sweep", "run", *write(mode="least"))
     assert (result.exit_code, "s.yml:1:" in result.stderr) == (2, True)
-    result = run_cli("sweep", "run", "--local", "--num-devices", "2", "--devices-per-node", "1", *write())
-    assert (result.exit_code, "trials of several nodes are not there yet" in result.stderr) == (2, True)
+    shared = write(resources={"device": 0.5})
+    result = run_cli("sweep", "run", "--local", "--num-devices", "2", "--devices-per-node", "1", *shared)
+    assert (result.exit_code, "only trials of one node share devices" in result.stderr) == (2, True)
     assert list_jobs(root) == []

@@ -17,6 +17,7 @@ from periflow_ray.jobs.metrics import read_metrics
 from periflow_ray.jobs.stop_times import SAVE_TIMEOUT_S
 from periflow_ray.names import suggest_names
 from periflow_ray.runtime.job_end import JobEnd
+from periflow_ray.runtime.sweeps.gang import Gang
 from periflow_ray.runtime.sweeps.trial_job import Report, SweepTask, TrialJob, TrialTask
 from periflow_ray.spec.sweep import STEP
 from periflow_ray.sweeps.documents import read_place
@@ -52,6 +53,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._metric = metric
         self._mode = mode
         self._stop_at = stop
+        self._gang = None if task.num_nodes == 1 else Gang(task.num_nodes, task.node_resources)
         self._job: TrialJob | None = None
         self._trial_id = ""
         self._error: Exception | None = None
@@ -69,6 +71,11 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
 
     def cleanup(self) -> None:
         self._forget_trial("paused by the sweep", SAVE_TIMEOUT_S)
+        self._close_gang()
+
+    def _close_gang(self) -> None:
+        if self._gang is not None:
+            self._gang.close()
 
     def end_trial(self, reason: str, save_timeout_s: float) -> None:
         """End the processes of the trial, of which no more results are wanted; 0 saves nothing."""
@@ -105,7 +112,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         if self._job is None:
             self._trial_id = self.trial_id
             job_id = self._find_job()
-            self._job = TrialJob(self._task, job_id, self._metric)
+            self._job = TrialJob(self._task, job_id, self._metric, self._gang)
             # Of an agent before this one, after which nothing may be left to report.
             self._last = self._read_last(job_id)
             if read_written_state(self._task.root, job_id).status == "success":

@@ -1,16 +1,19 @@
-"""A trial's job in this process: its driver, its monitor and its one member are here, and no worker group of Ray Train.
+"""A trial's job in this process: its driver is here, and on one node its monitor and its member, too.
 
-A worker group takes seconds to start; a trial of a sweep is often over by then.
+A worker group of Ray Train takes seconds to start; a trial of a sweep is often over by then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
+from ray.util.queue import Queue
 
 from periflow_ray.errors import JobFailedError
 from periflow_ray.jobs import read_claim
@@ -32,6 +35,7 @@ from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.monitor.sinks import MetricSink, plan_sinks, sink_variables
 from periflow_ray.runtime.monitor.sinks.tensorboard import TensorBoardFiles
 from periflow_ray.runtime.ray_train.group_policy import LeaveGroupError
+from periflow_ray.runtime.sweeps.gang import Gang, GangRun
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.sweeps.trials import take_up_trial
 
@@ -41,9 +45,16 @@ _END_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class TrialTask:
-    """What an agent needs for its trials."""
+    """What an agent needs for its trials.
+
+    Args:
+        num_nodes: of each trial.
+        node_resources: what each node of several asks Ray for.
+    """
 
     root: StorageRoot
+    num_nodes: int = 1
+    node_resources: Mapping[str, float] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(repr=False, default_factory=dict)
     cloud_variables: Mapping[str, str] = field(repr=False, default_factory=dict)
     secrets_key: str = field(repr=False, default="")
@@ -73,11 +84,13 @@ class TrialJob:
 
     Args:
         metric: by which the trials are compared.
+        gang: the members of a trial on several nodes; without one the member is in this process.
     """
 
-    def __init__(self, task: TrialTask, job_id: int, metric: str) -> None:
+    def __init__(self, task: TrialTask, job_id: int, metric: str, gang: Gang | None = None) -> None:
         self._task = task
         self._metric = metric
+        self._gang = gang
         self.job_id = job_id
         # What comes out of it: reports in their order, then its end or an error.
         self._outcomes: queue.SimpleQueue[Report | JobEnd | BaseException] = queue.SimpleQueue()
@@ -120,14 +133,19 @@ class TrialJob:
 
     def _run(self) -> None:
         try:
-            self._outcomes.put(self._run_job())
+            if self._gang is None:
+                end = self._run_job(self._outcomes.put)
+            else:
+                with _open_line(self._outcomes.put) as hand_on:
+                    end = self._run_job(hand_on)
+            self._outcomes.put(end)
         except BaseException as err:
             self._outcomes.put(err)
         finally:
             self._is_attached.set()
 
-    def _run_job(self) -> JobEnd:
-        task, job_id = self._task, self.job_id
+    def _run_job(self, hand_on: Callable[[Report], None]) -> JobEnd:
+        task, job_id, gang = self._task, self.job_id, self._gang
         plan, record = take_up_trial(task.root, job_id)
         root = task.root if plan.fsync else task.root.without_fsync()
         driver_id = driver_id_of(record)
@@ -144,14 +162,14 @@ class TrialJob:
                 max_failures=plan.max_failures,
                 retention=Retention(plan.keep_last, plan.keep_best),
                 hang_timeout_s=plan.hang_timeout_s,
-                sinks=(*sinks, _Reports(self._outcomes.put)),
+                sinks=(*sinks, _Reports(hand_on)),
                 driver_id=driver_id,
                 start_from=plan.start_from,
                 report_interval_s=TRIAL_REPORT_INTERVAL_S,
             )
             claim = read_claim(root, job_id)
 
-            def make_group(monitor: MonitorClient) -> _Here:
+            def make_group(monitor: MonitorClient) -> _Here | GangRun:
                 node = NodeTask(
                     plan.model_dump_json(),
                     job_id,
@@ -162,15 +180,19 @@ class TrialJob:
                     task.cloud_variables,
                     task.secrets_key,
                 )
-                return _Here(node)
+                return _Here(node) if gang is None else GangRun(gang, node)
 
+            here: dict[str, Any] = {
+                "open_monitor": lambda: InProcessMonitor(lambda: Monitor(root, job_id, rules)).__enter__(),
+                "remove_sandboxes": Sandbox(root.uri, job_id, 0).remove,
+            }
             setup = JobSetup(
-                num_members=1,
-                min_num_members=1,
+                num_members=plan.num_nodes,
+                min_num_members=plan.num_nodes,
                 resources_per_member=plan.resources_per_node,
                 rules=rules,
-                open_monitor=lambda: InProcessMonitor(lambda: Monitor(root, job_id, rules)).__enter__(),
-                remove_sandboxes=Sandbox(root.uri, job_id, 0).remove,
+                num_sandboxes=plan.num_nodes,
+                **(here if gang is None else {}),
             )
             self._stop = GracefulStop(state, is_interactive=False)
             self._is_attached.set()
@@ -199,6 +221,25 @@ class _Here:
 
     def release(self) -> None:
         """What it has is this process's own."""
+
+
+@contextlib.contextmanager
+def _open_line(take: Callable[[Report], None]) -> Iterator[Callable[[Report], None]]:
+    """A line from the monitor's process to this one: what is handed on there has been taken here at the end."""
+    line = Queue(actor_options={"num_cpus": 0})
+
+    def forward() -> None:
+        while (report := line.get()) is not None:
+            take(report)
+
+    thread = threading.Thread(target=forward, name="reports", daemon=True)
+    thread.start()
+    try:
+        yield line.put
+    finally:
+        line.put(None)
+        thread.join(_END_TIMEOUT_S)
+        line.shutdown()
 
 
 def _describe() -> MemberFacts:

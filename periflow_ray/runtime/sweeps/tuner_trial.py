@@ -95,6 +95,7 @@ class TunerTrial(TrialTrainable):
 
     def cleanup(self) -> None:
         self._forget_trial("stopped by Ray Tune", SAVE_TIMEOUT_S if self._is_saved else 0.0)
+        self._close_gang()
 
     def _take_end(self, end: JobEnd) -> dict[str, Any]:
         result = super()._take_end(end)

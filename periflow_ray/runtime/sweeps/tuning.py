@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from ray import tune
 
 from periflow_ray.cluster.config.render import VM_LABEL
-from periflow_ray.errors import PeriflowRayError
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.ray_train.train_run import set_train_environment
 from periflow_ray.spec.sweep import SweepSpec
@@ -35,14 +34,21 @@ def resources_of(plan: JobPlan, share: float) -> tune.PlacementGroupFactory:
     Args:
         share: of a device that it takes.
     """
-    # The CPUs as plan_trial shares them.
+    bundle = bundle_of(plan, share)
+    options = {} if plan.vm.is_local else {"bundle_label_selector": [{VM_LABEL: plan.vm.name}] * plan.num_nodes}
+    if plan.num_nodes == 1:
+        return tune.PlacementGroupFactory([bundle], **options)
+    # The agent of several nodes only drives them: the first bundle is its own, which needs nothing.
+    strategy = "PACK" if plan.vm.is_local else "STRICT_SPREAD"
+    return tune.PlacementGroupFactory([{}, *[bundle] * plan.num_nodes], strategy=strategy, **options)
+
+
+def bundle_of(plan: JobPlan, share: float) -> dict[str, float]:
+    """What one node of a trial asks Ray for; the CPUs as ``plan_trial`` shares them."""
     bundle = plan.model_copy(update={"cpus_per_device": plan.cpus_per_device * share}).resources_per_node
     if "GPU" in bundle:
         bundle["GPU"] *= share
-    if plan.num_nodes > 1:
-        raise PeriflowRayError("trials of several nodes are not there yet; set num_devices to those of one node")
-    options = {} if plan.vm.is_local else {"bundle_label_selector": [{VM_LABEL: plan.vm.name}]}
-    return tune.PlacementGroupFactory([bundle], **options)
+    return bundle
 
 
 @contextlib.contextmanager
