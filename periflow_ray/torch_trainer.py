@@ -202,8 +202,9 @@ class TorchTrainer:
         rules = self._rules
         timeout_s = rules.hang_timeout_s
         resources = self._resources_per_device or {}
-        if set(resources) > {"CPU"}:
-            raise UsageError(f"the trials of a sweep ask for CPUs and GPUs only, not for {', '.join(resources)}.")
+        others = sorted(set(resources) - {"CPU", "GPU"})
+        if others:
+            raise UsageError(f"the trials of a sweep ask for CPUs and GPUs only, not for {', '.join(others)}.")
         template = {
             "name": self._name or getattr(self._train_loop, "__name__", None),
             "experiment": self._experiment,

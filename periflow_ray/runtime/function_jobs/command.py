@@ -17,6 +17,7 @@ from typing import Any
 import cloudpickle
 
 from periflow_ray.runtime.function_jobs.call import call_with_config
+from periflow_ray.runtime.function_jobs.local_modules import dump_with_modules
 from periflow_ray.runtime.ray_private import set_local_context
 from periflow_ray.sdk import hparams
 
@@ -44,7 +45,7 @@ class FunctionCommand:
 def write_function(command: FunctionCommand, directory: Path) -> None:
     """Write the workspace of a job that runs it; what its script defines travels with it."""
     directory.mkdir(parents=True)
-    (directory / FUNCTION_FILE).write_bytes(cloudpickle.dumps(command))
+    (directory / FUNCTION_FILE).write_bytes(dump_with_modules(command))
 
 
 def main() -> None:

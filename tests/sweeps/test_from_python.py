@@ -1,0 +1,159 @@
+"""``periflow_ray.sweep`` and ``periflow_ray.trainable``: what they are given, and what they refuse."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+
+import periflow_ray
+from periflow_ray.errors import UsageError
+from periflow_ray.runtime.function_jobs.command import FUNCTION_FILE, FunctionCommand, write_function
+from periflow_ray.runtime.ray_private import TrialResults, make_result_grid
+from periflow_ray.spec import KeepBest, parse_job, parse_sweep
+from periflow_ray.sweeps.space import domain_of, parameter_of
+
+
+def train(config: dict[str, Any]) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("domain", "written"),
+    [
+        (tune.choice(["a", 2]), {"choice": ["a", 2]}),
+        (tune.uniform(0, 1.5), {"uniform": [0, 1.5]}),
+        (tune.quniform(0, 1, 0.25), {"quniform": [0, 1, 0.25]}),
+        (tune.loguniform(1e-4, 1), {"loguniform": [1e-4, 1]}),
+        (tune.randint(2, 9), {"randint": [2, 9]}),
+        (tune.lograndint(2, 900), {"lograndint": [2, 900]}),
+        (tune.randn(1.0, 0.5), {"randn": [1.0, 0.5]}),
+        (tune.grid_search([1, 2]), {"grid": [1, 2]}),
+        (0.5, 0.5),
+        ({"loguniform": [1, 2]}, {"loguniform": [1, 2]}),
+    ],
+)
+def test_ray_tunes_domains_are_those_of_a_sweeps_file(domain: Any, written: object) -> None:
+    assert parameter_of("x", domain) == written
+    spec = parse_sweep({"metric": "loss", "mode": "min", "num_trials": 1, "parameters": {"x": written}})
+    # And back, to the domain that draws the same.
+    again = domain_of(spec.parameters["x"], "random")
+    assert parameter_of("x", again) == written
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [tune.sample_from(lambda: 1), tune.qloguniform(2, 10, 2), tune.qrandint(2, 10, 2), tune.qlograndint(2, 10, 2)],
+)
+def test_a_domain_that_a_sweep_does_not_have_is_refused_by_the_parameters_name(domain: Any) -> None:
+    with pytest.raises(
+        UsageError, match=r"parameters\.depth is a .* that a sweep does not have; it may be tune\.choice"
+    ):
+        parameter_of("depth", domain)
+
+
+def trainer_of(function: Callable[..., Any] = train, **given: Any) -> periflow_ray.TorchTrainer:
+    return periflow_ray.TorchTrainer(function, **given)
+
+
+@pytest.mark.parametrize(
+    ("what", "parameters", "given", "text"),
+    [
+        (trainer_of(), None, {}, "parameters is missing: what varies"),
+        (trainer_of(), {"lr": 0.1}, {"mode": "least"}, "mode is the text 'least'"),
+        (trainer_of(), {"lr": 0.1}, {"scheduler": "ashaa"}, "scheduler is the text 'ashaa'"),
+        (trainer_of(), {"lr": tune.uniform(0, 1)}, {}, "num_trials is missing"),
+        (trainer_of(lambda: None), {"lr": 0.1}, {}, "takes no config"),
+        (trainer_of(resume=3), {"lr": 0.1}, {}, "has resume, datasets or min_devices"),
+        (trainer_of(datasets={"train": []}), {"lr": 0.1}, {}, "has resume, datasets or min_devices"),
+        (trainer_of(resources_per_device={"CPU": 1, "TPU": 1}), {"lr": 0.1}, {}, "not for TPU"),
+        (7, {"lr": 0.1}, {}, "what must be a periflow_ray.TorchTrainer or the path of a template, not 7"),
+        ("nowhere.yml", {"lr": 0.1}, {}, "cannot read the template 'nowhere.yml'"),
+        (trainer_of(), None, {"resume": 3}, "leave what and parameters out"),
+    ],
+)
+def test_mistakes_are_told_before_ray_starts(
+    tmp_path: Path, what: Any, parameters: Any, given: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        periflow_ray.sweep(
+            what, parameters, **{"metric": "loss", "mode": "min", "storage": str(tmp_path / "root"), **given}
+        )
+    assert text in str(caught.value)
+
+
+def test_a_trainer_is_a_template_of_its_trials() -> None:
+    trainer = trainer_of(
+        train_loop_config={"depth": 2},
+        num_devices=2,
+        name="digits",
+        max_failures=-1,
+        hang_timeout_s=90,
+        keep_last=2,
+        keep_best=KeepBest(metric="loss", mode="min"),
+        resources_per_device={"CPU": 3},
+        env_var={"TEAM": "ours"},
+    )
+    template, command = trainer.as_trials()
+    spec = parse_job(template)
+    assert (spec.num_devices, spec.name, spec.hang_timeout_s, spec.max_failures) == (2, "digits", 90, 1_000_000)
+    assert spec.checkpoint is not None
+    assert (spec.checkpoint.keep_last, spec.checkpoint.keep_best) == (2, KeepBest(metric="loss", mode="min"))
+    assert (spec.job_setting.docker.env_var, spec.job_setting.launch_mode) == ({"TEAM": "ours"}, "device")
+    assert spec.job_setting.resources is not None
+    assert spec.job_setting.resources.cpus == 3
+    assert command == FunctionCommand(train, {"depth": 2})
+
+
+def test_modules_beside_a_script_travel_with_its_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "script"
+    (folder / "package").mkdir(parents=True)
+    (folder / "package" / "__init__.py").write_text("FACTOR = 7\n")
+    (folder / "helper.py").write_text("import package\n\ndef scale(value):\n    return value * package.FACTOR\n")
+    script = folder / "script.py"
+    script.write_text("import helper\n\ndef train(config):\n    print(helper.scale(config['x']))\n")
+    monkeypatch.syspath_prepend(str(folder))
+    loaded = importlib.util.spec_from_file_location("script", script)
+    assert loaded is not None
+    assert loaded.loader is not None
+    module = importlib.util.module_from_spec(loaded)
+    for name in ("script", "helper", "package"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "script", module)
+    loaded.loader.exec_module(module)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
+    write_function(FunctionCommand(module.train, None), tmp_path / "function")
+
+    call = f"import cloudpickle; cloudpickle.load(open({str(tmp_path / 'function' / FUNCTION_FILE)!r}, 'rb'))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{call}.train_loop({{'x': 6}})"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.stdout, done.returncode) == ("42\n", 0), done.stderr
+
+
+def test_ray_tunes_result_grid_has_what_the_trials_reported() -> None:
+    reports = [{"loss": 3.0, "step": 10, "training_iteration": 1}, {"loss": 2.0, "step": 20, "training_iteration": 2}]
+    better = [{"loss": 1.0, "step": 10, "training_iteration": 1}, {"loss": 2.5, "step": 20, "training_iteration": 2}]
+    grid = make_result_grid(
+        [
+            TrialResults("trial-1", {"lr": 0.1}, reports, "/jobs/2", None, True, None),
+            TrialResults("trial-2", {"lr": 0.2}, better, "/jobs/3", None, True, None),
+            TrialResults("trial-3", {"lr": 0.3}, [], "/jobs/4", UsageError("no"), True, None),
+        ],
+        "/jobs/1",
+        None,
+        "loss",
+        "min",
+    )
+    assert (len(grid), grid.num_errors, grid.num_terminated) == (3, 1, 2)
+    assert grid.get_best_result().config == {"lr": 0.1}
+    assert grid.get_best_result(scope="all").config == {"lr": 0.2}
+    assert list(grid[1].metrics_dataframe["loss"]) == [1.0, 2.5]
+    assert [str(error) for error in grid.errors] == ["no"]
+    assert list(grid.get_dataframe()["config/lr"])[:2] == [0.1, 0.2]
