@@ -92,6 +92,8 @@ def _store_trial(
         ray_submission_id=None,
         resumed_unix_s=None,
     )
+    if like.sweep is not None:
+        jobs.mark_trial(root, job_id)
     write_private_document(root, job_key(job_id, "plan.json"), plan)
     if workspace is not None:
         root.write_bytes(job_key(job_id, WORKSPACE_FILE), workspace)
