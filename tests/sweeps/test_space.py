@@ -15,7 +15,7 @@ from periflow_ray.errors import UsageError
 from periflow_ray.runtime.sweeps.methods import make_scheduler, make_searcher
 from periflow_ray.runtime.sweeps.population import keep_in_range
 from periflow_ray.runtime.sweeps.searcher import SweepSearcher
-from periflow_ray.runtime.sweeps.trainable import is_misspelt
+from periflow_ray.runtime.sweeps.trial_runner import is_misspelt
 from periflow_ray.spec.sweep import SCHEDULER_OPTIONS, STEP, SweepSpec
 from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.sweeps.journal import Trial, TrialStatus

@@ -12,7 +12,7 @@ from periflow_ray.jobs.metrics import read_metrics
 from periflow_ray.jobs.succession import Ownership, driver_id_of, leave_to_successor
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.sweeps.population import Source
-from periflow_ray.runtime.sweeps.trainable import as_number
+from periflow_ray.runtime.sweeps.trial_runner import as_number
 from periflow_ray.spec.sweep import SweepSpec
 from periflow_ray.spec.sweep_parameters import Value
 from periflow_ray.store.checkpoints import latest_committed, read_manifest
@@ -87,6 +87,10 @@ class TrialBook:
         self._place(tune_id, TrialPlace(number, job_id))
         if known is not None:
             insist(lambda: self._catch_up(tune_id))
+
+    def start(self, tune_id: str) -> None:
+        """There is room for a trial, and it runs from now on."""
+        self._journal.start(self.trial_of(tune_id).number)
 
     def report(self, tune_id: str, step: int, value: float) -> None:
         """The metric of a trial at a step; the same twice is once."""

@@ -11,15 +11,15 @@ from ray import tune
 from ray.tune.result import RESULT_DUPLICATE
 
 from periflow_ray.errors import NotFoundError, PeriflowRayError
-from periflow_ray.jobs import JobRecord, read_record
+from periflow_ray.jobs import JobRecord
 from periflow_ray.jobs.stop_times import SAVE_TIMEOUT_S
 from periflow_ray.plan import JobPlan
-from periflow_ray.runtime.job_end import JobEnd
-from periflow_ray.runtime.sweeps.trainable import TrialMovedError, TrialTrainable
 from periflow_ray.runtime.sweeps.trial_job import TrialTask
+from periflow_ray.runtime.sweeps.trial_runner import TrialMovedError, TrialRunner
 from periflow_ray.spec.sweep import STEP
 from periflow_ray.store.checkpoints import Manifest, find_checkpoint, latest_committed
 from periflow_ray.store.checkpoints.pins import pin, unpin
+from periflow_ray.store.keys import job_key
 from periflow_ray.sweeps.documents import LonePlace, find_lone_place, write_lone_place
 from periflow_ray.sweeps.trials import make_lone_trial_job
 
@@ -45,17 +45,16 @@ class TunerTask(TrialTask):
     workspace: bytes | None = field(repr=False, default=None)
 
 
-class TunerTrial(TrialTrainable):
+class TunerTrial(tune.Trainable):  # type: ignore[misc]
     """Tune's pauses and copies act on the job: it goes on, or another one goes on from its checkpoint."""
 
-    def setup(  # type: ignore[override]
-        self, config: dict[str, Any], task: TunerTask, metric: str, mode: str
-    ) -> None:
-        self._prepare(task, metric, mode, {})
-        self._tuner_task = task
-        self._source: Manifest | None = None
+    def setup(self, config: dict[str, Any], task: TunerTask, metric: str, mode: str) -> None:
+        self._task = task
+        self._runner = TrialRunner(task, metric, mode)
         self._told_step = 0
-        self._pinned: tuple[int, str] | None = None
+        # Another trial's checkpoint, from which the trial is to go on; and one that is kept for it.
+        self._source: Manifest | None = None
+        self._pinned: Manifest | None = None
         self._is_saved = False
 
     def step(self) -> dict[str, Any]:
@@ -65,28 +64,35 @@ class TunerTrial(TrialTrainable):
             TrialFailedError, MetricMissingError: and Tune decides whether it is tried again, from its checkpoint.
         """
         self._is_saved = False
+        runner = self._runner
         try:
-            result = self._next_result()
-            self._told_step = result.get(STEP, self._told_step)
-            return result
+            if runner.job_id is None:
+                runner.begin(self._find_job() or self._make_job())
+            result = runner.next_result()
         except TrialMovedError:
             raise
         except Exception as err:
             self._forget_trial(str(err), 0.0)
             raise
+        if result.end is None:
+            self._told_step = result.values[STEP]
+            return dict(result.values)
+        if result.values and result.values[STEP] <= self._told_step:
+            # Tune knows the last report.
+            return {RESULT_DUPLICATE: True, tune.result.DONE: True}
+        return {**(result.values or runner.worst), tune.result.DONE: True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Name the newest checkpoint of the job; Tune may pause the trial now, or copy it."""
         self._is_saved = True
-        job_id = self._job.job_id if self._job is not None else self._find_job()
-        newest = latest_committed(self._task.root, job_id)
+        job_id = self._find_job()
+        newest = None if job_id is None else latest_committed(self._task.root, job_id)
         return {_JOB: job_id, _CHECKPOINT: None if newest is None else newest.checkpoint_id}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Go on from another trial's checkpoint; the trial's own job has its own."""
-        if not checkpoint or checkpoint[_JOB] == self._known_job():
-            return
-        self._source = self._find_source(checkpoint)
+        if checkpoint and checkpoint[_JOB] not in (None, self._find_job()):
+            self._source = self._find_source(checkpoint)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._forget_trial("Ray Tune gives its place to another trial", SAVE_TIMEOUT_S if self._is_saved else 0.0)
@@ -95,30 +101,19 @@ class TunerTrial(TrialTrainable):
 
     def cleanup(self) -> None:
         self._forget_trial("stopped by Ray Tune", SAVE_TIMEOUT_S if self._is_saved else 0.0)
-        self._close_gang()
+        self._runner.close()
 
-    def _take_end(self, end: JobEnd) -> dict[str, Any]:
-        result = super()._take_end(end)
-        if self._last and self._last[STEP] <= self._told_step:
-            # Tune knows the last report.
-            return {RESULT_DUPLICATE: True, tune.result.DONE: True}
-        return result
-
-    def _known_job(self) -> int | None:
+    def _find_job(self) -> int | None:
+        """The job that the trial is, unless it is to be another one."""
+        if self._source is not None:
+            return None
         place = find_lone_place(self._task.root, self.trial_id)
-        if place is None:
-            return None
-        try:
-            read_record(self._task.root, place.job_id)
-        except NotFoundError:
-            return None
-        return place.job_id
+        # It may have been deleted meanwhile.
+        is_there = place is not None and self._task.root.exists(job_key(place.job_id, "job.json"))
+        return place.job_id if place is not None and is_there else None
 
-    def _find_job(self) -> int:
-        known = self._known_job()
-        if known is not None and self._source is None:
-            return known
-        task, source = self._tuner_task, self._source
+    def _make_job(self) -> int:
+        task, source = self._task, self._source
         job_id = make_lone_trial_job(
             task.root,
             task.plan,
@@ -132,7 +127,7 @@ class TunerTrial(TrialTrainable):
         if source is not None and source.job_id is not None:
             # The retention rules of its own job would delete it.
             pin(task.root, source.job_id, source.checkpoint, job_id)
-            self._pinned = source.job_id, source.checkpoint
+            self._pinned = source
         write_lone_place(task.root, self.trial_id, LonePlace(job_id))
         self._source = None
         return job_id
@@ -145,17 +140,15 @@ class TunerTrial(TrialTrainable):
         return latest_committed(self._task.root, checkpoint[_JOB])
 
     def _forget_trial(self, reason: str, save_timeout_s: float) -> None:
-        job = self._job
-        super()._forget_trial(reason, save_timeout_s)
-        if job is not None and self._pinned is not None:
-            with contextlib.suppress(OSError, PeriflowRayError):
-                self._unpin(job.job_id, *self._pinned)
-
-    def _unpin(self, job_id: int, source_job: int, checkpoint: str) -> None:
-        """Once the job has its own checkpoint: one that was paused before begins with the other one's again."""
-        if latest_committed(self._task.root, job_id) is not None:
-            unpin(self._task.root, source_job, checkpoint, job_id)
-            self._pinned = None
+        job_id, pinned = self._runner.job_id, self._pinned
+        self._runner.end(reason, save_timeout_s)
+        if job_id is None or pinned is None or pinned.job_id is None:
+            return
+        with contextlib.suppress(OSError, PeriflowRayError):
+            # Once the job has its own: one that was paused before that begins with the other one's again.
+            if latest_committed(self._task.root, job_id) is not None:
+                unpin(self._task.root, pinned.job_id, pinned.checkpoint, job_id)
+                self._pinned = None
 
 
 def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
