@@ -39,6 +39,7 @@ def retry(sweep_id: int, is_failed: bool, root: StorageRoot) -> None:
     journal = Journal(root, sweep_id)
     for number in failed:
         journal.retry(number)
+    journal.flush()
     text = f"{len(failed)} failed trials are to run again"
     write_state(root, sweep_id, dataclasses.replace(state, status="stopped", message=text))
     click.echo(f"Trials to run again: {', '.join(map(str, failed))}. Run them: periflow-ray sweep resume {sweep_id}")

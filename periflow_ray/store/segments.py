@@ -50,20 +50,25 @@ class SegmentWriter:
         """Buffer lines, each ending in a newline; ``flush`` makes them visible. Never waits for the storage."""
         self._appended.append(lines)
 
-    def flush(self) -> None:
-        """Make everything appended so far visible to readers."""
-        with self._lock:
-            self._flush()
+    def flush(self, *, is_durable: bool = False) -> None:
+        """Make everything appended so far visible to readers.
 
-    def _flush(self) -> None:
+        Args:
+            is_durable: whether it outlives a loss of power when this returns.
+        """
+        with self._lock:
+            self._flush(is_durable)
+
+    def _flush(self, is_durable: bool) -> None:
         while self._appended:
             self._segment += self._appended.popleft()
-        if self._num_flushed == len(self._segment):
-            return
-        if self._num_flushed == 0:
-            self._begin_segment()
         if self._num_flushed < len(self._segment):
-            self._extend_segment()
+            if self._num_flushed == 0:
+                self._begin_segment()
+            if self._num_flushed < len(self._segment):
+                self._extend_segment()
+        if is_durable and self._num_flushed:
+            self._root.sync([segment_key(self._prefix, self._index)])
         if self._num_flushed >= SEGMENT_BYTES:
             self._index += 1
             self._segment.clear()

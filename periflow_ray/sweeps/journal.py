@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from periflow_ray.errors import StorageError
 from periflow_ray.finite_json import dump_json
 from periflow_ray.spec.sweep_parameters import Value
 from periflow_ray.store.keys import job_key
@@ -104,30 +102,24 @@ class Trial:
 
 
 class Journal:
-    """Writes the journal of a sweep; lines are visible at once, or soon after where the storage refuses them.
+    """Takes up the journal of a sweep and goes on with it; a line counts once ``flush`` has returned.
 
-    Any thread may call.
+    One thread calls.
     """
 
     def __init__(self, root: StorageRoot, sweep_id: int) -> None:
         self._writer = SegmentWriter(root, _prefix(sweep_id))
-        self._lock = threading.Lock()
+        self.trials = read_trials(root, sweep_id)
+        """What is known of each trial that has begun, by number."""
+        self.is_flushed = True
+        """Whether all lines are in the storage."""
 
     def begin(self, number: int, job_id: int, parameters: Mapping[str, Value], tune_id: str) -> None:
-        """A trial is to begin, or to go on, as this job; it is in the storage when this returns.
-
-        Raises:
-            OSError, StorageError: it is not, and the trial must not begin.
-        """
+        """A trial is to begin, or to go on, as this job."""
         self._append("begin", number, job=job_id, parameters=dict(parameters), tune=tune_id)
-        self.flush()
 
     def clone(self, number: int, clone: Clone, parameters: Mapping[str, Value], tune_id: str) -> None:
-        """A trial is to go on from another one's checkpoint; it is in the storage when this returns.
-
-        Raises:
-            OSError, StorageError: it is not, and the trial must not go on so.
-        """
+        """A trial is to go on from another one's checkpoint."""
         self._append(
             "begin",
             number,
@@ -138,39 +130,34 @@ class Journal:
             checkpoint=clone.checkpoint,
             step=clone.step,
         )
-        self.flush()
 
     def report(self, number: int, step: int, value: float) -> None:
         """The metric of a trial at a step."""
         self._append("report", number, step=step, value=value)
 
-    def end(self, number: int, status: TrialStatus, why: str | None, num_attempts: int) -> None:
-        """A trial has ended."""
+    def end(self, number: int, status: TrialStatus, why: str | None, num_attempts: int | None) -> None:
+        """A trial has ended; ``num_attempts`` is None where nobody knows."""
         self._append("end", number, status=status, why=why, attempts=num_attempts)
-        with contextlib.suppress(OSError, StorageError):
-            self.flush()
 
     def retry(self, number: int) -> None:
-        """A trial that failed is to run again, when its sweep does; it is in the storage when this returns.
-
-        Raises:
-            OSError, StorageError: it is not.
-        """
+        """A trial that failed is to run again, when its sweep does."""
         self._append("retry", number)
-        self.flush()
 
     def flush(self) -> None:
-        """Make all lines visible.
+        """Make all lines visible, and outlive a loss of power.
 
         Raises:
             OSError, StorageError: not now; the next flush has them, too.
         """
-        self._writer.flush()
+        if not self.is_flushed:
+            self._writer.flush(is_durable=True)
+            self.is_flushed = True
 
     def _append(self, kind: str, number: int, **values: Any) -> None:
-        line = dump_json({"kind": kind, "trial": number, "time": round(time.time(), 3), **values})
-        with self._lock:
-            self._writer.append(line.encode() + b"\n")
+        event = {"kind": kind, "trial": number, "time": round(time.time(), 3), **values}
+        self._writer.append(dump_json(event).encode() + b"\n")
+        self.is_flushed = False
+        _take(self.trials, event)
 
 
 def read_trials(root: StorageRoot, sweep_id: int) -> dict[int, Trial]:
@@ -198,6 +185,8 @@ def _take(trials: dict[int, Trial], event: Mapping[str, Any]) -> None:
                 trial.job_ids.append(event["job"])
                 if "donor" in event:
                     trial.clones.append(Clone(event["donor"], event["checkpoint"], event["step"], event["job"]))
+                    # What came later is not where it goes on from.
+                    trial.reports = [report for report in trial.reports if report[0] <= event["step"]]
         case "report":
             trials[number].take_report(int(event["step"]), float(event["value"]))
         case "retry":

@@ -19,6 +19,7 @@ from periflow_ray.store.root import StorageRoot
 
 def make_trial_job(
     root: StorageRoot,
+    job_id: int,
     plan: JobPlan,
     sweep: JobRecord,
     *,
@@ -26,15 +27,17 @@ def make_trial_job(
     parameters: Mapping[str, Value],
     device_share: float,
     start_from: str | None = None,
-) -> int:
-    """Store the job of a trial that is about to begin; returns its number.
+) -> None:
+    """Store the job of a trial that is about to begin, unless it is there already.
 
     Args:
+        job_id: as it was claimed.
         plan: of the sweep's template.
         sweep: the record of the sweep itself.
         start_from: id of another trial's checkpoint to go on from.
     """
-    job_id = jobs.claim_job_id(root)
+    if root.exists(job_key(job_id, "job.json")):
+        return
     own_plan = plan_trial(
         plan,
         sweep=sweep.job_id,
@@ -55,15 +58,18 @@ def make_trial_job(
     )
     write_private_document(root, job_key(job_id, "plan.json"), own_plan)
     jobs.write_state(root, job_id, JobState("waiting"))
+    # The record last: with it the job is there.
     jobs.write_record(root, record)
-    return job_id
 
 
 def take_up_trial(root: StorageRoot, job_id: int) -> tuple[JobPlan, JobRecord]:
     """The plan and the record of a trial's job for its new driver, which is the only one from now on."""
     plan = read_document(root, job_key(job_id, "plan.json"), JobPlan)
-    record, state = jobs.read_record(root, job_id), jobs.read_written_state(root, job_id)
-    if state.status != "waiting" or state.attempt:
-        record = dataclasses.replace(record, resumed_unix_s=time.time())
+    record = dataclasses.replace(jobs.read_record(root, job_id), resumed_unix_s=time.time())
+    state = jobs.read_written_state(root, job_id)
+    if state.status == "waiting" and not state.attempt:
+        # An agent of an earlier driver may be about to begin it, too.
+        jobs.write_record(root, record)
+    else:
         reopen_job(root, record, state, "the trial goes on")
     return plan, record

@@ -79,6 +79,7 @@ def sweep(root: StorageRoot) -> StorageRoot:
         for index, value in enumerate(values, start=1):
             journal.report(number, 10 * index, value)
         journal.end(number, *end)
+        journal.flush()
         record = build_record(job_id, name=f"digits-{number}")
         write_record(root, dataclasses.replace(record, sweep=SWEEP_ID, trial=number))
         write_state(root, job_id, JobState("failed" if number == 4 else "success", 100.0, 150.0, 150.0))

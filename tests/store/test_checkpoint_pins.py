@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from periflow_ray.runtime.monitor.kept_checkpoints import KeptCheckpoints, Retention
 from periflow_ray.store import checkpoints
-from periflow_ray.store.checkpoints import Manifest, StoredFile
+from periflow_ray.store.checkpoints import Manifest, StoredFile, lifecycle
 from periflow_ray.store.checkpoints.pins import pin, read_pins, unpin
 from periflow_ray.store.root import StorageRoot
 
@@ -50,3 +51,29 @@ def test_what_is_pinned_does_not_expire_and_goes_once_it_is_not(root: StorageRoo
         return left
 
     assert asyncio.run(run()) == [["10"], ["10", "20"], ["10", "30"], ["40"]]
+
+
+@pytest.mark.parametrize("moment", ["read_manifest", "put_into_trash", "read_pins", "destroy"])
+def test_a_pin_that_comes_while_a_checkpoint_is_deleted_keeps_it_or_sees_that_it_is_gone(
+    root: StorageRoot, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    name = "step-00000010"
+    checkpoints.commit(root, Manifest(name, 3, 10, 1, 1, 1, 1.0, (StoredFile("a", 0, "", 0, "files/a"),)))
+    action = getattr(lifecycle, moment)
+    seen = []
+
+    def is_there() -> bool:
+        return [each.checkpoint for each in checkpoints.list_committed(root, 3)] == [name]
+
+    def pin_and_look(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(lifecycle, moment, action)
+        pin(root, 3, name, 7)
+        seen.append(is_there())
+        return action(*arguments, **options)
+
+    monkeypatch.setattr(lifecycle, moment, pin_and_look)
+    is_gone = checkpoints.destroy_committed(root, 3, name)
+    assert is_gone == (moment == "destroy")
+    assert is_there() != is_gone
+    # Whoever saw it after the pin has it.
+    assert is_there() or seen == [False]

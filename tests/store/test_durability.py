@@ -15,6 +15,7 @@ from periflow_ray.store.checkpoints import PlannedFile, commit, describe_tree, d
 from periflow_ray.store.checkpoints.imports import upload_checkpoint_dir
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import Transfer
+from periflow_ray.sweeps.journal import Journal
 
 
 class Disk:
@@ -97,3 +98,16 @@ def test_who_accepts_the_risk_waits_for_no_disk(root, disk, tmp_path):
     manifest = upload_checkpoint_dir(root.without_fsync(), tmp_path / "source", "first")
     commit(root.without_fsync(), manifest)
     assert disk.synced() == []
+
+
+def test_the_lines_of_a_journal_are_durable_when_they_are_flushed(root, disk):
+    journal = Journal(root, 7)
+    journal.begin(1, 8, {"lr": 0.5}, "a")
+    journal.flush()
+    assert "jobs/7/journal/00000000" in disk.synced()
+    num_synced = len(disk.synced())
+    journal.flush()
+    assert len(disk.synced()) == num_synced
+    journal.end(1, "success", None, 1)
+    journal.flush()
+    assert disk.synced()[num_synced:].count("jobs/7/journal/00000000") == 1

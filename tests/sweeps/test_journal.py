@@ -39,10 +39,13 @@ def test_what_was_written_is_read_by_whoever_comes_next(root: StorageRoot) -> No
     first.report(1, 20, math.nan)
     first.begin(2, 9, {"lr": 0.1, "name": "y"}, "def")
     first.end(1, "success", None, 1)
+    first.flush()
+    assert first.trials.keys() == {1, 2}
     first.report(2, 10, 0.5)
     # Killed now: what was not flushed is not there.
     second = Journal(root, 7)
     second.begin(2, 9, {"lr": 0.1, "name": "y"}, "ghi")
+    second.flush()
     trials = read_trials(root, 7)
     assert (trials[1].parameters, trials[1].job_ids) == ({"lr": 0.5, "name": "x"}, [8])
     assert trials[1].reports[0] == (10, 0.25)

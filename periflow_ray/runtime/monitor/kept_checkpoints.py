@@ -92,10 +92,13 @@ class KeptCheckpoints:
             if summary.checkpoint in pinned:
                 continue
             try:
-                await asyncio.to_thread(checkpoints.destroy_committed, self._root, self._job_id, summary.checkpoint)
+                is_gone = await asyncio.to_thread(
+                    checkpoints.destroy_committed, self._root, self._job_id, summary.checkpoint
+                )
             except (OSError, StorageError) as err:
                 self._warn(f"checkpoint {summary.checkpoint} could not be deleted: {err}")
-            else:
+                continue
+            if is_gone:
                 self._kept.remove(summary)
 
     async def _take_in_added(self) -> None:

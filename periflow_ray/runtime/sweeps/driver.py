@@ -88,7 +88,10 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         spec, plan = self._spec, self._plan
         num_ended = self._book.num_final
         again = f"; {num_ended} have ended before" if self._book.trials else ""
-        self._state.enter("running", f"runs {spec.num_wanted} trials{again}")
+        if self._why_over is None:
+            self._state.enter("running", f"runs {spec.num_wanted} trials{again}")
+        patience = Patience(self._state.note)
+        patience.insist(self._book.settle_pins)
         trainable = tune.with_parameters(
             TrialTrainable, task=task, metric=spec.metric, mode=spec.mode, stop=dict(spec.stop)
         )
@@ -114,7 +117,8 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
             ),
         )
         tuner.fit()
-        Patience(self._state.note).insist(self._book.flush)
+        patience.insist(self._book.flush)
+        patience.insist(lambda: self._book.settle_pins(is_over=self._why_over is None or self._is_at_limit))
         self._root.delete(job_key(self._record.job_id, _TUNE_DIR))
         return self._conclude()
 

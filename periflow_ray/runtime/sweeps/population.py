@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -17,13 +18,21 @@ from periflow_ray.sweeps.space import domain_of
 _RANGES = ("uniform", "loguniform", "quniform", "randint", "lograndint")
 
 
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that nobody deletes, because the job is to go on from it that ``job_id`` was claimed for."""
+
+    manifest: Manifest
+    job_id: int
+
+
 class Cloning(Protocol):
     """What a population needs of its sweep; trials are named by Ray Tune's ids."""
 
-    def find_source(self, donor: str) -> Manifest | None:
-        """The newest checkpoint of a trial."""
+    def find_source(self, donor: str) -> Source | None:
+        """The newest checkpoint of a trial, if there is one to go on from; it is to be given to ``clone``."""
 
-    def clone(self, trial: str, donor: str, source: Manifest, parameters: Mapping[str, Any]) -> None:
+    def clone(self, trial: str, donor: str, source: Source, parameters: Mapping[str, Any]) -> None:
         """Let a trial go on from another one's checkpoint, with these parameters."""
 
 
@@ -48,7 +57,7 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]
             **spec.scheduler.options,
         )
         self._cloning = cloning
-        self._source: Manifest | None = None
+        self._source: Source | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # For the copy that Tune makes of all it is given, and that nobody restores.

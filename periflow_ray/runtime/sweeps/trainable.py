@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import re
@@ -18,6 +19,7 @@ from periflow_ray.names import suggest_names
 from periflow_ray.runtime.job_end import JobEnd
 from periflow_ray.runtime.sweeps.trial_job import Report, SweepTask, TrialJob
 from periflow_ray.spec.sweep import STEP
+from periflow_ray.store.patience import Patience
 from periflow_ray.sweeps.documents import read_place
 
 # Keys of a result beside the metrics: how the trial's job ended; that it has come to where it is to end; why the next
@@ -69,9 +71,11 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     def end_trial(self, reason: str, save_timeout_s: float) -> None:
         """End the processes of the trial, of which no more results are wanted; 0 saves nothing."""
         if self._job is not None and save_timeout_s > 0:
-            total = read_progress(self._task.root, self._job.job_id).total_train_steps
-            if total is not None and self._last.get(STEP, 0) >= total:
-                self._job.wait_for_end()
+            # Where the storage does not say, it is ended all the same.
+            with contextlib.suppress(OSError, PeriflowRayError):
+                total = read_progress(self._task.root, self._job.job_id).total_train_steps
+                if total is not None and self._last.get(STEP, 0) >= total:
+                    self._job.wait_for_end()
         self._forget_trial(reason, save_timeout_s)
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
@@ -100,12 +104,16 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
     def _next_result(self) -> dict[str, Any]:
         if self._job is None:
             self._trial_id = self.trial_id
-            job_id = read_place(self._task.root, self._task.sweep_id, self.trial_id).job_id
-            self._job = TrialJob(self._task, job_id, self._metric)
+            root, insist = self._task.root, Patience(print).insist
+            job_id = insist(lambda: read_place(root, self._task.sweep_id, self.trial_id)).job_id
             # Of an agent before this one, after which nothing may be left to report.
-            before = read_progress(self._task.root, job_id)
+            before = insist(lambda: read_progress(root, job_id))
             if self._metric in before.metrics:
                 self._last = self._result_of(Report(before.step, before.metrics))
+            if insist(lambda: read_written_state(root, job_id)).status == "success":
+                # A driver of the sweep was killed before it took that in.
+                return self._take_end(JobEnd("success"))
+            self._job = TrialJob(self._task, job_id, self._metric)
             self._job.start()
         while True:
             outcome = self._job.next_outcome()
@@ -152,13 +160,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         return {**numbers, self._metric: self._judge(report.values[self._metric]), STEP: report.step}
 
     def _judge(self, value: object) -> float:
-        try:
-            number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            number = math.nan
-        if math.isnan(number):
-            return -_WORST if self._mode == "max" else _WORST
-        return min(max(number, -_WORST), _WORST)
+        number = as_number(value)
+        return number if math.isfinite(number) else (-_WORST if self._mode == "max" else _WORST)
 
     def _is_there(self, result: Mapping[str, Any]) -> bool:
         """Whether a value has come to where the trial ends."""
@@ -174,6 +177,15 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         if self._job is not None:
             self._job.end(reason, save_timeout_s)
         self._job, self._error, self._last, self._names = None, None, {}, set()
+
+
+def as_number(value: object) -> float:
+    """A reported metric; NaN if it is no number, or one beyond all bounds."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan
+    return math.nan if is_worst(number) else number
 
 
 def is_worst(value: float) -> bool:

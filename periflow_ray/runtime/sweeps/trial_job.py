@@ -32,6 +32,7 @@ from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.monitor.sinks import MetricSink, plan_sinks, sink_variables
 from periflow_ray.runtime.monitor.sinks.tensorboard import TensorBoardFiles
 from periflow_ray.runtime.ray_train.group_policy import LeaveGroupError
+from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.sweeps.trials import take_up_trial
 
@@ -77,6 +78,7 @@ class TrialJob:
         self._outcomes: queue.SimpleQueue[Report | JobEnd | BaseException] = queue.SimpleQueue()
         self._stop: GracefulStop | None = None
         self._is_attached = threading.Event()
+        self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"job-{job_id}", daemon=True)
 
     def start(self) -> None:
@@ -106,6 +108,7 @@ class TrialJob:
         """
         if not self._thread.is_alive():
             return
+        self._is_over.set()
         self._is_attached.wait()
         if self._stop is not None:
             self._stop.reason = reason
@@ -122,10 +125,12 @@ class TrialJob:
 
     def _run_job(self) -> JobEnd:
         task, job_id = self._task, self.job_id
-        plan, record = take_up_trial(task.root, job_id)
+        patience = Patience(print, is_cancelled=self._is_over.is_set)
+        plan, record = patience.insist(lambda: take_up_trial(task.root, job_id))
         root = task.root if plan.fsync else task.root.without_fsync()
         driver_id = driver_id_of(record)
-        with StateKeeper(root, job_id, driver_id=driver_id) as state:
+        claim = patience.insist(lambda: read_claim(root, job_id))
+        with patience.insist(lambda: StateKeeper(root, job_id, driver_id=driver_id)) as state:
             state.hide((*task.secrets.values(), task.secrets_key))
             sinks = tuple(
                 TensorBoardFiles(plan.hparams, self._metric) if isinstance(sink, TensorBoardFiles) else sink
@@ -143,7 +148,6 @@ class TrialJob:
                 start_from=plan.start_from,
                 report_interval_s=TRIAL_REPORT_INTERVAL_S,
             )
-            claim = read_claim(root, job_id)
 
             def make_group(monitor: MonitorClient) -> _Here:
                 node = NodeTask(

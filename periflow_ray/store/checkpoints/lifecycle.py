@@ -46,6 +46,7 @@ from periflow_ray.store.checkpoints.manifest import (
     step_of,
     step_order,
 )
+from periflow_ray.store.checkpoints.pins import read_pins
 from periflow_ray.store.documents import read_document, write_document
 from periflow_ray.store.root import StorageRoot
 
@@ -161,11 +162,22 @@ def _sweep_one(root: StorageRoot, job_id: int, name: str, reason: str) -> Litera
     return "left" if known_reason is not None else "given up"
 
 
-def destroy_committed(root: StorageRoot, job_id: int | None, name: str) -> None:
-    """Destroy a committed checkpoint at once; nothing happens when it is not (or no more) committed."""
+def destroy_committed(root: StorageRoot, job_id: int | None, name: str) -> bool:
+    """Destroy a committed checkpoint at once; nothing happens when it is not (or no more) committed.
+
+    Returns:
+        False where another job has pinned it: it stays.
+    """
     with contextlib.suppress(NotFoundError):
-        put_into_trash(root, read_manifest(root, job_id, name), restorable_until_unix_s=time.time())
+        manifest = read_manifest(root, job_id, name)
+        put_into_trash(root, manifest, restorable_until_unix_s=time.time())
+        # Whoever pins it looks for the manifest afterwards: it either misses that, or its pin is seen here.
+        if job_id is not None and name in read_pins(root, job_id):
+            root.write_bytes(checkpoint_key(job_id, name, MANIFEST), manifest_bytes(manifest))
+            root.delete(checkpoint_key(job_id, name, DELETED))
+            return False
         destroy(root, job_id, name)
+    return True
 
 
 def put_into_trash(root: StorageRoot, manifest: Manifest, restorable_until_unix_s: float) -> None:

@@ -21,7 +21,17 @@ def unpin(root: StorageRoot, job_id: int, checkpoint: str, by_job: int) -> None:
 
 def read_pins(root: StorageRoot, job_id: int) -> frozenset[str]:
     """The names of a job's checkpoints that are kept for others."""
-    return frozenset(name.rpartition("@")[0] for name in root.list_names(job_key(job_id, "pins")))
+    return frozenset(checkpoint for checkpoint, _ in list_pins(root, job_id))
+
+
+def list_pins(root: StorageRoot, job_id: int) -> list[tuple[str, int]]:
+    """Each checkpoint of a job that is kept, and for which other job."""
+    pins = []
+    for name in root.list_names(job_key(job_id, "pins")):
+        checkpoint, _, by_job = name.rpartition("@")
+        if by_job.isdigit():
+            pins.append((checkpoint, int(by_job)))
+    return pins
 
 
 def _key(job_id: int, checkpoint: str, by_job: int) -> str:
