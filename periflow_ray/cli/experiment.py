@@ -67,7 +67,7 @@ def list_command(root: StorageRoot, output: str) -> None:
       periflow-ray experiment list
     """
     # A sweep is one job, whatever the number of its trials.
-    names = [job.record.experiment for job in list_jobs(root, tell_left_out) if job.record.sweep is None]
+    names = [job.record.experiment for job in list_jobs(root, tell_left_out)]
     found = [(entry, names.count(entry.name)) for entry in list_experiments(root, tell_left_out)]
     documents = [
         {"name": entry.name, "num_jobs": num_jobs, "created": iso_time(entry.created_unix_s)}
@@ -93,8 +93,7 @@ def view(name: str, root: StorageRoot, output: str) -> None:
       periflow-ray experiment view computer-vision
     """
     found = read_experiment(root, name)
-    listed = list_jobs(root, tell_left_out)
-    jobs = [job for job in listed if job.record.experiment == name and job.record.sweep is None]
+    jobs = [job for job in list_jobs(root, tell_left_out) if job.record.experiment == name]
     document: dict[str, Any] = {
         "name": found.name,
         "created": iso_time(found.created_unix_s),

@@ -10,7 +10,7 @@ from rich.console import Console
 from periflow_ray.cli.job_table import draw_jobs, job_document
 from periflow_ray.cli.options import since_option, storage_option, until_option
 from periflow_ray.cli.output import output_option, tell_left_out, write_output
-from periflow_ray.jobs import JOB_STATUSES, list_jobs
+from periflow_ray.jobs import JOB_STATUSES, Job, list_jobs, read_jobs
 from periflow_ray.store.root import StorageRoot
 
 
@@ -52,12 +52,11 @@ def list_command(
     """
     jobs = [
         job
-        for job in list_jobs(root, tell_left_out)
+        for job in _read_jobs(root, sweep_id)
         if (since is None or job.record.created_unix_s >= since)
         and (until is None or job.record.created_unix_s <= until)
         and _matches(job.record.name or "", job_name)
         and _matches(job.record.vm, vm)
-        and job.record.sweep == sweep_id
         and (not statuses or job.state.status in statuses)
     ]
     shown = jobs if shows_all else jobs[:limit]
@@ -70,6 +69,18 @@ def list_command(
         click.echo(
             f"{len(jobs) - len(shown)} older jobs are not shown. All of them: periflow-ray job list --all", err=True
         )
+
+
+def _read_jobs(root: StorageRoot, sweep_id: int | None) -> list[Job]:
+    """The jobs, or the trials of a sweep."""
+    if sweep_id is None:
+        return list_jobs(root, tell_left_out)
+    from periflow_ray.sweeps.documents import read_sweep
+    from periflow_ray.sweeps.journal import read_trials
+
+    read_sweep(root, sweep_id)
+    job_ids = [job_id for trial in read_trials(root, sweep_id).values() for job_id in trial.job_ids]
+    return read_jobs(root, job_ids, tell_left_out)
 
 
 def _matches(value: str, pattern: str | None) -> bool:

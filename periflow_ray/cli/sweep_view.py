@@ -41,7 +41,7 @@ def list_command(root: StorageRoot, output: str) -> None:
     rows, documents = [], []
     for job in list_jobs(root, tell_left_out):
         sweep_id = job.record.job_id
-        if job.record.sweep is not None or not has_sweep(root, sweep_id):
+        if not has_sweep(root, sweep_id):
             continue
         spec, trials = read_sweep(root, sweep_id), read_trials(root, sweep_id)
         best = find_best(trials.values(), spec.mode)

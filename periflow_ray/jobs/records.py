@@ -2,7 +2,7 @@
 
 ``job.json`` is written by the submitter alone, and again by who resumes the job. ``state.json`` has one writer at a
 time: the submitter until the driver starts, then the driver. A driver that dies leaves a stale heartbeat, which readers
-report.
+report. ``trials/<job>``, beside the jobs, marks one that is the trial of a sweep.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -35,6 +36,7 @@ ENDED_STATUSES: frozenset[JobStatus] = frozenset({"success", "failed", "stopped"
 # The driver writes a heartbeat every HEARTBEAT_INTERVAL_S; after this many seconds without one it is taken for dead.
 HEARTBEAT_INTERVAL_S = 5.0
 HEARTBEAT_LOST_S = 60.0
+_TRIALS = "trials"
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,15 @@ class Job:
     progress: JobProgress
 
 
-def claim_job_id(root: StorageRoot) -> int:
-    """Reserve the next free job number, safe against others who submit at the same moment."""
-    taken = [int(name) for name in root.list_names("jobs") if name.isdigit()]
-    job_id = max(taken, default=0) + 1
+def claim_job_id(root: StorageRoot, after: int | None = None) -> int:
+    """Reserve the next free job number, safe against others who submit at the same moment.
+
+    Args:
+        after: a number that is known to be taken, so that the others need not be listed.
+    """
+    if after is None:
+        after = max((int(name) for name in root.list_names("jobs") if name.isdigit()), default=0)
+    job_id = after + 1
     while not root.create_exclusive(job_key(job_id, "claim"), uuid.uuid4().hex.encode()):
         job_id += 1
     return job_id
@@ -230,15 +237,26 @@ def read_job(root: StorageRoot, job_id: int) -> Job:
 
 
 def list_jobs(root: StorageRoot, on_unreadable: OnUnreadable | None = None) -> list[Job]:
-    """All jobs, newest first; a number that was claimed but never submitted is left out.
+    """All jobs but the trials of sweeps, newest first; a number that was claimed but never submitted is left out.
 
     Args:
         on_unreadable: told of each job that has a document that cannot be read; it is left out then.
     Raises:
         DocumentError: there is such a job, and nobody to be told of it.
     """
-    job_ids = sorted((int(name) for name in root.list_names("jobs") if name.isdigit()), reverse=True)
-    return read_each(lambda job_id: read_job(root, job_id), job_ids, on_unreadable)
+    job_ids = {int(name) for name in root.list_names("jobs") if name.isdigit()}
+    trials = {int(name) for name in root.list_names(_TRIALS) if name.isdigit()}
+    return [job for job in read_jobs(root, job_ids - trials, on_unreadable) if job.record.sweep is None]
+
+
+def read_jobs(root: StorageRoot, job_ids: Iterable[int], on_unreadable: OnUnreadable | None = None) -> list[Job]:
+    """The jobs of these numbers that there are, newest first; see ``list_jobs``."""
+    return read_each(lambda job_id: read_job(root, job_id), sorted(job_ids, reverse=True), on_unreadable)
+
+
+def mark_trial(root: StorageRoot, job_id: int) -> None:
+    """Spare ``list_jobs`` the record of a job that is a trial: there may be thousands."""
+    root.write_bytes(f"{_TRIALS}/{job_id}", b"")
 
 
 def delete_job(root: StorageRoot, job_id: int) -> None:

@@ -56,6 +56,7 @@ def make_trial_job(
         sweep=sweep.job_id,
         trial=number,
     )
+    jobs.mark_trial(root, job_id)
     write_private_document(root, job_key(job_id, "plan.json"), own_plan)
     jobs.write_state(root, job_id, JobState("waiting"))
     # The record last: with it the job is there.

@@ -23,6 +23,7 @@ from bench_figures.row import Row
 from bench_figures.sdk_step import measure_sdk_step
 from bench_figures.submit_latency import measure_submit_latency
 from bench_figures.sweep import measure_sweep
+from bench_figures.sweep_10000 import measure_sweep_10000
 
 FIGURES: dict[str, Callable[[], list[Row]]] = {
     "sdk_step": measure_sdk_step,
@@ -42,5 +43,6 @@ FIGURES: dict[str, Callable[[], list[Row]]] = {
     "notice_to_save": measure_notice_to_save,
     "healthy_overhead": measure_healthy_overhead,
     "sweep": measure_sweep,
+    "sweep_10000": measure_sweep_10000,
     "cluster": measure_cluster,
 }

@@ -76,6 +76,7 @@ def test_the_promised_figures_are_all_there():
         "notice_to_save",
         "healthy_overhead",
         "sweep",
+        "sweep_10000",
         "cluster",
     ]
 

@@ -17,7 +17,7 @@ from click.testing import Result
 from support.sample_jobs import build_record
 
 from periflow_ray.cli.sweep_pictures import KINDS
-from periflow_ray.jobs import JobState, list_jobs, read_state, write_record, write_state
+from periflow_ray.jobs import JobState, list_jobs, mark_trial, read_jobs, read_state, write_record, write_state
 from periflow_ray.plan import JobPlan, build_plan, local_vm
 from periflow_ray.plan.catalogue import load_catalogue
 from periflow_ray.spec import SweepSpec, load_template
@@ -132,6 +132,21 @@ def test_lists_of_jobs_have_the_sweep_and_lists_of_a_sweep_its_trials(run_cli: R
     assert (listed["number"], listed["num_ended"], listed["best"], listed["best_trial"]) == (SWEEP_ID, 4, 0.1, 2)
 
 
+def test_lists_of_jobs_and_of_sweeps_read_no_document_of_a_trial(
+    run_cli: RunCli, sweep: StorageRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for job_id in range(SWEEP_ID + 1, SWEEP_ID + 5):
+        mark_trial(sweep, job_id)
+        sweep.write_bytes(job_key(job_id, "job.json"), b"nobody reads this")
+    for command in (("job", "list"), ("sweep", "list")):
+        result = run_cli(*command, "-o", "json")
+        assert [each["number"] for each in json.loads(result.stdout)] == [SWEEP_ID]
+        assert result.stderr == ""
+    assert run_cli("job", "list", "--sweep", str(SWEEP_ID)).stderr.count("'jobs/1") == 4
+    unknown = run_cli("job", "list", "--sweep", "99")
+    assert (unknown.exit_code, "there is no sweep 99" in unknown.stderr) == (2, True)
+
+
 def test_the_best_trial_becomes_a_template(run_cli: RunCli, sweep: StorageRoot, tmp_path: Path) -> None:
     path = tmp_path / "best.yml"
     told = ask(run_cli, "sweep", "best", str(SWEEP_ID), "--template", str(path))
@@ -206,9 +221,9 @@ def test_a_sweep_is_deleted_with_its_trials_and_no_other_way(run_cli: RunCli, sw
     refused = run_cli("job", "delete", str(SWEEP_ID), "--yes")
     assert (refused.exit_code, f"periflow-ray sweep delete {SWEEP_ID}" in refused.stderr) == (2, True)
     assert run_cli("sweep", "delete", str(SWEEP_ID), input="n\n").exit_code == 1
-    assert len(list_jobs(sweep)) == 5
+    assert len(read_jobs(sweep, range(SWEEP_ID, SWEEP_ID + 5))) == 5
     assert run_cli("sweep", "delete", str(SWEEP_ID), "--yes").stdout == f"Deleted sweep {SWEEP_ID} and 4 trials.\n"
-    assert list_jobs(sweep) == []
+    assert read_jobs(sweep, range(SWEEP_ID, SWEEP_ID + 5)) == []
 
 
 def test_what_is_no_sweep_is_an_error_that_says_what_to_do(run_cli: RunCli, sample_root: StorageRoot) -> None:

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import requests
 
@@ -211,12 +212,20 @@ class Cluster:
     def living_nodes(self) -> dict[str, str]:
         """Names of the machines that Ray takes for alive, and their ids; empty while the head does not answer."""
         try:
-            answer = self._session.get(f"{self.address}/api/v0/nodes", timeout=10)
-            answer.raise_for_status()
-            found = answer.json()["data"]["result"]["result"]
+            found = self._ask("nodes")
         except (requests.RequestException, ValueError, KeyError):
             return {}
         return {node["node_name"]: node["node_id"] for node in found if node["state"] == "ALIVE"}
+
+    def live_placement_groups(self) -> list[dict[str, Any]]:
+        """Placement groups that are there, or waited for."""
+        return [group for group in self._ask("placement_groups") if group["state"] != "REMOVED"]
+
+    def _ask(self, what: str) -> list[dict[str, Any]]:
+        answer = self._session.get(f"{self.address}/api/v0/{what}", timeout=10)
+        answer.raise_for_status()
+        found: list[dict[str, Any]] = answer.json()["data"]["result"]["result"]
+        return found
 
     def run(self, *arguments: object) -> Outcome:
         """Run ``periflow-ray`` to its end."""

@@ -52,6 +52,7 @@ class TrialBook:
         self._ownership = Ownership(root, record.job_id, driver_id_of(record))
         self._journal = Journal(root, record.job_id)
         self._places: dict[str, TrialPlace] = {}
+        self._last_claimed: int | None = None
         # Clones that are not needed any more as soon as the journal says so.
         self._unneeded: list[Clone] = []
 
@@ -79,7 +80,7 @@ class TrialBook:
         """
         insist = self._patience.insist
         known = self.trials.get(number)
-        job_id = known.job_ids[-1] if known is not None else insist(lambda: claim_job_id(self._root))
+        job_id = known.job_ids[-1] if known is not None else insist(self._claim)
         self._journal.begin(number, job_id, parameters, tune_id)
         insist(self.flush)
         self._make_job(self.trials[number])
@@ -144,7 +145,7 @@ class TrialBook:
             if newest is None or newest.step == read_progress(self._root, place.job_id).total_train_steps:
                 # From its last step nothing goes on.
                 return None
-            source = Source(newest, claim_job_id(self._root))
+            source = Source(newest, self._claim())
             pin(self._root, place.job_id, newest.checkpoint, source.job_id)
             # The rules of its own job may have deleted it before the pin.
             read_manifest(self._root, place.job_id, newest.checkpoint)
@@ -166,6 +167,10 @@ class TrialBook:
             f"trial {known.number} goes on from checkpoint {clone.checkpoint} of trial {clone.donor}, as job "
             f"{clone.job_id}"
         )
+
+    def _claim(self) -> int:
+        self._last_claimed = claim_job_id(self._root, self._last_claimed)
+        return self._last_claimed
 
     def _make_job(self, trial: Trial) -> None:
         """Make the job that a trial is now, unless it is there."""

@@ -10,6 +10,7 @@ from periflow_ray.cluster.config.render import VM_LABEL
 from periflow_ray.errors import PeriflowRayError
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.ray_train.train_run import set_train_environment
+from periflow_ray.runtime.ray_train.vm_choice import has_labels
 from periflow_ray.spec.sweep import SweepSpec
 from periflow_ray.sweeps.journal import Trial
 
@@ -34,7 +35,9 @@ def resources_of(plan: JobPlan, spec: SweepSpec) -> tune.PlacementGroupFactory:
         bundle["GPU"] *= share
     if plan.num_nodes > 1:
         raise PeriflowRayError("trials of several nodes are not there yet; set num_devices to those of one node")
-    options = {} if plan.vm.is_local else {"bundle_label_selector": [{VM_LABEL: plan.vm.name}]}
+    # A cluster that this package did not make says of no node of which VM type it is.
+    is_any = plan.vm.is_local or not has_labels()
+    options = {} if is_any else {"bundle_label_selector": [{VM_LABEL: plan.vm.name}]}
     return tune.PlacementGroupFactory([bundle], **options)
 
 
