@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -184,7 +185,10 @@ def _draw_timeline(figure: Any, picture: SweepPicture) -> None:
     began_unix_s = min((trial.began_unix_s for trial in picture.trials), default=0.0)
     for trial in picture.trials:
         start_s = trial.began_unix_s - began_unix_s
-        axes.barh(trial.number, trial.duration_s, left=start_s, color=_COLOURS[trial.status], alpha=0.7)
+        ended_unix_s = time.time() if trial.ended_unix_s is None else trial.ended_unix_s
+        axes.barh(
+            trial.number, ended_unix_s - trial.began_unix_s, left=start_s, color=_COLOURS[trial.status], alpha=0.7
+        )
         for attempt in picture.attempts.get(trial.number, ()):
             if attempt.ended_unix_s is not None and attempt.cause not in (None, "stop"):
                 marker = "v" if attempt.cause == "preemption" else "x"

@@ -128,6 +128,7 @@ def _refuse_unused(names: list[str]) -> None:
 
 
 def _show(console: Console, plan: JobPlan, spec: SweepSpec) -> None:
+    from periflow_ray.sweeps.cost import usd_per_trial_hour
     from periflow_ray.sweeps.space import draw_trials
 
     methods = f"search {spec.search.name}, scheduler {spec.scheduler.name}"
@@ -135,8 +136,8 @@ def _show(console: Console, plan: JobPlan, spec: SweepSpec) -> None:
     for number, parameters in enumerate(itertools.islice(draw_trials(spec), min(_NUM_SHOWN, spec.num_wanted)), start=1):
         command = _NAME.sub(lambda found: _fill_in(found, parameters), plan.command)  # noqa: B023
         console.print(f"Trial {number}: {command}", soft_wrap=True)
-    if plan.price_per_hour_usd:
-        per_hour = plan.price_per_hour_usd * spec.resources.device
+    per_hour = usd_per_trial_hour(plan, spec)
+    if per_hour is not None:
         at_once = f", at most {spec.max_concurrent} at a time" if spec.max_concurrent else ""
         ceiling = f"; the sweep ends at ${spec.max_cost:g}" if spec.max_cost else "; no limit is set (max_cost)"
         console.print(f"Price: ${per_hour:.2f} per hour and trial{at_once}{ceiling}", soft_wrap=True)

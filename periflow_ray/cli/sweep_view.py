@@ -15,6 +15,7 @@ from periflow_ray.cli.output import build_fields, draw_table, output_option, tel
 from periflow_ray.errors import UsageError
 from periflow_ray.jobs import JobState, list_jobs, read_state
 from periflow_ray.plan.trial import text_of
+from periflow_ray.sweeps.cost import cost_of, usd_per_trial_hour
 from periflow_ray.sweeps.documents import has_sweep, read_sweep
 from periflow_ray.sweeps.journal import Trial, find_best, rank_trials, read_trials
 
@@ -95,7 +96,7 @@ def view(sweep_id: int, limit: int, shows_all: bool, watch: bool, root: StorageR
 def _show(root: StorageRoot, sweep_id: int, limit: int | None, output: str) -> bool:
     """Show a sweep as it is now; whether it has ended."""
     spec, state = read_sweep(root, sweep_id), read_state(root, sweep_id)
-    usd_per_hour = _read_price(root, sweep_id, spec)
+    usd_per_hour = usd_per_trial_hour(_read_plan(root, sweep_id), spec)
     trials = rank_trials(read_trials(root, sweep_id).values(), spec.mode)
     shown = trials if limit is None else trials[:limit]
     document = {
@@ -105,11 +106,8 @@ def _show(root: StorageRoot, sweep_id: int, limit: int | None, output: str) -> b
         "metric": spec.metric,
         "mode": spec.mode,
         "num_trials": spec.num_wanted,
-        "cost_usd": None if usd_per_hour is None else round(sum(_cost(trial, usd_per_hour) for trial in trials), 4),
-        "trials": [
-            {**trial_document(trial, spec), "cost_usd": None if usd_per_hour is None else _cost(trial, usd_per_hour)}
-            for trial in shown
-        ],
+        "cost_usd": _round_cost(trials, usd_per_hour),
+        "trials": [{**trial_document(trial, spec), "cost_usd": _round_cost([trial], usd_per_hour)} for trial in shown],
     }
     write_output(output, document, lambda console: _draw_trials(console, spec, state, trials, shown, usd_per_hour))
     if len(shown) < len(trials):
@@ -215,7 +213,7 @@ def _draw_trials(
                 str(trial.job_ids[-1]) if trial.job_ids else NOTHING,
                 NOTHING if trial.num_attempts is None else str(trial.num_attempts),
                 format_duration(trial.duration_s),
-                *(() if usd_per_hour is None else (f"${_cost(trial, usd_per_hour):.2f}",)),
+                *(() if usd_per_hour is None else (f"${cost_of([trial], usd_per_hour):.2f}",)),
             )
         )
     draw_table(console, columns, rows)
@@ -229,14 +227,8 @@ def _read_plan(root: StorageRoot, sweep_id: int) -> JobPlan:
     return read_document(root, job_key(sweep_id, "plan.json"), JobPlan)
 
 
-def _read_price(root: StorageRoot, sweep_id: int, spec: SweepSpec) -> float | None:
-    """US dollars for an hour of a trial; None where the machines have no price."""
-    price = _read_plan(root, sweep_id).price_per_hour_usd
-    return price * spec.resources.device if price else None
-
-
-def _cost(trial: Trial, usd_per_hour: float) -> float:
-    return round(trial.duration_s / 3600 * usd_per_hour, 4)
+def _round_cost(trials: Sequence[Trial], usd_per_hour: float | None) -> float | None:
+    return None if usd_per_hour is None else round(cost_of(trials, usd_per_hour), 4)
 
 
 def _show_value(value: Any) -> str:

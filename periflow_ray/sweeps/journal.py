@@ -53,6 +53,9 @@ class Trial:
         why: why it ended, if there is more to say.
         num_attempts: starts of its command, once it has ended.
         clones: how it came to where it is, the newest last.
+        ran_s: seconds that it had run for when it was last interrupted.
+        runs_since_unix_s: since when it runs; None if it does not.
+        heard_unix_s: when anything was last heard of it.
     """
 
     number: int
@@ -65,6 +68,9 @@ class Trial:
     why: str | None = None
     num_attempts: int | None = None
     clones: list[Clone] = field(default_factory=list)
+    ran_s: float = 0.0
+    runs_since_unix_s: float | None = None
+    heard_unix_s: float = 0.0
 
     @property
     def is_final(self) -> bool:
@@ -73,8 +79,9 @@ class Trial:
 
     @property
     def duration_s(self) -> float:
-        """Seconds from its beginning to its end, or until now."""
-        return max(0.0, (time.time() if self.ended_unix_s is None else self.ended_unix_s) - self.began_unix_s)
+        """Seconds that it has run for until now, or until its end; not those between two drivers of the sweep."""
+        since_unix_s = self.runs_since_unix_s
+        return self.ran_s + (0.0 if since_unix_s is None else max(0.0, time.time() - since_unix_s))
 
     @property
     def step(self) -> int:
@@ -92,6 +99,13 @@ class Trial:
         while self.reports and self.reports[-1][0] >= step:
             self.reports.pop()
         self.reports.append((step, value))
+
+    def take_time(self, time_unix_s: float, *, is_start: bool) -> None:
+        """It starts, or ends; where a driver died before it told of an end, that was when anything was last heard."""
+        if self.runs_since_unix_s is not None:
+            until_unix_s = self.heard_unix_s if is_start else time_unix_s
+            self.ran_s += max(0.0, until_unix_s - self.runs_since_unix_s)
+        self.runs_since_unix_s = time_unix_s if is_start else None
 
     def best(self, mode: str) -> float | None:
         """The best value of the metric; NaN is none."""
@@ -130,6 +144,10 @@ class Journal:
             checkpoint=clone.checkpoint,
             step=clone.step,
         )
+
+    def start(self, number: int) -> None:
+        """There is room for a trial that was to begin: from now on it runs."""
+        self._append("start", number)
 
     def report(self, number: int, step: int, value: float) -> None:
         """The metric of a trial at a step."""
@@ -181,20 +199,27 @@ def _take(trials: dict[int, Trial], event: Mapping[str, Any]) -> None:
             trial = trials.setdefault(number, Trial(number, event["parameters"], event["time"]))
             trial.parameters = event["parameters"]
             trial.status, trial.ended_unix_s, trial.why = "running", None, None
+            trial.take_time(event["time"], is_start=True)
             if event["job"] not in trial.job_ids:
                 trial.job_ids.append(event["job"])
                 if "donor" in event:
                     trial.clones.append(Clone(event["donor"], event["checkpoint"], event["step"], event["job"]))
                     # What came later is not where it goes on from.
                     trial.reports = [report for report in trial.reports if report[0] <= event["step"]]
+        case "start":
+            trials[number].take_time(event["time"], is_start=True)
+            if not trials[number].ran_s:
+                trials[number].began_unix_s = event["time"]
         case "report":
             trials[number].take_report(int(event["step"]), float(event["value"]))
         case "retry":
-            trials[number].status = "stopped"
+            trials[number].status, trials[number].runs_since_unix_s = "stopped", None
         case "end":
             trial = trials[number]
             trial.status, trial.ended_unix_s, trial.why = event["status"], event["time"], event.get("why")
             trial.num_attempts = event.get("attempts")
+            trial.take_time(event["time"], is_start=False)
+    trials[number].heard_unix_s = event["time"]
 
 
 def _prefix(sweep_id: int) -> str:

@@ -101,3 +101,19 @@ def test_the_best_comes_first_and_nan_last(mode: str, order: list[int]) -> None:
 def test_of_equals_the_first_is_the_best() -> None:
     trials = [Trial(number, {}, 0.0, reports=[(1, 0.5)]) for number in (3, 1, 2)]
     assert [trial.number for trial in rank_trials(trials, "max")] == [1, 2, 3]
+
+
+def test_the_time_of_a_trial_is_that_in_which_it_ran() -> None:
+    def at(time_unix_s: float, kind: str, **given: Any) -> bytes:
+        return json.dumps({"kind": kind, "trial": 1, "time": time_unix_s, **given}).encode()
+
+    # It waits for room, its driver dies, it is stopped, and goes on a day later.
+    first = [begun(1), at(30, "start"), at(50, "report", step=1, value=1)]
+    again = [begun(1, time=100), at(130, "start"), at(150, "end", status="stopped")]
+    later = [begun(1, time=90_000), at(90_020, "start"), at(90_045, "end", status="success")]
+    trial = replay([*first, *again, *later])[1]
+    assert (trial.began_unix_s, trial.ended_unix_s, trial.duration_s) == (30, 90_045, 20 + 20 + 25)
+    # Of a driver that told of no start, the beginning counts.
+    assert replay([begun(1), at(25, "end", status="success")])[1].duration_s == 15
+    assert replay([*first, *again])[1].duration_s == 40
+    assert replay(first)[1].duration_s > 1e6

@@ -31,6 +31,7 @@ from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.sweeps.cost import cost_of, usd_per_trial_hour
 from periflow_ray.sweeps.documents import read_sweep
 from periflow_ray.sweeps.journal import TrialStatus, find_best
 
@@ -69,8 +70,7 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         self._book = book = TrialBook(root, plan, record, spec, Patience(state.note), state.note)
         self._actors: dict[str, Any] = {}
         self._fails: dict[str, str] = {}
-        self._live: dict[str, float] = {}
-        self._device_seconds = sum(trial.duration_s for trial in book.trials.values() if trial.is_final)
+        self._live: set[str] = set()
         self._flushed_s = 0.0
         self._asked_s = 0.0
         self._stop_timeout_s = SIGNAL_SAVE_TIMEOUT_S
@@ -167,7 +167,8 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._actors[trial.trial_id] = trial.temporary_state.ray_actor
-        self._live.setdefault(trial.trial_id, time.monotonic())
+        self._live.add(trial.trial_id)
+        self._book.start(trial.trial_id)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -203,9 +204,7 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         self._end(trial.trial_id, "failed", self._fails.get(trial.trial_id, "its agent failed"))
 
     def _end(self, tune_id: str, status: TrialStatus, why: str | None) -> None:
-        began_s = self._live.pop(tune_id, None)
-        if began_s is not None:
-            self._device_seconds += time.monotonic() - began_s
+        self._live.discard(tune_id)
         self._state.note(describe_end(self._book.end(tune_id, status, why), self._spec))
         best = find_best(self._book.trials.values(), self._spec.mode)
         metrics = {} if best is None else {f"best {self._spec.metric}": best.best(self._spec.mode)}
@@ -219,12 +218,11 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         budget_s = self._spec.time_budget_s
         if budget_s is not None and now_s - self._began_s > budget_s:
             self._stop_at_limit(f"the time budget of {self._spec.time_budget} is over")
-        price = self._plan.price_per_hour_usd
-        if self._spec.max_cost is not None and price is not None:
-            seconds = self._device_seconds + sum(now_s - began_s for began_s in self._live.values())
-            cost = seconds / 3600 * price * self._spec.resources.device
-            if cost >= self._spec.max_cost:
-                self._stop_at_limit(f"it has cost ${cost:.2f}, and max_cost is ${self._spec.max_cost:g}")
+        usd_per_hour, max_cost = usd_per_trial_hour(self._plan, self._spec), self._spec.max_cost
+        if max_cost is not None and usd_per_hour is not None:
+            cost = cost_of(self._book.trials.values(), usd_per_hour)
+            if cost >= max_cost:
+                self._stop_at_limit(f"it has cost ${cost:.2f}, and max_cost is ${max_cost:g}")
 
     def _stop_at_limit(self, reason: str) -> None:
         """As it was planned to end: whether it succeeds depends on what it has found."""

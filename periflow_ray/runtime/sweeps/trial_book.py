@@ -88,6 +88,10 @@ class TrialBook:
         if known is not None:
             insist(lambda: self._catch_up(tune_id))
 
+    def start(self, tune_id: str) -> None:
+        """There is room for a trial, and it runs from now on."""
+        self._journal.start(self.trial_of(tune_id).number)
+
     def report(self, tune_id: str, step: int, value: float) -> None:
         """The metric of a trial at a step; the same twice is once."""
         trial = self.trial_of(tune_id)
