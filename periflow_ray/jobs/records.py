@@ -273,6 +273,11 @@ def delete_job(root: StorageRoot, job_id: int) -> None:
             f"job {job_id} is {state.status}; only an ended job can be deleted. "
             f"Stop it first: periflow-ray job stop {job_id}"
         )
+    erase_job(root, job_id)
+
+
+def erase_job(root: StorageRoot, job_id: int) -> None:
+    """Delete everything of a job, as much as there is, whatever it says of itself."""
     root.delete(job_key(job_id))
     # The number is not given to another job.
     root.create_exclusive(job_key(job_id, "claim"), uuid.uuid4().hex.encode())

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,18 @@ from click.testing import Result
 from support.sample_jobs import build_record
 
 from periflow_ray.cli.sweep_pictures import KINDS
-from periflow_ray.jobs import JobState, list_jobs, mark_trial, read_jobs, read_state, write_record, write_state
+from periflow_ray.jobs import (
+    JobState,
+    erase_job,
+    list_jobs,
+    liveness,
+    mark_trial,
+    read_jobs,
+    read_state,
+    write_record,
+    write_state,
+)
+from periflow_ray.jobs.resumes import read_resumed_attempts
 from periflow_ray.plan import JobPlan, build_plan, local_vm
 from periflow_ray.plan.catalogue import load_catalogue
 from periflow_ray.spec import SweepSpec, load_template
@@ -82,7 +94,7 @@ def sweep(root: StorageRoot) -> StorageRoot:
         journal.flush()
         record = build_record(job_id, name=f"digits-{number}")
         write_record(root, dataclasses.replace(record, sweep=SWEEP_ID, trial=number))
-        write_state(root, job_id, JobState("failed" if number == 4 else "success", 100.0, 150.0, 150.0))
+        write_state(root, job_id, JobState("failed" if number == 4 else "success", 100.0, 150.0, 150.0, 1))
     return root
 
 
@@ -207,6 +219,8 @@ def test_failed_trials_are_to_run_again_when_the_sweep_is_resumed(run_cli: RunCl
     assert result.stdout == f"Trials to run again: 4. Run them: periflow-ray sweep resume {SWEEP_ID}\n"
     assert [trial.is_final for trial in read_trials(sweep, SWEEP_ID).values()] == [True, True, True, False]
     assert read_state(sweep, SWEEP_ID).status == "stopped"
+    # It has all its restarts again.
+    assert read_resumed_attempts(sweep, 14) == {1}
     assert "no trial" in run_cli("sweep", "retry", str(SWEEP_ID), "--failed").stderr
 
 
@@ -224,6 +238,28 @@ def test_a_sweep_is_deleted_with_its_trials_and_no_other_way(run_cli: RunCli, sw
     assert len(read_jobs(sweep, range(SWEEP_ID, SWEEP_ID + 5))) == 5
     assert run_cli("sweep", "delete", str(SWEEP_ID), "--yes").stdout == f"Deleted sweep {SWEEP_ID} and 4 trials.\n"
     assert read_jobs(sweep, range(SWEEP_ID, SWEEP_ID + 5)) == []
+
+
+def test_a_sweep_whose_trials_seem_to_run_is_deleted_whole_or_not_at_all(
+    run_cli: RunCli, sweep: StorageRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness, "WATCH_S", 0.1)
+    # 11 was deleted by a command that was killed, 12 never began, of 13 the driver made no more than the plan.
+    erase_job(sweep, 11)
+    write_state(sweep, 12, JobState("waiting"))
+    sweep.delete(job_key(13, "job.json"))
+    sweep.delete(job_key(13, "state.json"))
+    write_document(sweep, job_key(13, "plan.json"), make_plan())
+    write_state(sweep, 14, JobState("running", 100.0, None, time.time(), 1))
+    result = run_cli("sweep", "delete", str(SWEEP_ID), "--yes")
+    assert (result.exit_code, "seem to run: jobs 14. Stop them first: periflow-ray job stop 14" in result.stderr) == (
+        2,
+        True,
+    )
+    assert [job.record.job_id for job in read_jobs(sweep, range(11, 15))] == [14, 12]
+    write_state(sweep, 14, JobState("running", 100.0, None, 150.0, 1))
+    assert run_cli("sweep", "delete", str(SWEEP_ID), "--yes").exit_code == 0
+    assert [sweep.list_names(job_key(job_id)) for job_id in range(SWEEP_ID, SWEEP_ID + 5)] == [["claim"]] * 5
 
 
 def test_what_is_no_sweep_is_an_error_that_says_what_to_do(run_cli: RunCli, sample_root: StorageRoot) -> None:

@@ -76,10 +76,9 @@ class Losses:
                 continue
             time.sleep(self._chance.uniform(0.0, 3.0))
             if not self._has_ended(sweep_id) and self._kill(self.kinds[0], sweep_id):
-                self.kinds.pop(0)
+                print(f"{time.strftime('%H:%M:%S')} sweep {sweep_id} lost its {self.kinds.pop(0)}", flush=True)
 
     def _kill(self, kind: str, sweep_id: int) -> bool:
-        print(f"{time.strftime('%H:%M:%S')} {kind} of sweep {sweep_id}", flush=True)
         cluster = self._cluster
         if kind == "driver":
             return kill(find_driver(cluster.root.uri, sweep_id))
@@ -87,7 +86,8 @@ class Losses:
             cluster.head.power_off()
             cluster.start_head()
             # The old machines may go on for a while with what they run.
-            cluster.start_machines(NUM_MACHINES)
+            for _ in range(NUM_MACHINES):
+                cluster.start_machines(1)
             self._resume(sweep_id)
             cluster.provide_machines(NUM_MACHINES)
             return True
