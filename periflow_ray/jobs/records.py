@@ -43,8 +43,8 @@ _TRIALS = "trials"
 class JobRecord:
     """What was submitted. Times in Unix seconds; ``ray_submission_id`` is the Ray job's id at ``ray_address``.
 
-    ``resumed_unix_s`` is when a user last took the job up again after it had ended. ``sweep`` is the job of which it is
-    a trial, and ``trial`` its number there.
+    ``resumed_unix_s`` is when a user last took the job up again after it had ended; of a trial, when an agent took it
+    up. ``sweep`` is the job of which it is a trial, and ``trial`` its number there.
     """
 
     job_id: int

@@ -78,7 +78,7 @@ def main() -> None:
         claim = patience.insist(lambda: read_claim(root, options.job_id))
         secrets_key, secrets = _open_secrets(root, options.job_id, plan, patience)
         inputs = _Inputs(plan, record, claim, secrets_key, secrets, cloud_variables)
-        if has_sweep(root, options.job_id):
+        if patience.insist(lambda: has_sweep(root, options.job_id)):
             # Ray Tune is imported where it is needed.
             from periflow_ray.runtime.sweeps.driver import run_sweep
             from periflow_ray.runtime.sweeps.trial_job import SweepTask

@@ -19,6 +19,7 @@ from periflow_ray.jobs.logs import read_logs
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.store.checkpoints import latest_committed, restore
+from periflow_ray.store.checkpoints.pins import read_pins
 from periflow_ray.store.documents import read_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.sweeps.journal import Trial, read_trials
@@ -178,7 +179,7 @@ def test_trials_that_are_worse_end_early_with_all_their_processes(workbench: Wor
     wait_until(lambda: not any(processes_with(sandbox) for sandbox in sandboxes), "the trials' processes are gone", 5)
 
 
-def test_a_worse_trial_goes_on_from_the_checkpoint_of_a_better_one(
+def test_a_worse_trial_goes_on_from_the_checkpoint_of_a_better_one_whatever_is_killed(
     workbench: Workbench, start: Start, tmp_path: Path
 ) -> None:
     scheduler = {"type": "pbt", "perturbation_interval": 15, "quantile_fraction": 0.5, "resample_probability": 0}
@@ -188,8 +189,25 @@ def test_a_worse_trial_goes_on_from_the_checkpoint_of_a_better_one(
         num_trials=2,
         scheduler=scheduler,
     )
-    wait_until(lambda: jobs.read_state(workbench.root, sweep_id).has_ended, "the sweep has ended")
-    trials = read_trials(workbench.root, sweep_id)
+    root = workbench.root
+    wait_until(lambda: any(trial.clones for trial in read_trials(root, sweep_id).values()), "a trial was copied")
+    driver = find_driver(root.uri, sweep_id)
+    assert driver is not None
+    os.kill(driver, signal.SIGKILL)
+    wait_until(lambda: find_driver(root.uri, sweep_id) not in (None, driver), "the driver is started again")
+    agents: list[int] = []
+
+    def find_agents() -> bool:
+        job_ids = [trial.job_ids[-1] for trial in read_trials(root, sweep_id).values() if trial.status == "running"]
+        found = [find_agent(str(Sandbox(root.uri, job_id, 0).directory)) for job_id in job_ids]
+        agents[:] = [pid for pid in found if pid is not None]
+        return bool(agents)
+
+    wait_until(find_agents, "a trial goes on")
+    os.kill(agents[0], signal.SIGKILL)
+    wait_until(lambda: jobs.read_state(root, sweep_id).has_ended, "the sweep has ended")
+    trials = read_trials(root, sweep_id)
+    assert not any(read_pins(root, job_id) for trial in trials.values() for job_id in trial.job_ids)
     better, worse = trials.values()
     assert [trial.status for trial in (better, worse)] == ["success", "success"]
     assert worse.clones

@@ -47,10 +47,11 @@ def run_sweep(root: StorageRoot, state: StateKeeper, plan: JobPlan, record: JobR
     Raises:
         PeriflowRayError: it cannot be run as it is.
     """
-    spec = read_sweep(root, record.job_id)
+    insist = Patience(state.note).insist
+    spec = insist(lambda: read_sweep(root, record.job_id))
     set_tune_environment()
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
-    sweep = _Sweep(root, state, plan, record, spec)
+    sweep = insist(lambda: _Sweep(root, state, plan, record, spec))
     with JobRequests(root, record.job_id, sweep.carry_out, on_problem=state.note), on_stop_signals(sweep.stop):
         return sweep.run(task)
 
@@ -66,7 +67,9 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         self._plan = plan
         self._record = record
         self._spec = spec
-        self._began_s = time.monotonic()
+        # The time goes on when the driver is started again, and begins anew when a user resumes the sweep.
+        started_unix_s = read_written_state(root, record.job_id).started_unix_s or time.time()
+        self._began_unix_s = max(started_unix_s, record.resumed_unix_s or 0.0)
         self._book = book = TrialBook(root, plan, record, spec, Patience(state.note), state.note)
         self._actors: dict[str, Any] = {}
         self._fails: dict[str, str] = {}
@@ -161,7 +164,7 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
                 self._book.flush()
             except (OSError, StorageError) as err:
                 print(f"the journal is delayed: {err}")
-            self._watch_limits(now_s)
+            self._watch_limits()
         if self._is_stopped.is_set() and now_s - self._asked_s > ASK_INTERVAL_S:
             self._ask_trials_to_stop()
 
@@ -212,11 +215,11 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         with contextlib.suppress(OSError, StorageError):
             write_progress(self._root, self._record.job_id, progress)
 
-    def _watch_limits(self, now_s: float) -> None:
+    def _watch_limits(self) -> None:
         if self._why_over is not None:
             return
         budget_s = self._spec.time_budget_s
-        if budget_s is not None and now_s - self._began_s > budget_s:
+        if budget_s is not None and time.time() - self._began_unix_s > budget_s:
             self._stop_at_limit(f"the time budget of {self._spec.time_budget} is over")
         usd_per_hour, max_cost = usd_per_trial_hour(self._plan, self._spec), self._spec.max_cost
         if max_cost is not None and usd_per_hour is not None:
