@@ -15,6 +15,7 @@ from periflow_ray.errors import UsageError
 from periflow_ray.runtime.sweeps.methods import make_scheduler, make_searcher
 from periflow_ray.runtime.sweeps.population import keep_in_range
 from periflow_ray.runtime.sweeps.searcher import SweepSearcher
+from periflow_ray.runtime.sweeps.trainable import FAILS
 from periflow_ray.runtime.sweeps.trial_runner import is_misspelt
 from periflow_ray.spec.sweep import SCHEDULER_OPTIONS, STEP, SweepSpec
 from periflow_ray.store.checkpoints import Manifest
@@ -118,8 +119,32 @@ def test_exactly_the_wanted_trials_begin_and_no_more_at_a_time_than_allowed() ->
         searcher.on_trial_complete(ended, {"accuracy": 0.5})
         assert isinstance(searcher.suggest(tune_id), dict)
     searcher.on_trial_complete("e")
+    # The last one may have to begin once more.
+    assert searcher.suggest("g") is None
+    searcher.on_trial_complete("f")
     assert searcher.suggest("g") == Searcher.FINISHED
     assert begins.trials == list(enumerate(draw(spec, 6), start=1))
+
+
+def test_a_trial_begins_once_more_if_its_agent_died_and_not_if_its_job_failed() -> None:
+    begins = Begins()
+    spec = make_spec(num_trials=2)
+    first, second = draw(spec, 2)
+    known: dict[int, Trial] = {}
+    searcher = SweepSearcher(spec, make_searcher(spec, known), known, begins)
+    for tune_id in "ab":
+        searcher.suggest(tune_id)
+    # It was copied from another one meanwhile.
+    changed = {**second, "lr": 0.5}
+    known.update({1: make_known(1, "failed", first), 2: make_known(2, "running", changed)})
+    searcher.on_trial_result("a", {"accuracy": 0.5, FAILS: "exit code 1"})
+    searcher.on_trial_complete("a", error=True)
+    searcher.on_trial_complete("b", error=True)
+    assert searcher.suggest("c") == changed
+    assert searcher.suggest("d") is None
+    searcher.on_trial_complete("c", {"accuracy": 0.5})
+    assert searcher.suggest("d") == Searcher.FINISHED
+    assert begins.trials == [(1, first), (2, second), (2, changed)]
 
 
 def test_a_sweep_that_is_taken_up_begins_what_is_missing_after_what_had_not_ended() -> None:
@@ -132,7 +157,7 @@ def test_a_sweep_that_is_taken_up_begins_what_is_missing_after_what_had_not_ende
     begins = Begins()
     searcher = SweepSearcher(spec, make_searcher(spec, known), known, begins)
     while searcher.suggest(f"tune-{len(begins.trials)}") != Searcher.FINISHED:
-        pass
+        searcher.on_trial_complete(f"tune-{len(begins.trials) - 1}")
     assert begins.trials == [(number, drawn[number - 1]) for number in (2, 4, 5, 6)]
 
 

@@ -130,7 +130,8 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
             tune_config=tune.TuneConfig(
                 metric=spec.metric,
                 mode=spec.mode,
-                num_samples=max(1, spec.num_wanted - num_ended),
+                # The searcher counts: a trial that lost its agent is another one for Tune.
+                num_samples=-1,
                 search_alg=self._searcher,
                 scheduler=make_scheduler(spec, self._book.trials, self._book),
                 reuse_actors=True,
@@ -231,7 +232,14 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         self._end(trial.trial_id, status, why)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial.trial_id, "failed", self._fails.get(trial.trial_id, "its agent failed"))
+        why = self._fails.get(trial.trial_id)
+        if why is not None:
+            self._end(trial.trial_id, "failed", why)
+        elif self._why_over is not None:
+            self._end(trial.trial_id, "stopped", "its agent died")
+        else:
+            self._live.discard(trial.trial_id)
+            self._state.note(f"trial {self._book.trial_of(trial.trial_id).number} lost its agent and begins once more")
 
     def _end(self, tune_id: str, status: TrialStatus, why: str | None) -> None:
         self._live.discard(tune_id)

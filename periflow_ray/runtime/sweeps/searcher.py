@@ -9,6 +9,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from periflow_ray.runtime.sweeps.trainable import FAILS
 from periflow_ray.spec.sweep import SweepSpec
 from periflow_ray.spec.sweep_parameters import Value
 from periflow_ray.sweeps.journal import Trial
@@ -21,9 +22,11 @@ Begin = Callable[[int, Mapping[str, Value], str], None]
 class SweepSearcher(Searcher):  # type: ignore[misc]
     """Counts by the journal, so that exactly the wanted number of trials runs, however often the driver starts anew.
 
+    A trial that Tune gives up because its agent died begins once more: Tune tries again only what is running by then.
+
     Args:
         inner: where the next trial is.
-        known: what the journal knows of the trials that have begun.
+        known: what the journal knows of the trials that have begun, now and later.
     """
 
     def __init__(self, spec: SweepSpec, inner: Searcher, known: Mapping[int, Trial], begin: Begin) -> None:
@@ -31,9 +34,11 @@ class SweepSearcher(Searcher):  # type: ignore[misc]
         self._spec = spec
         self._inner = inner
         self._begin = begin
-        self._unfinished = [trial for trial in known.values() if not trial.is_final]
+        self._known = known
+        self._unfinished = [trial.number for trial in known.values() if not trial.is_final]
         self._num_begun = len(known)
-        self._live: set[str] = set()
+        self._live: dict[str, int] = {}
+        self._failed: set[str] = set()
         self._own: set[str] = set()
         self._is_over = threading.Event()
 
@@ -55,27 +60,34 @@ class SweepSearcher(Searcher):  # type: ignore[misc]
         if limit is not None and len(self._live) >= limit:
             return None
         if self._unfinished:
-            trial = self._unfinished.pop(0)
-            number, parameters = trial.number, dict(trial.parameters)
-        elif self._num_begun >= self._spec.num_wanted:
-            return Searcher.FINISHED  # type: ignore[no-any-return]
+            number = self._unfinished.pop(0)
+            parameters = dict(self._known[number].parameters)
         else:
-            found = self._inner.suggest(trial_id)
+            found = Searcher.FINISHED
+            if self._num_begun < self._spec.num_wanted:
+                found = self._inner.suggest(trial_id)
+            if found == Searcher.FINISHED and self._live:
+                # Each of them may have to begin once more.
+                return None
             if found is None or found == Searcher.FINISHED:
                 return found  # type: ignore[no-any-return]
             self._own.add(trial_id)
             self._num_begun += 1
             number, parameters = self._num_begun, drop_unused(self._spec, found)
         self._begin(number, parameters, trial_id)
-        self._live.add(trial_id)
+        self._live[trial_id] = number
         return parameters
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if FAILS in result:
+            self._failed.add(trial_id)
         if trial_id in self._own:
             self._inner.on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self._live.discard(trial_id)
+        number = self._live.pop(trial_id, None)
+        if error and number is not None and trial_id not in self._failed:
+            self._unfinished.append(number)
         if trial_id in self._own:
             self._inner.on_trial_complete(trial_id, result, error)
 
