@@ -28,6 +28,8 @@ def main() -> None:
         step = saved["step"]
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
+        # Those of the command line hold: the checkpoint may be of another trial.
+        optimizer.param_groups[0].update(lr=args.lr, momentum=args.momentum)
         torch.set_rng_state(saved["rng"])
 
     pf.init(total_train_steps=args.total_steps)
@@ -75,7 +77,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--total-steps", type=int, default=600)
     parser.add_argument("--test-interval", type=int, default=20)
-    parser.add_argument("--save-interval", type=int, default=200)
+    parser.add_argument("--save-interval", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, default=Path(os.environ.get("CKPT_DIR", "ckpt")) / "checkpoint.pt")
     return parser.parse_args()

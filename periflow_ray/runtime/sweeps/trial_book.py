@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from periflow_ray.errors import PeriflowRayError, StorageError
-from periflow_ray.jobs import JobRecord, read_written_state
+from periflow_ray.jobs import JobRecord, read_progress, read_written_state
 from periflow_ray.plan import JobPlan
 from periflow_ray.spec.sweep import SweepSpec
 from periflow_ray.spec.sweep_parameters import Value
@@ -101,8 +101,12 @@ class TrialBook:
 
     def find_source(self, donor: str) -> Manifest | None:
         """The newest checkpoint of a trial; see ``Cloning``."""
+        job_id = self._places[donor].job_id
         try:
-            return latest_committed(self._root, self._places[donor].job_id)
+            source = latest_committed(self._root, job_id)
+            total = read_progress(self._root, job_id).total_train_steps
+            # At its end there is nothing left to train: a script that goes on from there would fail.
+            return None if source is not None and total is not None and source.step >= total else source
         except (OSError, PeriflowRayError) as err:
             self._note(f"trial {self._places[donor].number} is not copied from: {err}")
             return None
