@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ def view(sweep_id: int, limit: int, shows_all: bool, watch: bool, root: StorageR
 def _show(root: StorageRoot, sweep_id: int, limit: int | None, output: str) -> bool:
     """Show a sweep as it is now; whether it has ended."""
     spec, state = read_sweep(root, sweep_id), read_state(root, sweep_id)
-    usd_per_hour = _read_price(root, sweep_id, spec)
+    cost_of = _read_costs(root, sweep_id, spec)
     trials = rank_trials(read_trials(root, sweep_id).values(), spec.mode)
     shown = trials if limit is None else trials[:limit]
     document = {
@@ -105,13 +105,12 @@ def _show(root: StorageRoot, sweep_id: int, limit: int | None, output: str) -> b
         "metric": spec.metric,
         "mode": spec.mode,
         "num_trials": spec.num_wanted,
-        "cost_usd": None if usd_per_hour is None else round(sum(_cost(trial, usd_per_hour) for trial in trials), 4),
+        "cost_usd": None if cost_of is None else round(sum(map(cost_of, trials)), 4),
         "trials": [
-            {**trial_document(trial, spec), "cost_usd": None if usd_per_hour is None else _cost(trial, usd_per_hour)}
-            for trial in shown
+            {**trial_document(trial, spec), "cost_usd": None if cost_of is None else cost_of(trial)} for trial in shown
         ],
     }
-    write_output(output, document, lambda console: _draw_trials(console, spec, state, trials, shown, usd_per_hour))
+    write_output(output, document, lambda console: _draw_trials(console, spec, state, trials, shown, cost_of))
     if len(shown) < len(trials):
         click.echo(f"{len(trials) - len(shown)} more: periflow-ray sweep view {sweep_id} --all", err=True)
     return state.has_ended
@@ -178,6 +177,7 @@ def trial_document(trial: Trial, spec: SweepSpec) -> dict[str, Any]:
         "last": trial.last,
         "step": trial.step,
         "jobs": list(trial.job_ids),
+        "vm": trial.vm,
         "copied_from": [clone.checkpoint for clone in trial.clones],
         "attempts": trial.num_attempts,
         "began": iso_time(trial.began_unix_s),
@@ -192,14 +192,14 @@ def _draw_trials(
     state: JobState,
     trials: Sequence[Trial],
     shown: Sequence[Trial],
-    usd_per_hour: float | None,
+    cost_of: Callable[[Trial], float] | None,
 ) -> None:
     num_ended = sum(trial.is_final for trial in trials)
     console.print(f"Sweep is {state.status}: {num_ended} of {spec.num_wanted} trials have ended.")
     if state.message:
         console.print(state.message, soft_wrap=True)
     varying = [name for name in spec.parameters if len({repr(trial.parameters.get(name)) for trial in trials}) > 1]
-    costs = () if usd_per_hour is None else ("Cost",)
+    costs = () if cost_of is None else ("Cost",)
     columns = ("Trial", *varying, f"Best {spec.metric}", "Last", "Step", "Status", "Job", "Starts", "Time", *costs)
     rows = []
     for trial in shown:
@@ -215,7 +215,7 @@ def _draw_trials(
                 str(trial.job_ids[-1]) if trial.job_ids else NOTHING,
                 NOTHING if trial.num_attempts is None else str(trial.num_attempts),
                 format_duration(trial.duration_s),
-                *(() if usd_per_hour is None else (f"${_cost(trial, usd_per_hour):.2f}",)),
+                *(() if cost_of is None else (f"${cost_of(trial):.2f}",)),
             )
         )
     draw_table(console, columns, rows)
@@ -229,14 +229,17 @@ def _read_plan(root: StorageRoot, sweep_id: int) -> JobPlan:
     return read_document(root, job_key(sweep_id, "plan.json"), JobPlan)
 
 
-def _read_price(root: StorageRoot, sweep_id: int, spec: SweepSpec) -> float | None:
-    """US dollars for an hour of a trial; None where the machines have no price."""
-    price = _read_plan(root, sweep_id).price_per_hour_usd
-    return price * spec.resources.device if price else None
+def _read_costs(root: StorageRoot, sweep_id: int, spec: SweepSpec) -> Callable[[Trial], float] | None:
+    """What a trial has cost in US dollars; None where the machines have no price."""
+    plan = _read_plan(root, sweep_id)
+    if not plan.price_per_hour_usd:
+        return None
 
+    def cost_of(trial: Trial) -> float:
+        usd_per_hour = (plan.usd_per_hour(trial.vm) or 0.0) * spec.resources.device
+        return round(trial.duration_s / 3600 * usd_per_hour, 4)
 
-def _cost(trial: Trial, usd_per_hour: float) -> float:
-    return round(trial.duration_s / 3600 * usd_per_hour, 4)
+    return cost_of
 
 
 def _show_value(value: Any) -> str:

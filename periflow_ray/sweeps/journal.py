@@ -55,6 +55,7 @@ class Trial:
         why: why it ended, if there is more to say.
         num_attempts: starts of its command, once it has ended.
         clones: how it came to where it is, the newest last.
+        vm: VM type of the machine that it ran on last; None where that is not known.
     """
 
     number: int
@@ -67,6 +68,7 @@ class Trial:
     why: str | None = None
     num_attempts: int | None = None
     clones: list[Clone] = field(default_factory=list)
+    vm: str | None = None
 
     @property
     def is_final(self) -> bool:
@@ -144,6 +146,10 @@ class Journal:
         """The metric of a trial at a step."""
         self._append("report", number, step=step, value=value)
 
+    def place(self, number: int, vm: str) -> None:
+        """A trial runs on a machine of this VM type."""
+        self._append("place", number, vm=vm)
+
     def end(self, number: int, status: TrialStatus, why: str | None, num_attempts: int) -> None:
         """A trial has ended."""
         self._append("end", number, status=status, why=why, attempts=num_attempts)
@@ -200,6 +206,8 @@ def _take(trials: dict[int, Trial], event: Mapping[str, Any]) -> None:
                     trial.clones.append(Clone(event["donor"], event["checkpoint"], event["step"], event["job"]))
         case "report":
             trials[number].take_report(int(event["step"]), float(event["value"]))
+        case "place":
+            trials[number].vm = str(event["vm"])
         case "retry":
             trials[number].status = "stopped"
         case "end":

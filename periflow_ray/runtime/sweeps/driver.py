@@ -7,10 +7,14 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.result import NODE_IP
 
 from periflow_ray.errors import PeriflowRayError, StorageError
 from periflow_ray.jobs import JobProgress, JobRecord, read_written_state, write_progress
@@ -20,19 +24,22 @@ from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.graceful_stop import on_stop_signals
 from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
+from periflow_ray.runtime.ray_private import MachineRequest
+from periflow_ray.runtime.ray_train.vm_choice import has_labels
 from periflow_ray.runtime.sweeps.methods import make_scheduler, make_searcher
 from periflow_ray.runtime.sweeps.searcher import SweepSearcher
 from periflow_ray.runtime.sweeps.trainable import ENDED, FAILS, IS_THERE, LACKS_METRIC, TrialTrainable, is_worst
 from periflow_ray.runtime.sweeps.trial_book import TrialBook
 from periflow_ray.runtime.sweeps.trial_job import SweepTask
 from periflow_ray.runtime.sweeps.tuning import describe_end, resources_of, set_tune_environment
+from periflow_ray.runtime.sweeps.vm_types import VmRequests, find_vm_name
 from periflow_ray.spec.sweep import STEP, SweepSpec
 from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.sweeps.documents import read_sweep
-from periflow_ray.sweeps.journal import TrialStatus, find_best
+from periflow_ray.sweeps.journal import Trial, TrialStatus, find_best
 
 FLUSH_INTERVAL_S = 0.5
 ASK_INTERVAL_S = 2.0
@@ -68,9 +75,11 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         self._began_s = time.monotonic()
         self._book = book = TrialBook(root, plan, record, spec, Patience(state.note), state.note)
         self._actors: dict[str, Any] = {}
+        self._vm_requests: VmRequests | None = None
+        self._vm_of_ip: dict[str, str | None] = {}
         self._fails: dict[str, str] = {}
         self._live: dict[str, float] = {}
-        self._device_seconds = sum(trial.duration_s for trial in book.trials.values() if trial.is_final)
+        self._ended_usd = sum(self._cost(trial, trial.duration_s) for trial in book.trials.values() if trial.is_final)
         self._flushed_s = 0.0
         self._asked_s = 0.0
         self._stop_timeout_s = SIGNAL_SAVE_TIMEOUT_S
@@ -92,8 +101,9 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         trainable = tune.with_parameters(
             TrialTrainable, task=task, metric=spec.metric, mode=spec.mode, stop=dict(spec.stop)
         )
+        resources = resources_of(plan, spec)
         tuner = tune.Tuner(
-            tune.with_resources(trainable, resources_of(plan, spec)),
+            tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
                 metric=spec.metric,
                 mode=spec.mode,
@@ -113,10 +123,26 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
                 verbose=0,
             ),
         )
-        tuner.fit()
+        with self._ask_for_machines(resources):
+            tuner.fit()
         Patience(self._state.note).insist(self._book.flush)
         self._root.delete(job_key(self._record.job_id, _TUNE_DIR))
         return self._conclude()
+
+    @contextlib.contextmanager
+    def _ask_for_machines(self, resources: tune.PlacementGroupFactory) -> Iterator[None]:
+        """Where there is a choice of VM types, see that the first one that is to be had is asked for."""
+        plan = self._plan
+        if plan.vm.is_local or not plan.fallback_vms or not has_labels():
+            yield
+            return
+        request = MachineRequest(f"sweep-{self._record.job_id}")
+        self._vm_requests = VmRequests(plan.vm_names, resources.bundles[0], request, self._state.note)
+        self._vm_requests.start()
+        try:
+            yield
+        finally:
+            self._vm_requests.close()
 
     def carry_out(self, request: Request) -> None:
         """What a user asks of the sweep."""
@@ -158,6 +184,10 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
             except (OSError, StorageError) as err:
                 print(f"the journal is delayed: {err}")
             self._watch_limits(now_s)
+            if self._vm_requests is not None:
+                num_waiting = sum(trial.status == TuneTrial.PENDING for trial in trials)
+                running = Counter(trial.vm for trial in map(self._book.trial_of, list(self._live)) if trial.vm)
+                self._vm_requests.take_counts(num_waiting, running)
         if self._is_stopped.is_set() and now_s - self._asked_s > ASK_INTERVAL_S:
             self._ask_trials_to_stop()
 
@@ -178,7 +208,18 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
             return
         if ENDED not in result:
             value = float(result[self._spec.metric])
+            self._place(trial.trial_id, result)
             self._book.report(trial.trial_id, int(result[STEP]), math.nan if is_worst(value) else value)
+
+    def _place(self, tune_id: str, result: dict[str, Any]) -> None:
+        if self._plan.vm.is_local or NODE_IP not in result:
+            return
+        node_ip = result[NODE_IP]
+        if node_ip not in self._vm_of_ip:
+            self._vm_of_ip[node_ip] = find_vm_name(node_ip)
+        vm = self._vm_of_ip[node_ip]
+        if vm is not None:
+            self._book.place(tune_id, vm)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ended, step = trial.last_result.get(ENDED), trial.last_result.get(STEP, 0)
@@ -201,7 +242,7 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
     def _end(self, tune_id: str, status: TrialStatus, why: str | None) -> None:
         began_s = self._live.pop(tune_id, None)
         if began_s is not None:
-            self._device_seconds += time.monotonic() - began_s
+            self._ended_usd += self._cost(self._book.trial_of(tune_id), time.monotonic() - began_s)
         self._state.note(describe_end(self._book.end(tune_id, status, why), self._spec))
         best = find_best(self._book.trials.values(), self._spec.mode)
         metrics = {} if best is None else {f"best {self._spec.metric}": best.best(self._spec.mode)}
@@ -215,12 +256,15 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         budget_s = self._spec.time_budget_s
         if budget_s is not None and now_s - self._began_s > budget_s:
             self._stop_at_limit(f"the time budget of {self._spec.time_budget} is over")
-        price = self._plan.price_per_hour_usd
-        if self._spec.max_cost is not None and price is not None:
-            seconds = self._device_seconds + sum(now_s - began_s for began_s in self._live.values())
-            cost = seconds / 3600 * price * self._spec.resources.device
+        if self._spec.max_cost is not None and self._plan.price_per_hour_usd is not None:
+            live = [(self._book.trial_of(tune_id), began_s) for tune_id, began_s in self._live.items()]
+            cost = self._ended_usd + sum(self._cost(trial, now_s - began_s) for trial, began_s in live)
             if cost >= self._spec.max_cost:
                 self._stop_at_limit(f"it has cost ${cost:.2f}, and max_cost is ${self._spec.max_cost:g}")
+
+    def _cost(self, trial: Trial, duration_s: float) -> float:
+        """US dollars; 0 where the machines have no price."""
+        return duration_s / 3600 * (self._plan.usd_per_hour(trial.vm) or 0.0) * self._spec.resources.device
 
     def _stop_at_limit(self, reason: str) -> None:
         """As it was planned to end: whether it succeeds depends on what it has found."""

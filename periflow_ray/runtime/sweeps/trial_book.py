@@ -82,6 +82,13 @@ class TrialBook:
         trial.take_report(step, value)
         self._journal.report(trial.number, step, value)
 
+    def place(self, tune_id: str, vm: str) -> None:
+        """A trial runs on a machine of this VM type."""
+        trial = self.trial_of(tune_id)
+        if trial.vm != vm:
+            trial.vm = vm
+            self._journal.place(trial.number, vm)
+
     def end(self, tune_id: str, status: TrialStatus, why: str | None) -> Trial:
         """A trial has ended; returns what is known of it."""
         trial = self.trial_of(tune_id)

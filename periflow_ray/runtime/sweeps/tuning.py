@@ -6,10 +6,10 @@ import os
 
 from ray import tune
 
-from periflow_ray.cluster.config.render import VM_LABEL
 from periflow_ray.errors import PeriflowRayError
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.ray_train.train_run import set_train_environment
+from periflow_ray.runtime.sweeps.vm_types import select_labels
 from periflow_ray.spec.sweep import SweepSpec
 from periflow_ray.sweeps.journal import Trial
 
@@ -34,7 +34,8 @@ def resources_of(plan: JobPlan, spec: SweepSpec) -> tune.PlacementGroupFactory:
         bundle["GPU"] *= share
     if plan.num_nodes > 1:
         raise PeriflowRayError("trials of several nodes are not there yet; set num_devices to those of one node")
-    options = {} if plan.vm.is_local else {"bundle_label_selector": [{VM_LABEL: plan.vm.name}]}
+    labels = None if plan.vm.is_local else select_labels(plan.vm_names)
+    options = {} if labels is None else {"bundle_label_selector": [labels]}
     return tune.PlacementGroupFactory([bundle], **options)
 
 
