@@ -77,7 +77,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--total-steps", type=int, default=600)
     parser.add_argument("--test-interval", type=int, default=20)
-    parser.add_argument("--save-interval", type=int, default=100)
+    parser.add_argument("--save-interval", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, default=Path(os.environ.get("CKPT_DIR", "ckpt")) / "checkpoint.pt")
     return parser.parse_args()
