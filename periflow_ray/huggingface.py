@@ -8,10 +8,13 @@ trainer.train(resume_from_checkpoint=latest_checkpoint())
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,9 @@ class PeriFlowCallback(TrainerCallback):  # type: ignore[misc]
     Calls ``pf.init`` unless the script has. Sends every number that the trainer logs, with ``iteration`` (its
     ``global_step``), so ``logging_steps`` sets how often. Uploads each checkpoint that the trainer saves, which must
     be in ``CKPT_DIR``: set ``output_dir`` to it. Makes the trainer save when a machine is about to be taken away.
+
+    In a trial of a sweep, the trial's parameters are the trainer's ``state.trial_params``, and are in what it sends to
+    TensorBoard and to Weights & Biases (``report_to``).
     """
 
     def __init__(self) -> None:
@@ -43,6 +49,10 @@ class PeriFlowCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._is_in_step = False
+        if hparams := pf.hparams():
+            state.trial_params = hparams
+            if state.is_world_process_zero:
+                self._tell_reporters(hparams)
         if not pf.is_initialized():
             # A restarted job whose training was already complete has nothing to count.
             is_complete = state.max_steps <= pf.resumed_step()
@@ -77,10 +87,33 @@ class PeriFlowCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._end_open_step()
 
+    def _tell_reporters(self, hparams: Mapping[str, Any]) -> None:
+        """Give a trial's parameters to the trainer's own callbacks, which have begun by now: they come first."""
+        for callback in self._find_others():
+            if getattr(callback, "tb_writer", None) is not None:
+                _write_hparams(callback.tb_writer, hparams)
+        run = getattr(sys.modules.get("wandb"), "run", None)
+        if run is not None:
+            run.config.update(dict(hparams), allow_val_change=True)
+
+    def _find_others(self) -> list[TrainerCallback]:
+        """The trainer's other callbacks. Nothing that it gives to a callback leads to them, so look who holds this."""
+        lists = (each for each in gc.get_referrers(self) if isinstance(each, list))
+        found = {id(item): item for each in lists for item in each if isinstance(item, TrainerCallback)}
+        return [callback for callback in found.values() if callback is not self]
+
     def _end_open_step(self) -> None:
         if self._is_in_step:
             self._is_in_step = False
             pf.end_step()
+
+
+def _write_hparams(writer: Any, hparams: Mapping[str, Any]) -> None:
+    """For TensorBoard's tab of hyperparameters, by a ``SummaryWriter`` of torch or of tensorboardX."""
+    package = type(writer).__module__.rpartition(".")[0]
+    summary = importlib.import_module(f"{package}.summary")
+    for each in summary.hparams(dict(hparams), {}):
+        writer._get_file_writer().add_summary(each)
 
 
 def latest_checkpoint(directory: str | os.PathLike[str] | None = None) -> str | None:

@@ -28,6 +28,8 @@ def main() -> None:
         step = saved["step"]
         network.load_state_dict(saved["network"])
         optimizer.load_state_dict(saved["optimizer"])
+        # Those of the command line hold: the checkpoint may be of another trial.
+        optimizer.param_groups[0].update(lr=args.lr, momentum=args.momentum)
         torch.set_rng_state(saved["rng"])
 
     pf.init(total_train_steps=args.total_steps)

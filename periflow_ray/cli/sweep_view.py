@@ -96,7 +96,7 @@ def view(sweep_id: int, limit: int, shows_all: bool, watch: bool, root: StorageR
 def _show(root: StorageRoot, sweep_id: int, limit: int | None, output: str) -> bool:
     """Show a sweep as it is now; whether it has ended."""
     spec, state = read_sweep(root, sweep_id), read_state(root, sweep_id)
-    usd_per_hour = usd_per_trial_hour(_read_plan(root, sweep_id), spec)
+    plan = _read_plan(root, sweep_id)
     trials = rank_trials(read_trials(root, sweep_id).values(), spec.mode)
     shown = trials if limit is None else trials[:limit]
     document = {
@@ -106,10 +106,12 @@ def _show(root: StorageRoot, sweep_id: int, limit: int | None, output: str) -> b
         "metric": spec.metric,
         "mode": spec.mode,
         "num_trials": spec.num_wanted,
-        "cost_usd": _round_cost(trials, usd_per_hour),
-        "trials": [{**trial_document(trial, spec), "cost_usd": _round_cost([trial], usd_per_hour)} for trial in shown],
+        "cost_usd": _round(cost_of(trials, plan, spec)),
+        "trials": [
+            {**trial_document(trial, spec), "cost_usd": _round(cost_of([trial], plan, spec))} for trial in shown
+        ],
     }
-    write_output(output, document, lambda console: _draw_trials(console, spec, state, trials, shown, usd_per_hour))
+    write_output(output, document, lambda console: _draw_trials(console, spec, state, trials, shown, plan))
     if len(shown) < len(trials):
         click.echo(f"{len(trials) - len(shown)} more: periflow-ray sweep view {sweep_id} --all", err=True)
     return state.has_ended
@@ -176,6 +178,7 @@ def trial_document(trial: Trial, spec: SweepSpec) -> dict[str, Any]:
         "last": trial.last,
         "step": trial.step,
         "jobs": list(trial.job_ids),
+        "vm": trial.vm,
         "copied_from": [clone.checkpoint for clone in trial.clones],
         "attempts": trial.num_attempts,
         "began": iso_time(trial.began_unix_s),
@@ -190,14 +193,14 @@ def _draw_trials(
     state: JobState,
     trials: Sequence[Trial],
     shown: Sequence[Trial],
-    usd_per_hour: float | None,
+    plan: JobPlan,
 ) -> None:
     num_ended = sum(trial.is_final for trial in trials)
     console.print(f"Sweep is {state.status}: {num_ended} of {spec.num_wanted} trials have ended.")
     if state.message:
         console.print(state.message, soft_wrap=True)
     varying = [name for name in spec.parameters if len({repr(trial.parameters.get(name)) for trial in trials}) > 1]
-    costs = () if usd_per_hour is None else ("Cost",)
+    costs = () if usd_per_trial_hour(plan, spec) is None else ("Cost",)
     columns = ("Trial", *varying, f"Best {spec.metric}", "Last", "Step", "Status", "Job", "Starts", "Time", *costs)
     rows = []
     for trial in shown:
@@ -213,7 +216,7 @@ def _draw_trials(
                 str(trial.job_ids[-1]) if trial.job_ids else NOTHING,
                 NOTHING if trial.num_attempts is None else str(trial.num_attempts),
                 format_duration(trial.duration_s),
-                *(() if usd_per_hour is None else (f"${cost_of([trial], usd_per_hour):.2f}",)),
+                *(f"${cost:.2f}" for cost in [cost_of([trial], plan, spec)] if cost is not None),
             )
         )
     draw_table(console, columns, rows)
@@ -227,8 +230,8 @@ def _read_plan(root: StorageRoot, sweep_id: int) -> JobPlan:
     return read_document(root, job_key(sweep_id, "plan.json"), JobPlan)
 
 
-def _round_cost(trials: Sequence[Trial], usd_per_hour: float | None) -> float | None:
-    return None if usd_per_hour is None else round(cost_of(trials, usd_per_hour), 4)
+def _round(cost_usd: float | None) -> float | None:
+    return None if cost_usd is None else round(cost_usd, 4)
 
 
 def _show_value(value: Any) -> str:

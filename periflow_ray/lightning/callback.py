@@ -35,6 +35,8 @@ class PeriFlowCallback(pl.Callback):  # type: ignore[misc]
     middle of the epoch if need be; with gradient accumulation, at the next optimizer step, because a checkpoint does
     not hold half-gathered gradients.
 
+    In a trial of a sweep, each logger of the trainer gets the trial's parameters beside those of the module.
+
     To resume, use ``PeriFlowTrainer``, or ``trainer.fit(model, ckpt_path=latest_checkpoint())``.
     """
 
@@ -44,12 +46,24 @@ class PeriFlowCallback(pl.Callback):  # type: ignore[misc]
         self._is_save_announced = False
         self._is_save_due = False
         self._reported: dict[str, Any] = {}
+        self._loggers_told: list[Any] = []
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
             begin_fit()
             use_job_checkpoint_dir(trainer)
             upload_after_saving(trainer)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        # Before Lightning's own, of which TensorBoard would take the first alone.
+        hparams = pf.hparams()
+        if not hparams or not trainer.is_global_zero or not getattr(trainer, "enable_autolog_hparams", True):
+            return
+        own = _logged_hparams(trainer.datamodule) | _logged_hparams(pl_module)
+        for logger_ in trainer.loggers:
+            if logger_ not in self._loggers_told:
+                self._loggers_told.append(logger_)
+                logger_.log_hyperparams({**hparams, **own})
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint[FIT_KEY] = number_of_fit()
@@ -134,6 +148,14 @@ class PeriFlowCallback(pl.Callback):  # type: ignore[misc]
         }
         reported.update(new_metrics)
         return new_metrics
+
+
+def _logged_hparams(module: Any) -> dict[str, Any]:
+    """What Lightning itself tells loggers of a module or a data module: what ``save_hyperparameters`` took."""
+    if not getattr(module, "_log_hyperparams", False):
+        return {}
+    # Of LightningCLI's, which it leaves out, too.
+    return {name: value for name, value in module.hparams_initial.items() if name != "_class_path"}
 
 
 def _read_loss(outputs: Any) -> Any:

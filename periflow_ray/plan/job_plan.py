@@ -108,6 +108,13 @@ class JobPlan(BaseModel):
         """The VM types that the job may run on, the first choice first."""
         return tuple(vm.name for vm in (self.vm, *self.fallback_vms))
 
+    def usd_per_hour(self, vm_name: str | None) -> float | None:
+        """The price of the job's machines, in US dollars per hour, on one of its VM types; by default on the first."""
+        vm = next((vm for vm in self.fallback_vms if vm.name == vm_name), None)
+        if vm is None or vm.price_per_hour_usd is None:
+            return self.price_per_hour_usd
+        return round(self.num_nodes * vm.price_per_hour_usd, 4)
+
     @property
     def resources_per_node(self) -> dict[str, float]:
         """What one node asks Ray for."""

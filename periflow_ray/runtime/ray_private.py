@@ -148,6 +148,38 @@ def request_resources(policy: FixedScalingPolicy, *, is_new: bool = False) -> No
         policy._maybe_send_resource_request()
 
 
+class MachineRequest:
+    """Asks the cluster's autoscaler for room beside what waits for it already; what others ask for is left alone.
+
+    Args:
+        requester: whose it is; one has one request at a time.
+    """
+
+    def __init__(self, requester: str) -> None:
+        self._requester = requester
+
+    def send(self, bundle: Mapping[str, float], labels: Mapping[str, str], count: int, expire_after_s: float) -> None:
+        """Ask for this many of a bundle on nodes with these labels, in place of what was asked for before."""
+        self._coordinator().request_resources.remote(
+            requester_id=self._requester,
+            resources=[dict(bundle)] * count,
+            label_selectors=[dict(labels)] * count,
+            expire_after_s=expire_after_s,
+        )
+
+    def cancel(self) -> None:
+        """Ask for nothing any more."""
+        self._coordinator().cancel_request.remote(requester_id=self._requester)
+
+    @staticmethod
+    def _coordinator() -> Any:
+        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+            get_or_create_autoscaling_coordinator,
+        )
+
+        return get_or_create_autoscaling_coordinator()
+
+
 def resources_per_worker(scaling_config: Any) -> dict[str, float]:
     """What one worker of a run asks Ray for, with Ray's defaults where the configuration says nothing."""
     return dict(scaling_config._resources_per_worker_not_none)

@@ -96,9 +96,14 @@ def suggest_name(given: str, names: list[str]) -> str:
     return suggest_names(given, names)
 
 
-def refuse(problem: str, key: str | None = None) -> PydanticCustomError:
-    """The error for a value; ``problem`` continues a sentence that starts with the key's name."""
-    return PydanticCustomError("template", "{problem}", {"problem": problem, "key": key})
+def refuse(problem: str, key: str | tuple[str, ...] = ()) -> PydanticCustomError:
+    """The error for a value; ``problem`` continues a sentence that starts with the key's name.
+
+    Args:
+        key: below the value, or the way of keys to it.
+    """
+    keys = (key,) if isinstance(key, str) else key
+    return PydanticCustomError("template", "{problem}", {"problem": problem, "keys": keys})
 
 
 def read_text(value: object) -> str:

@@ -52,8 +52,7 @@ def _explain(error: ErrorDetails, positions: Mapping[KeyPath, Position], documen
         allowed = f"the keys {', '.join(section.model_fields)}" if section else "names and values"
         return KeyProblem(path, f"{name} is {describe_value(error['input'])}; it must be a mapping with {allowed}")
     context: dict[str, Any] = error.get("ctx", {})
-    if context.get("key"):
-        path = (*path, context["key"])
+    path = (*path, *context.get("keys", ()))
     return KeyProblem(path, f"{_dotted(path)} {context.get('problem') or error['msg']}")
 
 

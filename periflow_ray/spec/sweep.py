@@ -47,8 +47,14 @@ SCHEDULER_OPTIONS: Mapping[str, tuple[str, ...]] = {
         "perturbation_factors",
         "synch",
     ),
+    "pb2": ("perturbation_interval", "quantile_fraction", "synch"),
 }
 _NEEDS_MAX_T = ("asha", "hyperband")
+# All trials run at once, and worse ones go on from better ones' checkpoints.
+POPULATIONS = ("pbt", "pb2")
+# What a Gaussian process takes, and who has one.
+_CONTINUOUS = ("uniform", "loguniform")
+_WANT_CONTINUOUS = ("search bayesopt", "scheduler pb2")
 SEARCH_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "random": (),
     "grid": (),
@@ -127,6 +133,15 @@ def _read_share(value: object) -> float:
     return float(number)
 
 
+def _find_discontinuous(user: str, name: str, parameter: Parameter) -> Iterator[tuple[str, tuple[str, ...]]]:
+    place = ("parameters", name)
+    if parameter.kind not in (*_CONTINUOUS, "fixed"):
+        text = f"is {parameter.kind}, and {user} takes ranges of real numbers alone"
+        yield f"{text}; make it {' or '.join(_CONTINUOUS)}, or fix it", place
+    elif parameter.when and user == "scheduler pb2":
+        yield f"has a condition, and {user} changes every parameter of a trial; leave 'when' out", place
+
+
 class TrialResources(Section):
     """What one trial needs."""
 
@@ -163,7 +178,7 @@ class SweepSpec(Section):
         Method, _method_reader("scheduler", SCHEDULER_OPTIONS), PlainSerializer(_dump_method), WithJsonSchema({})
     ] = Field(
         default=Method("none"),
-        description="Which trials end early or are copied: none, asha, hyperband, median, pbt.",
+        description="Which trials end early or are copied: none, asha, hyperband, median, pbt, pb2.",
     )
     search: Annotated[
         Method, _method_reader("search", SEARCH_OPTIONS), PlainSerializer(_dump_method), WithJsonSchema({})
@@ -185,7 +200,7 @@ class SweepSpec(Section):
             raise refuse(problem, key=key)
         return self
 
-    def _find_problems(self) -> Iterator[tuple[str, str]]:
+    def _find_problems(self) -> Iterator[tuple[str, str | tuple[str, ...]]]:
         """What does not fit together, each with the key that it is told at."""
         if self.metric == STEP:
             yield "is 'step', which every report has; name the metric that the script reports", "metric"
@@ -195,16 +210,20 @@ class SweepSpec(Section):
         if scheduler in _NEEDS_MAX_T and "max_t" not in self.scheduler.options:
             text = f"is {scheduler} without max_t, the step at which a trial is at its end"
             yield f"{text}; such as {{type: {scheduler}, max_t: 1000}}", "scheduler"
-        if scheduler == "pbt" and "perturbation_interval" not in self.scheduler.options:
-            text = "is pbt without perturbation_interval, the steps between two looks at the population"
-            yield f"{text}; such as {{type: pbt, perturbation_interval: 100}}", "scheduler"
-        if scheduler == "pbt" and (self.num_wanted < 2 or (self.max_concurrent or self.num_wanted) < self.num_wanted):
-            text = "is pbt, which compares all trials while they run"
-            yield f"{text}: give it two at least, and no smaller max_concurrent", "scheduler"
-        if scheduler == "pbt" and self.search.name != "random":
-            yield f"is {self.search.name}, and pbt draws at random; leave it out", "search"
+        if scheduler in POPULATIONS:
+            yield from self._find_unfit_population(scheduler)
         if self.num_trials is None and self.num_combinations is None:
             yield "is missing; it is required where not every parameter is a grid", "num_trials"
+
+    def _find_unfit_population(self, scheduler: str) -> Iterator[tuple[str, str | tuple[str, ...]]]:
+        if "perturbation_interval" not in self.scheduler.options:
+            text = f"is {scheduler} without perturbation_interval, the steps between two looks at the population"
+            yield f"{text}; such as {{type: {scheduler}, perturbation_interval: 100}}", "scheduler"
+        if self.num_wanted < 2 or (self.max_concurrent or self.num_wanted) < self.num_wanted:
+            text = f"is {scheduler}, which compares all trials while they run"
+            yield f"{text}: give it two at least, and no smaller max_concurrent", "scheduler"
+        if self.search.name != "random":
+            yield f"is {self.search.name}, and {scheduler} draws at random; leave it out", "search"
 
     def _find_unknown_names(self) -> Iterator[tuple[str, str]]:
         for name, parameter in self.parameters.items():
@@ -222,13 +241,22 @@ class SweepSpec(Section):
                     hint = suggest_name(name, list(self.parameters))
                     yield f"has {quote(name)}, which is no parameter.{hint}", "points"
 
-    def _find_unsearchable(self) -> Iterator[tuple[str, str]]:
-        search = self.search.name
+    def _find_unsearchable(self) -> Iterator[tuple[str, str | tuple[str, ...]]]:
+        search, scheduler = self.search.name, self.scheduler.name
         for name, parameter in self.parameters.items():
             if search == "grid" and parameter.kind not in (*LISTED, "fixed"):
                 yield f"is grid, and {name} is {parameter.kind}; give its values: {{grid: [...]}}", "search"
             if search not in ("grid", "random") and parameter.kind == "grid":
                 yield f"is {search}, and {name} is a grid; make it a choice", "search"
+            if search == "optuna" and parameter.kind == "randn":
+                yield "is randn, and search optuna takes ranges and lists alone", ("parameters", name)
+            for user in (f"search {search}", f"scheduler {scheduler}"):
+                if user in _WANT_CONTINUOUS:
+                    yield from _find_discontinuous(user, name, parameter)
+        wants_range = f"scheduler {scheduler}" if scheduler in POPULATIONS else f"search {search}"
+        is_fixed = all(parameter.kind == "fixed" for parameter in self.parameters.values())
+        if is_fixed and wants_range not in ("search grid", "search random"):
+            yield f"has fixed values alone, and {wants_range} needs one at least that varies", "parameters"
 
     @property
     def num_combinations(self) -> int | None:

@@ -127,6 +127,9 @@ def _read_values(kind: str, given: object) -> tuple[Value, ...]:
         raise refuse(f"has {kind} from {first:g}; a logarithmic range begins above 0")
     if rest and not 0 < rest[0] <= second - first:
         raise refuse(f"has {kind} with a step of {rest[0]:g}; it must be above 0 and fit into the range")
+    for bound in (first, second) if rest else ():
+        if not math.isclose(bound / rest[0], round(bound / rest[0])):
+            raise refuse(f"has {kind} with a bound of {bound:g}, which is no multiple of its step of {rest[0]:g}")
     return values
 
 

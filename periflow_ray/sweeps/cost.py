@@ -11,16 +11,19 @@ from periflow_ray.sweeps.journal import Trial
 _S_PER_HOUR = 3600
 
 
-def usd_per_trial_hour(plan: JobPlan, spec: SweepSpec) -> float | None:
+def usd_per_trial_hour(plan: JobPlan, spec: SweepSpec, vm: str | None = None) -> float | None:
     """US dollars for an hour of a trial; None where the machines have no price.
 
     Args:
         plan: of the sweep's template.
+        vm: the VM type that the trial runs on; None for the template's first one.
     """
-    price = plan.price_per_hour_usd
+    price = plan.usd_per_hour(vm)
     return price * spec.resources.device if price else None
 
 
-def cost_of(trials: Iterable[Trial], usd_per_hour: float) -> float:
-    """US dollars for the time that trials have run so far."""
-    return sum(trial.duration_s for trial in trials) / _S_PER_HOUR * usd_per_hour
+def cost_of(trials: Iterable[Trial], plan: JobPlan, spec: SweepSpec) -> float | None:
+    """US dollars for the time that trials have run so far; None where the machines have no price."""
+    if usd_per_trial_hour(plan, spec) is None:
+        return None
+    return sum(trial.duration_s / _S_PER_HOUR * (usd_per_trial_hour(plan, spec, trial.vm) or 0.0) for trial in trials)

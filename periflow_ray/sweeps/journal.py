@@ -56,6 +56,7 @@ class Trial:
         ran_s: seconds that it had run for when it was last interrupted.
         runs_since_unix_s: since when it runs; None if it does not.
         heard_unix_s: when anything was last heard of it.
+        vm: VM type of the machine that it ran on last; None where that is not known.
     """
 
     number: int
@@ -71,6 +72,7 @@ class Trial:
     ran_s: float = 0.0
     runs_since_unix_s: float | None = None
     heard_unix_s: float = 0.0
+    vm: str | None = None
 
     @property
     def is_final(self) -> bool:
@@ -153,6 +155,10 @@ class Journal:
         """The metric of a trial at a step."""
         self._append("report", number, step=step, value=value)
 
+    def place(self, number: int, vm: str) -> None:
+        """A trial runs on a machine of this VM type."""
+        self._append("place", number, vm=vm)
+
     def end(self, number: int, status: TrialStatus, why: str | None, num_attempts: int | None) -> None:
         """A trial has ended; ``num_attempts`` is None where nobody knows."""
         self._append("end", number, status=status, why=why, attempts=num_attempts)
@@ -212,6 +218,8 @@ def _take(trials: dict[int, Trial], event: Mapping[str, Any]) -> None:
                 trials[number].began_unix_s = event["time"]
         case "report":
             trials[number].take_report(int(event["step"]), float(event["value"]))
+        case "place":
+            trials[number].vm = str(event["vm"])
         case "retry":
             trials[number].status, trials[number].runs_since_unix_s = "stopped", None
         case "end":

@@ -6,6 +6,7 @@ Ray Tune is imported when it draws: whoever only reads sweeps does without it.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,11 @@ def draw_trials(spec: SweepSpec) -> Iterator[dict[str, Any]]:
 
     The points come first; what they leave out is drawn.
     """
+    return (drop_unused(spec, variant) for variant in draw_whole_trials(spec))
+
+
+def draw_whole_trials(spec: SweepSpec) -> Iterator[dict[str, Any]]:
+    """The same, with those parameters, too, that are not used with the values of the others."""
     import numpy as np
     from ray.tune.search.variant_generator import generate_variants
 
@@ -29,7 +35,7 @@ def draw_trials(spec: SweepSpec) -> Iterator[dict[str, Any]]:
     points = iter(spec.points)
     for _ in rounds:
         for _, variant in generate_variants(space, random_state=random):
-            yield drop_unused(spec, {**variant, **next(points, {})})
+            yield {**variant, **next(points, {})}
 
 
 def domain_of(parameter: Parameter, search: str) -> Any:
@@ -82,6 +88,29 @@ def parameter_of(name: str, given: object) -> object:
         "loguniform, quniform, randint, lograndint, randn or grid_search, a value, or a form of a sweep's file such as "
         "{'loguniform': [0.0001, 0.1]}."
     )
+
+
+def share_of(parameter: Parameter, value: float) -> float:
+    """Where in its range the value of a parameter is, from 0 to 1; by its logarithm where that is what is uniform."""
+    lower, upper = _bounds_of(parameter)
+    if parameter.kind == "loguniform":
+        share = math.log(value / lower) / math.log(upper / lower)
+    else:
+        share = (value - lower) / (upper - lower)
+    return min(max(share, 0.0), 1.0)
+
+
+def value_at(parameter: Parameter, share: float) -> float:
+    """The value that has this share of a parameter's range; see ``share_of``."""
+    lower, upper = _bounds_of(parameter)
+    is_logarithmic = parameter.kind == "loguniform"
+    value = lower * (upper / lower) ** share if is_logarithmic else lower + share * (upper - lower)
+    return min(max(value, lower), upper)
+
+
+def _bounds_of(parameter: Parameter) -> tuple[float, float]:
+    lower, upper = (float(value) for value in parameter.values)
+    return lower, upper
 
 
 def drop_unused(spec: SweepSpec, parameters: Mapping[str, Any]) -> dict[str, Any]:

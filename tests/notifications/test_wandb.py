@@ -13,7 +13,9 @@ import pytest
 from periflow_ray.credentials import create_credential
 from periflow_ray.jobs import JobRecord
 from periflow_ray.jobs.metrics import Metric
-from periflow_ray.runtime.monitor.sinks import sink_variables
+from periflow_ray.runtime.monitor.sinks import sink_variables, with_hparams
+from periflow_ray.runtime.monitor.sinks.stored import StoredMetrics
+from periflow_ray.runtime.monitor.sinks.tensorboard import TensorBoardFiles
 from periflow_ray.runtime.monitor.sinks.wandb import WandbRun, WandbSink, read_wandb_run
 from periflow_ray.spec import PluginSpec
 
@@ -142,6 +144,7 @@ def test_rank_0_s_numbers_are_logged_under_their_steps(wandb: Any, problems: lis
         "name": "cifar-12 (pf.metric)",
         "id": "periflow-12-ab-metrics",
         "resume": "allow",
+        "config": {},
         "settings": {"api_key": "hunter2", "console": "off", "silent": True},
         "dir_exists": True,
     }
@@ -152,6 +155,16 @@ def test_rank_0_s_numbers_are_logged_under_their_steps(wandb: Any, problems: lis
         ("log", {"loss": 0.4, "step": 1}),
         ("finish",),
     ]
+
+
+def test_a_trial_s_parameters_are_the_config_of_its_run(wandb: Any, problems: list[str]) -> None:
+    stored, board, run = with_hparams((StoredMetrics(), TensorBoardFiles(), RUN), {"lr": 0.1}, "loss")
+    assert (stored, board) == (StoredMetrics(), TensorBoardFiles({"lr": 0.1}, "loss"))
+    assert isinstance(run, WandbRun)
+    sink = WandbSink(run, problems.append)
+    sink.record([metric(1, loss=0.5)])
+    sink.close()
+    assert wandb.calls[0][1]["config"] == {"lr": 0.1}
 
 
 def test_the_template_s_own_variables_decide_where_the_metrics_go(wandb: Any, problems: list[str]) -> None:

@@ -107,6 +107,26 @@ def test_grids_alone_say_how_many_trials_there_are() -> None:
             "scheduler: {type: pbt, perturbation_interval: 9}\nsearch: optuna",
             "is optuna, and pbt draws at random",
         ),
+        ("scheduler: pb2", "scheduler is pb2 without perturbation_interval"),
+        (
+            "scheduler: {type: pb2, perturbation_interval: 9, burn_in_period: 3}",
+            "scheduler has 'burn_in_period', and scheduler pb2 takes perturbation_interval, quantile_fraction, synch",
+        ),
+        (
+            "scheduler: {type: pb2, perturbation_interval: 9}\nparameters: {a: {uniform: [0, 1]}, b: {choice: [1, 2]}}",
+            "5:36: parameters.b is choice, and scheduler pb2 takes ranges of real numbers alone; make it uniform or",
+        ),
+        (
+            "scheduler: {type: pb2, perturbation_interval: 9}\nparameters: {a: {uniform: [0, 1], when: {b: 1}}, b: 1}",
+            "parameters.a has a condition, and scheduler pb2 changes every parameter of a trial",
+        ),
+        (
+            "scheduler: {type: pbt, perturbation_interval: 9}\nparameters: {a: 1}",
+            "parameters has fixed values alone, and",
+        ),
+        ("search: bayesopt\nparameters: {a: {randint: [1, 9]}}", "parameters.a is randint, and search bayesopt takes"),
+        ("search: optuna\nparameters: {a: {randn: [1, 9]}}", "parameters.a is randn, and search optuna takes"),
+        ("parameters: {a: {quniform: [0.1, 1, 0.25]}}", "a bound of 0.1, which is no multiple of its step of 0.25"),
         ("search: grid", "search is grid, and lr is uniform"),
         ("search: opuna", "search is the text 'opuna'; it must be one of random, grid, optuna"),
         ("search: optuna\nparameters: {a: {grid: [1, 2]}}", "search is optuna, and a is a grid; make it a choice"),

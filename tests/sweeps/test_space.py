@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from ray.tune import schedulers
+from ray.tune.schedulers.pb2 import PB2
 from ray.tune.search import Searcher
 
-from periflow_ray.errors import UsageError
 from periflow_ray.runtime.sweeps.methods import make_scheduler, make_searcher
 from periflow_ray.runtime.sweeps.population import keep_in_range
 from periflow_ray.runtime.sweeps.searcher import SweepSearcher
@@ -175,28 +175,6 @@ def test_no_trial_begins_once_the_sweep_is_over() -> None:
     assert searcher.suggest("a") == Searcher.FINISHED
 
 
-def test_optuna_goes_on_with_what_it_knew() -> None:
-    spec = make_spec(search="optuna", parameters={"x": {"uniform": [0, 1]}, "fixed": 3}, num_trials=40)
-    known = {
-        number: make_known(number, "success", {"x": x, "fixed": 3}, 1 - abs(x - 0.8))
-        for number, x in enumerate([0.05 * index for index in range(20)], start=1)
-    }
-    taught, fresh = make_searcher(spec, known), make_searcher(spec, {})
-    suggested = {}
-    for name, searcher in (("taught", taught), ("fresh", fresh)):
-        suggested[name] = [searcher.suggest(f"{name}-{index}") for index in range(8)]
-    assert all(each["fixed"] == 3 and 0 <= each["x"] <= 1 for each in (*suggested["taught"], *suggested["fresh"]))
-    distance = {name: sum(abs(each["x"] - 0.8) for each in found) for name, found in suggested.items()}
-    assert distance["taught"] < distance["fresh"]
-
-
-@pytest.mark.parametrize("name", ["hyperopt", "bayesopt"])
-def test_a_search_whose_package_is_missing_says_so(name: str) -> None:
-    spec = make_spec(search=name, parameters={"x": {"uniform": [0, 1]}})
-    with pytest.raises(UsageError, match=rf"search: {name} needs the package .*: pip install"):
-        make_searcher(spec, {})
-
-
 def test_asha_judges_by_what_earlier_trials_reported() -> None:
     spec = make_spec(scheduler={"type": "asha", "max_t": 100, "grace_period": 10, "reduction_factor": 2})
     known = {
@@ -224,6 +202,7 @@ def test_asha_judges_by_what_earlier_trials_reported() -> None:
         ("hyperband", schedulers.HyperBandScheduler),
         ("median", schedulers.MedianStoppingRule),
         ("pbt", schedulers.PopulationBasedTraining),
+        ("pb2", PB2),
     ],
 )
 def test_the_options_of_a_scheduler_are_those_of_ray_tune(name: str, of_tune: type) -> None:

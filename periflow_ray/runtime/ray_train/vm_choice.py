@@ -87,11 +87,7 @@ class VmChoice:
         following = self._order.take_refusals(facts.refused_unix_s, time.time())
         if following is None:
             return
-        reason = read_refusals().get(refused)
-        self._monitor.note(
-            f"the provider refused {refused}{f' ({reason})' if reason else ''}; asks for {following} instead, "
-            f"{_describe_price(following)}"
-        )
+        self._monitor.note(describe_fallback(refused, following))
         for group in pending:
             ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.group_id)))
 
@@ -148,6 +144,13 @@ def has_labels() -> bool:
 def read_vm_name(node: Mapping[str, Any]) -> str | None:
     """Of which VM type a node is, by its own label; None if it does not say so."""
     return (node.get("Labels") or {}).get(VM_LABEL)
+
+
+def describe_fallback(refused: str, following: str) -> str:
+    """The sentence for users about the VM type that is asked for instead of a refused one."""
+    reason = read_refusals().get(refused)
+    because = f" ({reason})" if reason else ""
+    return f"the provider refused {refused}{because}; asks for {following} instead, {_describe_price(following)}"
 
 
 def _describe_price(vm_name: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray.tune import TuneError
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -19,99 +20,89 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from periflow_ray.errors import UsageError
+from periflow_ray.runtime.sweeps.learning import LearningSearcher
 from periflow_ray.runtime.sweeps.population import Cloning, Population
 from periflow_ray.runtime.sweeps.searcher import VariantSearcher
 from periflow_ray.spec.sweep import STEP, SweepSpec
 from periflow_ray.sweeps.journal import Trial
-from periflow_ray.sweeps.space import domain_of, draw_trials
+from periflow_ray.sweeps.space import draw_trials
 
-_EXTRAS = {"optuna": "optuna", "bayesopt": "bayesian-optimization", "hyperopt": "hyperopt"}
+
+@dataclass(frozen=True)
+class _Package:
+    """What a method of Tune's needs.
+
+    Args:
+        wanted: as pip takes it.
+        module: that is imported.
+        attribute: of the module, which other versions do not have.
+    """
+
+    wanted: str
+    module: str
+    attribute: str | None = None
+
+
+# By the extras of periflow-ray itself.
+_PACKAGES = {
+    "optuna": _Package("optuna", "optuna"),
+    # Tune calls what version 2 took out.
+    "bayesopt": _Package("bayesian-optimization>=1.4.3,<2", "bayes_opt", "UtilityFunction"),
+    "hyperopt": _Package("hyperopt", "hyperopt"),
+    "pb2": _Package("scikit-learn", "sklearn"),
+}
 
 
 def make_searcher(spec: SweepSpec, known: Mapping[int, Trial]) -> Searcher:
     """Where the next trial is, with what is known of the earlier ones.
 
     Raises:
-        UsageError: a package for it is not installed.
+        UsageError: a package for it is not installed, or it refuses an option.
     """
     if spec.search.name in ("random", "grid"):
         return VariantSearcher(draw_trials(spec), len(known))
-    return _make_learner(spec, known)
+    _require_package("search", spec.search.name)
+    with _refusals_told("search", spec.search.name):
+        return LearningSearcher(spec, known)
 
 
-def _make_learner(spec: SweepSpec, known: Mapping[int, Trial]) -> Searcher:
-    name = spec.search.name
-    require_search(name)
-    fixed = {each: parameter.values[0] for each, parameter in spec.parameters.items() if parameter.kind == "fixed"}
-    domains = {each: domain_of(parameter, name) for each, parameter in spec.parameters.items() if each not in fixed}
-    points = [{each: value for each, value in point.items() if each in domains} for point in spec.points[len(known) :]]
-    options: dict[str, Any] = {
-        "space": domains,
-        "metric": spec.metric,
-        "mode": spec.mode,
-        "points_to_evaluate": points or None,
-        **spec.search.options,
-    }
-    inner: Searcher
-    match name:
-        case "optuna":
-            from ray.tune.search.optuna import OptunaSearch
-
-            inner = OptunaSearch(seed=spec.seed, **options)
-        case "bayesopt":
-            from ray.tune.search.bayesopt import BayesOptSearch
-
-            inner = BayesOptSearch(random_state=spec.seed, **options)
-        case _:
-            from ray.tune.search.hyperopt import HyperOptSearch
-
-            inner = HyperOptSearch(random_state_seed=spec.seed, **options)
-    for trial in known.values():
-        best = trial.best(spec.mode)
-        if trial.is_final and best is not None and domains.keys() <= trial.parameters.keys():
-            # Where it cannot be taught, it begins to learn anew.
-            with contextlib.suppress(NotImplementedError):
-                inner.add_evaluated_point({each: trial.parameters[each] for each in domains}, best)
-    return _WithFixed(inner, fixed)
-
-
-def require_search(name: str) -> None:
-    """Refuse a way of searching whose package is not installed.
-
-    Raises:
-        UsageError: it is not.
-    """
-    package = _EXTRAS.get(name)
-    if package is None:
-        return
+def _require_package(what: str, name: str) -> None:
+    package = _PACKAGES[name]
     try:
-        importlib.import_module({"bayesopt": "bayes_opt"}.get(name, name))
+        module = importlib.import_module(package.module)
     except ImportError as err:
-        raise UsageError(f"search: {name} needs the package {package}: pip install {package}") from err
+        raise UsageError(f"{what}: {name} needs the package {package.wanted}: pip install '{package.wanted}'") from err
+    if package.attribute is not None and not hasattr(module, package.attribute):
+        raise UsageError(
+            f"{what}: {name} needs another version of its package than is installed: pip install '{package.wanted}'"
+        )
 
 
-class _WithFixed(Searcher):  # type: ignore[misc]
-    def __init__(self, inner: Searcher, fixed: Mapping[str, Any]) -> None:
-        super().__init__()
-        self._inner = inner
-        self._fixed = fixed
-
-    def suggest(self, trial_id: str) -> Any:
-        found = self._inner.suggest(trial_id)
-        return {**found, **self._fixed} if isinstance(found, dict) else found
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._inner.on_trial_result(trial_id, result)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self._inner.on_trial_complete(trial_id, result, error)
+@contextlib.contextmanager
+def _refusals_told(what: str, name: str) -> Iterator[None]:
+    """An option that Tune refuses is the user's."""
+    try:
+        yield
+    except (AssertionError, TypeError, ValueError, TuneError) as err:
+        raise UsageError(f"{what}: {name} has an option that it does not take: {err}") from err
 
 
 def make_scheduler(spec: SweepSpec, known: Mapping[int, Trial], cloning: Cloning) -> TrialScheduler:
     """Which trials are stopped early, by the metric's own steps, with what is known of the earlier trials.
 
     Hyperband begins with new brackets, and a population with new scores.
+
+    Raises:
+        UsageError: a package for it is not installed, or it refuses an option.
     """
+    name = spec.scheduler.name
+    if name in _PACKAGES:
+        _require_package("scheduler", name)
+    with _refusals_told("scheduler", name):
+        return _make_scheduler(spec, known, cloning)
+
+
+def _make_scheduler(spec: SweepSpec, known: Mapping[int, Trial], cloning: Cloning) -> TrialScheduler:
     options = dict(spec.scheduler.options)
     match spec.scheduler.name:
         case "none":
@@ -122,6 +113,10 @@ def make_scheduler(spec: SweepSpec, known: Mapping[int, Trial], cloning: Cloning
             return HyperBandScheduler(time_attr=STEP, **options)
         case "median":
             return _Median(_reports_of(known), time_attr=STEP, **options)
+        case "pb2":
+            from periflow_ray.runtime.sweeps.bandits import Bandits
+
+            return Bandits(spec, cloning)
     return Population(spec, cloning)
 
 

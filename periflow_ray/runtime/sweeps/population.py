@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from ray.tune.schedulers import PopulationBasedTraining
+from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 
+from periflow_ray.runtime.sweeps.trial_runner import is_worst
 from periflow_ray.spec.sweep import STEP, SweepSpec
 from periflow_ray.spec.sweep_parameters import LISTED, Parameter
 from periflow_ray.store.checkpoints import Manifest
-from periflow_ray.sweeps.space import domain_of
+from periflow_ray.sweeps.space import domain_of, drop_unused
 
 # Ranges of numbers; what is drawn from a list stays in it by itself.
 _RANGES = ("uniform", "loguniform", "quniform", "randint", "lograndint")
@@ -36,26 +37,15 @@ class Cloning(Protocol):
         """Let a trial go on from another one's checkpoint, with these parameters."""
 
 
-class Population(PopulationBasedTraining):  # type: ignore[misc]
-    """Tune's own, with the checkpoints of the trials' jobs in place of Tune's.
+class FromJobs(TrialScheduler):  # type: ignore[misc]
+    """Mixed into a population of Tune's: it has the checkpoints of the trials' jobs in place of Tune's.
 
-    A trial without a checkpoint is not exploited, and no parameter leaves its range.
+    A trial without a checkpoint is not exploited, nor is one whose metric is no number.
     """
 
-    def __init__(self, spec: SweepSpec, cloning: Cloning) -> None:
-        mutations = {
-            name: list(parameter.values) if parameter.kind in LISTED else domain_of(parameter, "random")
-            for name, parameter in spec.parameters.items()
-            if parameter.kind != "fixed"
-        }
-        super().__init__(
-            time_attr=STEP,
-            hyperparam_mutations=mutations,
-            custom_explore_fn=lambda config: keep_in_range(spec.parameters, config),
-            log_config=False,
-            require_attrs=False,
-            **spec.scheduler.options,
-        )
+    def __init__(self, spec: SweepSpec, cloning: Cloning, **options: Any) -> None:
+        super().__init__(time_attr=STEP, log_config=False, require_attrs=False, **options)
+        self._spec = spec
         self._cloning = cloning
         self._source: Source | None = None
 
@@ -68,6 +58,8 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]
         super().on_trial_add(SimpleNamespace(search_alg=None), trial)
 
     def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
+        if is_worst(self._trial_state[trial_to_clone].last_score):
+            return
         self._source = self._cloning.find_source(trial_to_clone.trial_id)
         if self._source is not None:
             super()._exploit(tune_controller, trial, trial_to_clone)
@@ -75,8 +67,27 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         config, operations = super()._get_new_config(trial, trial_to_clone)
         assert self._source is not None
-        self._cloning.clone(trial.trial_id, trial_to_clone.trial_id, self._source, config)
+        used = drop_unused(self._spec, config)
+        self._cloning.clone(trial.trial_id, trial_to_clone.trial_id, self._source, used)
         return config, operations
+
+
+class Population(FromJobs, PopulationBasedTraining):  # type: ignore[misc]
+    """Tune's own; no parameter leaves its range."""
+
+    def __init__(self, spec: SweepSpec, cloning: Cloning) -> None:
+        mutations = {
+            name: list(parameter.values) if parameter.kind in LISTED else domain_of(parameter, "random")
+            for name, parameter in spec.parameters.items()
+            if parameter.kind != "fixed"
+        }
+        super().__init__(
+            spec,
+            cloning,
+            hyperparam_mutations=mutations,
+            custom_explore_fn=lambda config: keep_in_range(spec.parameters, config),
+            **spec.scheduler.options,
+        )
 
 
 def keep_in_range(parameters: Mapping[str, Parameter], config: Mapping[str, Any]) -> dict[str, Any]:

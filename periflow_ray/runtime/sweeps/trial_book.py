@@ -98,6 +98,12 @@ class TrialBook:
         if not trial.reports or trial.step != step:
             self._journal.report(trial.number, step, value)
 
+    def place(self, tune_id: str, vm: str) -> None:
+        """A trial runs on a machine of this VM type."""
+        trial = self.trial_of(tune_id)
+        if trial.vm != vm:
+            self._journal.place(trial.number, vm)
+
     def end(self, tune_id: str, status: TrialStatus, why: str | None) -> Trial:
         """A trial has ended; returns what is known of it."""
         trial = self.trial_of(tune_id)
@@ -136,7 +142,7 @@ class TrialBook:
                 needed.add((trial.clones[-1].checkpoint, trial.clones[-1].job_id))
         # Only a population has any, and that is small.
         job_ids = [job_id for trial in self.trials.values() for job_id in trial.job_ids]
-        for job_id in job_ids if self._spec.scheduler.name == "pbt" else ():
+        for job_id in job_ids if self._spec.scheduler.name in ("pbt", "pb2") else ():
             for checkpoint, by_job in list_pins(self._root, job_id):
                 if (f"{job_id}/{checkpoint}", by_job) not in needed:
                     unpin(self._root, job_id, checkpoint, by_job)

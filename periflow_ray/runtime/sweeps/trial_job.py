@@ -32,8 +32,7 @@ from periflow_ray.runtime.monitor.contract import MemberFacts
 from periflow_ray.runtime.monitor.in_process import InProcessMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
-from periflow_ray.runtime.monitor.sinks import MetricSink, plan_sinks, sink_variables
-from periflow_ray.runtime.monitor.sinks.tensorboard import TensorBoardFiles
+from periflow_ray.runtime.monitor.sinks import MetricSink, plan_sinks, sink_variables, with_hparams
 from periflow_ray.runtime.ray_train.group_policy import LeaveGroupError
 from periflow_ray.runtime.sweeps.gang import Gang, GangRun
 from periflow_ray.store.patience import Patience
@@ -156,9 +155,8 @@ class TrialJob:
         claim = patience.insist(lambda: read_claim(root, job_id))
         with patience.insist(lambda: StateKeeper(root, job_id, driver_id=driver_id)) as state:
             state.hide((*task.secrets.values(), task.secrets_key))
-            sinks = tuple(
-                TensorBoardFiles(plan.hparams, self._metric) if isinstance(sink, TensorBoardFiles) else sink
-                for sink in plan_sinks(plan.plugin, record, plan.env, state.note)
+            sinks = with_hparams(
+                plan_sinks(plan.plugin, record, plan.env, state.note), plan.hparams or {}, self._metric
             )
             variables = sink_variables(sinks, given={*plan.env, *plan.secret_names})
             plan = plan.model_copy(update={"env": {**variables.settings, **plan.env}})

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 
 from ray import tune
 
-from periflow_ray.cluster.config.render import VM_LABEL
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.ray_train.train_run import set_train_environment
-from periflow_ray.runtime.ray_train.vm_choice import has_labels
+from periflow_ray.runtime.sweeps.vm_types import select_labels
 from periflow_ray.spec.sweep import SweepSpec
 from periflow_ray.sweeps.journal import Trial
 
@@ -36,9 +35,8 @@ def resources_of(plan: JobPlan, share: float) -> tune.PlacementGroupFactory:
         share: of a device that it takes.
     """
     bundle = bundle_of(plan, share)
-    # A cluster that this package did not make says of no node of which VM type it is.
-    is_any = plan.vm.is_local or not has_labels()
-    options = {} if is_any else {"bundle_label_selector": [{VM_LABEL: plan.vm.name}] * plan.num_nodes}
+    labels = None if plan.vm.is_local else select_labels(plan.vm_names)
+    options = {} if labels is None else {"bundle_label_selector": [labels] * plan.num_nodes}
     if plan.num_nodes == 1:
         return tune.PlacementGroupFactory([bundle], **options)
     # The agent of several nodes only drives them: the first bundle is its own, which needs nothing.

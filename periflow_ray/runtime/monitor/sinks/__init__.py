@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from periflow_ray.jobs import JobRecord
 from periflow_ray.loops import describe_error, tell
@@ -12,7 +13,7 @@ from periflow_ray.plan.masking import looks_secret
 from periflow_ray.runtime.monitor.sinks.sink import ChooseSink, MetricSink, SinkPlan
 from periflow_ray.runtime.monitor.sinks.stored import StoredMetrics
 from periflow_ray.runtime.monitor.sinks.tensorboard import TensorBoardFiles
-from periflow_ray.runtime.monitor.sinks.wandb import read_wandb_run
+from periflow_ray.runtime.monitor.sinks.wandb import WandbRun, read_wandb_run
 from periflow_ray.store.root import StorageRoot
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = [
     "open_sinks",
     "plan_sinks",
     "sink_variables",
+    "with_hparams",
 ]
 
 
@@ -62,6 +64,24 @@ def plan_sinks(
     """
     chosen = (choose(plugin, record, env, on_problem) for choose in SINKS)
     return tuple(sink for sink in chosen if sink is not None)
+
+
+def with_hparams(sinks: Sequence[SinkPlan], hparams: Mapping[str, Any], metric: str) -> tuple[SinkPlan, ...]:
+    """The sinks of a trial, which those that have a place for it tell of its parameters.
+
+    Args:
+        metric: by which trials are compared.
+    """
+
+    def told(sink: SinkPlan) -> SinkPlan:
+        match sink:
+            case TensorBoardFiles():
+                return TensorBoardFiles(hparams, metric)
+            case WandbRun():
+                return dataclasses.replace(sink, hparams=hparams)
+        return sink
+
+    return tuple(map(told, sinks))
 
 
 def sink_variables(sinks: Sequence[SinkPlan], given: Collection[str]) -> SinkVariables:

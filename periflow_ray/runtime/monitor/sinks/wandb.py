@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from periflow_ray.jobs import JobRecord
 from periflow_ray.jobs.metrics import Metric
@@ -33,7 +33,8 @@ _MAX_NAME_CHARS = 128
 class WandbRun:
     """Where a job's metrics go; all of the job's restarts continue the same run. It pickles, key and all.
 
-    ``settings`` are the variables of Weights & Biases that the user sets for the job, such as WANDB_ENTITY.
+    ``settings`` are the variables of Weights & Biases that the user sets for the job, such as WANDB_ENTITY; ``hparams``
+    are a trial's parameters, which become the run's config.
     """
 
     run_id: str
@@ -42,6 +43,7 @@ class WandbRun:
     group: str
     api_key: str = field(repr=False)
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)
+    hparams: Mapping[str, Any] = field(default_factory=dict)
 
     def open(self, root: StorageRoot, job_id: int, on_problem: Callable[[str], None]) -> WandbSink:
         return WandbSink(self, on_problem)
@@ -168,6 +170,7 @@ class WandbSink:
             name=f"{self._run.name} (pf.metric)",
             id=f"{self._run.run_id}-metrics",
             resume="allow",
+            config=dict(self._run.hparams),
             dir=self._dir,
             settings=settings,
         )

@@ -1,0 +1,103 @@
+"""On the machines of which VM types the trials of a sweep run, where the template has several."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import ray
+
+from periflow_ray.cluster.config.render import VM_LABEL
+from periflow_ray.loops import BackgroundLoop
+from periflow_ray.runtime import ray_private
+from periflow_ray.runtime.launches import TIMEOUT_S
+from periflow_ray.runtime.ray_train.vm_choice import FallbackOrder, describe_fallback, has_labels, read_vm_name
+
+LOOK_INTERVAL_S = 2.0
+# A request is sent again before that; it ends by itself when its driver is killed.
+_REQUEST_LASTS_S = 180.0
+_SEND_AGAIN_S = 60.0
+
+
+def select_labels(vm_names: Sequence[str]) -> dict[str, str] | None:
+    """The labels of the nodes that a trial may run on: of any of its VM types, because a machine that is there is best.
+
+    Returns:
+        A selector as Ray has it; None for any node, where the cluster's nodes do not say of which VM type they are.
+    """
+    if not vm_names or not has_labels():
+        return None
+    return {VM_LABEL: vm_names[0] if len(vm_names) == 1 else f"in({','.join(vm_names)})"}
+
+
+def find_vm_name(node_ip: str) -> str | None:
+    """Of which VM type a node is, where it says so."""
+    nodes = (node for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == node_ip)
+    return next((name for name in map(read_vm_name, nodes) if name is not None), None)
+
+
+class VmRequests:
+    """Asks the autoscaler for machines for trials that wait: of the first VM type, of the next one if it is refused.
+
+    By itself it would ask for the type that fits best, and again and again for that one.
+
+    Args:
+        vm_names: two or more, the first choice first.
+        bundle: what a trial asks Ray for.
+        note: takes a sentence that the user should read.
+    """
+
+    def __init__(
+        self,
+        vm_names: Sequence[str],
+        bundle: Mapping[str, float],
+        request: ray_private.MachineRequest,
+        note: Callable[[str], None],
+    ) -> None:
+        self._order = FallbackOrder(vm_names)
+        self._bundle = bundle
+        self._request = request
+        self._note = note
+        self._num_waiting = 0
+        self._num_running: Mapping[str, int] = {}
+        self._sent: tuple[str, int] | None = None
+        self._sent_s = 0.0
+        self._loop = BackgroundLoop("vm-types", self.look, LOOK_INTERVAL_S)
+
+    def start(self) -> None:
+        self._loop.start()
+
+    def close(self) -> None:
+        """Ask for nothing any more."""
+        self._loop.close()
+        if self._sent is not None:
+            self._request.cancel()
+
+    def take_counts(self, num_waiting: int, num_running: Mapping[str, int]) -> None:
+        """How many trials wait for a machine now, and how many run on each VM type."""
+        self._num_waiting, self._num_running = num_waiting, num_running
+
+    def look(self) -> None:
+        """Ask for what is wanted now."""
+        if not self._num_waiting:
+            if self._sent is not None:
+                self._sent = None
+                self._request.cancel()
+            return
+        if self._sent is None:
+            self._order.start(time.time())
+        self._fall_back()
+        # The autoscaler takes machines that are busy for free ones here.
+        count = self._num_waiting + self._num_running.get(self._order.vm_name, 0)
+        wanted = (self._order.vm_name, count)
+        if wanted != self._sent or time.monotonic() - self._sent_s > _SEND_AGAIN_S:
+            self._request.send(self._bundle, {VM_LABEL: self._order.vm_name}, count, _REQUEST_LASTS_S)
+            self._sent, self._sent_s = wanted, time.monotonic()
+
+    def _fall_back(self) -> None:
+        facts = ray_private.read_launches(ray.get_runtime_context().gcs_address, TIMEOUT_S)
+        refused, now_unix_s = self._order.vm_name, time.time()
+        following = self._order.take_refusals(facts.refused_unix_s, now_unix_s)
+        if following is not None:
+            self._note(describe_fallback(refused, following))
+            self._order.start(now_unix_s)
