@@ -1,4 +1,4 @@
-"""What the trials of a sweep cost, by the price of their machines."""
+"""What the trials of a sweep cost, by the price of their machines, and when that or the time is too much."""
 
 from __future__ import annotations
 
@@ -27,3 +27,17 @@ def cost_of(trials: Iterable[Trial], plan: JobPlan, spec: SweepSpec) -> float | 
     if usd_per_trial_hour(plan, spec) is None:
         return None
     return sum(trial.duration_s / _S_PER_HOUR * (usd_per_trial_hour(plan, spec, trial.vm) or 0.0) for trial in trials)
+
+
+def describe_limit(spec: SweepSpec, plan: JobPlan, trials: Iterable[Trial], ran_s: float) -> str | None:
+    """Which of its limits a sweep has come to; None for none of them.
+
+    Args:
+        ran_s: seconds that it has run for.
+    """
+    if spec.time_budget_s is not None and ran_s > spec.time_budget_s:
+        return f"the time budget of {spec.time_budget} is over"
+    cost = cost_of(trials, plan, spec)
+    if spec.max_cost is not None and cost is not None and cost >= spec.max_cost:
+        return f"it has cost ${cost:.2f}, and max_cost is ${spec.max_cost:g}"
+    return None

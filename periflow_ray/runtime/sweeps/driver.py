@@ -8,8 +8,6 @@ import math
 import signal
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -25,22 +23,20 @@ from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.graceful_stop import on_stop_signals
 from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
-from periflow_ray.runtime.ray_private import MachineRequest
-from periflow_ray.runtime.ray_train.vm_choice import has_labels
 from periflow_ray.runtime.sweeps.methods import make_scheduler, make_searcher
 from periflow_ray.runtime.sweeps.searcher import SweepSearcher
 from periflow_ray.runtime.sweeps.trainable import ENDED, FAILS, IS_THERE, LACKS_METRIC, TrialTrainable
 from periflow_ray.runtime.sweeps.trial_book import TrialBook
 from periflow_ray.runtime.sweeps.trial_job import SweepTask
 from periflow_ray.runtime.sweeps.trial_runner import is_worst
-from periflow_ray.runtime.sweeps.tuning import describe_end, resources_of, tune_environment
-from periflow_ray.runtime.sweeps.vm_types import VmRequests, find_vm_name
+from periflow_ray.runtime.sweeps.tuning import describe_end, describe_trials, resources_of, tune_environment
+from periflow_ray.runtime.sweeps.vm_types import TrialMachines
 from periflow_ray.spec.sweep import STEP, SweepSpec
 from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.sweeps.cost import cost_of
+from periflow_ray.sweeps.cost import describe_limit
 from periflow_ray.sweeps.documents import read_sweep
 from periflow_ray.sweeps.journal import TrialStatus, find_best
 
@@ -106,8 +102,7 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         self._began_unix_s = max(started_unix_s, record.resumed_unix_s or 0.0)
         self._book = book = TrialBook(root, plan, record, spec, Patience(state.note), state.note)
         self._actors: dict[str, Any] = {}
-        self._vm_requests: VmRequests | None = None
-        self._vm_of_ip: dict[str, str | None] = {}
+        self._machines = TrialMachines(plan, f"sweep-{record.job_id}", state.note)
         self._fails: dict[str, str] = {}
         self._live: set[str] = set()
         self._flushed_s = 0.0
@@ -157,27 +152,12 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
                 verbose=0,
             ),
         )
-        with self._ask_for_machines(resources):
+        with self._machines.open(resources.bundles[0]):
             tuner.fit()
         patience.insist(self._book.flush)
         patience.insist(lambda: self._book.settle_pins(is_over=self._why_over is None or self._is_at_limit))
         self._root.delete(job_key(self._record.job_id, _TUNE_DIR))
         return self._conclude()
-
-    @contextlib.contextmanager
-    def _ask_for_machines(self, resources: tune.PlacementGroupFactory) -> Iterator[None]:
-        """Where there is a choice of VM types, see that the first one that is to be had is asked for."""
-        plan = self._plan
-        if plan.vm.is_local or not plan.fallback_vms or not has_labels():
-            yield
-            return
-        request = MachineRequest(f"sweep-{self._record.job_id}")
-        self._vm_requests = VmRequests(plan.vm_names, resources.bundles[0], request, self._state.note)
-        self._vm_requests.start()
-        try:
-            yield
-        finally:
-            self._vm_requests.close()
 
     def carry_out(self, request: Request) -> None:
         """What a user asks of the sweep."""
@@ -219,13 +199,8 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
             except (OSError, StorageError) as err:
                 print(f"the journal is delayed: {err}")
             self._watch_limits()
-            if self._vm_requests is not None:
-                num_waiting = sum(trial.status == TuneTrial.PENDING for trial in trials)
-                running = Counter(trial.vm for trial in map(self._book.trial_of, list(self._live)) if trial.vm)
-                num_nodes = self._plan.num_nodes
-                self._vm_requests.take_counts(
-                    num_waiting * num_nodes, {vm: number * num_nodes for vm, number in running.items()}
-                )
+            num_waiting = sum(trial.status == TuneTrial.PENDING for trial in trials)
+            self._machines.take_counts(num_waiting, map(self._book.trial_of, list(self._live)))
         if self._is_stopped.is_set() and now_s - self._asked_s > ASK_INTERVAL_S:
             self._ask_trials_to_stop()
 
@@ -247,18 +222,10 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
             return
         if ENDED not in result:
             value = float(result[self._spec.metric])
-            self._place(trial.trial_id, result)
+            vm = self._machines.find_vm_name(result.get(NODE_IP))
+            if vm is not None:
+                self._book.place(trial.trial_id, vm)
             self._book.report(trial.trial_id, int(result[STEP]), math.nan if is_worst(value) else value)
-
-    def _place(self, tune_id: str, result: dict[str, Any]) -> None:
-        if self._plan.vm.is_local or NODE_IP not in result:
-            return
-        node_ip = result[NODE_IP]
-        if node_ip not in self._vm_of_ip:
-            self._vm_of_ip[node_ip] = find_vm_name(node_ip)
-        vm = self._vm_of_ip[node_ip]
-        if vm is not None:
-            self._book.place(tune_id, vm)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ended, step = trial.last_result.get(ENDED), trial.last_result.get(STEP, 0)
@@ -300,27 +267,16 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
     def _watch_limits(self) -> None:
         if self._why_over is not None:
             return
-        budget_s = self._spec.time_budget_s
-        if budget_s is not None and time.time() - self._began_unix_s > budget_s:
-            self._stop_at_limit(f"the time budget of {self._spec.time_budget} is over")
-        cost, max_cost = cost_of(self._book.trials.values(), self._plan, self._spec), self._spec.max_cost
-        if max_cost is not None and cost is not None and cost >= max_cost:
-            self._stop_at_limit(f"it has cost ${cost:.2f}, and max_cost is ${max_cost:g}")
-
-    def _stop_at_limit(self, reason: str) -> None:
-        """As it was planned to end: whether it succeeds depends on what it has found."""
-        self._is_at_limit = True
-        self.stop(reason)
+        reached = describe_limit(self._spec, self._plan, self._book.trials.values(), time.time() - self._began_unix_s)
+        if reached is not None:
+            # As it was planned to end: whether it succeeds depends on what it has found.
+            self._is_at_limit = True
+            self.stop(reached)
 
     def _conclude(self) -> bool:
         trials = self._book.trials.values()
-        counts = {status: sum(trial.status == status for trial in trials) for status in ("success", "early", "failed")}
         best = find_best(trials, self._spec.mode)
-        text = f"{len(trials)} trials: {counts['success']} ran to the end, {counts['early']} were stopped early"
-        if counts["failed"]:
-            text += f", {counts['failed']} failed"
-        if best is not None:
-            text += f"; the best {self._spec.metric} is {best.best(self._spec.mode):g}, of trial {best.number}"
+        text = describe_trials(trials, best, self._spec)
         if self._error is not None:
             self._state.enter("failed", self._error)
             return False

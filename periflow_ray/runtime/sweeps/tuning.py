@@ -1,11 +1,11 @@
-"""How Ray Tune is set up for a sweep, and a trial's end in words."""
+"""How Ray Tune is set up for a sweep, and the ends of its trials in words."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from ray import tune
 
@@ -26,6 +26,16 @@ def describe_end(trial: Trial, spec: SweepSpec) -> str:
     why = f" ({trial.why})" if trial.why else ""
     what = f"trial {trial.number}, job {trial.job_ids[-1]}: {trial.status}{why}"
     return f"{what}; {value} at step {trial.step}; {parameters}"
+
+
+def describe_trials(trials: Collection[Trial], best: Trial | None, spec: SweepSpec) -> str:
+    counts = {status: sum(trial.status == status for trial in trials) for status in ("success", "early", "failed")}
+    text = f"{len(trials)} trials: {counts['success']} ran to the end, {counts['early']} were stopped early"
+    if counts["failed"]:
+        text += f", {counts['failed']} failed"
+    if best is not None:
+        text += f"; the best {spec.metric} is {best.best(spec.mode):g}, of trial {best.number}"
+    return text
 
 
 def resources_of(plan: JobPlan, share: float) -> tune.PlacementGroupFactory:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import ray
 
 from periflow_ray.cluster.config.render import VM_LABEL
 from periflow_ray.loops import BackgroundLoop
+from periflow_ray.plan import JobPlan
 from periflow_ray.runtime import ray_private
 from periflow_ray.runtime.launches import TIMEOUT_S
 from periflow_ray.runtime.ray_train.vm_choice import FallbackOrder, describe_fallback, has_labels, read_vm_name
+from periflow_ray.sweeps.journal import Trial
 
 LOOK_INTERVAL_S = 2.0
 # A request is sent again before that; it ends by itself when its driver is killed.
@@ -34,6 +38,59 @@ def find_vm_name(node_ip: str) -> str | None:
     """Of which VM type a node is, where it says so."""
     nodes = (node for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == node_ip)
     return next((name for name in map(read_vm_name, nodes) if name is not None), None)
+
+
+class TrialMachines:
+    """The machines of a sweep's trials: those that are asked for while it is open, and of which VM type each is.
+
+    Args:
+        plan: of the sweep's template.
+        name: of the request for machines, in the whole cluster.
+        note: takes a sentence that the user should read.
+    """
+
+    def __init__(self, plan: JobPlan, name: str, note: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._name = name
+        self._note = note
+        self._requests: VmRequests | None = None
+        self._vm_by_ip: dict[str, str | None] = {}
+
+    @contextlib.contextmanager
+    def open(self, bundle: Mapping[str, float]) -> Iterator[None]:
+        """Where there is a choice of VM types, see that the first one that is to be had is asked for.
+
+        Args:
+            bundle: what a node of a trial asks Ray for.
+        """
+        plan = self._plan
+        if plan.vm.is_local or not plan.fallback_vms or not has_labels():
+            yield
+            return
+        request = ray_private.MachineRequest(self._name)
+        self._requests = VmRequests(plan.vm_names, bundle, request, self._note)
+        self._requests.start()
+        try:
+            yield
+        finally:
+            self._requests.close()
+
+    def take_counts(self, num_waiting: int, running: Iterable[Trial]) -> None:
+        """How many trials wait for machines now, and which ones run."""
+        if self._requests is not None:
+            num_nodes = self._plan.num_nodes
+            counts = Counter(trial.vm for trial in running if trial.vm is not None)
+            self._requests.take_counts(
+                num_waiting * num_nodes, {vm: number * num_nodes for vm, number in counts.items()}
+            )
+
+    def find_vm_name(self, node_ip: str | None) -> str | None:
+        """Of which VM type a node is, where it says so."""
+        if self._plan.vm.is_local or node_ip is None:
+            return None
+        if node_ip not in self._vm_by_ip:
+            self._vm_by_ip[node_ip] = find_vm_name(node_ip)
+        return self._vm_by_ip[node_ip]
 
 
 class VmRequests:
