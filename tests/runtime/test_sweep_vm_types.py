@@ -15,10 +15,10 @@ from periflow_ray.runtime.ray_private import LaunchFacts
 from periflow_ray.runtime.ray_train import vm_choice
 from periflow_ray.runtime.sweeps import vm_types
 from periflow_ray.runtime.sweeps.tuning import resources_of
-from periflow_ray.runtime.sweeps.vm_types import VmRequests, find_vm_name, select_labels
+from periflow_ray.runtime.sweeps.vm_types import TrialMachines, VmRequests, find_vm_name, select_labels
 from periflow_ray.spec import load_template
 from periflow_ray.spec.sweep import SweepSpec
-from periflow_ray.sweeps.journal import replay
+from periflow_ray.sweeps.journal import Trial, replay
 
 SPOT, ON_DEMAND = "aws-16gb-t4-1g-us-east-1-spot", "aws-16gb-t4-1g-us-east-1"
 TEMPLATE = f"vm: [{SPOT}, {ON_DEMAND}]\nnum_devices: 1\njob_setting: {{type: custom, docker: {{command: 'true'}}}}\n"
@@ -108,6 +108,32 @@ def test_the_first_vm_type_is_asked_for_and_after_a_refusal_the_next(
     assert cluster.asked == (SPOT, 1)
     requests.close()
     assert cluster.asked is None
+
+
+def test_a_driver_keeps_where_its_trials_run_and_asks_for_the_others(
+    cluster: RayStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vm_types.ray_private, "MachineRequest", lambda name: cluster)
+    # Looked for by the test itself.
+    monkeypatch.setattr(vm_types, "LOOK_INTERVAL_S", None)
+    vms = [find_vm(SPOT), find_vm(ON_DEMAND)]
+    plan = build_plan(load_template(TEMPLATE).spec, vms[0], fallback_vms=vms[1:], storage_uri="/storage")
+    several = plan.model_copy(update={"num_nodes": 2})
+    cluster.nodes.append({"Alive": True, "Labels": {VM_LABEL: ON_DEMAND}, "NodeManagerAddress": "10.0.0.7"})
+    running = [Trial(1, {}, 0.0, vm=SPOT), Trial(2, {}, 0.0)]
+    for each, vm, count in ((plan, ON_DEMAND, 2), (several, None, 4)):
+        machines = TrialMachines(each, "sweep-3", print)
+        assert machines.find_vm_name("10.0.0.7") == vm
+        with machines.open(BUNDLE):
+            machines.take_counts(1, running)
+            assert machines._requests is not None
+            machines._requests.look()
+            assert cluster.asked == (SPOT, count)
+        assert cluster.asked is None
+    # There is nothing to choose.
+    machines = TrialMachines(plan.model_copy(update={"fallback_vms": ()}), "sweep-3", print)
+    with machines.open(BUNDLE):
+        assert machines._requests is None
 
 
 def test_a_trial_costs_what_the_vm_type_costs_that_it_runs_on() -> None:

@@ -36,6 +36,7 @@ class LearningSearcher(Searcher):  # type: ignore[misc]
         self._is_in_shares = spec.search.name == "bayesopt"
         self._asked: set[str] = set()
         self._has_none = False
+        self._is_finished = False
         self._worst: float | None = None
         taught = [
             trial
@@ -57,11 +58,13 @@ class LearningSearcher(Searcher):  # type: ignore[misc]
                 self._tell(name, {spec.metric: trial.best(spec.mode)})
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._is_finished:
+            return Searcher.FINISHED  # type: ignore[no-any-return]
         if self._has_none and self._asked:
             # Until one of them has ended it says the same; each question costs it time, and patience.
             return None
         found = self._inner.suggest(trial_id)
-        self._has_none = found is None
+        self._has_none, self._is_finished = found is None, found == Searcher.FINISHED
         if not isinstance(found, dict):
             return found  # type: ignore[no-any-return]
         self._asked.add(trial_id)

@@ -13,7 +13,7 @@ from periflow_ray.jobs.succession import Ownership, driver_id_of, leave_to_succe
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.sweeps.population import Source
 from periflow_ray.runtime.sweeps.trial_runner import as_number
-from periflow_ray.spec.sweep import SweepSpec
+from periflow_ray.spec.sweep import POPULATIONS, SweepSpec
 from periflow_ray.spec.sweep_parameters import Value
 from periflow_ray.store.checkpoints import latest_committed, read_manifest
 from periflow_ray.store.checkpoints.pins import list_pins, pin, unpin
@@ -142,7 +142,7 @@ class TrialBook:
                 needed.add((trial.clones[-1].checkpoint, trial.clones[-1].job_id))
         # Only a population has any, and that is small.
         job_ids = [job_id for trial in self.trials.values() for job_id in trial.job_ids]
-        for job_id in job_ids if self._spec.scheduler.name in ("pbt", "pb2") else ():
+        for job_id in job_ids if self._spec.scheduler.name in POPULATIONS else ():
             for checkpoint, by_job in list_pins(self._root, job_id):
                 if (f"{job_id}/{checkpoint}", by_job) not in needed:
                     unpin(self._root, job_id, checkpoint, by_job)

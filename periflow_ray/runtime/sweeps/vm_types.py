@@ -85,8 +85,11 @@ class TrialMachines:
             )
 
     def find_vm_name(self, node_ip: str | None) -> str | None:
-        """Of which VM type a node is, where it says so."""
-        if self._plan.vm.is_local or node_ip is None:
+        """Of which VM type the node with a trial's agent is, where it says so.
+
+        None for a trial on several nodes: its agent needs no room, and may be on another machine.
+        """
+        if self._plan.vm.is_local or self._plan.num_nodes > 1 or node_ip is None:
             return None
         if node_ip not in self._vm_by_ip:
             self._vm_by_ip[node_ip] = find_vm_name(node_ip)
