@@ -27,6 +27,7 @@ class Copies:
     def __init__(self) -> None:
         self.without_checkpoint: set[str] = set()
         self.made: list[tuple[str, str, dict[str, Any]]] = []
+        self.decisions: list[str] = []
 
     def find_source(self, donor: str) -> Manifest | None:
         return None if donor in self.without_checkpoint else SimpleNamespace(job_id=1)  # type: ignore[return-value]
@@ -74,7 +75,7 @@ class Loop:
         return self._trials
 
     def pause_trial(self, trial: Stand, should_checkpoint: bool) -> None:
-        trial.status = TuneTrial.RUNNING
+        trial.status = TuneTrial.PAUSED
 
     def _schedule_trial_save(self, trial: Stand, result: object) -> object:
         return object()
@@ -108,7 +109,8 @@ def run(
             num_made = len(copies.made)
             score[trial.trial_id] += value_of(trial.trial_id, trial.config)
             result = {"accuracy": score[trial.trial_id], STEP: index * INTERVAL}
-            scheduler.on_trial_result(loop, trial, result)
+            trial.status = TuneTrial.RUNNING
+            copies.decisions.append(scheduler.on_trial_result(loop, trial, result))
             if len(copies.made) > num_made:
                 score[trial.trial_id] = score[copies.made[-1][1]]
         yield [dict(trial.config) for trial in trials]
@@ -160,6 +162,13 @@ def test_a_trial_whose_metric_is_no_number_is_never_copied_from(name: str, num_b
 def test_trials_that_are_all_the_same_do_no_harm(name: str) -> None:
     for _ in run(name, Copies(), 6, lambda trial_id, config: 0.0):
         pass
+
+
+def test_no_trial_stops_because_another_one_starts_anew_as_a_copy() -> None:
+    copies = Copies()
+    list(run("pbt", copies, 4, gain))
+    assert copies.made
+    assert "PAUSE" not in copies.decisions
 
 
 def test_a_parameter_that_is_not_used_is_not_handed_on() -> None:

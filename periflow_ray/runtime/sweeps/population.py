@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 
 from periflow_ray.runtime.sweeps.trial_runner import is_worst
@@ -15,6 +16,7 @@ from periflow_ray.spec.sweep_parameters import LISTED, Parameter
 from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.sweeps.space import domain_of, drop_unused
 
+_WAITING = (Trial.PENDING, Trial.PAUSED)
 # Ranges of numbers; what is drawn from a list stays in it by itself.
 _RANGES = ("uniform", "loguniform", "quniform", "randint", "lograndint")
 
@@ -48,6 +50,7 @@ class FromJobs(TrialScheduler):  # type: ignore[misc]
         self._spec = spec
         self._cloning = cloning
         self._source: Source | None = None
+        self._copied: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # For the copy that Tune makes of all it is given, and that nobody restores.
@@ -57,12 +60,23 @@ class FromJobs(TrialScheduler):  # type: ignore[misc]
         # Tune refuses searches that learn; ours draws at random.
         super().on_trial_add(SimpleNamespace(search_alg=None), trial)
 
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        self._copied.discard(trial.trial_id)
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.PAUSE and not self._synch:
+            # Tune lets a trial make room for those that do not run, also for one that only starts anew as a copy.
+            waiting = (each.trial_id for each in tune_controller.get_trials() if each.status in _WAITING)
+            if self._copied.issuperset(waiting):
+                return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
+        return decision
+
     def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
         if is_worst(self._trial_state[trial_to_clone].last_score):
             return
         self._source = self._cloning.find_source(trial_to_clone.trial_id)
         if self._source is not None:
             super()._exploit(tune_controller, trial, trial_to_clone)
+            self._copied.add(trial.trial_id)
 
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         config, operations = super()._get_new_config(trial, trial_to_clone)
