@@ -164,6 +164,7 @@ def _draw_steps(figure: Any, picture: SweepPicture) -> None:
             axes.axvline(rung, color="#222", linestyle=":")
             rung *= factor
     axes.invert_yaxis()
+    axes.yaxis.get_major_locator().set_params(integer=True)
     _name_colours(axes, picture)
     _label(axes, "steps; dotted lines: where ASHA judges", "trial")
 
@@ -176,6 +177,7 @@ def _draw_lineage(figure: Any, picture: SweepPicture) -> None:
             arrow = {"arrowstyle": "->", "color": "#d62728"}
             axes.annotate("", (clone.step, trial.number), (clone.step, clone.donor), arrowprops=arrow)
     axes.invert_yaxis()
+    axes.yaxis.get_major_locator().set_params(integer=True)
     _name_colours(axes, picture)
     _label(axes, "step; arrows: from whose checkpoint a trial went on", "trial")
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.workbench import Workbench
@@ -44,19 +45,48 @@ def test_an_example_trains_on_two_devices(workbench: Workbench, name: str) -> No
     assert shown.exit_code == 0, shown
 
 
-def test_the_sweep_example_finds_a_best_trial(workbench: Workbench, tmp_path: Path) -> None:
-    example = EXAMPLES_DIR / "sweep"
-    text = (example / "sweep.yml").read_text()
-    # Two of its twelve trials.
-    (tmp_path / "sweep.yml").write_text(text.replace("num_trials: 12", "num_trials: 2"))
-    options = ["--local", "-f", example / "pf-template.yml", "--sweep", tmp_path / "sweep.yml", "-d", example, "--yes"]
+def run_sweep(workbench: Workbench, template: Path, sweep: Path, shorter: dict[str, str], tmp_path: Path) -> Any:
+    """Run an example's sweep with some lines changed; returns its best trial."""
+    text = sweep.read_text()
+    for line, shorter_line in shorter.items():
+        assert line in text
+        text = text.replace(line, shorter_line)
+    (tmp_path / "sweep.yml").write_text(text)
+    options = ["--local", "-f", template, "--sweep", tmp_path / "sweep.yml", "-d", template.parent, "--yes"]
     outcome = workbench.run("sweep", "run", *options)
 
     assert outcome.exit_code == 0, outcome
     sweep_id = int(outcome.stdout.split("(")[1].split(")")[0])
-    best = json.loads(workbench.run("sweep", "best", sweep_id, "-o", "json").stdout)
+    return json.loads(workbench.run("sweep", "best", sweep_id, "-o", "json").stdout)
+
+
+def test_the_sweep_example_finds_a_best_trial(workbench: Workbench, tmp_path: Path) -> None:
+    example = EXAMPLES_DIR / "sweep"
+    shorter = {"num_trials: 12": "num_trials: 2"}
+    best = run_sweep(workbench, example / "pf-template.yml", example / "sweep.yml", shorter, tmp_path)
     assert best["best"] > 0.5
     assert best["checkpoint"] == f"{best['jobs'][0]}/step-{best['step']:08d}"
+
+
+def test_the_sweep_example_trains_a_population(workbench: Workbench, tmp_path: Path) -> None:
+    example = EXAMPLES_DIR / "sweep"
+    shorter = {
+        "num_trials: 4": "num_trials: 2",
+        "total_steps: 10000": "total_steps: 2000",
+        "interval: 1000": "interval: 200",
+    }
+    best = run_sweep(workbench, example / "pf-template.yml", example / "pbt.yml", shorter, tmp_path)
+    assert best["best"] > 0.8
+    assert (best["status"], best["step"]) == ("success", 2000)
+
+
+@pytest.mark.long
+def test_the_lightning_example_is_searched_with_the_same_script(workbench: Workbench, tmp_path: Path) -> None:
+    example = EXAMPLES_DIR / "pth-lightning"
+    shorter = {"num_trials: 8": "num_trials: 2"}
+    best = run_sweep(workbench, example / "sweep-template.yml", example / "sweep.yml", shorter, tmp_path)
+    assert best["best"] < 0.06
+    assert best["parameters"]["batch_size"] in (16, 32, 64)
 
 
 @pytest.mark.parametrize("script", ["main.py", pytest.param("main_lightning.py", marks=pytest.mark.long)])
