@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ray.tune.experiment import Trial as TuneTrial
 
+from periflow_ray.runtime.sweeps import population
 from periflow_ray.runtime.sweeps.methods import make_scheduler
 from periflow_ray.spec.sweep import STEP, SweepSpec
 from periflow_ray.store.checkpoints import Manifest
@@ -81,11 +82,8 @@ class Loop:
         return object()
 
 
-def run(
-    name: str, copies: Copies, num_rounds: int, value_of: Any, parameters: Mapping[str, Any] = PARAMETERS
-) -> Iterator[list[dict[str, Any]]]:
-    """Trains a population; yields the parameters of its trials after each round."""
-    spec = SweepSpec.model_validate(
+def make_spec(name: str, parameters: Mapping[str, Any] = PARAMETERS) -> SweepSpec:
+    return SweepSpec.model_validate(
         {
             "metric": "accuracy",
             "mode": "max",
@@ -94,6 +92,13 @@ def run(
             "scheduler": {"type": name, "perturbation_interval": INTERVAL},
         }
     )
+
+
+def run(
+    name: str, copies: Copies, num_rounds: int, value_of: Any, parameters: Mapping[str, Any] = PARAMETERS
+) -> Iterator[list[dict[str, Any]]]:
+    """Trains a population; yields the parameters of its trials after each round."""
+    spec = make_spec(name, parameters)
     scheduler = make_scheduler(spec, {}, copies)
     scheduler.set_search_properties("accuracy", "max")
     begun = [{"lr": 10.0 ** -(index + 1), "x": 4.0 - 2 * index} for index in range(NUM_TRIALS)]
@@ -169,6 +174,22 @@ def test_no_trial_stops_because_another_one_starts_anew_as_a_copy() -> None:
     list(run("pbt", copies, 4, gain))
     assert copies.made
     assert "PAUSE" not in copies.decisions
+
+
+@pytest.mark.parametrize(("turn_s", "expected"), [(60.0, "CONTINUE"), (0.0, "PAUSE")])
+def test_a_trial_gives_another_one_its_turn_only_if_that_has_waited_for_long(
+    turn_s: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(population, "_TURN_S", turn_s)
+    spec = make_spec("pbt")
+    scheduler = make_scheduler(spec, {}, Copies())
+    scheduler.set_search_properties("accuracy", "max")
+    runs, waits = Stand("runs", {"lr": 0.1, "x": 0.0}), Stand("waits", {"lr": 0.1, "x": 1.0})
+    waits.status = TuneTrial.PENDING
+    loop = Loop([runs, waits])
+    for trial in (runs, waits):
+        scheduler.on_trial_add(loop, trial)
+    assert scheduler.on_trial_result(loop, runs, {"accuracy": 0.5, STEP: INTERVAL}) == expected
 
 
 def test_a_parameter_that_is_not_used_is_not_handed_on() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.sweeps.space import domain_of, drop_unused
 
 _WAITING = (Trial.PENDING, Trial.PAUSED)
+# After waiting for this long a trial is taken for one that finds no room, and another one gives it its turn.
+_TURN_S = 60.0
 # Ranges of numbers; what is drawn from a list stays in it by itself.
 _RANGES = ("uniform", "loguniform", "quniform", "randint", "lograndint")
 
@@ -51,6 +54,7 @@ class FromJobs(TrialScheduler):  # type: ignore[misc]
         self._cloning = cloning
         self._source: Source | None = None
         self._copied: set[str] = set()
+        self._waits_since_s: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # For the copy that Tune makes of all it is given, and that nobody restores.
@@ -63,12 +67,14 @@ class FromJobs(TrialScheduler):  # type: ignore[misc]
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         self._copied.discard(trial.trial_id)
         decision: str = super().on_trial_result(tune_controller, trial, result)
-        if decision == TrialScheduler.PAUSE and not self._synch:
-            # Tune lets a trial make room for those that do not run, also for one that only starts anew as a copy.
-            waiting = (each.trial_id for each in tune_controller.get_trials() if each.status in _WAITING)
-            if self._copied.issuperset(waiting):
-                return TrialScheduler.CONTINUE  # type: ignore[no-any-return]
-        return decision
+        waiting = {each.trial_id for each in tune_controller.get_trials() if each.status in _WAITING}
+        now_s = time.monotonic()
+        self._waits_since_s = {each: self._waits_since_s.get(each, now_s) for each in waiting - self._copied}
+        if decision != TrialScheduler.PAUSE or self._synch:
+            return decision
+        # Tune lets a trial make room at once for any that does not run: also for one that is only being started.
+        has_long_waits = any(now_s - since_s >= _TURN_S for since_s in self._waits_since_s.values())
+        return decision if has_long_waits else str(TrialScheduler.CONTINUE)
 
     def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
         if is_worst(self._trial_state[trial_to_clone].last_score):
