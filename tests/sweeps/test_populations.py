@@ -13,8 +13,8 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from periflow_ray.runtime.sweeps import population
 from periflow_ray.runtime.sweeps.methods import make_scheduler
+from periflow_ray.runtime.sweeps.population import Source
 from periflow_ray.spec.sweep import STEP, SweepSpec
-from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.sweeps.space import drop_unused, share_of, value_at
 
 INTERVAL = 10
@@ -30,10 +30,10 @@ class Copies:
         self.made: list[tuple[str, str, dict[str, Any]]] = []
         self.decisions: list[str] = []
 
-    def find_source(self, donor: str) -> Manifest | None:
+    def find_source(self, donor: str) -> Source | None:
         return None if donor in self.without_checkpoint else SimpleNamespace(job_id=1)  # type: ignore[return-value]
 
-    def clone(self, trial: str, donor: str, source: Manifest, parameters: Mapping[str, Any]) -> None:
+    def clone(self, trial: str, donor: str, source: Source, parameters: Mapping[str, Any]) -> None:
         self.made.append((trial, donor, dict(parameters)))
 
 
