@@ -86,7 +86,9 @@ def measure_sweep_10000() -> list[Row]:
         _stop(cluster, small)
         lines = _read_events(root, number)[num_lines:]
         trials = read_trials(root, number)
-        num_made = sum(job.record.sweep == number for job in jobs.read_jobs(root, map(int, root.list_names("jobs"))))
+        num_made = sum(
+            job.record.sweep == int(number) for job in jobs.read_jobs(root, map(int, root.list_names("jobs")))
+        )
         if num_made != len(trials) or not NUM_ENDED < len(trials) < NUM_ENDED + 10:
             raise FigureError(f"{num_made} trials have documents, and {len(trials)} have begun")
         # A beginning or an end of a trial, or a step that it reported: each is told once.

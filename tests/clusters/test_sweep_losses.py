@@ -110,7 +110,8 @@ class Losses:
         return [trial for trial in trials if trial.status == "running" and trial.step > 0]
 
     def _has_ended(self, sweep_id: int) -> bool:
-        return jobs.read_written_state(self._cluster.root, sweep_id).has_ended
+        # A driver that was given up is known by its silence.
+        return jobs.read_state(self._cluster.root, sweep_id).has_ended
 
     def _resume(self, sweep_id: int) -> None:
         outcome = self._cluster.run("sweep", "resume", sweep_id, "--address", self._cluster.address, "--no-follow")

@@ -169,15 +169,17 @@ class Cluster:
                 "num-gpus": 0,
             },
         )
-        self._wait_for("head")
+        assert self._wait_for("head"), head.lines[-20:]
         return head
 
     def start_machines(self, num_machines: int) -> list[Machine]:
         """Start machines and wait until all are part of the cluster."""
         options = {"address": self.gcs_address, "num-cpus": 1, "num-gpus": 1}
         machines = [self._start(f"machine-{self._num_started + 1}", options) for _ in range(num_machines)]
-        for machine in machines:
-            self._wait_for(machine.name)
+        for index in range(num_machines):
+            while not self._wait_for(machines[index].name):
+                machines[index].power_off()
+                machines[index] = self._start(f"machine-{self._num_started + 1}", options)
         return machines
 
     def provide_machines(self, num_machines: int) -> list[Machine]:
@@ -280,12 +282,22 @@ class Cluster:
         self._machines.append(machine)
         return machine
 
-    def _wait_for(self, name: str) -> None:
+    def _wait_for(self, name: str) -> bool:
+        """Whether the newest machine of a name has joined; False if Ray gave up, for which 30 s suffice to it."""
         newest = next(machine for machine in reversed(self._machines) if machine.name == name)
+
+        def has_given_up() -> bool:
+            return any("node timed out during startup" in line for line in newest.lines)
+
         try:
-            wait_until(lambda: self.node_id_of(name) is not None, f"machine {name} joins the cluster", START_TIMEOUT_S)
+            wait_until(
+                lambda: self.node_id_of(name) is not None or has_given_up(),
+                f"machine {name} joins the cluster",
+                START_TIMEOUT_S,
+            )
         except AssertionError as err:
             raise AssertionError("\n".join([str(err), *newest.lines[-20:]])) from None
+        return self.node_id_of(name) is not None
 
 
 @contextlib.contextmanager
