@@ -39,7 +39,9 @@ class _InShares(PB2):  # type: ignore[misc]
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)
         self._shares[trial.trial_id] = {
-            name: share_of(self._spec.parameters[name], trial.config[name]) for name in self._hyperparam_bounds
+            name: share_of(parameter, trial.config[name])
+            for name, parameter in self._spec.parameters.items()
+            if parameter.kind != "fixed"
         }
 
     def _save_trial_state(self, state: Any, time: int, result: dict[str, Any], trial: Any) -> None:

@@ -54,6 +54,7 @@ class FromJobs(TrialScheduler):  # type: ignore[misc]
         self._cloning = cloning
         self._source: Source | None = None
         self._copied: set[str] = set()
+        self._worst: set[str] = set()
         self._waits_since_s: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,18 +67,22 @@ class FromJobs(TrialScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         self._copied.discard(trial.trial_id)
+        if is_worst(result[self._spec.metric]):
+            self._worst.add(trial.trial_id)
+        else:
+            self._worst.discard(trial.trial_id)
         decision: str = super().on_trial_result(tune_controller, trial, result)
         waiting = {each.trial_id for each in tune_controller.get_trials() if each.status in _WAITING}
         now_s = time.monotonic()
         self._waits_since_s = {each: self._waits_since_s.get(each, now_s) for each in waiting - self._copied}
-        if decision != TrialScheduler.PAUSE or self._synch:
+        if decision != TrialScheduler.PAUSE or self._spec.scheduler.options.get("synch"):
             return decision
         # Tune lets a trial make room at once for any that does not run: also for one that is only being started.
         has_long_waits = any(now_s - since_s >= _TURN_S for since_s in self._waits_since_s.values())
         return decision if has_long_waits else str(TrialScheduler.CONTINUE)
 
     def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
-        if is_worst(self._trial_state[trial_to_clone].last_score):
+        if trial_to_clone.trial_id in self._worst:
             return
         self._source = self._cloning.find_source(trial_to_clone.trial_id)
         if self._source is not None:
