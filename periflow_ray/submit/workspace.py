@@ -1,4 +1,4 @@
-"""Packages the workspace directory, following ``.gitignore`` and ``.pfignore``."""
+"""Packages the workspace directory, without what ``.gitignore`` and ``.pfignore`` leave out."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pathspec import GitIgnoreSpec
-
 from periflow_ray.errors import WorkspaceError
 from periflow_ray.store.trees import TreeEntry, list_tree
-from periflow_ray.submit.ignore_patterns import parse_rules
+from periflow_ray.submit.ignore_rules import IgnoreRules
 
-IGNORE_FILES = (".gitignore", ".pfignore")
 ALWAYS_IGNORED = frozenset({".git", "__pycache__", ".venv", ".ipynb_checkpoints", ".DS_Store"})
 MAX_WORKSPACE_BYTES = 512 << 20
 # Python's own way to make and delete folders ends near 1,000 levels, also on the job's machines.
@@ -32,6 +29,7 @@ class Workspace:
         files: paths relative to ``directory`` -> size in bytes.
         entries: directories and links.
         skipped: full paths of what cannot be packaged, and why.
+        ignored: what rules leave out; a directory, with a slash at its end, stands for all that is in it.
     """
 
     directory: Path
@@ -39,6 +37,7 @@ class Workspace:
     files: Mapping[str, int]
     entries: Sequence[TreeEntry] = ()
     skipped: Sequence[tuple[str, str]] = ()
+    ignored: Sequence[str] = ()
 
     @property
     def size(self) -> int:
@@ -90,13 +89,16 @@ def workspace_name(directory: Path) -> str:
 
 
 def _collect(root: Path, name: str) -> Workspace:
-    rules_of = {root: _read_rules(root)}
+    rules = IgnoreRules(root)
+    ignored: list[str] = []
 
     def is_wanted(entry: os.DirEntry[str]) -> bool:
+        if entry.name in ALWAYS_IGNORED:
+            return False
         path = Path(entry.path)
         is_dir = entry.is_dir(follow_symlinks=False)
-        rules = rules_of[path.parent]
-        if entry.name in ALWAYS_IGNORED or _is_ignored(path, is_dir, rules):
+        if rules.ignores(path, is_dir):
+            ignored.append(path.relative_to(root).as_posix() + ("/" if is_dir else ""))
             return False
         if is_dir:
             if len(path.relative_to(root).parts) > MAX_DEPTH:
@@ -104,7 +106,7 @@ def _collect(root: Path, name: str) -> Workspace:
                     f"workspace '{root}' has more than {MAX_DEPTH} levels of folders. Add the deep ones to "
                     f"'{root / '.pfignore'}': {'/'.join(path.relative_to(root).parts[:5])}/..."
                 )
-            rules_of[path] = [*rules, *_read_rules(path)]
+            rules.enter(path)
         return True
 
     skipped: list[tuple[str, str]] = []
@@ -116,31 +118,7 @@ def _collect(root: Path, name: str) -> Workspace:
     except OSError as err:
         raise WorkspaceError(f"cannot read '{err.filename or root}': {err.strerror or err}") from err
     sizes = {file.path: file.stat.st_size for file in files}
-    return Workspace(root, name, dict(sorted(sizes.items())), entries, skipped)
-
-
-def _read_rules(directory: Path) -> list[tuple[Path, GitIgnoreSpec]]:
-    rules = []
-    for name in IGNORE_FILES:
-        path = directory / name
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            try:
-                rules.append((directory, parse_rules(lines)))
-            except ValueError as err:
-                raise WorkspaceError(f"{path}: {err}") from err
-    return rules
-
-
-def _is_ignored(path: Path, is_dir: bool, rules: list[tuple[Path, GitIgnoreSpec]]) -> bool:
-    # As in git: the rule nearest to the file decides, and "!" takes a file back in.
-    ignored = False
-    for base, spec in rules:
-        relative = path.relative_to(base).as_posix() + ("/" if is_dir else "")
-        decision = spec.check_file(relative).include
-        if decision is not None:
-            ignored = decision
-    return ignored
+    return Workspace(root, name, dict(sorted(sizes.items())), entries, skipped, ignored)
 
 
 def _add_file(archive: tarfile.TarFile, workspace: Workspace, relative: str) -> None:
