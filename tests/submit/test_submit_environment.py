@@ -21,7 +21,6 @@ def env_file(tmp_path: Path) -> Path:
         "TOKEN\n"
         'QUOTED="two words"\n'
         "SINGLE='it is'\n"
-        'HALF="open\n'
         "URL=s3://bucket/a=b\n"
         "NOTHING=\n"
     )
@@ -46,7 +45,6 @@ def test_a_file_has_one_variable_a_line(env_file):
         "TOKEN": "t0k3n",
         "QUOTED": "two words",
         "SINGLE": "it is",
-        "HALF": '"open',
         "URL": "s3://bucket/a=b",
         "NOTHING": "",
     }
