@@ -1,8 +1,8 @@
 """Files of variables, ``NAME=value`` a line, as docker's ``--env-file`` and python-dotenv read them.
 
 ``export`` may stand before a name, and blanks around ``=``. A value in quotes may have several lines; in double quotes
-a backslash begins an escape as in most languages, in single quotes it only stands before a quote or a backslash. Without
-quotes a value ends where a blank and ``#`` begin a comment. ``$NAME`` in a value stays as it is.
+a backslash begins an escape as in most languages, in single quotes only before a quote or a backslash. Without quotes
+a value ends where a blank and ``#`` begin a comment. ``$NAME`` in a value stays as it is.
 """
 
 from __future__ import annotations

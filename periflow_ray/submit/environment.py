@@ -8,6 +8,7 @@ from pathlib import Path
 
 from periflow_ray.errors import UsageError
 from periflow_ray.secret_mask import MIN_SECRET_CHARS, can_be_masked
+from periflow_ray.spec.fields import describe_long_value
 from periflow_ray.submit.env_file import parse_assignments
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -20,7 +21,7 @@ def collect_env(assignments: Sequence[str], files: Sequence[Path], environ: Mapp
         assignments: ``K=V``, or ``K`` for its value in ``environ``.
         files: see ``parse_assignments``.
     Raises:
-        UsageError: a name cannot be used, a variable is not set, or a file cannot be read.
+        UsageError: a name or a value cannot be used, a variable is not set, or a file cannot be read.
     """
     env: dict[str, str] = {}
     for path in files:
@@ -59,6 +60,7 @@ def collect_secrets(names: Sequence[str], environ: Mapping[str, str]) -> dict[st
                 "part of so many words that hiding it would hide half of the log. Use a longer one, or "
                 f"--env {name} if it may be read."
             )
+        _check_value(name, environ[name], "--secret")
         secrets[name] = environ[name]
     return secrets
 
@@ -71,8 +73,15 @@ def _split(assignment: str) -> tuple[str, str | None]:
 def _complete(name: str, value: str | None, environ: Mapping[str, str], where: str) -> tuple[str, str]:
     if not _NAME.fullmatch(name):
         raise UsageError(f"{where}: '{name}' is not a variable name (letters, digits and '_', not first a digit).")
-    if value is not None:
-        return name, value
-    if name not in environ:
-        raise UsageError(f"{where}: the variable '{name}' is not set here. Set it, or give a value: {name}=VALUE")
-    return name, environ[name]
+    if value is None:
+        if name not in environ:
+            raise UsageError(f"{where}: the variable '{name}' is not set here. Set it, or give a value: {name}=VALUE")
+        value = environ[name]
+    _check_value(name, value, where)
+    return name, value
+
+
+def _check_value(name: str, value: str, where: str) -> None:
+    problem = "has a NUL character, which no variable can have" if "\0" in value else describe_long_value(value)
+    if problem is not None:
+        raise UsageError(f"{where}: the value of '{name}' {problem}.")

@@ -6,14 +6,15 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from support.powerless_keeper import use_powerless_keeper
 
+from periflow_ray.errors import JobFailedError
 from periflow_ray.jobs import claim_job_id, read_claim
-from periflow_ray.jobs.logs import LogWriter
+from periflow_ray.jobs.logs import LogWriter, read_logs
 from periflow_ray.plan import build_plan, find_vm
 from periflow_ray.runtime.command_jobs.shell import CommandShell
 from periflow_ray.runtime.member import sandbox as sandbox_module
@@ -64,3 +65,43 @@ def test_a_process_that_cannot_be_ended_is_told_and_the_next_attempt_has_other_d
         assert first is not None
         assert shell.output_dir == Path(str(first).replace("/node-0/", "/node-0.1/"))
     os.kill(int(left[1]), signal.SIGKILL)
+
+
+def run_command(root: StorageRoot, command: str, secrets: Mapping[str, str] | None = None) -> tuple[object, list[str]]:
+    """What became of a job's command on one node, and the lines of its log."""
+    spec = JobSpec.model_validate(
+        {"vm": "local", "num_devices": 1, "job_setting": {"type": "custom", "docker": {"command": command}}}
+    )
+    plan = build_plan(spec, find_vm("local"), storage_uri=root.uri)
+    claim_job_id(root)
+    with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
+        shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), secrets or {}, log, print)
+        try:
+            shell.prepare(1)
+            shell.start(AttemptStart(1, 1), Links(lambda step, replace_waiting: None, lambda step: None))
+            failure = shell.wait()
+        finally:
+            shell.close()
+            shell.close_launcher()
+    return failure, [line.text for line in read_logs(root, 1)]
+
+
+@pytest.mark.usefixtures("sandboxes")
+def test_a_command_of_any_length_runs(root: StorageRoot) -> None:
+    command = "\n".join(
+        ["exit() { echo 'no'; }", *[f": {number:0100}" for number in range(3000)], "echo $0 $# /workspace"]
+    )
+    assert len(command) > 300_000
+    failure, lines = run_command(root, command)
+    assert failure is None
+    assert [re.sub("/tmp/pf-.*/root/", "<root>/", line) for line in lines] == ["bash 0 <root>/workspace"]
+
+
+@pytest.mark.usefixtures("sandboxes")
+def test_variables_that_no_program_can_be_started_with_are_named(root: StorageRoot) -> None:
+    # What submit cannot know: those of the cluster's machines come on top.
+    with pytest.raises(
+        JobFailedError, match=r"its variables are too large: .* the largest ones HUGE \(200,004\), "
+    ) as caught:
+        run_command(root, "true", {"HUGE": "hunter2." * 25_000})
+    assert "hunter2" not in str(caught.value)
