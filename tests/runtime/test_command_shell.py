@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -105,3 +106,30 @@ def test_variables_that_no_program_can_be_started_with_are_named(root: StorageRo
     ) as caught:
         run_command(root, "true", {"HUGE": "hunter2." * 25_000})
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("sandboxes")
+def test_while_a_job_runs_what_clears_out_tmp_leaves_its_sandbox_alone(root: StorageRoot, tmp_path: Path) -> None:
+    spec = JobSpec.model_validate(
+        {"vm": "local", "num_devices": 1, "job_setting": {"type": "custom", "docker": {"command": "true"}}}
+    )
+    claim_job_id(root)
+    with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
+        plan = build_plan(spec, find_vm("local"), storage_uri=root.uri)
+        shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), {}, log, print)
+        directory = shell.prepare(1).parent
+        assert not can_be_cleaned(directory)
+        shell.close()
+        assert can_be_cleaned(directory)
+
+
+def can_be_cleaned(directory: Path) -> bool:
+    """Whether systemd-tmpfiles would look for old files in it: it takes an exclusive lock before."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
