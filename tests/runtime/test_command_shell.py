@@ -24,6 +24,7 @@ from periflow_ray.runtime.member.shell import Links
 from periflow_ray.runtime.monitor.contract import AttemptStart
 from periflow_ray.spec import JobSpec
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.submit.workspace import pack_workspace, scan_workspace
 
 
 @pytest.fixture
@@ -68,19 +69,26 @@ def test_a_process_that_cannot_be_ended_is_told_and_the_next_attempt_has_other_d
     os.kill(int(left[1]), signal.SIGKILL)
 
 
-def run_command(root: StorageRoot, command: str, secrets: Mapping[str, str] | None = None) -> tuple[object, list[str]]:
-    """What became of a job's command on one node, and the lines of its log."""
+def run_command(
+    root: StorageRoot, command: str, secrets: Mapping[str, str] | None = None, **template: object
+) -> tuple[object, list[str]]:
+    """What became of a job's command on one node, and the lines of its log and its notes."""
     spec = JobSpec.model_validate(
-        {"vm": "local", "num_devices": 1, "job_setting": {"type": "custom", "docker": {"command": command}}}
+        {
+            "vm": "local",
+            "num_devices": 1,
+            "job_setting": {"type": "custom", "docker": {"command": command}},
+            **template,
+        }
     )
     plan = build_plan(spec, find_vm("local"), storage_uri=root.uri)
     claim_job_id(root)
     with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
-        shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), secrets or {}, log, print)
+        shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), secrets or {}, log, log.write)
         try:
             shell.prepare(1)
             shell.start(AttemptStart(1, 1), Links(lambda step, replace_waiting: None, lambda step: None))
-            failure = shell.wait()
+            failure = shell.wait() or shell.check()
         finally:
             shell.close()
             shell.close_launcher()
@@ -95,7 +103,10 @@ def test_a_command_of_any_length_runs(root: StorageRoot) -> None:
     assert len(command) > 300_000
     failure, lines = run_command(root, command)
     assert failure is None
-    assert [re.sub("/tmp/pf-.*/root/", "<root>/", line) for line in lines] == ["bash 0 <root>/workspace"]
+    assert [re.sub("/tmp/pf-.*/root/", "<root>/", line) for line in lines] == [
+        "mount paths in the command are rewritten (here on node 0): /workspace -> <root>/workspace",
+        "bash 0 <root>/workspace",
+    ]
 
 
 @pytest.mark.usefixtures("sandboxes")
@@ -133,3 +144,24 @@ def can_be_cleaned(directory: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+@pytest.mark.usefixtures("sandboxes")
+def test_files_that_nothing_keeps_are_told_at_the_end(root: StorageRoot, tmp_path: Path) -> None:
+    workspace = tmp_path / "app"
+    workspace.mkdir()
+    (workspace / "main.py").touch()
+    pack_workspace(scan_workspace(workspace), tmp_path / "workspace.tar.gz")
+    root.write_bytes("jobs/1/workspace.tar.gz", (tmp_path / "workspace.tar.gz").read_bytes())
+    checkpoint = {"output_checkpoint_dir": "/workspace/ckpt"}
+    write = (
+        "echo 1 > {0}/model.pt; mkdir -p app/__pycache__ && echo 1 > app/__pycache__/main.pyc; echo 2 >> app/main.py"
+    )
+    _, lines = run_command(root, write.format("$CKPT_DIR"), checkpoint=checkpoint)
+    assert lines == []
+    write = "mkdir lightning_logs; echo 1234567 > lightning_logs/a.csv; touch -d '1 hour ago' app/b.csv"
+    _, lines = run_command(root, write, checkpoint=checkpoint)
+    assert lines == [
+        "files that the command wrote outside checkpoint.output_checkpoint_dir are deleted with the job: 2 (8 B; the "
+        "newest is '/workspace/lightning_logs/a.csv'). Only checkpoints, metrics and the log are kept"
+    ]

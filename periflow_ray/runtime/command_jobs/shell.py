@@ -17,6 +17,7 @@ from periflow_ray.private_files import hold_directory, make_private_directories
 from periflow_ray.processes import end_leftovers
 from periflow_ray.runtime.command_jobs import warm_launcher
 from periflow_ray.runtime.command_jobs.data_mount import DatasetMount, mount_dataset
+from periflow_ray.runtime.command_jobs.left_files import describe_left_files
 from periflow_ray.runtime.command_jobs.node_commands import LOST_GRACE_S, NodeCommands
 from periflow_ray.runtime.command_jobs.session_server import SessionServer
 from periflow_ray.runtime.command_jobs.warm_launcher import WarmLauncher
@@ -144,6 +145,7 @@ class CommandShell:
         raise AssertionError("a command can be ended")
 
     def check(self) -> Failure | None:
+        self._tell_left_files()
         if self._server is None or self._server.has_had_session:
             return None
         imported = any(self._sandbox.directory.glob("imported-*"))
@@ -223,6 +225,24 @@ class CommandShell:
             f"files of {what} had been deleted on node {self._node_rank}, perhaps by what clears out "
             f"'{self._sandbox.job_dir.parent.parent}', and were fetched again"
         )
+
+    def _tell_left_files(self) -> None:
+        """Once, and not for each node: they do the same."""
+        if self._node_rank != 0:
+            return
+        sandbox, plan = self._sandbox, self._plan
+        workspace = sandbox.path_of(plan.workspace_mount_path)
+        brought = {os.path.join(workspace, path) for path in sandbox.filled_with("workspace") or ()}
+        kept = [sandbox.path_of(mount.path) for mount in plan.mounts if mount.kind != "workspace"]
+        try:
+            left = describe_left_files(sandbox.root_dir, brought, kept)
+        except OSError:  # The command took the permission to look, or something of it goes on deleting.
+            return
+        if left is not None:
+            self._note(
+                "files that the command wrote outside checkpoint.output_checkpoint_dir are deleted with the job: "
+                f"{left}. Only checkpoints, metrics and the log are kept"
+            )
 
     def _tell_start(self, start: AttemptStart) -> None:
         if start.checkpoint is not None:

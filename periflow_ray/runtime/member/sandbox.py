@@ -106,16 +106,22 @@ class Sandbox:
         Returns:
             Whether something had been deleted.
         """
-        mark = self.directory / f".{name}-ready"
-        try:
-            paths = json.loads(mark.read_text())
-        except (OSError, ValueError):  # Never, or not to its end.
-            paths = None
+        paths = self.filled_with(name)
         if paths is not None and all(os.path.lexists(target / path) for path in paths):
             return False
-        filled_with = list(fill(paths is not None))
-        mark.write_text(json.dumps(filled_with))
+        self._mark_of(name).write_text(json.dumps(list(fill(paths is not None))))
         return paths is not None
+
+    def filled_with(self, name: str) -> list[str] | None:
+        """The paths that ``fill`` brought under a name; None if it never did, or not to its end."""
+        try:
+            paths: list[str] = json.loads(self._mark_of(name).read_text())
+        except (OSError, ValueError):
+            return None
+        return paths
+
+    def _mark_of(self, name: str) -> Path:
+        return self.directory / f".{name}-ready"
 
     def abandon(self) -> None:
         """Never use these directories again: a process that cannot be ended may still write into them.
