@@ -49,7 +49,11 @@ def write_output(output: str, document: Any, draw: Callable[[Console], None]) ->
     elif output == "yaml":
         import yaml
 
-        click.echo(yaml.safe_dump(_plain(document), sort_keys=False, allow_unicode=True), nl=False)
+        text = yaml.safe_dump(_plain(document), sort_keys=False, allow_unicode=True)
+        if escape_controls(text) != text:
+            # YAML takes some characters for harmless that are not; in ASCII all of them are spelled out.
+            text = yaml.safe_dump(_plain(document), sort_keys=False)
+        click.echo(text, nl=False)
     else:
         draw(data_console())
 
