@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tarfile
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from periflow_ray.errors import WorkspaceError
+from periflow_ray.store.shortages import describe_error
 from periflow_ray.store.trees import TreeEntry, list_tree
 from periflow_ray.submit.ignore_rules import IgnoreRules
 
@@ -70,17 +72,19 @@ def pack_workspace(workspace: Workspace, target: Path) -> None:
     """Write the workspace as a gzip-compressed tar archive, everything below ``<workspace name>/``.
 
     Raises:
-        WorkspaceError: a file cannot be read.
+        WorkspaceError: a file cannot be read, or the archive cannot be written.
     """
-    with tarfile.open(target, "w:gz", compresslevel=1) as archive:
-        archive.addfile(_describe_entry(workspace.name, TreeEntry("", None, workspace.directory.stat().st_mtime_ns)))
-        for entry in workspace.entries:
-            archive.addfile(_describe_entry(f"{workspace.name}/{entry.path}", entry))
-        for relative in workspace.files:
-            try:
+    try:
+        with tarfile.open(target, "w:gz", compresslevel=1) as archive:
+            archive.addfile(
+                _describe_entry(workspace.name, TreeEntry("", None, workspace.directory.stat().st_mtime_ns))
+            )
+            for entry in workspace.entries:
+                archive.addfile(_describe_entry(f"{workspace.name}/{entry.path}", entry))
+            for relative in workspace.files:
                 _add_file(archive, workspace, relative)
-            except OSError as err:
-                raise WorkspaceError(f"cannot read '{workspace.directory / relative}': {err.strerror or err}") from err
+    except OSError as err:
+        raise WorkspaceError(f"the workspace cannot be packed into '{target}': {describe_error(err)}") from err
 
 
 def workspace_name(directory: Path) -> str:
@@ -124,16 +128,21 @@ def _collect(root: Path, name: str) -> Workspace:
 def _add_file(archive: tarfile.TarFile, workspace: Workspace, relative: str) -> None:
     path = workspace.directory / relative
     name = f"{workspace.name}/{relative}"
-    # What has become a pipe since it was listed would never open, a link could lead anywhere.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(f"it is no file any more: '{path}'")
-        info = _anonymous(archive.gettarinfo(arcname=name, fileobj=file))
-        # A second name of a file that is packed already would become a link without content: pack it again, so
-        # that each path stands on its own.
-        info.type = tarfile.REGTYPE
-        info.size = os.fstat(file.fileno()).st_size
-        archive.addfile(info, file)
+    try:
+        # What has become a pipe since it was listed would never open, a link could lead anywhere.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(f"it is no file any more: '{path}'")
+            info = _anonymous(archive.gettarinfo(arcname=name, fileobj=file))
+            # A second name of a file that is packed already would become a link without content: pack it again, so
+            # that each path stands on its own.
+            info.type = tarfile.REGTYPE
+            info.size = os.fstat(file.fileno()).st_size
+            archive.addfile(info, file)
+    except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # Of the archive.
+            raise
+        raise WorkspaceError(f"cannot read '{path}': {err.strerror or err}") from err
 
 
 def _describe_entry(name: str, entry: TreeEntry) -> tarfile.TarInfo:
