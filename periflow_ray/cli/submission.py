@@ -94,6 +94,10 @@ class Submission:
             tell_ignored(workspace.ignored)
             for path, reason in workspace.skipped:
                 tell_skipped(path, reason)
+            if any(os.path.islink(path) for path, _ in workspace.skipped):
+                talk.print(
+                    "To have what a link leads to: copy it into the folder, or make it a dataset.", soft_wrap=True
+                )
         for note in describe_unused(plan):
             talk.print(f"Note: {note}", soft_wrap=True)
         _ensure_experiment(root, plan, is_confirmed)
