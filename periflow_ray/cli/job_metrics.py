@@ -55,7 +55,7 @@ def list_command(job_id: int, rank: int, root: StorageRoot, output: str) -> None
       periflow-ray job metrics list 3
     """
     read_record(root, job_id)
-    series = build_series(metric for metric in iterate_metrics(root, job_id) if metric.rank == rank)
+    series = build_series(iterate_metrics(root, job_id, rank=rank))
     documents = [
         {
             "name": entry.name,
@@ -131,7 +131,7 @@ def _read_ranks(root: StorageRoot, job_id: int, rank: int | None) -> list[Series
     ranks: set[int] = set()
 
     def select() -> Iterator[Metric]:
-        for metric in iterate_metrics(root, job_id):
+        for metric in iterate_metrics(root, job_id, rank=None):
             ranks.add(metric.rank)
             if rank is None or metric.rank == rank:
                 yield metric

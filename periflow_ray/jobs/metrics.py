@@ -45,8 +45,8 @@ class MetricsWriter:
         self._segments.flush()
 
 
-def iterate_metrics(root: StorageRoot, job_id: int) -> Iterator[Metric]:
-    """A job's metrics of all ranks in the order they arrived; there may be millions, of which few are in memory.
+def iterate_metrics(root: StorageRoot, job_id: int, *, rank: int | None = 0) -> Iterator[Metric]:
+    """A job's metrics in the order they arrived, few of them in memory at a time; ``rank=None`` gives all ranks.
 
     Steps that were repeated after a restart appear as often as they were run. A damaged line is left out.
 
@@ -57,13 +57,13 @@ def iterate_metrics(root: StorageRoot, job_id: int) -> Iterator[Metric]:
     where = describe_key(root, prefix)
     for line in iterate_lines(root, prefix):
         metric = _parse_metric(line, where)
-        if metric is not None:
+        if metric is not None and (rank is None or metric.rank == rank):
             yield metric
 
 
 def read_metrics(root: StorageRoot, job_id: int, *, rank: int | None = 0) -> list[Metric]:
-    """As ``iterate_metrics``, as a list of one rank's; ``rank=None`` gives all ranks."""
-    return [metric for metric in iterate_metrics(root, job_id) if rank is None or metric.rank == rank]
+    """As ``iterate_metrics``, as a list."""
+    return list(iterate_metrics(root, job_id, rank=rank))
 
 
 def _encode(metric: Metric) -> bytes:
