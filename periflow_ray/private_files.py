@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -48,6 +49,17 @@ def make_own_directory(path: Path) -> None:
     # Earlier versions left it to the umask.
     if stat.S_IMODE(os.lstat(path).st_mode) != 0o700:
         os.chmod(path, 0o700)
+
+
+def hold_directory(path: Path) -> int:
+    """Keep what clears out old files of ``/tmp`` away from a directory, until the descriptor returned is closed.
+
+    systemd-tmpfiles leaves alone what is locked, see tmpfiles.d(5).
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    with contextlib.suppress(OSError):  # A file system without locks.
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
 
 
 def is_own_directory(path: Path) -> bool:

@@ -10,6 +10,7 @@ import click
 
 from periflow_ray.cli.options import storage_option
 from periflow_ray.cli.output import talk_console
+from periflow_ray.cli.plain_text import escape_line
 from periflow_ray.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -118,4 +119,4 @@ def logs(root: StorageRoot, name: str, subject: str, node: str | None, num_lines
     lines = [line for line in text.splitlines() if node is None or node in line]
     if not lines:
         talk_console().print(f"There is no line{'' if node is None else f' about {node}'} yet.")
-    click.echo("\n".join(lines[-num_lines:]))
+    click.echo("\n".join(map(escape_line, lines[-num_lines:])))

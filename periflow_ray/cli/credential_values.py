@@ -10,7 +10,7 @@ import click
 
 from periflow_ray.credentials.credential_types import CredentialType, CredentialValue, describe_alternatives
 from periflow_ray.errors import UsageError
-from periflow_ray.submit.environment import parse_assignments, unquote
+from periflow_ray.submit.env_file import parse_assignments
 
 
 def ask_values(kind: CredentialType) -> dict[str, str]:
@@ -107,8 +107,8 @@ def _parse_json(text: str, where: str) -> dict[str, object]:
 
 def _parse_lines(text: str, where: str) -> dict[str, object]:
     values: dict[str, object] = {}
-    for number, key, value in parse_assignments(text):
+    for number, key, value in parse_assignments(text, where):
         if value is None:
             raise UsageError(f"{where}:{number}: not a line of KEY=VALUE (the file may also be a JSON object).")
-        values[key] = unquote(value.strip())
+        values[key] = value.strip()
     return values

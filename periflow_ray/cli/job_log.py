@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from periflow_ray.cli.options import job_argument, storage_option
 from periflow_ray.cli.output import output_option, talk_console, write_output
 from periflow_ray.errors import UsageError
 from periflow_ray.jobs import JobRecord, read_record
-from periflow_ray.jobs.logs import LogLine, read_logs
+from periflow_ray.jobs.logs import LogLine, iterate_logs, read_logs
 from periflow_ray.store.root import StorageRoot
+
+# So many are read at once; of more the log is read from its beginning, with few lines in memory.
+_MAX_LAST_LINES = 100_000
 
 
 @click.command()
@@ -79,34 +84,36 @@ def log(
         raise_unless_success(job_id, state)
         return
     is_limited = export_path is None or ctx.get_parameter_source("num_records") is not ParameterSource.DEFAULT
-    lines = _read_last(root, job_id, view, num_records) if is_limited and not is_head else _read_all(root, job_id, view)
-    if is_limited:
-        lines = lines[:num_records] if is_head else lines[max(0, len(lines) - num_records) :]
+    if is_limited and not is_head:
+        lines: Iterable[LogLine] = _read_last(root, job_id, view, num_records)
+    else:
+        lines = islice(filter(view.selects, iterate_logs(root, job_id)), num_records if is_limited else None)
     if export_path is not None:
-        text = "".join(f"{view.describe(line)}\n" for line in lines)
-        export_path.write_text(text, encoding="utf-8")
-        click.echo(f"Wrote {len(lines)} lines to {export_path}.", err=True)
+        num_lines = 0
+        with export_path.open("w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(f"{view.describe(line)}\n")
+                num_lines += 1
+        click.echo(f"Wrote {num_lines} lines to {export_path}.", err=True)
         return
     _write_lines(lines, view, output)
 
 
-def _read_all(root: StorageRoot, job_id: int, view: LogView) -> list[LogLine]:
-    return [line for line in read_logs(root, job_id) if view.selects(line)]
-
-
-def _read_last(root: StorageRoot, job_id: int, view: LogView, num_lines: int) -> list[LogLine]:
-    """At least the last lines that are shown; a log may be much larger than what is asked for."""
+def _read_last(root: StorageRoot, job_id: int, view: LogView, num_lines: int) -> Sequence[LogLine]:
+    """The last lines that are shown; a log may be much larger than what is asked for."""
     num_asked = max(1000, num_lines)
-    while True:
+    while num_asked <= _MAX_LAST_LINES:
         found = read_logs(root, job_id, num_asked)
         selected = [line for line in found if view.selects(line)]
         if len(selected) >= num_lines or len(found) < num_asked:
-            return selected
+            return selected[max(0, len(selected) - num_lines) :]
         # Lines with a certain text may be anywhere.
         num_asked *= 8
+    return deque(filter(view.selects, iterate_logs(root, job_id)), maxlen=num_lines)
 
 
-def _write_lines(lines: Sequence[LogLine], view: LogView, output: str) -> None:
+def _write_lines(lines: Iterable[LogLine], view: LogView, output: str) -> None:
+    lines = list(lines)
     documents: list[dict[str, Any]] = [
         {"time": iso_time(line.time_unix_ms / 1000), "node": line.node_rank, "text": line.text} for line in lines
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from periflow_ray.cli.plot import draw_plot
 from periflow_ray.cli.series import Point, Series, build_series, thin_numbers
 from periflow_ray.errors import NotFoundError, UsageError
 from periflow_ray.jobs import read_record
-from periflow_ray.jobs.metrics import Metric, list_metric_names, read_metrics
+from periflow_ray.jobs.metrics import Metric, iterate_metrics
 from periflow_ray.names import suggest_names
 from periflow_ray.store.root import StorageRoot
 
@@ -55,8 +55,7 @@ def list_command(job_id: int, rank: int, root: StorageRoot, output: str) -> None
       periflow-ray job metrics list 3
     """
     read_record(root, job_id)
-    found = read_metrics(root, job_id, rank=rank)
-    series = build_series(found, list_metric_names(found))
+    series = build_series(iterate_metrics(root, job_id, rank=rank))
     documents = [
         {
             "name": entry.name,
@@ -112,7 +111,8 @@ def show(
         check_picture_path(picture_path)
     read_record(root, job_id)
     found = _read_ranks(root, job_id, None if all_ranks else rank or 0)
-    series = build_series(found, _check_names(names, list_metric_names(found), job_id))
+    chosen = _check_names(names, list(dict.fromkeys(entry.name for entry in found)), job_id)
+    series = [entry for name in chosen for entry in found if entry.name == name]
     last = [Series(entry.name, entry.rank, entry.points[-limit:]) for entry in series]
 
     def draw(console: Console) -> None:
@@ -127,17 +127,24 @@ def show(
         click.echo(f"Wrote {picture_path}.", err=True)
 
 
-def _read_ranks(root: StorageRoot, job_id: int, rank: int | None) -> list[Metric]:
-    found = read_metrics(root, job_id, rank=None)
-    if not found:
+def _read_ranks(root: StorageRoot, job_id: int, rank: int | None) -> list[Series]:
+    ranks: set[int] = set()
+
+    def select() -> Iterator[Metric]:
+        for metric in iterate_metrics(root, job_id, rank=None):
+            ranks.add(metric.rank)
+            if rank is None or metric.rank == rank:
+                yield metric
+
+    series = build_series(select())
+    if not ranks:
         raise NotFoundError(f"job {job_id} has no metrics. They come from pf.metric({{...}}) in its script.")
-    selected = [metric for metric in found if rank is None or metric.rank == rank]
-    if not selected:
-        ranks = ", ".join(str(known) for known in sorted({metric.rank for metric in found}))
+    if rank is not None and rank not in ranks:
         raise NotFoundError(
-            f"job {job_id} has no metrics of rank {rank}. Ranks that have some: {ranks}. Try --all-ranks."
+            f"job {job_id} has no metrics of rank {rank}. Ranks that have some: {', '.join(map(str, sorted(ranks)))}. "
+            "Try --all-ranks."
         )
-    return selected
+    return series
 
 
 def _check_names(names: Sequence[str], known: Sequence[str], job_id: int) -> list[str]:

@@ -24,6 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Wide enough that nothing is folded when the output is a file or a pipe.
 _PIPED_WIDTH = 10_000
+_NUM_NAMED = 5
 
 
 def output_option(function: Function) -> Function:
@@ -48,7 +49,11 @@ def write_output(output: str, document: Any, draw: Callable[[Console], None]) ->
     elif output == "yaml":
         import yaml
 
-        click.echo(yaml.safe_dump(_plain(document), sort_keys=False, allow_unicode=True), nl=False)
+        text = yaml.safe_dump(_plain(document), sort_keys=False, allow_unicode=True)
+        if escape_controls(text) != text:
+            # YAML takes some characters for harmless that are not; in ASCII all of them are spelled out.
+            text = yaml.safe_dump(_plain(document), sort_keys=False)
+        click.echo(text, nl=False)
     else:
         draw(data_console())
 
@@ -61,6 +66,14 @@ def tell_left_out(err: DocumentError) -> None:
 def tell_skipped(path: str, reason: str) -> None:
     """Say what of a directory is not packed or stored; see ``walk_tree``."""
     click.echo(escape_controls(f"Left out: '{path}' {reason}."), err=True)
+
+
+def tell_ignored(paths: Sequence[str]) -> None:
+    """Say what of a workspace rules leave out: the first of it, and how much more there is."""
+    if paths:
+        named = ", ".join(escape_cell(path) for path in paths[:_NUM_NAMED])
+        more = f" and {len(paths) - _NUM_NAMED} more" if len(paths) > _NUM_NAMED else ""
+        click.echo(f"Left out by .gitignore and .pfignore: {named}{more}.", err=True)
 
 
 def data_console() -> Console:

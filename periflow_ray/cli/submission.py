@@ -11,7 +11,7 @@ import click
 
 from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.options import chosen_credential
-from periflow_ray.cli.output import talk_console, tell_skipped
+from periflow_ray.cli.output import talk_console, tell_ignored, tell_skipped
 from periflow_ray.cli.submission_options import SubmissionOptions
 from periflow_ray.cli.target import Target, connect_target, count_gpus, driver_options
 from periflow_ray.errors import ClusterError, PlanError, TemplateError, UsageError
@@ -91,8 +91,13 @@ class Submission:
             label = f"{plan.workspace_mount_path}/{workspace.name}"
             talk.print(build_file_tree(label, workspace.files))
             talk.print(f"{len(workspace.files)} files, {format_size(workspace.size)}")
+            tell_ignored(workspace.ignored)
             for path, reason in workspace.skipped:
                 tell_skipped(path, reason)
+            if any(os.path.islink(path) for path, _ in workspace.skipped):
+                talk.print(
+                    "To have what a link leads to: copy it into the folder, or make it a dataset.", soft_wrap=True
+                )
         for note in describe_unused(plan):
             talk.print(f"Note: {note}", soft_wrap=True)
         _ensure_experiment(root, plan, is_confirmed)

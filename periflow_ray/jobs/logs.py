@@ -8,16 +8,17 @@ A stored line is ``<unix milliseconds> <text>``, so that plain ``grep`` works on
 
 from __future__ import annotations
 
+import heapq
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from periflow_ray.jobs.events import parse_events
+from periflow_ray.jobs.events import Event, parse_events, read_events
 from periflow_ray.store.documents import describe_key
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.segments import SEGMENT_BYTES, SegmentFollower, SegmentWriter
+from periflow_ray.store.segments import SEGMENT_BYTES, SegmentFollower, SegmentWriter, iterate_lines
 
 # Of each stream. More than this nobody reads, and a script that prints without end must not fill the storage.
 MAX_LOG_BYTES = 2 << 30
@@ -83,7 +84,7 @@ class LogFollower:
             self._read += [line for line in lines if line is not None]
         for _, stream in self._find_streams("events", self._own):
             events = parse_events(stream.read_new(), describe_key(self._root, stream.prefix))
-            self._read += [LogLine(int(event.time_unix_s * 1000), None, event.text) for event in events]
+            self._read += map(_own_line, events)
         # A stream that begins later is new as a whole.
         self._num_past_lines = None
         found, self._read = self._read, []
@@ -97,9 +98,32 @@ class LogFollower:
         return known.items()
 
 
+def iterate_logs(root: StorageRoot, job_id: int) -> Iterator[LogLine]:
+    """All lines of a job in time order, of which few are in memory at a time."""
+    prefix = job_key(job_id, "logs")
+    streams = [
+        _iterate_stream(root, f"{prefix}/{name}", int(matched["node_rank"]))
+        for name in root.list_names(prefix)
+        if (matched := _STREAM_NAME.fullmatch(name))
+    ]
+    own = (_own_line(event) for event in read_events(root, job_id))
+    return heapq.merge(*streams, own, key=lambda line: line.time_unix_ms)
+
+
 def read_logs(root: StorageRoot, job_id: int, num_last_lines: int | None = None) -> list[LogLine]:
-    """Lines of a job in time order: all of them, or at least the last so many, of which little more is read."""
+    """Lines of a job in time order: all of them, or at least the last so many, and little more is read."""
     return LogFollower(root, job_id, num_last_lines).read_new()
+
+
+def _iterate_stream(root: StorageRoot, prefix: str, node_rank: int) -> Iterator[LogLine]:
+    for line in iterate_lines(root, prefix):
+        parsed = _parse_line(line, node_rank)
+        if parsed is not None:
+            yield parsed
+
+
+def _own_line(event: Event) -> LogLine:
+    return LogLine(int(event.time_unix_s * 1000), None, event.text)
 
 
 def _parse_line(line: bytes, node_rank: int) -> LogLine | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from periflow_ray.finite_json import dump_json, restore_numbers
 from periflow_ray.store.documents import check_format, describe_key
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.segments import SegmentWriter, read_lines
+from periflow_ray.store.segments import SegmentWriter, iterate_lines
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class MetricsWriter:
         self._segments.flush()
 
 
-def read_metrics(root: StorageRoot, job_id: int, *, rank: int | None = 0) -> list[Metric]:
-    """A job's metrics in the order they arrived; ``rank=None`` gives all ranks.
+def iterate_metrics(root: StorageRoot, job_id: int, *, rank: int | None = 0) -> Iterator[Metric]:
+    """A job's metrics in the order they arrived, few of them in memory at a time; ``rank=None`` gives all ranks.
 
     Steps that were repeated after a restart appear as often as they were run. A damaged line is left out.
 
@@ -55,8 +55,15 @@ def read_metrics(root: StorageRoot, job_id: int, *, rank: int | None = 0) -> lis
     """
     prefix = job_key(job_id, "metrics")
     where = describe_key(root, prefix)
-    metrics = (_parse_metric(line, where) for line in read_lines(root, prefix))
-    return [metric for metric in metrics if metric is not None and (rank is None or metric.rank == rank)]
+    for line in iterate_lines(root, prefix):
+        metric = _parse_metric(line, where)
+        if metric is not None and (rank is None or metric.rank == rank):
+            yield metric
+
+
+def read_metrics(root: StorageRoot, job_id: int, *, rank: int | None = 0) -> list[Metric]:
+    """As ``iterate_metrics``, as a list."""
+    return list(iterate_metrics(root, job_id, rank=rank))
 
 
 def _encode(metric: Metric) -> bytes:
@@ -79,14 +86,6 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-def list_metric_names(metrics: Iterable[Metric]) -> list[str]:
-    """Names in the order they first appeared."""
-    names: dict[str, None] = {}
-    for metric in metrics:
-        names.update(dict.fromkeys(metric.values))
-    return list(names)
-
-
 def _parse_metric(line: bytes, where: str) -> Metric | None:
     """None if the line is damaged."""
     try:
@@ -97,6 +96,13 @@ def _parse_metric(line: bytes, where: str) -> Metric | None:
     if not isinstance(row, list) or len(row) < _NUM_FIELDS or not isinstance(row[_NUM_FIELDS - 1], dict):
         return None
     step, rank, local_rank, time_unix_s, values = row[:_NUM_FIELDS]
+    if (
+        type(step) is not int
+        or not 0 <= step < 1 << 63
+        or type(rank) is not int
+        or type(time_unix_s) not in (int, float)
+    ):
+        return None
     # Most lines have none, and a job may have millions.
     has_text_numbers = b'NaN"' in line or b'Infinity"' in line
     return Metric(step, rank, local_rank, time_unix_s, restore_numbers(values) if has_text_numbers else values)

@@ -2,7 +2,8 @@
 
 On a bare node a job has a sandbox directory, and the mount path ``/workspace`` means ``<sandbox>/workspace``. The
 command and the environment are rewritten as text, at path boundaries only: ``--save=/workspace/ckpt`` is a declared
-path, ``/workspace2``, ``$HOME/workspace`` and ``s3://bucket/workspace`` are not.
+path, ``/workspace2``, ``$HOME/workspace`` and ``s3://bucket/workspace`` are not. Nor are the paths of another machine
+(``host:/workspace``, as scp and rsync take it) and those inside a container (the second one of ``-v /data:/data``).
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ def rewrite_paths(text: str, mount_paths: Collection[str], sandbox_dir: str) -> 
     pattern = _path_pattern(mount_paths)
     if pattern is None:
         return text
-    return pattern.sub(lambda match: f"{match['lead']}{sandbox_dir.rstrip('/')}{match['path']}", text)
+
+    def rewrite(match: re.Match[str]) -> str:
+        return f"{match['lead']}{sandbox_dir.rstrip('/')}{match['path']}" if _is_local(match) else match[0]
+
+    return pattern.sub(rewrite, text)
 
 
 def rewritten_mounts(text: str, mount_paths: Collection[str]) -> tuple[str, ...]:
@@ -49,7 +54,7 @@ def rewritten_mounts(text: str, mount_paths: Collection[str]) -> tuple[str, ...]
     pattern = _path_pattern(mount_paths)
     if pattern is None:
         return ()
-    return tuple(dict.fromkeys(match["path"] for match in pattern.finditer(text)))
+    return tuple(dict.fromkeys(match["path"] for match in pattern.finditer(text) if _is_local(match)))
 
 
 def normalize_mount_path(path: str) -> str:
@@ -57,6 +62,7 @@ def normalize_mount_path(path: str) -> str:
     return path.rstrip("/") or "/"
 
 
+_MAX_BEFORE_CHARS = 1000
 # A path may start the text, or follow what separates shell words or values. Anything else before it (a letter,
 # "}" of ${X}, ")" of $(pwd), ".", "~") makes it the middle of another path.
 _BEFORE = r"""(?:(?<![^\s=:,;(<>|&\[{@])|(?<=[:=][-+?])|(?<=file://)|(?<=sqlite:///))"""
@@ -65,6 +71,20 @@ _LEAD = r"""(?P<lead>["'`\\]*(?:-[A-Za-z]["'`\\]*)?)"""
 # A path ends at a slash, at what separates words or values, or at an escaped quote or line end; "2", "-old", ".bak",
 # "*" and "$X" make it another name.
 _AFTER = r"""(?=$|[\s/"'`:,;)\]}<>|&]|\\["'\n])"""
+
+# What may stand before the path of another machine: a name, not the first word of a command, or anything with "@".
+_HOST = re.compile(r"""(?<=[\s"'`(])(?:\w[\w.-]*|\[[\da-fA-F:.]+\]|[^\s"'`(/=,]*@[^\s"'`(/=,]+):\Z""")
+# Programs for which the name of that machine may also be a variable.
+_COPY_TO_HOST = re.compile(r"(?:\A|[;&|(\n])\s*(?:\S*=\S*\s+)*(?:\S*/)?(?:scp|sftp|rsync|sshfs)\s[^;&|\n]*?[^\s/=]+:\Z")
+# A path inside a container, as docker, podman and apptainer take it.
+_CONTAINER = re.compile(r"(?<!\S)(?:(?:-v|--volume|-B|--bind)[\s=]*\S*:|--mount[\s=]+\S*(?:dst|target|destination)=)\Z")
+
+
+def _is_local(match: re.Match[str]) -> bool:
+    before = match.string[max(0, match.start() - _MAX_BEFORE_CHARS) : match.start()]
+    if not before.endswith((":", "=")):
+        return True
+    return not any(pattern.search(before) for pattern in (_HOST, _COPY_TO_HOST, _CONTAINER))
 
 
 def _path_pattern(mount_paths: Collection[str]) -> re.Pattern[str] | None:

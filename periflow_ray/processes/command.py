@@ -91,17 +91,19 @@ class Command:
         """Start it; returns itself. Nothing else may be called before."""
         result_read, result_write = os.pipe()
         self._result_pipe = os.fdopen(result_read, "rb")
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-I", keeper.__file__, str(result_write), str(self._grace_s), *self._argv],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**self._env, self._marker[0]: self._marker[1]},
-            cwd=self._working_dir,
-            pass_fds=(result_write,),
-            start_new_session=True,
-        )
-        os.close(result_write)
+        try:
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-I", keeper.__file__, str(result_write), str(self._grace_s), *self._argv],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**self._env, self._marker[0]: self._marker[1]},
+                cwd=self._working_dir,
+                pass_fds=(result_write,),
+                start_new_session=True,
+            )
+        finally:
+            os.close(result_write)
         self._reader = threading.Thread(target=self._read_output, name="command-output", daemon=True)
         self._reader.start()
         return self

@@ -149,6 +149,16 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"total_train_steps is \d+, but this job resumes", "the training is complete: there is no step left to run."),
         (r"No space left on device", "the node's disk is full."),
         (
+            r"out of shared memory|insufficient shared memory|shared memory segment /dev/shm\S*"
+            r"|unable to (?:allocate shared memory|write to file </torch_|open shared memory)[^\n]*",
+            "the node's shared memory (/dev/shm) is full: data loader workers hand their batches over in it. Use fewer "
+            "workers (num_workers), or give the machine's container more of it (docker run --shm-size 8g).",
+        ),
+        (
+            r"Too many open files",
+            "a process may not open so many files. Raise the limit at the beginning of the command: ulimit -n 65536.",
+        ),
+        (
             r"Found no NVIDIA driver|Torch not compiled with CUDA enabled|No CUDA GPUs are available",
             "the script needs a GPU, but there is none here. On a laptop choose the device with "
             "torch.cuda.is_available().",

@@ -24,6 +24,8 @@ from periflow_ray.urls import judge_http_url
 MAX_COUNT = 1_000_000
 MAX_SHOWN_CHARS = 60
 ENV_VAR_NAME_PATTERN = "[A-Za-z_][A-Za-z0-9_]*"
+# Linux takes 131,072 bytes of a variable with its name, and mount paths in it may become longer.
+MAX_ENV_VAR_BYTES = 120_000
 
 _MEMORY_UNITS = {
     "B": 1,
@@ -216,7 +218,19 @@ def read_env_var_value(value: object) -> str:
     if not isinstance(value, str):
         raise refuse(f"is {describe_value(value)}; it must be text, a number or a boolean")
     _refuse_nul(value)
+    if problem := describe_long_value(value):
+        raise refuse(problem)
     return str(value)
+
+
+def describe_long_value(value: str) -> str | None:
+    """Why a value is too long for an environment variable; None if it is not."""
+    num_bytes = len(value.encode("utf-8", "surrogateescape"))
+    if num_bytes <= MAX_ENV_VAR_BYTES:
+        return None
+    return (
+        f"has {num_bytes:,} bytes; a variable may have {MAX_ENV_VAR_BYTES:,}. Put the text into a file of the workspace"
+    )
 
 
 def whole_number_reader(minimum: int) -> Callable[[object], int]:

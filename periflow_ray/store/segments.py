@@ -12,6 +12,7 @@ import os
 import re
 import threading
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from periflow_ray.errors import NotFoundError, StorageError
@@ -189,9 +190,19 @@ class SegmentFollower:
             num_found += num_here
 
 
+def iterate_lines(root: StorageRoot, prefix: str) -> Iterator[bytes]:
+    """Every line below a prefix, oldest first, with one segment at a time in memory; half lines are left out."""
+    for index in range(last_segment(root, prefix) + 1):
+        try:
+            *lines, _ = root.read_bytes(segment_key(prefix, index)).split(b"\n")
+        except NotFoundError:
+            continue
+        yield from lines
+
+
 def read_lines(root: StorageRoot, prefix: str) -> list[bytes]:
-    """Every line below a prefix, oldest first; lines that were cut short are left out."""
-    return SegmentFollower(root, prefix).read_new()
+    """As ``iterate_lines``, as a list."""
+    return list(iterate_lines(root, prefix))
 
 
 def last_segment(root: StorageRoot, prefix: str) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from periflow_ray.errors import UsageError
 from periflow_ray.secret_mask import MIN_SECRET_CHARS, can_be_masked
+from periflow_ray.spec.fields import describe_long_value
+from periflow_ray.submit.env_file import parse_assignments
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -17,9 +19,9 @@ def collect_env(assignments: Sequence[str], files: Sequence[Path], environ: Mapp
 
     Args:
         assignments: ``K=V``, or ``K`` for its value in ``environ``.
-        files: lines of ``K=V`` or ``K``; blank lines and lines that start with ``#`` are skipped.
+        files: see ``parse_assignments``.
     Raises:
-        UsageError: a name cannot be used, a variable is not set, or a file cannot be read.
+        UsageError: a name or a value cannot be used, a variable is not set, or a file cannot be read.
     """
     env: dict[str, str] = {}
     for path in files:
@@ -27,9 +29,9 @@ def collect_env(assignments: Sequence[str], files: Sequence[Path], environ: Mapp
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as err:
             raise UsageError(f"--env-file '{path}' cannot be read: {err}") from err
-        for number, name, value in parse_assignments(text):
+        for number, name, value in parse_assignments(text, str(path)):
             known, value = _complete(name, value, environ, f"{path}:{number}")
-            env[known] = unquote(value)
+            env[known] = value
     for assignment in assignments:
         known, value = _complete(*_split(assignment), environ, "--env")
         env[known] = value
@@ -58,25 +60,9 @@ def collect_secrets(names: Sequence[str], environ: Mapping[str, str]) -> dict[st
                 "part of so many words that hiding it would hide half of the log. Use a longer one, or "
                 f"--env {name} if it may be read."
             )
+        _check_value(name, environ[name], "--secret")
         secrets[name] = environ[name]
     return secrets
-
-
-def parse_assignments(text: str) -> Iterator[tuple[int, str, str | None]]:
-    """Line number, name and value of each ``K=V`` line of a file; the value is None in a line without ``=``.
-
-    Blank lines and lines that start with ``#`` are skipped. A value is as it was written: see ``unquote``.
-    """
-    for number, line in enumerate(text.splitlines(), start=1):
-        assignment = line.strip().removeprefix("export ")
-        if assignment and not assignment.startswith("#"):
-            yield number, *_split(assignment)
-
-
-def unquote(value: str) -> str:
-    """A value without the quotes around it."""
-    is_quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""
-    return value[1:-1] if is_quoted else value
 
 
 def _split(assignment: str) -> tuple[str, str | None]:
@@ -87,8 +73,15 @@ def _split(assignment: str) -> tuple[str, str | None]:
 def _complete(name: str, value: str | None, environ: Mapping[str, str], where: str) -> tuple[str, str]:
     if not _NAME.fullmatch(name):
         raise UsageError(f"{where}: '{name}' is not a variable name (letters, digits and '_', not first a digit).")
-    if value is not None:
-        return name, value
-    if name not in environ:
-        raise UsageError(f"{where}: the variable '{name}' is not set here. Set it, or give a value: {name}=VALUE")
-    return name, environ[name]
+    if value is None:
+        if name not in environ:
+            raise UsageError(f"{where}: the variable '{name}' is not set here. Set it, or give a value: {name}=VALUE")
+        value = environ[name]
+    _check_value(name, value, where)
+    return name, value
+
+
+def _check_value(name: str, value: str, where: str) -> None:
+    problem = "has a NUL character, which no variable can have" if "\0" in value else describe_long_value(value)
+    if problem is not None:
+        raise UsageError(f"{where}: the value of '{name}' {problem}.")

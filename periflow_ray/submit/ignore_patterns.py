@@ -15,12 +15,16 @@ _STAR = r"\[\^/\]\*"
 _FIRST_DIRECTORIES, _DIRECTORIES = "^(?:.+/)?", "(?:/.+)?"
 # An escaped character, '?' or a star, or a class of characters, which in pathspec, and not in git, may hold a '/'.
 _CLASS = re.compile(r"\\.|\[\^/\]|(\[\^?\]?[^\]]*\])", re.DOTALL)
+# How pathspec says that a path, or a directory above it, may match.
+_HERE_OR_ABOVE, _DIRECTORY_HERE_OR_ABOVE = "(?:(?P<ps_d>/)|$)", "(?P<ps_d>/)"
 # A star, what follows it, and the next star in the same name.
 _STAR_BEFORE_STAR = re.compile(rf"{_STAR}((?:(?!{_STAR})(?:\[\^/\]|[^/]))*)(?={_STAR})")
 
 
 def parse_rules(lines: Iterable[str]) -> GitIgnoreSpec:
-    """The rules of a ``.gitignore``.
+    """The rules of a ``.gitignore``; ``check_file`` gives what they say of one path, and nothing of what is above it.
+
+    A directory's path ends in a slash.
 
     Raises:
         ValueError: a line is no pattern.
@@ -34,8 +38,19 @@ class _BoundedPattern(GitIgnoreSpecPattern):
 
     @classmethod
     def pattern_to_regex(cls, pattern: Any) -> tuple[Any, bool | None]:
+        if pattern.endswith("/**/"):
+            # Directories below, which pathspec takes for the one above.
+            pattern = f"{pattern}*/"
         regex, includes = super().pattern_to_regex(pattern)
-        return (without_backtracking(regex) if isinstance(regex, str) else regex), includes
+        return (_end_at_the_path(without_backtracking(regex)) if isinstance(regex, str) else regex), includes
+
+
+def _end_at_the_path(regex: str) -> str:
+    """Without what is below a directory that matches, which git decides by itself: it may match another rule."""
+    for as_pathspec, as_git in ((_HERE_OR_ABOVE, "/?$"), (_DIRECTORY_HERE_OR_ABOVE, "/$")):
+        if regex.endswith(as_pathspec):
+            return regex.removesuffix(as_pathspec) + as_git
+    return f"{regex}." if regex.endswith("/") else regex
 
 
 def without_backtracking(regex: str) -> str:

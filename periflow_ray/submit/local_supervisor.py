@@ -19,7 +19,7 @@ from periflow_ray.errors import ClusterError, NewerFormatError
 from periflow_ray.jobs.stop_times import RAY_STOP_WAIT_S
 from periflow_ray.loops import Faults
 from periflow_ray.plan import drop_internal_variables
-from periflow_ray.private_files import make_own_directory
+from periflow_ray.private_files import hold_directory, make_own_directory
 from periflow_ray.processes import Command
 from periflow_ray.ray_jobs import RayJobs, connect
 from periflow_ray.submit.local_cluster import START_TIMEOUT_S, LocalCluster, LocalClusterDir
@@ -95,6 +95,8 @@ def _make_temp_dir() -> Path:
             shutil.rmtree(left, ignore_errors=True)
     temp_dir = base / str(os.getpid())
     temp_dir.mkdir(mode=0o700)
+    # As long as this process lives.
+    hold_directory(temp_dir)
     return temp_dir
 
 

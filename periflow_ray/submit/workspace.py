@@ -1,7 +1,8 @@
-"""Packages the workspace directory, following ``.gitignore`` and ``.pfignore``."""
+"""Packages the workspace directory, without what ``.gitignore`` and ``.pfignore`` leave out."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tarfile
@@ -9,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pathspec import GitIgnoreSpec
-
 from periflow_ray.errors import WorkspaceError
+from periflow_ray.store.shortages import describe_error
 from periflow_ray.store.trees import TreeEntry, list_tree
-from periflow_ray.submit.ignore_patterns import parse_rules
+from periflow_ray.submit.ignore_rules import IgnoreRules
 
-IGNORE_FILES = (".gitignore", ".pfignore")
 ALWAYS_IGNORED = frozenset({".git", "__pycache__", ".venv", ".ipynb_checkpoints", ".DS_Store"})
 MAX_WORKSPACE_BYTES = 512 << 20
 # Python's own way to make and delete folders ends near 1,000 levels, also on the job's machines.
@@ -32,6 +31,7 @@ class Workspace:
         files: paths relative to ``directory`` -> size in bytes.
         entries: directories and links.
         skipped: full paths of what cannot be packaged, and why.
+        ignored: what rules leave out; a directory, with a slash at its end, stands for all that is in it.
     """
 
     directory: Path
@@ -39,6 +39,7 @@ class Workspace:
     files: Mapping[str, int]
     entries: Sequence[TreeEntry] = ()
     skipped: Sequence[tuple[str, str]] = ()
+    ignored: Sequence[str] = ()
 
     @property
     def size(self) -> int:
@@ -71,17 +72,19 @@ def pack_workspace(workspace: Workspace, target: Path) -> None:
     """Write the workspace as a gzip-compressed tar archive, everything below ``<workspace name>/``.
 
     Raises:
-        WorkspaceError: a file cannot be read.
+        WorkspaceError: a file cannot be read, or the archive cannot be written.
     """
-    with tarfile.open(target, "w:gz", compresslevel=1) as archive:
-        archive.addfile(_describe_entry(workspace.name, TreeEntry("", None, workspace.directory.stat().st_mtime_ns)))
-        for entry in workspace.entries:
-            archive.addfile(_describe_entry(f"{workspace.name}/{entry.path}", entry))
-        for relative in workspace.files:
-            try:
+    try:
+        with tarfile.open(target, "w:gz", compresslevel=1) as archive:
+            archive.addfile(
+                _describe_entry(workspace.name, TreeEntry("", None, workspace.directory.stat().st_mtime_ns))
+            )
+            for entry in workspace.entries:
+                archive.addfile(_describe_entry(f"{workspace.name}/{entry.path}", entry))
+            for relative in workspace.files:
                 _add_file(archive, workspace, relative)
-            except OSError as err:
-                raise WorkspaceError(f"cannot read '{workspace.directory / relative}': {err.strerror or err}") from err
+    except OSError as err:
+        raise WorkspaceError(f"the workspace cannot be packed into '{target}': {describe_error(err)}") from err
 
 
 def workspace_name(directory: Path) -> str:
@@ -90,13 +93,16 @@ def workspace_name(directory: Path) -> str:
 
 
 def _collect(root: Path, name: str) -> Workspace:
-    rules_of = {root: _read_rules(root)}
+    rules = IgnoreRules(root)
+    ignored: list[str] = []
 
     def is_wanted(entry: os.DirEntry[str]) -> bool:
+        if entry.name in ALWAYS_IGNORED:
+            return False
         path = Path(entry.path)
         is_dir = entry.is_dir(follow_symlinks=False)
-        rules = rules_of[path.parent]
-        if entry.name in ALWAYS_IGNORED or _is_ignored(path, is_dir, rules):
+        if rules.ignores(path, is_dir):
+            ignored.append(path.relative_to(root).as_posix() + ("/" if is_dir else ""))
             return False
         if is_dir:
             if len(path.relative_to(root).parts) > MAX_DEPTH:
@@ -104,7 +110,7 @@ def _collect(root: Path, name: str) -> Workspace:
                     f"workspace '{root}' has more than {MAX_DEPTH} levels of folders. Add the deep ones to "
                     f"'{root / '.pfignore'}': {'/'.join(path.relative_to(root).parts[:5])}/..."
                 )
-            rules_of[path] = [*rules, *_read_rules(path)]
+            rules.enter(path)
         return True
 
     skipped: list[tuple[str, str]] = []
@@ -116,46 +122,27 @@ def _collect(root: Path, name: str) -> Workspace:
     except OSError as err:
         raise WorkspaceError(f"cannot read '{err.filename or root}': {err.strerror or err}") from err
     sizes = {file.path: file.stat.st_size for file in files}
-    return Workspace(root, name, dict(sorted(sizes.items())), entries, skipped)
-
-
-def _read_rules(directory: Path) -> list[tuple[Path, GitIgnoreSpec]]:
-    rules = []
-    for name in IGNORE_FILES:
-        path = directory / name
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            try:
-                rules.append((directory, parse_rules(lines)))
-            except ValueError as err:
-                raise WorkspaceError(f"{path}: {err}") from err
-    return rules
-
-
-def _is_ignored(path: Path, is_dir: bool, rules: list[tuple[Path, GitIgnoreSpec]]) -> bool:
-    # As in git: the rule nearest to the file decides, and "!" takes a file back in.
-    ignored = False
-    for base, spec in rules:
-        relative = path.relative_to(base).as_posix() + ("/" if is_dir else "")
-        decision = spec.check_file(relative).include
-        if decision is not None:
-            ignored = decision
-    return ignored
+    return Workspace(root, name, dict(sorted(sizes.items())), entries, skipped, ignored)
 
 
 def _add_file(archive: tarfile.TarFile, workspace: Workspace, relative: str) -> None:
     path = workspace.directory / relative
     name = f"{workspace.name}/{relative}"
-    # What has become a pipe since it was listed would never open, a link could lead anywhere.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(f"it is no file any more: '{path}'")
-        info = _anonymous(archive.gettarinfo(arcname=name, fileobj=file))
-        # A second name of a file that is packed already would become a link without content: pack it again, so
-        # that each path stands on its own.
-        info.type = tarfile.REGTYPE
-        info.size = os.fstat(file.fileno()).st_size
-        archive.addfile(info, file)
+    try:
+        # What has become a pipe since it was listed would never open, a link could lead anywhere.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(f"it is no file any more: '{path}'")
+            info = _anonymous(archive.gettarinfo(arcname=name, fileobj=file))
+            # A second name of a file that is packed already would become a link without content: pack it again, so
+            # that each path stands on its own.
+            info.type = tarfile.REGTYPE
+            info.size = os.fstat(file.fileno()).st_size
+            archive.addfile(info, file)
+    except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # Of the archive.
+            raise
+        raise WorkspaceError(f"cannot read '{path}': {err.strerror or err}") from err
 
 
 def _describe_entry(name: str, entry: TreeEntry) -> tarfile.TarInfo:

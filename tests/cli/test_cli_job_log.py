@@ -5,6 +5,7 @@ import json
 import pytest
 from support.sample_jobs import build_record
 
+from periflow_ray.cli import job_log
 from periflow_ray.cli.log_view import LogView
 from periflow_ray.jobs import JobState, write_record, write_state
 from periflow_ray.jobs.logs import LogLine, LogWriter
@@ -111,7 +112,9 @@ def test_following_an_ended_job_shows_its_last_lines_and_exits_as_the_job_did(ru
     )
 
 
-def test_the_end_of_a_very_long_log_is_the_end_of_all_its_streams(run_cli, root, monkeypatch):
+@pytest.mark.parametrize("max_last_lines", [100_000, 0])
+def test_the_end_of_a_very_long_log_is_the_end_of_all_its_streams(run_cli, root, monkeypatch, max_last_lines):
+    monkeypatch.setattr(job_log, "_MAX_LAST_LINES", max_last_lines)
     monkeypatch.setattr(segments, "_FIRST_BLOCK_BYTES", 1000)
     write_record(root, build_record(1, num_nodes=2, num_devices=2))
     write_state(root, 1, JobState("success"))

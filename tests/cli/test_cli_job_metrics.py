@@ -9,7 +9,7 @@ import pytest
 from support.sample_jobs import build_record
 
 from periflow_ray.cli.plot import draw_plot
-from periflow_ray.cli.series import Point, Series, build_series, thin_numbers
+from periflow_ray.cli.series import Point, build_series, thin_numbers
 from periflow_ray.jobs import JobState, write_record, write_state
 from periflow_ray.jobs.metrics import Metric, MetricsWriter
 
@@ -146,8 +146,19 @@ def test_steps_that_were_repeated_after_a_restart_replace_the_first_run():
         Metric(step, 0, 0, float(time), {"loss": value})
         for time, (step, value) in enumerate([(1, 9.0), (2, 8.0), (3, 7.0), (2, 6.0), (2, 5.5), (3, 5.0)])
     ]
-    assert build_series(metrics, ["loss"]) == [
-        Series("loss", 0, (Point(1, 0.0, 9.0), Point(2, 3.0, 6.0), Point(2, 4.0, 5.5), Point(3, 5.0, 5.0)))
+    (series,) = build_series(metrics)
+    assert (series.name, series.rank) == ("loss", 0)
+    assert series.points[:] == (Point(1, 0.0, 9.0), Point(2, 3.0, 6.0), Point(2, 4.0, 5.5), Point(3, 5.0, 5.0))
+    assert (len(series.points), series.points[-1], series.points[-2:]) == (4, series.points[3], series.points[2:])
+
+
+def test_series_come_in_the_order_in_which_their_names_first_appeared():
+    metrics = [Metric(1, 1, 1, 0.0, {"loss": 1, "phase": "a"}), Metric(1, 0, 0, 0.0, {"lr": 1.5, "loss": True})]
+    assert [(each.name, each.rank, [point.value for point in each.points]) for each in build_series(metrics)] == [
+        ("loss", 0, [True]),
+        ("loss", 1, [1]),
+        ("phase", 1, ["a"]),
+        ("lr", 0, [1.5]),
     ]
 
 

@@ -63,6 +63,9 @@ def test_json_keeps_its_meaning():
         ["job", "list", "-o", "json"],
         ["job", "log", "1", "-o", "json"],
         ["job", "events", "1", "-o", "json"],
+        ["job", "events", "1", "-o", "yaml"],
+        ["job", "log", "1", "-o", "yaml"],
+        ["job", "metrics", "show", "1", "-o", "yaml"],
     ],
 )
 def test_no_command_hands_on_what_drives_a_terminal(run_cli, root, command):

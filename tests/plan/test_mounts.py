@@ -28,6 +28,29 @@ REWRITTEN = [
     ('\'{"path":"/workspace/x","dirs":["/workspace"]}\'', '\'{"path":"/box/workspace/x","dirs":["/box/workspace"]}\''),
     ('sh -c "cat \\"/workspace/x\\""', 'sh -c "cat \\"/box/workspace/x\\""'),
     ("--init-method file:///workspace/shared", "--init-method file:///box/workspace/shared"),
+    ("PYTHONPATH=src:/workspace/lib python a.py", "PYTHONPATH=src:/box/workspace/lib python a.py"),
+    ("java -cp ./lib:/workspace/lib A", "java -cp ./lib:/box/workspace/lib A"),
+    ("java -cp $CP:/workspace/lib A", "java -cp $CP:/box/workspace/lib A"),
+    ("lib:/workspace/lib", "lib:/box/workspace/lib"),
+    ("main.py +a={path:/workspace/x,b:/workspace}", "main.py +a={path:/box/workspace/x,b:/box/workspace}"),
+    ("curl -F file=@/workspace/x -d @/workspace/y", "curl -F file=@/box/workspace/x -d @/box/workspace/y"),
+    # The folder of this machine, and not what it is called in the container.
+    ("docker run -v /workspace/data:/workspace/data:ro i", "docker run -v /box/workspace/data:/workspace/data:ro i"),
+    ('podman run --volume="/workspace:/workspace" i', 'podman run --volume="/box/workspace:/workspace" i'),
+    (
+        "apptainer exec -B /workspace:/workspace,/workspace/data:/data i",
+        "apptainer exec -B /box/workspace:/workspace,/box/workspace/data:/data i",
+    ),
+    (
+        "docker run --mount type=bind,src=/workspace,dst=/workspace i",
+        "docker run --mount type=bind,src=/box/workspace,dst=/workspace i",
+    ),
+    ("rsync -a /workspace/ckpt host:/workspace/ckpt", "rsync -a /box/workspace/ckpt host:/workspace/ckpt"),
+    (
+        "cd /workspace; scp $MASTER_ADDR:/workspace/a /workspace/a",
+        "cd /box/workspace; scp $MASTER_ADDR:/workspace/a /box/workspace/a",
+    ),
+    ("scp a h:/b; export P=$P:/workspace", "scp a h:/b; export P=$P:/box/workspace"),
     ("--storage sqlite:////workspace/study.db", "--storage sqlite:////box/workspace/study.db"),
 ]
 
@@ -40,6 +63,10 @@ LEFT_ALONE = [
     "aws s3 cp s3://bucket/workspace/x abfs://c@a/workspace",
     "curl https://host/workspace//workspace",
     "echo foo-I/workspace",
+    "scp host:/workspace/x . && scp 'user@host:/workspace/x y' .",
+    "rsync -e 'ssh -p 22' -a ${USER}@$HOST:/workspace/ckpt [fe80::1]:/workspace .",
+    "A=1 /usr/bin/rsync -a ${HOST}:/workspace/x .",
+    "mount -t nfs filer.example.org:/workspace /mnt",
 ]
 
 

@@ -108,6 +108,24 @@ def test_the_last_twenty_lines_are_shown():
             "the training is complete: there is no step left to run.",
         ),
         (raised("OSError: [Errno 28] No space left on device"), "the node's disk is full."),
+        *(
+            (
+                raised(f"RuntimeError: {text}"),
+                "the node's shared memory (/dev/shm) is full: data loader workers hand their batches over in it. Use "
+                "fewer workers (num_workers), or give the machine's container more of it (docker run --shm-size 8g).",
+            )
+            for text in (
+                "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers "
+                "are out of shared memory. Please try to raise your shared memory limit.",
+                "unable to write to file </torch_7_1>: No space left on device (28)",
+                "unable to allocate shared memory(shm) for file </torch_7_1>: No space left on device (28)",
+                "NCCL error: Error while creating shared memory segment /dev/shm/nccl-AbC (size 9637888)",
+            )
+        ),
+        (
+            raised("OSError: [Errno 24] Too many open files: '/data/1.npy'"),
+            "a process may not open so many files. Raise the limit at the beginning of the command: ulimit -n 65536.",
+        ),
         (
             raised("RuntimeError: Found no NVIDIA driver on your system."),
             "the script needs a GPU, but there is none here. On a laptop choose the device with "

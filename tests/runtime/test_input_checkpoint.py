@@ -50,3 +50,12 @@ def test_it_is_fetched_once_and_may_be_gone_when_the_job_starts_again(shell, roo
     shell.prepare(2)
     assert read_tree(base) == {"model.pt": b"base"}
     assert base.stat().st_mtime_ns == fetched_at
+
+
+def test_it_is_fetched_again_where_a_file_of_it_was_deleted(shell):
+    shell.prepare(1)
+    base: Path = shell._sandbox.path_of("/workspace/base")
+    (base / "model.pt").unlink()
+    shell.close()
+    shell.prepare(2)
+    assert read_tree(base) == {"model.pt": b"base"}

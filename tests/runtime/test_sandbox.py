@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -103,3 +104,37 @@ def test_nothing_of_a_workspace_lies_elsewhere(sandbox: Sandbox, tmp_path: Path,
             sandbox.unpack_workspace(root, 1, "/workspace")
     assert not Path("/tmp/periflow-out").exists()
     assert not (sandbox.root_dir / "out").exists()
+
+
+def test_what_was_deleted_of_a_workspace_is_fetched_again_and_the_rest_stays(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Whatever clears out /tmp deletes single files, those that nobody has touched for ten days."""
+    root = StorageRoot(str(tmp_path / "storage"))
+    pack(root, tmp_path, ("code/main.py", ""), ("code/helper.py", ""), ("code/latest", "main.py"))
+    sandbox.create("one")
+    assert not sandbox.unpack_workspace(root, 1, "/workspace")
+    code = sandbox.path_of("/workspace/code")
+    (code / "main.py").write_text("changed by the command")
+    (code / "out.txt").touch()
+    archive = root.read_bytes("jobs/1/workspace.tar.gz")
+    root.delete("jobs/1/workspace.tar.gz")
+    # Not even looked for.
+    assert not sandbox.unpack_workspace(root, 1, "/workspace")
+    root.write_bytes("jobs/1/workspace.tar.gz", archive)
+    for name in ("helper.py", "latest"):
+        (code / name).unlink()
+        assert sandbox.unpack_workspace(root, 1, "/workspace")
+        assert {path.name for path in code.iterdir()} == {"main.py", "helper.py", "latest", "out.txt"}
+    shutil.rmtree(sandbox.root_dir)
+    assert sandbox.unpack_workspace(root, 1, "/workspace")
+    assert (code / "main.py").read_text() == ""
+
+
+def test_a_workspace_that_was_half_unpacked_is_unpacked_as_a_whole(sandbox: Sandbox, tmp_path: Path) -> None:
+    root = StorageRoot(str(tmp_path / "storage"))
+    pack(root, tmp_path, ("code/main.py", ""))
+    sandbox.create("one")
+    half = sandbox.path_of("/workspace/code/main.py")
+    half.parent.mkdir(parents=True)
+    half.write_text("half of an earlier one")
+    assert not sandbox.unpack_workspace(root, 1, "/workspace")
+    assert half.read_text() == ""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import resource
+import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from periflow_ray.runtime.member import snapshot as snapshot_module
 from periflow_ray.runtime.member.snapshot import Snapshot, Snapshots
 from periflow_ray.store.checksum import checksum_file
 
@@ -158,7 +163,70 @@ def test_links_and_directories_are_described_and_only_files_are_copied(output_di
     ]
 
 
-def test_files_that_lightning_deletes_meanwhile_do_no_harm(output_dir, snapshots):
+class Unrest:
+    """What a thread of the script does between two looks of a snapshot at its folder."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *changes: Callable[[], object]) -> None:
+        self.changes = list(changes)
+        self.num_looks = 0
+        look = snapshot_module.list_tree
+
+        def look_and_change(*arguments: Any, **options: Any) -> Any:
+            self.num_looks += 1
+            found = look(*arguments, **options)
+            if self.changes:
+                self.changes.pop(0)()
+            return found
+
+        monkeypatch.setattr(snapshot_module, "list_tree", look_and_change)
+
+
+def test_a_snapshot_has_the_files_of_one_moment(output_dir, snapshots, monkeypatch):
+    """Older checkpoints are rotated away beside the training, and the next one is written, while it is taken."""
+    for step in (1, 2, 3):
+        write(output_dir / f"step-{step}" / "a.pt", b"x" * step)
+        write(output_dir / f"step-{step}" / "b.pt", b"y" * step)
+
+    def rotate(old: int, new: int) -> None:
+        shutil.rmtree(output_dir / f"step-{old}")
+        write(output_dir / f"step-{new}" / "a.pt", b"x" * new)
+
+    unrest = Unrest(
+        monkeypatch,
+        lambda: rotate(1, 4),
+        lambda: write(output_dir / "step-4" / "b.pt", b"y" * 4),
+        lambda: shutil.rmtree(output_dir / "step-2"),
+    )
+    snapshot = snapshots.take(output_dir, "1-1")
+    expected = {
+        f"step-{step}/{name}.pt": content * step for step in (3, 4) for name, content in (("a", b"x"), ("b", b"y"))
+    }
+    assert read_all(snapshot) == expected
+    assert [file.path for file in snapshots.describe(snapshot).files] == sorted(expected)
+    assert {entry.path for entry in snapshot.entries} == {"step-3", "step-4"}
+    assert unrest.num_looks == 5
+
+
+def test_a_file_that_comes_and_goes_between_two_looks_does_no_harm(output_dir, snapshots, monkeypatch):
+    write(output_dir / "model.pt", b"model")
+    write(output_dir / "model.pt.tmp", b"half")
+    unrest = Unrest(monkeypatch, (output_dir / "model.pt.tmp").unlink)
+    assert read_all(snapshots.take(output_dir, "1-1")) == {"model.pt": b"model"}
+    assert unrest.num_looks == 2
+
+
+def test_a_folder_without_a_moment_of_rest_makes_no_checkpoint(output_dir, snapshots, tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot_module, "_UNREST_TIMEOUT_S", 0.2)
+    write(output_dir / "model.pt", b"model")
+    Unrest(monkeypatch, *[functools.partial(write, output_dir / f"{number}.pt", b"x") for number in range(1000)])
+    with pytest.raises(
+        OSError, match=r"come and go all the time, '\d+\.pt' for example, .* Write and delete files there"
+    ):
+        snapshots.take(output_dir, "1-1")
+    assert list((tmp_path / "snapshots").iterdir()) == []
+
+
+def test_what_is_deleted_at_any_moment_of_a_snapshot_is_in_it_as_a_whole_or_not(output_dir, snapshots):
     for number in range(200):
         write(output_dir / f"{number}.ckpt", b"x" * 1000)
 
@@ -171,6 +239,7 @@ def test_files_that_lightning_deletes_meanwhile_do_no_harm(output_dir, snapshots
     snapshot = snapshots.take(output_dir, "1-1")
     deleting.join()
     assert set(read_all(snapshot).values()) <= {b"x" * 1000}
+    assert {file.path for file in snapshot.files} == set(read_all(snapshot))
 
 
 def test_a_copy_that_fails_leaves_nothing_behind(output_dir, snapshots, tmp_path):

@@ -215,3 +215,11 @@ def test_after_fifty_problems_the_rest_is_counted() -> None:
 def test_an_elastic_job_needs_bounds_that_can_be_met(section: str, problem: str) -> None:
     (found,) = problems_of(MINIMAL + section + "\n")
     assert found.split(": ", 1)[1] == problem
+
+
+def test_a_value_that_is_too_long_for_a_variable_is_refused_without_repeating_it() -> None:
+    text = "x" * 120_001
+    assert problems_of(MINIMAL + f"    env_var: {{A: '{text}'}}\n") == [
+        "pf-template.yml:7:15: job_setting.docker.env_var.A has 120,001 bytes; a variable may have 120,000. Put the "
+        "text into a file of the workspace"
+    ]

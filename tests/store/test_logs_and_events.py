@@ -6,7 +6,7 @@ import pytest
 
 from periflow_ray.errors import NewerFormatError
 from periflow_ray.jobs.events import Event, EventWriter, read_events
-from periflow_ray.jobs.logs import LogFollower, LogLine, LogWriter, read_logs
+from periflow_ray.jobs.logs import LogFollower, LogLine, LogWriter, iterate_logs, read_logs
 
 
 def test_events_read_back_in_time_order_from_all_writers(root):
@@ -43,6 +43,17 @@ def test_log_lines_of_all_nodes_are_merged_in_time_order(root):
         LogLine(1500, 11, "epoch 1 on the other node"),
         LogLine(2000, 0, "epoch 2"),
     ]
+
+
+def test_lines_that_are_read_one_by_one_are_those_that_are_read_at_once(root):
+    writers = [LogWriter(root, 1, 0), LogWriter(root, 1, 1), LogWriter(root, 1, 1, 3)]
+    for number in range(30):
+        writers[number * number % 3].write(f"line {number}", time_unix_ms=number // 2)
+    for writer in writers:
+        writer.flush()
+    EventWriter(root, 1, "driver").write("note", "the job's own line")
+    assert len(read_logs(root, 1)) == 31
+    assert list(iterate_logs(root, 1)) == read_logs(root, 1)
 
 
 def test_log_lines_keep_their_text_as_it_was(root):

@@ -9,7 +9,7 @@ from tensorboard.plugins.hparams import metadata
 
 from periflow_ray.errors import NewerFormatError
 from periflow_ray.jobs import JobProgress, read_progress, write_progress
-from periflow_ray.jobs.metrics import Metric, MetricsWriter, list_metric_names, read_metrics
+from periflow_ray.jobs.metrics import Metric, MetricsWriter, read_metrics
 from periflow_ray.jobs.tensorboard import TensorBoardWriter
 from periflow_ray.store.segments import read_lines
 
@@ -78,10 +78,6 @@ def test_values_that_are_not_finite_survive_and_are_json(root):
     assert json.loads(line, parse_constant=refuse)[4] == {"a": "Infinity", "b": "-Infinity", "c": "NaN", "d": None}
     values = read_metrics(root, 1)[0].values
     assert (values["a"], values["b"], math.isnan(values["c"]), values["d"]) == (math.inf, -math.inf, True, None)
-
-
-def test_names_are_listed_in_the_order_they_first_appeared():
-    assert list_metric_names(METRICS) == ["loss", "phase", "lr"]
 
 
 def test_tensorboard_reads_rank_0s_numbers(local_root):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import resource
 import threading
+from typing import Any
 
 import pytest
 from support.flaky_storage import flaky_storage
@@ -9,7 +10,7 @@ from support.flaky_storage import flaky_storage
 from periflow_ray.errors import StorageError
 from periflow_ray.store import segments
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.store.segments import SegmentFollower, SegmentWriter, read_lines
+from periflow_ray.store.segments import SegmentFollower, SegmentWriter, iterate_lines, read_lines
 
 
 def test_lines_are_visible_once_flushed(root):
@@ -56,6 +57,26 @@ def test_a_follower_that_comes_late_reads_all_segments_in_one_go(root, monkeypat
         writer.append(f"{number}\n".encode())
         writer.flush()
     assert SegmentFollower(root, "logs").read_new() == [str(number).encode() for number in range(12)]
+
+
+def test_of_many_segments_one_is_read_at_a_time(root, monkeypatch):
+    """A log may have gigabytes, and so may the metrics."""
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 1)
+    writer = SegmentWriter(root, "logs")
+    for number in range(12):
+        writer.append(f"{number}\n".encode())
+        writer.flush()
+    num_read = 0
+    read_bytes = StorageRoot.read_bytes
+
+    def count(*arguments: Any, **options: Any) -> bytes:
+        nonlocal num_read
+        num_read += 1
+        return read_bytes(*arguments, **options)
+
+    monkeypatch.setattr(StorageRoot, "read_bytes", count)
+    for number, line in enumerate(iterate_lines(root, "logs")):
+        assert (line, num_read) == (str(number).encode(), number + 1)
 
 
 def test_writers_at_the_same_time_never_write_over_each_other(root, monkeypatch):

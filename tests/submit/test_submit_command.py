@@ -130,3 +130,27 @@ def test_a_cluster_elsewhere_gets_no_cloud_variables_of_this_shell(
     )
     bodies = [body for method, _, body in server.requests if method == "POST"]
     assert [sorted(body) for body in bodies] == [["entrypoint", "submission_id"]]
+
+
+def test_what_of_a_workspace_is_not_sent_is_told(tmp_path: Path, server: JobServer):
+    workspace = tmp_path / "cifar"
+    (workspace / "data").mkdir(parents=True)
+    for name in ("main.py", ".env", *(f"run-{number}.log" for number in range(5))):
+        (workspace / name).touch()
+    (workspace / ".gitignore").write_text("*.log\n/data/\n")
+    (workspace / ".pfignore").write_text(".*\n")
+    options = ("--address", server.address, "--storage", str(tmp_path / "storage"), "--no-follow", "-y")
+
+    def told() -> list[str]:
+        result = submit(TEMPLATE, *options, "-d", str(workspace))
+        assert result.exit_code == 0, result.stderr
+        return [line for line in result.stderr.splitlines() if "eft out" in line or "link" in line]
+
+    everything = "Left out by .gitignore and .pfignore: .env, .gitignore, .pfignore, data/, run-0.log and 4 more."
+    assert told() == [everything]
+    (workspace / "shared").symlink_to("/usr/share")
+    assert told() == [
+        everything,
+        f"Left out: '{workspace}/shared' is a link to '/usr/share', which is not in it.",
+        "To have what a link leads to: copy it into the folder, or make it a dataset.",
+    ]

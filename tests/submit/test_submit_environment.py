@@ -21,7 +21,6 @@ def env_file(tmp_path: Path) -> Path:
         "TOKEN\n"
         'QUOTED="two words"\n'
         "SINGLE='it is'\n"
-        'HALF="open\n'
         "URL=s3://bucket/a=b\n"
         "NOTHING=\n"
     )
@@ -46,7 +45,6 @@ def test_a_file_has_one_variable_a_line(env_file):
         "TOKEN": "t0k3n",
         "QUOTED": "two words",
         "SINGLE": "it is",
-        "HALF": '"open',
         "URL": "s3://bucket/a=b",
         "NOTHING": "",
     }
@@ -114,3 +112,23 @@ def test_a_secret_on_the_command_line_is_refused_without_repeating_it():
         "--secret takes a name, not a value: export TOKEN=... first, then --secret TOKEN. Everybody on this machine "
         "can read a value on the command line."
     )
+
+
+def test_a_value_that_no_variable_can_have_is_refused_without_repeating_it(tmp_path):
+    (tmp_path / "job.env").write_text("A='1\n2'\nB='hunter2\0'\n")
+    with pytest.raises(UsageError) as caught:
+        collect_env([], [tmp_path / "job.env"], ENVIRON)
+    assert str(caught.value) == (
+        f"{tmp_path}/job.env:3: the value of 'B' has a NUL character, which no variable can have."
+    )
+    for collect in (
+        lambda long: collect_env([f"A={long}"], [], ENVIRON),
+        lambda long: collect_secrets(["A"], {"A": long}),
+    ):
+        collect("학습" * 20_000)
+        with pytest.raises(UsageError) as caught:
+            collect("학습" * 20_001)
+        assert str(caught.value).endswith(
+            ": the value of 'A' has 120,006 bytes; a variable may have 120,000. Put the text into a file of the "
+            "workspace."
+        )

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import os
+import random
+import resource
 import socket
 import tarfile
 from pathlib import Path
@@ -276,3 +278,19 @@ def test_what_is_no_directory_is_refused(directory, tmp_path):
     with pytest.raises(WorkspaceError) as caught:
         scan_workspace(Path("/"))
     assert str(caught.value) == "workspace '/' is the root of the file system. Give a directory below it."
+
+
+def test_an_archive_that_finds_no_room_is_said_to_be_the_trouble(directory, tmp_path):
+    (directory / "data.bin").write_bytes(random.Random(7).randbytes(300_000))
+    workspace = scan_workspace(directory)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(WorkspaceError) as caught:
+            pack_workspace(workspace, tmp_path / "workspace.tar.gz")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (
+        str(caught.value)
+        == f"the workspace cannot be packed into '{tmp_path}/workspace.tar.gz': [Errno 27] File too large"
+    )

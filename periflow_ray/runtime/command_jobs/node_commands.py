@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import sys
 import threading
 import time
@@ -12,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import periflow_ray.sdk
+from periflow_ray.errors import JobFailedError
 from periflow_ray.jobs.stop_times import COMMAND_GRACE_S
 from periflow_ray.plan import JobPlan, NodeFacts, drop_internal_variables, rewrite_paths
+from periflow_ray.private_files import create_private
 from periflow_ray.processes import Command, CommandResult
 from periflow_ray.runtime.command_jobs import warm_launcher
 from periflow_ray.runtime.command_jobs.launchers import LAUNCHERS, Run
@@ -27,6 +31,8 @@ from periflow_ray.sdk.rank import LAUNCHER_VARIABLES
 # Where the attempt is lost, or saved as a whole, nothing of what a rank still does is kept; and everybody waits for it.
 LOST_GRACE_S = 0.5
 NUM_KEPT_LINES = 400
+# Linux takes 131,072 bytes.
+_MAX_ARGUMENT_BYTES = 120_000
 # What a Ray worker's environment says of itself must not leak into the user's processes.
 _DROPPED_PREFIXES = ("RAY_", "TORCHELASTIC_")
 _DROPPED_NAMES = (
@@ -44,6 +50,17 @@ _DROPPED_NAMES = (
     )
     | LAUNCHER_VARIABLES
 )
+
+
+def describe_large_environment(env: Mapping[str, str]) -> str:
+    """Says which of the variables are so large that no program can be started with them, without their values."""
+    sizes = {name: len(name) + len(value.encode("utf-8", "surrogateescape")) for name, value in env.items()}
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
+    return (
+        f"the command cannot be started, because its variables are too large: {sum(sizes.values()):,} bytes together, "
+        f"the largest ones {', '.join(f'{name} ({num_bytes:,})' for name, num_bytes in largest)}. Linux takes 131,072 "
+        "of each, and about 2,000,000 of all. Put large texts into files of the workspace."
+    )
 
 
 class NodeCommands:
@@ -74,6 +91,7 @@ class NodeCommands:
         )
         self.left: list[str] = []
         """Processes that could not be ended, once ``wait`` has returned: ``1234 (sudo sleep 1000)``."""
+        self._bash_text = self._write_command()
         self._running = [self._start(run) for run in self._launcher.runs(plan, self._node)]
 
     def wait(self) -> Failure | None:
@@ -102,15 +120,32 @@ class NodeCommands:
 
     def _start(self, run: Run) -> _Running:
         lines: deque[str] = deque(maxlen=NUM_KEPT_LINES)
+        env = self._build_env(run.environment)
         command = Command(
-            ["bash", "-c", self._rewrite(self._plan.command)],
-            env=self._build_env(run.environment),
+            ["bash", "-c", self._bash_text],
+            env=env,
             working_dir=self._sandbox.path_of(self._plan.workspace_mount_path),
             grace_s=COMMAND_GRACE_S,
             on_line=lambda text: lines.append(self._log.write(text)),
             mask=self._log.mask,
-        ).start()
+        )
+        try:
+            command.start()
+        except OSError as err:
+            if err.errno != errno.E2BIG:
+                raise
+            raise JobFailedError(describe_large_environment(env)) from err
         return _Running(command, run.rank, lines)
+
+    def _write_command(self) -> str:
+        """The command, or what makes bash read it where it is too long for an argument."""
+        text = self._rewrite(self._plan.command)
+        if len(text.encode()) <= _MAX_ARGUMENT_BYTES:
+            return text
+        path = self._sandbox.directory / "command"
+        path.unlink(missing_ok=True)
+        create_private(path, text.encode())
+        return f". {shlex.quote(str(path))}"
 
     def _diagnose(self, running: _Running, result: CommandResult) -> Failure:
         return diagnose(

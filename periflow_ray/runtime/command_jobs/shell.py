@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -12,10 +13,11 @@ from pathlib import Path
 
 from periflow_ray.jobs.stop_times import COMMAND_GRACE_S
 from periflow_ray.plan import JobPlan, rewritten_mounts
-from periflow_ray.private_files import make_private_directories
+from periflow_ray.private_files import hold_directory, make_private_directories
 from periflow_ray.processes import end_leftovers
 from periflow_ray.runtime.command_jobs import warm_launcher
 from periflow_ray.runtime.command_jobs.data_mount import DatasetMount, mount_dataset
+from periflow_ray.runtime.command_jobs.left_files import describe_left_files
 from periflow_ray.runtime.command_jobs.node_commands import LOST_GRACE_S, NodeCommands
 from periflow_ray.runtime.command_jobs.session_server import SessionServer
 from periflow_ray.runtime.command_jobs.warm_launcher import WarmLauncher
@@ -68,6 +70,7 @@ class CommandShell:
         self._warm: WarmLauncher | None = None
         self._has_warmed = False
         self._opens: OpenWatch | None = None
+        self._held: int | None = None
         self.output_dir: Path | None = None
         self._find_sandbox()
 
@@ -81,9 +84,11 @@ class CommandShell:
         self._has_warmed = False
         self._server, self._commands = None, None
         self._sandbox.create(self._claim)
-        self._sandbox.unpack_workspace(
+        self._held = hold_directory(self._sandbox.directory)
+        if self._sandbox.unpack_workspace(
             self._root, self._job_id, self._plan.workspace_mount_path, self._plan.workspace_of
-        )
+        ):
+            self._tell_deleted("the workspace")
         for mount in self._plan.mounts:
             self._fill_mount(mount.kind, self._sandbox.path_of(mount.path))
         return self._sandbox.snapshots_dir
@@ -140,6 +145,7 @@ class CommandShell:
         raise AssertionError("a command can be ended")
 
     def check(self) -> Failure | None:
+        self._tell_left_files()
         if self._server is None or self._server.has_had_session:
             return None
         imported = any(self._sandbox.directory.glob("imported-*"))
@@ -154,6 +160,9 @@ class CommandShell:
         return None
 
     def close(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
         if self._server is not None:
             self._server.close()
         if self._opens is not None:
@@ -199,12 +208,41 @@ class CommandShell:
             self._dataset = mount_dataset(self._root, data, target, on_note=self._note)
             return
         make_private_directories(target)
-        # Once per node: a later attempt neither fetches it again nor needs it to be there still.
-        fetched = self._sandbox.directory / "input-is-fetched"
-        if kind == "checkpoint_input" and checkpoint_input is not None and not fetched.exists():
+        if kind != "checkpoint_input" or checkpoint_input is None:
+            return
+
+        def restore(is_again: bool) -> list[str]:
             manifest = checkpoints.find_checkpoint(self._root, checkpoint_input.id)
             checkpoints.restore(self._root, manifest, self._node_rank, target)
-            fetched.touch()
+            return [file.path for file in manifest.files]
+
+        # Once per node: a later attempt neither fetches it again nor needs it to be there still.
+        if self._sandbox.fill("input", target, restore):
+            self._tell_deleted(f"checkpoint {checkpoint_input.id}")
+
+    def _tell_deleted(self, what: str) -> None:
+        self._note(
+            f"files of {what} had been deleted on node {self._node_rank}, perhaps by what clears out "
+            f"'{self._sandbox.job_dir.parent.parent}', and were fetched again"
+        )
+
+    def _tell_left_files(self) -> None:
+        """Once, and not for each node: they do the same."""
+        if self._node_rank != 0:
+            return
+        sandbox, plan = self._sandbox, self._plan
+        workspace = sandbox.path_of(plan.workspace_mount_path)
+        brought = {os.path.join(workspace, path) for path in sandbox.filled_with("workspace") or ()}
+        kept = [sandbox.path_of(mount.path) for mount in plan.mounts if mount.kind != "workspace"]
+        try:
+            left = describe_left_files(sandbox.root_dir, brought, kept)
+        except OSError:  # The command took the permission to look, or something of it goes on deleting.
+            return
+        if left is not None:
+            self._note(
+                "files that the command wrote outside checkpoint.output_checkpoint_dir are deleted with the job: "
+                f"{left}. Only checkpoints, metrics and the log are kept"
+            )
 
     def _tell_start(self, start: AttemptStart) -> None:
         if start.checkpoint is not None:

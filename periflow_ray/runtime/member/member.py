@@ -42,6 +42,7 @@ from periflow_ray.runtime.monitor.drills import die
 from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.shortages import describe_error
 from periflow_ray.store.transfer import Transfer
 
 # How long the ranks of this member may take to say their steps.
@@ -169,7 +170,7 @@ class Member:
         except MonitorLostError:
             raise
         except (OSError, PeriflowRayError) as err:
-            return self._failure(str(err))
+            return self._failure(describe_error(err))
         except Exception as err:
             # Told as a failure: a worker that raises looks like one that lost its connection.
             traceback.print_exc()
@@ -187,10 +188,9 @@ class Member:
         output_dir = self._shell.output_dir
         if output_dir is None:
             return None
+        facts = self._facts
         target = output_dir if self._shell.brings_files else None
-        return restore_agreed(
-            self._root, self._monitor, self._facts.member, self._facts.node_rank, checkpoint, target, patience
-        )
+        return restore_agreed(self._root, self._monitor, facts.member, facts.node_rank, checkpoint, target, patience)
 
     def _run_user_code(
         self, start: AttemptStart, reporter: Reporter, uploads: CheckpointUploads | None

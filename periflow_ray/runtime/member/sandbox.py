@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import posixpath
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from periflow_ray.errors import StorageError
@@ -26,7 +28,6 @@ from periflow_ray.store.read_only import remove_tree
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import download_file
 
-_READY_MARK = ".workspace-ready"
 _ABANDONED_MARK = ".abandoned"
 
 
@@ -71,27 +72,56 @@ class Sandbox:
 
     def unpack_workspace(
         self, root: StorageRoot, job_id: int, mount_path: str, workspace_of: int | None = None
-    ) -> None:
-        """Fetch and unpack the job's workspace, once per node.
+    ) -> bool:
+        """Fetch and unpack the job's workspace, once per node, and what of it has been deleted since.
 
         Args:
             workspace_of: the job that has it; None for the job itself.
+        Returns:
+            Whether something had been deleted.
         """
         target = self.path_of(mount_path)
-        ready = self.directory / _READY_MARK
-        if ready.exists():
-            return
         make_private_directories(target)
         key = job_key(workspace_of or job_id, WORKSPACE_FILE)
-        if root.exists(key):
+
+        def unpack(is_again: bool) -> list[str]:
+            if not root.exists(key):
+                require_job(root, job_id, self._claim_file.read_text())
+                return []
             archive = self.directory / WORKSPACE_FILE
             download_file(root, key, archive)
             with tarfile.open(archive) as packed:
-                _extract(packed, target)
+                names = _extract(packed, target, is_again=is_again)
             archive.unlink()
-        else:
-            require_job(root, job_id, self._claim_file.read_text())
-        ready.touch()
+            return names
+
+        return self.fill("workspace", target, unpack)
+
+    def fill(self, name: str, target: Path, fill: Callable[[bool], Iterable[str]]) -> bool:
+        """Fill a directory once per node, and again where something that it was filled with has been deleted since.
+
+        Args:
+            name: by which the sandbox remembers what was in it.
+            fill: fills it, and gives the paths of what is in it; its argument is whether it was filled before.
+        Returns:
+            Whether something had been deleted.
+        """
+        paths = self.filled_with(name)
+        if paths is not None and all(os.path.lexists(target / path) for path in paths):
+            return False
+        self._mark_of(name).write_text(json.dumps(list(fill(paths is not None))))
+        return paths is not None
+
+    def filled_with(self, name: str) -> list[str] | None:
+        """The paths that ``fill`` brought under a name; None if it never did, or not to its end."""
+        try:
+            paths: list[str] = json.loads(self._mark_of(name).read_text())
+        except (OSError, ValueError):
+            return None
+        return paths
+
+    def _mark_of(self, name: str) -> Path:
+        return self.directory / f".{name}-ready"
 
     def abandon(self) -> None:
         """Never use these directories again: a process that cannot be ended may still write into them.
@@ -123,15 +153,21 @@ class Sandbox:
         return directory
 
 
-def _extract(packed: tarfile.TarFile, target: Path) -> None:
+def _extract(packed: tarfile.TarFile, target: Path, *, is_again: bool) -> list[str]:
     """Unpack a workspace, of which nothing may lie elsewhere.
 
+    Args:
+        is_again: what is there already stays: the job's command may have changed it.
+    Returns:
+        The names of all that is in the workspace.
     Raises:
         tarfile.TarError, StorageError: something in it would.
     """
+    names = [name.lstrip("/") for name in packed.getnames()]
+    wanted = [member for member in packed if not (is_again and os.path.lexists(target / member.name.lstrip("/")))]
     if hasattr(tarfile, "data_filter"):
-        packed.extractall(target, filter="data")
-        return
+        packed.extractall(target, wanted, filter="data")
+        return names
     # Python 3.11 before 3.11.4, as some distributions have it.
     for member in packed:
         leads_to = member.linkname
@@ -142,7 +178,8 @@ def _extract(packed: tarfile.TarFile, target: Path) -> None:
         )
         if leads_out(member.name) or not (member.isreg() or member.isdir() or is_link):
             raise StorageError(f"the workspace is refused: '{member.name}' in it does not stay inside the sandbox")
-    packed.extractall(target)
+    packed.extractall(target, wanted)
+    return names
 
 
 def _base_dir() -> Path:

@@ -6,6 +6,9 @@ other is cloned where the file system can (reflink), else copied in the kernel.
 A store through a shared mapping (``numpy.memmap``) may change a file and none of its time stamps: the kernel sets them
 with the first store into a clean page, and another one may follow before the page is written back. So a file that is
 mapped for writing when a snapshot has been taken is copied again with the next one.
+
+A snapshot has the files of one moment: where some came or went while it was taken, for example because older ones are
+rotated away beside the training, it is taken on until none did.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ from periflow_ray.store.trees import TreeEntry, TreeFile, list_tree
 _SAFE_AGE_NS = 50_000_000
 _NUM_COPY_TRIES = 3
 _NUM_COPIERS = 4
+# The training waits meanwhile.
+_UNREST_TIMEOUT_S = 10.0
+_UNREST_PAUSE_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -86,22 +92,44 @@ class Snapshots:
         """Copy a directory's files aside; for links see ``walk_tree``. Call ``release`` when it is no longer needed.
 
         Raises:
-            OSError: the copy failed, for example because the disk is full; nothing is left of it.
+            OSError: the copy failed, for example because the disk is full, or files come and go all the time; nothing
+                is left of it.
         """
         target = self._directory / name
         try:
             target.mkdir(parents=True)
             if self._newest is not None:
                 self._forget_mapped(self._newest)
-            files, entries = list_tree(source, on_skipped=self._on_skipped)
-            stamps = _copy_files(files, source, target, self._newest)
+            snapshot = self._copy_moment(source, target)
         except OSError:
             shutil.rmtree(target, ignore_errors=True)
             raise
-        snapshot = Snapshot(source, target, stamps, files, entries)
         with self._lock:
             self._newest = snapshot
         return snapshot
+
+    def _copy_moment(self, source: Path, target: Path) -> Snapshot:
+        deadline_s = time.monotonic() + _UNREST_TIMEOUT_S
+        copied: dict[str, _Stamp | None] | None = None
+        while True:
+            files, entries = list_tree(source, on_skipped=self._on_skipped)
+            changed = (copied or {}).keys() ^ {file.path for file in files}
+            if copied is not None:
+                if not changed:
+                    stamps = {path: stamp for path, stamp in copied.items() if stamp is not None}
+                    return Snapshot(source, target, stamps, files, entries)
+                if time.monotonic() >= deadline_s:
+                    raise OSError(
+                        f"files in '{source}' come and go all the time, '{min(changed)}' for example, so that a "
+                        f"checkpoint would have some of them only (tried for {_UNREST_TIMEOUT_S:.0f} s). Write and "
+                        "delete files there before pf.upload_checkpoint() is called, or in another folder."
+                    )
+                time.sleep(_UNREST_PAUSE_S)
+            copied = copied or {}
+            for path in copied.keys() & changed:
+                del copied[path]
+                os.unlink(target / path)
+            copied |= _copy_files([file for file in files if file.path in changed], source, target, self._newest)
 
     def describe(self, snapshot: Snapshot) -> Content:
         """Every file with size and checksum, by path; a file that was linked is not read again."""
@@ -110,10 +138,7 @@ class Snapshots:
         checksums: dict[tuple[int, ...], str] = {}
         for file in snapshot.files:
             copy = snapshot.directory / file.path
-            try:
-                stat = os.stat(copy)
-            except FileNotFoundError:  # It was deleted before it could be copied.
-                continue
+            stat = os.stat(copy)
             # Not the inode alone: its number is used again once the last link to it is gone.
             identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
             checksums[identity] = self._checksums.get(identity) or checksum_file(copy)
@@ -142,17 +167,24 @@ class Snapshots:
             shutil.rmtree(released.directory, ignore_errors=True)
 
 
-def _copy_files(files: list[TreeFile], source: Path, target: Path, previous: Snapshot | None) -> dict[str, _Stamp]:
+def _copy_files(
+    files: list[TreeFile], source: Path, target: Path, previous: Snapshot | None
+) -> dict[str, _Stamp | None]:
+    """Copies of files, by path; a stamp is None if a later look cannot tell whether the file changed.
+
+    A file that went meanwhile is not among them.
+    """
     for parent in {os.path.dirname(file.path) for file in files}:
         (target / parent).mkdir(parents=True, exist_ok=True)
     # Linking takes microseconds, so that threads would cost more than they save.
-    stamps = {} if previous is None else {file.path: _link_unchanged(file, target, previous) for file in files}
-    changed = [file.path for file in files if stamps.get(file.path) is None]
-    if changed:
-        with ThreadPoolExecutor(_NUM_COPIERS, thread_name_prefix="snapshot") as copiers:
-            copied = copiers.map(lambda path: _copy_consistently(source / path, target / path), changed)
-            stamps.update(zip(changed, copied, strict=True))
-    return {path: stamp for path, stamp in stamps.items() if stamp is not None}
+    linked = {} if previous is None else {file.path: _link_unchanged(file, target, previous) for file in files}
+    stamps = {path: stamp for path, stamp in linked.items() if stamp is not None}
+    changed = [file.path for file in files if file.path not in stamps]
+    if not changed:
+        return {**stamps}
+    with ThreadPoolExecutor(_NUM_COPIERS, thread_name_prefix="snapshot") as copiers:
+        copied = copiers.map(lambda path: _copy_consistently(source / path, target / path), changed)
+        return {**stamps, **{path: stamp for path, (is_there, stamp) in zip(changed, copied, strict=True) if is_there}}
 
 
 def _link_unchanged(file: TreeFile, target: Path, previous: Snapshot) -> _Stamp | None:
@@ -167,8 +199,8 @@ def _link_unchanged(file: TreeFile, target: Path, previous: Snapshot) -> _Stamp 
     return known
 
 
-def _copy_consistently(source: Path, target: Path) -> _Stamp | None:
-    """The source's stamp if a later look at it can tell whether it changed."""
+def _copy_consistently(source: Path, target: Path) -> tuple[bool, _Stamp | None]:
+    """Whether there is a copy, and the source's stamp if a later look at it can tell whether it changed."""
     try:
         for _ in range(_NUM_COPY_TRIES):
             now_ns = time.time_ns()
@@ -177,12 +209,13 @@ def _copy_consistently(source: Path, target: Path) -> _Stamp | None:
             copy_content(os.fspath(source), os.fspath(target))
             if _stamp_of(source) == stamp:
                 is_safe = now_ns - max(stamp.modified_ns, stamp.changed_ns) > _SAFE_AGE_NS
-                return stamp if is_safe else None
-    except FileNotFoundError:
+                return True, stamp if is_safe else None
+    except (FileNotFoundError, NotADirectoryError):
         # Lightning deletes old checkpoints beside the training; what goes while it is copied is not wanted.
         target.unlink(missing_ok=True)
+        return False, None
     # A file that changes all the time, such as a log, has no better moment.
-    return None
+    return True, None
 
 
 def _find_mapped(pids: Collection[int]) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from periflow_ray.errors import JobFailedError
-from periflow_ray.jobs.metrics import read_metrics
+from periflow_ray.jobs.metrics import iterate_metrics
 from periflow_ray.runtime.ray_private import TrialResults, make_result_grid
 from periflow_ray.runtime.ray_train.workers import as_ray_checkpoint
 from periflow_ray.spec.sweep import STEP, SweepSpec
@@ -52,7 +52,7 @@ def _read_reports(root: StorageRoot, spec: SweepSpec, trial: Trial) -> list[dict
     """The journal has each step once; the jobs have the other metrics of the step, as they were reported last."""
     values_by_step: dict[int, dict[str, Any]] = {}
     for job_id in trial.job_ids:
-        for metric in read_metrics(root, job_id):
+        for metric in iterate_metrics(root, job_id):
             values_by_step.setdefault(metric.step, {}).update(metric.values)
     return [
         {

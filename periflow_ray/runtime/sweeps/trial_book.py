@@ -8,7 +8,7 @@ from typing import Any
 
 from periflow_ray.errors import PeriflowRayError, StorageError
 from periflow_ray.jobs import JobRecord, claim_job_id, read_progress, read_written_state
-from periflow_ray.jobs.metrics import read_metrics
+from periflow_ray.jobs.metrics import iterate_metrics
 from periflow_ray.jobs.succession import Ownership, driver_id_of, leave_to_successor
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.sweeps.population import Source
@@ -200,7 +200,7 @@ class TrialBook:
     def _catch_up(self, tune_id: str) -> None:
         """Take in what the trial's job has recorded and the journal has not, because a driver was killed before."""
         trial = self.trial_of(tune_id)
-        for metric in read_metrics(self._root, trial.job_ids[-1]):
+        for metric in iterate_metrics(self._root, trial.job_ids[-1]):
             if self._spec.metric in metric.values and metric.step > trial.step:
                 self.report(tune_id, metric.step, as_number(metric.values[self._spec.metric]))
 
