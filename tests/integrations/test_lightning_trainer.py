@@ -67,51 +67,6 @@ def test_a_restarted_job_resumes_from_the_newest_checkpoint_and_counts_on(channe
     assert [(step, values["iteration"]) for step, values in channel.take_records()] == [(7, 7), (8, 8), (9, 9)]
 
 
-@pytest.mark.parametrize("has_link", [False, True])
-def test_the_best_checkpoints_are_known_where_they_are_after_the_folder_has_moved(
-    channel, ckpt_dir, tmp_path, monkeypatch, has_link
-):
-    class Falling(TinyRegression):
-        """Worse from epoch to epoch but for the last one, which comes second."""
-
-        def on_train_epoch_end(self) -> None:
-            self.log("score", [0.0, 2.0, 3.0, 1.0][self.current_epoch])
-
-    class KeepsPaths(pl.Callback):
-        """A callback of the user's own, with paths in its state."""
-
-        state: dict[str, Any]
-
-        def state_dict(self) -> dict[str, Any]:
-            directory = os.environ["CKPT_DIR"]
-            return {"kept": {f"{directory}/x": [1, (directory, f"{directory}x")]}, "else": "/elsewhere"}
-
-        def load_state_dict(self, state: dict[str, Any]) -> None:
-            self.state = state
-
-    def make(max_epochs: int) -> PeriFlowTrainer:
-        keeper = ModelCheckpoint(monitor="score", save_top_k=2, save_last=True)
-        return make_trainer(max_epochs=max_epochs, callbacks=[keeper, KeepsPaths()])
-
-    if has_link:
-        (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
-        monkeypatch.setenv("CKPT_DIR", str(tmp_path / "link" / "ckpt"))
-    make(3).fit(Falling(), make_loader(1))
-    moved = tmp_path / "another" / "place"
-    shutil.move(ckpt_dir, moved)
-    monkeypatch.setenv("CKPT_DIR", str(moved))
-    restart(monkeypatch, 3)
-    use_channel_factory(lambda local_log_name: channel)
-    trainer = make(4)
-    trainer.fit(Falling(), make_loader(1))
-
-    assert sorted(path.name for path in moved.iterdir()) == ["epoch=0-step=1.ckpt", "epoch=3-step=4.ckpt", "last.ckpt"]
-    assert trainer.checkpoint_callback.best_model_path == str(moved / "epoch=0-step=1.ckpt")
-    kept = next(each for each in trainer.callbacks if isinstance(each, KeepsPaths)).state
-    old = tmp_path / "link" / "ckpt" if has_link else ckpt_dir
-    assert kept == {"kept": {f"{moved}/x": [1, (str(moved), f"{old}x")]}, "else": "/elsewhere"}
-
-
 def test_an_emergency_checkpoint_resumes_with_the_batches_that_the_epoch_has_left(channel, monkeypatch):
     channel.announced_step = 2
     make_trainer(max_epochs=1, enable_checkpointing=False).fit(TinyRegression(), make_loader(5))
