@@ -4,7 +4,7 @@ The processes of a node share one pipe, and are told to print at once (PYTHONUNB
 which Python writes a line and its end one after the other. From here on it writes them together, and as soon. What is
 longer than a pipe takes at once is written under a lock that all processes of the pipe share.
 
-For a torchrun see ``periflow_launcher``.
+The SDK is found from any Python, as far back as 3.8. For a torchrun see ``periflow_launcher``.
 """
 
 import _thread
@@ -73,6 +73,22 @@ def _write_whole_lines() -> None:
         setattr(sys, f"__{name}__", whole)
 
 
+class _OwnPackage:
+    """Finds ``periflow_ray``, of which a command needs the SDK alone, for a Python that does not have it.
+
+    A command may use another virtual environment, with another Python. What else that of the job has is not for it.
+    """
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):  # type: ignore[no-untyped-def]
+        if name != "periflow_ray":
+            return None
+        package_dir = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        return importlib.util.spec_from_file_location(
+            name, os.path.join(package_dir, "__init__.py"), submodule_search_locations=[package_dir]
+        )
+
+
 def _run_shadowed() -> None:
     """Run the module of this name that Python would have found without this one."""
     own_dir = os.path.dirname(os.path.abspath(__file__))
@@ -91,5 +107,6 @@ def _hand_over() -> None:
 
 
 _write_whole_lines()
+sys.meta_path.append(_OwnPackage)
 _hand_over()
 _run_shadowed()
