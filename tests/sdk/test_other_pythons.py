@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.without_linux import WITHOUT_LINUX
 
 import periflow_ray
 from periflow_ray.sdk import wire
@@ -70,6 +71,13 @@ def test_outside_a_job_each_python_writes_its_metrics_to_a_file(pythons, tmp_pat
         run_script(python, directory)
         (log,) = directory.glob("periflow_trainer_*.log")
         assert [json.loads(line)["iteration"] for line in log.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_outside_a_job_it_needs_nothing_that_only_linux_has(tmp_path):
+    env = {"PATH": os.defpath, "PYTHONPATH": str(SHIM_DIR)}
+    subprocess.run([sys.executable, "-c", WITHOUT_LINUX + SCRIPT], cwd=tmp_path, env=env, check=True, timeout=60)
+    (log,) = tmp_path.glob("periflow_trainer_*.log")
+    assert len(log.read_text().splitlines()) == 3
 
 
 def test_in_a_job_each_python_speaks_to_its_member(pythons, tmp_path):
