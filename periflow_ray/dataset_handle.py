@@ -12,6 +12,7 @@ from periflow_ray.errors import UsageError
 from periflow_ray.names import HUGGINGFACE_PREFIX
 from periflow_ray.settings import choose_root
 from periflow_ray.store.datasets import list_dataset_files, locate_dataset, read_dataset
+from periflow_ray.store.datasets.huggingface import WHOLE, Part
 from periflow_ray.store.datasets.local import LocalDataset, open_dataset
 from periflow_ray.store.datasets.packs import open_packed
 from periflow_ray.store.root import StorageRoot
@@ -27,7 +28,7 @@ _READERS = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"), "read_images"),
 }
 # Files that scripts of this process read stay in the cache as long as it lives.
-_opened: dict[tuple[str, str], LocalDataset] = {}
+_opened: dict[tuple[str, str, Part], LocalDataset] = {}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class DatasetHandle:
 
     name: str
     root: StorageRoot
+    part: Part = WHOLE
 
     def local_path(self) -> Path:
         """The directory with the dataset's files on this machine, which must not be written to.
@@ -47,9 +49,9 @@ class DatasetHandle:
             NotFoundError: the files are not where the dataset says.
             StorageError: they cannot be fetched.
         """
-        place = (self.root.uri, self.name)
+        place = (self.root.uri, self.name, self.part)
         if place not in _opened:
-            _opened[place] = open_dataset(self.root, self.name)
+            _opened[place] = open_dataset(self.root, self.name, self.part)
         return _opened[place].path
 
     def ray_dataset(self, split: str | None = None) -> ray.data.Dataset:
@@ -83,21 +85,34 @@ class DatasetHandle:
         return getattr(ray.data, reader)(paths, filesystem=filesystem)
 
 
-def dataset(name: str, storage: str | None = None) -> DatasetHandle:
+def dataset(
+    name: str,
+    storage: str | None = None,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+) -> DatasetHandle:
     """A dataset by its name.
 
     Args:
         name: a dataset's, or ``huggingface:<dataset>`` for a public Hugging Face dataset.
         storage: storage root; default is the job's in a job, else that of the command line.
+        config, split, revision: configuration, split, and branch, tag or commit of a ``huggingface:`` dataset, as
+            ``datasets.load_dataset`` takes them; default are its default one, all, and the newest.
     Raises:
         NotFoundError: there is none of that name.
+        UsageError: the name is none, or parts are given of a dataset that has none.
     """
     root = choose_root(storage).root
     if name == HUGGINGFACE_PREFIX:
         raise UsageError("'huggingface:' names no dataset; it must be huggingface:<dataset>.")
+    part = Part(config, split, revision)
     if not name.startswith(HUGGINGFACE_PREFIX):
+        if part != WHOLE:
+            raise UsageError(f"dataset '{name}' has no config, split or revision; only a huggingface: dataset has.")
         read_dataset(root, name)
-    return DatasetHandle(name, root)
+    return DatasetHandle(name, root, part)
 
 
 def _choose_reader(name: str, paths: list[str]) -> tuple[str, list[str]]:

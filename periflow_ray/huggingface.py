@@ -49,6 +49,7 @@ class PeriFlowCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._is_in_step = False
+        _relocate_best_checkpoint(args, state)
         if hparams := pf.hparams():
             state.trial_params = hparams
             if state.is_world_process_zero:
@@ -114,6 +115,23 @@ def _write_hparams(writer: Any, hparams: Mapping[str, Any]) -> None:
     summary = importlib.import_module(f"{package}.summary")
     for each in summary.hparams(dict(hparams), {}):
         writer._get_file_writer().add_summary(each)
+
+
+def _relocate_best_checkpoint(args: Any, state: Any) -> None:
+    """Let a resumed training know its best checkpoint where it is now.
+
+    It knows its path of then, and the output folder has another one on another machine, for another user and in another
+    job. A checkpoint that is not found is neither kept nor loaded at the end, and its score still beats later ones.
+    """
+    names = [Path(state.best_model_checkpoint).name] if state.best_model_checkpoint else []
+    # transformers 5 has forgotten a path that is not there, but not the step.
+    if getattr(state, "best_global_step", None):
+        names.append(f"checkpoint-{state.best_global_step}")
+    for name in names:
+        path = os.path.join(args.output_dir, name)
+        if os.path.isdir(path):
+            state.best_model_checkpoint = path
+            return
 
 
 def latest_checkpoint(directory: str | os.PathLike[str] | None = None) -> str | None:

@@ -70,7 +70,9 @@ def measure_duration_s(state: JobState) -> float | None:
 
 
 def format_progress(progress: JobProgress) -> str:
-    """``120/1000 (12 %)``; the step alone when the total is not known."""
+    """``120/1000 (12 %)``; the step alone when the total is not known, ``330/180 (too many)`` when it is passed."""
+    if progress.total_train_steps and progress.step > progress.total_train_steps:
+        return f"{progress.step}/{progress.total_train_steps} (too many)"
     if progress.total_train_steps:
         percent = 100 * progress.step // progress.total_train_steps
         return f"{progress.step}/{progress.total_train_steps} ({percent} %)"

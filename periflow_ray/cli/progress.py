@@ -32,7 +32,13 @@ def describe_progress(progress: JobProgress) -> str:
     if not progress.step and not progress.total_train_steps:
         return ""
     total = progress.total_train_steps
-    parts = [f"{progress.step}/{total} steps ({100 * progress.step // total} %)" if total else f"step {progress.step}"]
+    if total and progress.step > total:
+        # Began anew after a restart, perhaps, while steps count on.
+        parts = [f"{progress.step} steps, {progress.step - total} more than the {total} that pf.init was told"]
+    elif total:
+        parts = [f"{progress.step}/{total} steps ({100 * progress.step // total} %)"]
+    else:
+        parts = [f"step {progress.step}"]
     if progress.steps_per_s:
         parts.append(f"{progress.steps_per_s:.3g} steps/s")
         if total and progress.step < total:

@@ -45,5 +45,5 @@ def build_template(plan: JobPlan, parameters: Mapping[str, Any], checkpoint: str
             "workspace": {"mount_path": plan.workspace_mount_path},
         },
         **({"checkpoint": saved} if saved else {}),
-        **({"data": plan.data.model_dump()} if plan.data else {}),
+        **({"data": plan.data.model_dump(exclude_none=True)} if plan.data else {}),
     }

@@ -31,11 +31,9 @@ def connect_target(root: StorageRoot, is_local: bool, address: str | None) -> Ra
         ClusterError: it did not start, or nothing answers.
     """
     if is_local:
-        from periflow_ray.submit.local_cluster import ensure_local_cluster, find_local_cluster
+        from periflow_ray.submit.local_cluster import ensure_local_cluster
 
-        if find_local_cluster() is None:
-            talk_console().print("Starting the embedded Ray cluster on this machine ...")
-        return ensure_local_cluster()
+        return ensure_local_cluster(lambda text: talk_console().print(text, soft_wrap=True))
     from periflow_ray.submit.clusters import connect_by_address
 
     assert address is not None
@@ -45,7 +43,7 @@ def connect_target(root: StorageRoot, is_local: bool, address: str | None) -> Ra
 
 
 def driver_options(is_local: bool) -> dict[str, Any]:
-    """How the target's driver is started: its Python, and where this machine's cloud variables are put for it."""
+    """How the target's driver is started: its Python, and where this shell's variables are put for it."""
     if not is_local:
         return {"python": "python", "cloud_environment_dir": None}
     from periflow_ray.submit.local_cluster import LocalClusterDir

@@ -1,7 +1,9 @@
-"""Cloud variables of the submitting shell and the key of the secrets on their way to a driver of the embedded cluster.
+"""Variables of the submitting shell and the key of the secrets on their way to a driver of the embedded cluster.
 
 The cluster may have been started by another shell, so the driver's own variables are that one's. They travel in a file
 of mode 0600, of which the driver's environment has only the path: Ray writes the variables of a job into its logs.
+
+The job's command gets all variables of the shell; the job's own processes take over the cloud variables alone.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ _PREFIXES = tuple(prefix for each in CREDENTIAL_TYPES.values() for prefix in eac
 _PATH_VARIABLES = frozenset(name for each in CREDENTIAL_TYPES.values() for name in each.path_variables)
 
 
-def write_cloud_environment(
+def write_shell_environment(
     directory: Path, environ: Mapping[str, str], driver_variables: Mapping[str, str] | None = None
 ) -> Path:
-    """Write a shell's cloud variables and the path of its credentials file into a new file that only this user reads.
+    """Write a shell's variables and the path of its credentials file into a new file that only this user reads.
 
     Args:
         directory: where to put it; created with mode 0700.
@@ -36,24 +38,24 @@ def write_cloud_environment(
     Returns:
         The file, for ``PERIFLOW_CLOUD_ENV_FILE`` of the driver.
     """
-    variables = {name: _absolute(name, value) for name, value in environ.items() if _is_cloud_variable(name)}
-    variables[CREDENTIALS_FILE_VARIABLE] = str(credentials_path())
-    variables |= driver_variables or {}
+    shell = {name: _absolute(name, value) for name, value in environ.items()}
+    shell[CREDENTIALS_FILE_VARIABLE] = str(credentials_path())
     make_private_directories(directory)
     path = directory / f"{uuid.uuid4().hex}.json"
-    create_private(path, json.dumps(variables).encode())
+    # A variable may be any bytes, which are surrogates in text.
+    create_private(path, json.dumps({"shell": shell, "driver": dict(driver_variables or {})}).encode())
     return path
 
 
-def read_cloud_environment() -> dict[str, str]:
+def read_shell_environment() -> dict[str, str]:
     """Put the submitting shell's cloud variables and the driver's own into this process's environment; delete the file.
 
     To be called first of all by the driver, once. Cloud variables that the shell did not have are removed, so that the
     shell's account is used and not a mixture of two. Without ``PERIFLOW_CLOUD_ENV_FILE`` nothing happens.
 
     Returns:
-        The cloud variables, for ``set_cloud_environment`` in the job's other processes on this machine; empty without a
-        file.
+        All variables of the shell, for the command, and for ``set_cloud_environment`` in the job's other processes on
+        this machine; empty without a file.
     Raises:
         StorageError: the file is gone or damaged.
     """
@@ -62,35 +64,35 @@ def read_cloud_environment() -> dict[str, str]:
         return {}
     path = Path(given)
     try:
-        variables: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        variables = json.loads(path.read_text(encoding="utf-8"))
+        shell: dict[str, str] = variables["shell"]
+        driver: dict[str, str] = variables["driver"]
         path.unlink()
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, KeyError, TypeError) as err:
         raise StorageError(
-            f"the cloud variables of the submitting shell cannot be read from '{path}' ({type(err).__name__}). "
+            f"the variables of the submitting shell cannot be read from '{path}' ({type(err).__name__}). "
             "Submit the job again."
         ) from None
-    # Nothing goes to other processes unless it is known to be theirs.
-    cloud_variables = {
-        name: value
-        for name, value in variables.items()
-        if _is_cloud_variable(name) or name == CREDENTIALS_FILE_VARIABLE
-    }
-    set_cloud_environment(cloud_variables)
-    os.environ.update(variables)
-    return cloud_variables
+    set_cloud_environment(shell)
+    os.environ.update(driver)
+    return shell
 
 
-def set_cloud_environment(variables: Mapping[str, str]) -> None:
-    """Replace this process's cloud variables by those that ``read_cloud_environment`` gave; empty changes nothing."""
-    if not variables:
+def set_cloud_environment(shell: Mapping[str, str]) -> None:
+    """Replace this process's cloud variables by those of a shell; empty changes nothing.
+
+    Args:
+        shell: what ``read_shell_environment`` gave.
+    """
+    if not shell:
         return
     for name in [name for name in os.environ if _is_cloud_variable(name)]:
         del os.environ[name]
-    os.environ.update(variables)
+    os.environ.update({name: value for name, value in shell.items() if _is_cloud_variable(name)})
 
 
 def _is_cloud_variable(name: str) -> bool:
-    return name.startswith(_PREFIXES)
+    return name.startswith(_PREFIXES) or name == CREDENTIALS_FILE_VARIABLE
 
 
 def _absolute(name: str, value: str) -> str:

@@ -7,7 +7,7 @@
 That reports progress and metrics, uploads what ``ModelCheckpoint`` writes, saves in an emergency, takes devices and
 nodes from the job and resumes after a restart. ``Trainer(callbacks=[PeriFlowCallback()])`` does the first three.
 
-Works with ``pytorch_lightning`` and with ``lightning.pytorch``. If both are installed, import yours first.
+Works with ``pytorch_lightning`` and with ``lightning.pytorch``: with the one that the importing script imports too.
 """
 
 from __future__ import annotations

@@ -12,12 +12,15 @@ import periflow_ray as pf
 from periflow_ray.lightning.checkpoints import (
     FIT_KEY,
     begin_fit,
+    let_config_be_saved_again,
     make_emergency_path,
+    note_checkpoint_dir,
     number_of_fit,
+    relocate_callback_states,
     upload_after_saving,
     use_job_checkpoint_dir,
 )
-from periflow_ray.lightning.flavour import pl
+from periflow_ray.lightning.flavour import pl, refuse_other_flavour
 from periflow_ray.lightning.total_steps import count_train_batches
 from periflow_ray.sdk.beginning import refuse_to_begin_anew
 
@@ -50,7 +53,9 @@ class PeriFlowCallback(pl.Callback):  # type: ignore[misc]
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
+            refuse_other_flavour(trainer, pl.Trainer)
             begin_fit()
+            let_config_be_saved_again(trainer)
             use_job_checkpoint_dir(trainer)
             upload_after_saving(trainer)
 
@@ -67,6 +72,11 @@ class PeriFlowCallback(pl.Callback):  # type: ignore[misc]
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint[FIT_KEY] = number_of_fit()
+        note_checkpoint_dir(checkpoint)
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        # Lightning calls it on all callbacks before it gives the first one its state.
+        relocate_callback_states(checkpoint)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if pf.is_initialized():

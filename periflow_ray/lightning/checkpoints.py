@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ EMERGENCY_FILE_NAME = "emergency.ckpt"
 AsyncCheckpointIO = pl.plugins.io.AsyncCheckpointIO
 # In a checkpoint: which ``fit`` of the script saved it, the first being 1. What says nothing is of the first.
 FIT_KEY = "periflow_fit"
+# In a checkpoint: where ``CKPT_DIR`` was, as the variable named it and with its links resolved.
+_CHECKPOINT_DIR_KEY = "periflow_ckpt_dir"
 
 
 class _Fits:
@@ -114,6 +117,52 @@ def use_job_checkpoint_dir(trainer: Any) -> None:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, pl.callbacks.ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = os.path.realpath(directory)
+
+
+def let_config_be_saved_again(trainer: Any) -> None:
+    """In a job, let the ``SaveConfigCallback`` of ``LightningCLI`` write over what an earlier attempt wrote.
+
+    It refuses to, and so ends a training that is started again, where the logger makes no new directory.
+    """
+    if os.environ.get("PERIFLOW_ENABLED") != "1":
+        return
+    for callback in trainer.callbacks:
+        if has_class_named(callback, "SaveConfigCallback"):
+            callback.overwrite = True
+
+
+def note_checkpoint_dir(checkpoint: dict[str, Any]) -> None:
+    """Write into a checkpoint where ``CKPT_DIR`` is, for ``relocate_callback_states``."""
+    if directory := os.environ.get("CKPT_DIR"):
+        checkpoint[_CHECKPOINT_DIR_KEY] = [directory, os.path.realpath(directory)]
+
+
+def relocate_callback_states(checkpoint: dict[str, Any]) -> None:
+    """Let paths below the ``CKPT_DIR`` of then, in the states of the callbacks, be paths below the one of now.
+
+    It has another path on another machine, for another user and in another job. ``ModelCheckpoint`` would forget which
+    files are the best ones, and neither replace nor delete them.
+    """
+    directory = os.environ.get("CKPT_DIR")
+    noted = checkpoint.get(_CHECKPOINT_DIR_KEY)
+    if not directory or not noted:
+        return
+    moves = dict(zip(noted, [directory, os.path.realpath(directory)], strict=True))
+    checkpoint["callbacks"] = _move_paths(checkpoint["callbacks"], moves)
+
+
+def _move_paths(state: Any, moves: Mapping[str, str]) -> Any:
+    """The same state with each text that is a path in one of the old directories in the new one."""
+    if isinstance(state, str):
+        for old, new in moves.items():
+            if state == old or state.startswith(old.rstrip("/") + "/"):
+                return new.rstrip("/") + state[len(old.rstrip("/")) :]
+        return state
+    if type(state) is dict:
+        return {_move_paths(key, moves): _move_paths(value, moves) for key, value in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(_move_paths(value, moves) for value in state)
+    return state
 
 
 def make_emergency_path(trainer: Any) -> str:

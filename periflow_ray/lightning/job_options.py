@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,9 @@ environments: Any = importlib.import_module(f"{pl.__name__}.plugins.environments
 
 def fill_from_job(options: Mapping[str, Any], environ: Mapping[str, str], num_gpus: int) -> dict[str, Any]:
     """Complete a ``Trainer``'s options with the job's; what the user set stays, and outside a job nothing changes.
+
+    What is Lightning's default counts as left out: ``LightningCLI``, its config files and other configurations hand on
+    every option. ``num_nodes=1`` could not train on more nodes anyway: Lightning refuses it, or trains once per node.
 
     Args:
         options: the keyword arguments that the user gave.
@@ -28,13 +32,13 @@ def fill_from_job(options: Mapping[str, Any], environ: Mapping[str, str], num_gp
     # torchrun counts its own processes, which need not be one for each of the job's devices.
     num_nodes = int(environ["WORLD_SIZE"]) // devices_per_node if is_torchrun else int(environ.get("NUM_NODES") or 1)
 
-    if options.get("devices", "auto") == "auto":
+    if _is_left_out(options, "devices"):
         options["devices"] = devices_per_node
-    if options.get("num_nodes") is None:
+    if _is_left_out(options, "num_nodes"):
         options["num_nodes"] = num_nodes
-    if options.get("accelerator", "auto") == "auto" and not _has_own(options, "_accelerator"):
+    if _is_left_out(options, "accelerator") and not _has_own(options, "_accelerator"):
         options["accelerator"] = "cuda" if num_gpus > 0 else "cpu"
-    if options.get("strategy", "auto") == "auto" and devices_per_node * num_nodes > 1:
+    if _is_left_out(options, "strategy") and devices_per_node * num_nodes > 1:
         options["strategy"] = "ddp"
     if "RANK" in environ and "LOCAL_RANK" in environ and not is_torchrun:
         _add_device_environment(options)
@@ -61,6 +65,12 @@ def _add_device_environment(options: dict[str, Any]) -> None:
     is_given = any(isinstance(plugin, environments.ClusterEnvironment) for plugin in plugins)
     if not is_given and not _has_own(options, "cluster_environment"):
         options["plugins"] = [*plugins, DeviceEnvironment()]
+
+
+def _is_left_out(options: Mapping[str, Any], name: str) -> bool:
+    given = options.get(name)
+    default = inspect.signature(pl.Trainer).parameters[name].default
+    return given is None or (type(given) is type(default) and given == default)
 
 
 def _has_own(options: Mapping[str, Any], attribute: str) -> bool:

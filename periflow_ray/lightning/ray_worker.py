@@ -10,7 +10,7 @@ from typing import Any
 from periflow_ray.errors import PeriFlowError
 from periflow_ray.lightning.callback import PeriFlowCallback
 from periflow_ray.lightning.checkpoints import make_resume_options
-from periflow_ray.lightning.flavour import has_class_named, pl
+from periflow_ray.lightning.flavour import has_class_named, pl, refuse_other_flavour
 
 environments: Any = importlib.import_module(f"{pl.__name__}.plugins.environments")
 
@@ -41,10 +41,11 @@ def prepare_trainer(trainer: Any) -> Any:
     Raises:
         PeriFlowError: not in a Ray Train worker, or another strategy.
     """
+    refuse_other_flavour(trainer, pl.Trainer)
     if not isinstance(trainer, pl.Trainer):
         raise PeriFlowError(
             f"prepare_trainer() got a {type(trainer).__module__}.{type(trainer).__qualname__}, but needs a "
-            f"{pl.__name__}.Trainer. If that is another kind of Lightning, import it before periflow_ray.lightning."
+            f"{pl.__name__}.Trainer."
         )
     _connect_to_worker(trainer)
     _add_callback(trainer)

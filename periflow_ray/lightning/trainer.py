@@ -8,8 +8,12 @@ from typing import Any
 import torch
 
 from periflow_ray.lightning.callback import PeriFlowCallback
-from periflow_ray.lightning.checkpoints import make_resume_options, upload_if_initialized
-from periflow_ray.lightning.flavour import has_class_named, pl
+from periflow_ray.lightning.checkpoints import (
+    let_config_be_saved_again,
+    make_resume_options,
+    upload_if_initialized,
+)
+from periflow_ray.lightning.flavour import has_class_named, pl, refuse_other_flavour
 from periflow_ray.lightning.job_options import fill_from_job
 
 
@@ -19,7 +23,8 @@ class PeriFlowTrainer(pl.Trainer):  # type: ignore[misc]
     - ``PeriFlowCallback`` is added, unless ``callbacks`` has one (a hand-written class of that name counts).
     - ``save_checkpoint`` uploads afterwards.
     - In a job, ``devices``, ``num_nodes``, ``strategy`` and ``accelerator`` come from the job where you leave them
-      out; ``python main.py`` once per node or per device, and ``torchrun ... main.py`` all work.
+      out or at Lightning's default; ``python main.py`` once per node or per device, and ``torchrun ... main.py`` all
+      work. So does ``LightningCLI(..., trainer_class=PeriFlowTrainer)``.
     - ``fit`` resumes a restarted job from the newest checkpoint in ``CKPT_DIR``, unless you give ``ckpt_path``.
 
     Args:
@@ -48,6 +53,9 @@ class PeriFlowTrainer(pl.Trainer):  # type: ignore[misc]
         ``state_dict`` and ``load_state_dict`` (torchdata's ``StatefulDataLoader``): then they are the right ones.
         Checkpoints from the end of an epoch have no such gap. Random number generators start anew.
         """
+        refuse_other_flavour(model, pl.LightningModule)
+        # That callback may be asked before ours.
+        let_config_be_saved_again(self)
         resume_options = make_resume_options(ckpt_path, weights_only)
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, **resume_options)
 

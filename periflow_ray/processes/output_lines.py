@@ -9,7 +9,8 @@ from periflow_ray.secret_mask import SecretMask
 
 # A program that never prints a newline must not fill the memory.
 MAX_LINE_CHARS = 64 << 10
-# How often a progress bar is shown while its line goes on; an hour of it is 360 lines.
+# When a progress bar is shown first, and how often from then on while its line goes on; an hour of it is 360 lines.
+FIRST_BAR_S = 3.0
 BAR_INTERVAL_S = 10.0
 
 
@@ -17,7 +18,7 @@ class OutputLines:
     """Hands over each line that has ended, without its line end; ``finish`` the last one.
 
     A line longer than 64 Ki characters comes in pieces. A progress bar rewrites its line with carriage returns: handed
-    over is what was visible last, and every 10 s what is visible then.
+    over is what was visible last, and after 3 s, then every 10 s, what is visible then.
 
     Args:
         mask: whose secrets no piece is cut through; whole lines are handed over as they are.
@@ -35,7 +36,7 @@ class OutputLines:
         self._clock = clock
         # What is visible of the line that has not ended.
         self._rest = ""
-        self._bar_shown_s: float | None = None
+        self._bar_due_s: float | None = None
         self._bar_shown: str | None = None
 
     def feed(self, text: str) -> None:
@@ -60,7 +61,7 @@ class OutputLines:
 
     def _end(self, line: str) -> None:
         visible = _split_rewritten(line)[-1].rstrip("\r")
-        shown, self._bar_shown, self._bar_shown_s = self._bar_shown, None, None
+        shown, self._bar_shown, self._bar_due_s = self._bar_shown, None, None
         if visible == shown:
             return
         while len(visible) > MAX_LINE_CHARS:
@@ -70,10 +71,10 @@ class OutputLines:
 
     def _show_bar(self, visible: str) -> None:
         now_s = self._clock()
-        if self._bar_shown_s is None:
-            self._bar_shown_s = now_s
-        elif now_s - self._bar_shown_s >= BAR_INTERVAL_S and visible != self._bar_shown:
-            self._bar_shown_s, self._bar_shown = now_s, visible
+        if self._bar_due_s is None:
+            self._bar_due_s = now_s + FIRST_BAR_S
+        elif now_s >= self._bar_due_s and visible != self._bar_shown:
+            self._bar_due_s, self._bar_shown = now_s + BAR_INTERVAL_S, visible
             self._on_line(visible)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 import ray.train
 
-from periflow_ray.credentials.cloud_environment import read_cloud_environment
+from periflow_ray.credentials.cloud_environment import read_shell_environment
 from periflow_ray.errors import DocumentError, NotFoundError, StorageError
 from periflow_ray.jobs import JobRecord, key_handover, read_claim, read_record, sealed_secrets
 from periflow_ray.jobs.succession import Ownership, leave_to_successor
@@ -59,7 +59,7 @@ def main() -> None:
     # A first driver that does not reach the storage is set up wrongly; a later one only has to wait.
     patience = Patience(_say, timeout_s=STORAGE_PATIENCE_S if options.again else 0.0)
     try:
-        cloud_variables = read_cloud_environment()
+        shell_variables = read_shell_environment()
         root = StorageRoot(options.storage, options.storage_credential)
         plan = patience.insist(lambda: _read_plan(root, options.job_id, options.again))
         if not plan.fsync:
@@ -77,7 +77,7 @@ def main() -> None:
         record = patience.insist(lambda: _read_record(root, options.job_id, plan, state.note))
         claim = patience.insist(lambda: read_claim(root, options.job_id))
         secrets_key, secrets = _open_secrets(root, options.job_id, plan, patience)
-        inputs = _Inputs(plan, record, claim, secrets_key, secrets, cloud_variables)
+        inputs = _Inputs(plan, record, claim, secrets_key, secrets, shell_variables)
         if patience.insist(lambda: has_sweep(root, options.job_id)):
             # Ray Tune is imported where it is needed.
             from periflow_ray.runtime.sweeps.driver import run_sweep
@@ -88,7 +88,7 @@ def main() -> None:
                 root=root,
                 sweep_id=options.job_id,
                 secrets=secrets,
-                cloud_variables=cloud_variables,
+                shell_variables=shell_variables,
                 secrets_key=secrets_key,
                 num_nodes=plan.num_nodes,
                 node_resources=plan.resources_per_node,
@@ -108,7 +108,7 @@ class _Inputs:
     claim: str
     secrets_key: str = field(repr=False)
     secrets: Mapping[str, str] = field(repr=False)
-    cloud_variables: Mapping[str, str] = field(repr=False)
+    shell_variables: Mapping[str, str] = field(repr=False)
 
 
 def _run(inputs: _Inputs, root: StorageRoot, state: StateKeeper, driver_id: str | None) -> bool:
@@ -131,7 +131,7 @@ def _run(inputs: _Inputs, root: StorageRoot, state: StateKeeper, driver_id: str 
             root,
             monitor,
             secrets,
-            inputs.cloud_variables,
+            inputs.shell_variables,
             inputs.secrets_key,
         )
         # The monitor decides on restarts; Ray's own counters stay out of it.

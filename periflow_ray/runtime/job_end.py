@@ -58,7 +58,11 @@ def _describe_cause(ending: Ending, error: BaseException | None) -> str:
     for rank in sorted(causes):
         cause = find_cause(causes[rank])
         if isinstance(cause, ray.exceptions.OutOfMemoryError):
-            return f"worker {rank} was ended by Ray because the machine's memory was full.\n{_first_lines(str(cause))}"
+            return (
+                f"worker {rank} was ended by Ray because the machine's memory was full; other programs count as well.\n"
+                "Hint: make room, or set RAY_memory_usage_threshold (0.95) or RAY_memory_monitor_refresh_ms=0 (no such "
+                f"end) where Ray is started.\n{_first_lines(str(cause))}"
+            )
         if isinstance(cause, ray.exceptions.RayActorError):
             # A worker never dies because of another one, so this comes before what the others report.
             return f"worker {rank} died: its process was killed, or its machine was lost.\n{_first_lines(str(cause))}"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import time
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from periflow_ray.errors import PeriFlowError
 from periflow_ray.loops import BackgroundLoop, Faults
@@ -38,8 +38,10 @@ SAVE_NOW = -1
 NO_STEP = -2
 _NEVER = -1
 
-ChannelFactory = Callable[[str | None], Channel]
-"""Makes the channel of a new session from ``local_log_name``."""
+if TYPE_CHECKING:
+    # Python 3.8, which a command may use, cannot evaluate it.
+    ChannelFactory = Callable[[str | None], Channel]
+    """Makes the channel of a new session from ``local_log_name``."""
 
 
 class _TrainStep:

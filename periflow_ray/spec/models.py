@@ -168,6 +168,17 @@ class DataSpec(Section):
 
     name: Text = Field(description="Name of a dataset, or huggingface:<dataset> for a public Hugging Face dataset.")
     mount_path: AbsolutePath = Field(description="Absolute path where the dataset's files appear.")
+    config: Text | None = Field(
+        default=None, description="Configuration (subset) of a Hugging Face dataset, such as wikitext-2-raw-v1."
+    )
+    split: Text | None = Field(
+        default=None,
+        description="Split of a Hugging Face dataset, such as train or train[:10%]; without it all splits.",
+    )
+    revision: Text | None = Field(
+        default=None,
+        description="Branch, tag or commit of a Hugging Face dataset; without it the newest on its main one.",
+    )
 
     @field_validator("name", mode="after")
     @classmethod
@@ -175,6 +186,16 @@ class DataSpec(Section):
         if name == HUGGINGFACE_PREFIX:
             raise refuse("is 'huggingface:' without a dataset; it must be huggingface:<dataset>")
         return name
+
+    @model_validator(mode="after")
+    def _refuse_parts_of_own_datasets(self) -> DataSpec:
+        given = [key for key in ("config", "split", "revision") if getattr(self, key) is not None]
+        if given and not self.is_huggingface:
+            raise refuse(
+                f"is given for '{self.name}', but only a public dataset, whose name is huggingface:<dataset>, has one",
+                key=given[0],
+            )
+        return self
 
     @property
     def is_huggingface(self) -> bool:

@@ -164,7 +164,9 @@ def _clone(source_fd: int, target_fd: int) -> bool:
 
 
 def _copy_in_kernel(source_fd: int, target_fd: int, num_bytes: int) -> int:
-    """Bytes copied; 0 where the file systems cannot, or say nothing of the source's size."""
+    """Bytes copied; 0 where the system or the file systems cannot, or say nothing of the source's size."""
+    if not hasattr(os, "copy_file_range"):  # macOS.
+        return 0
     try:
         return os.copy_file_range(source_fd, target_fd, num_bytes)
     except OSError as err:

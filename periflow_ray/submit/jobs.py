@@ -55,8 +55,8 @@ def submit_job(
         sweep: what to search for, where the job is a sweep, and the plan that of its trials.
         created_by: user name, for the views.
         python: the cluster's Python that has periflow-ray.
-        cloud_environment_dir: directory of this machine through which the driver gets this process's cloud variables;
-            None where the cluster has its own.
+        cloud_environment_dir: directory of this machine through which the driver gets this process's variables; None
+            where the cluster has its own.
     Raises:
         ClusterError: the cluster refused, or the driver did not fetch its secrets; the job is recorded as failed.
         StorageError, WorkspaceError: the job could not be stored.
@@ -129,7 +129,7 @@ def start_driver(
         key = sealed_secrets.seal(root, job_id, secrets) if secrets else None
         if cloud_environment_dir is not None:
             driver_env = {} if key is None else {sealed_secrets.KEY_VARIABLE: key}
-            cloud_path = cloud_environment.write_cloud_environment(cloud_environment_dir, os.environ, driver_env)
+            cloud_path = cloud_environment.write_shell_environment(cloud_environment_dir, os.environ, driver_env)
         elif key is not None:
             key_handover.forget_asked(root, job_id)
         cluster.submit(_entrypoint(root, plan, record, python, cloud_path), record.ray_submission_id)

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +30,43 @@ _POLL_S = 0.1
 
 
 @dataclass(frozen=True)
+class ClusterFacts:
+    """What all jobs of an embedded cluster share, because Ray has it from the shell that started the cluster.
+
+    Args:
+        python: the environment with the interpreter and its packages; empty where it is not known.
+        gpus: ``CUDA_VISIBLE_DEVICES``; None for all of them, and on a machine that has none.
+    """
+
+    python: str = ""
+    gpus: str | None = None
+
+    @classmethod
+    def of_this_process(cls) -> ClusterFacts:
+        """Those of a cluster that this process starts."""
+        has_gpus = os.path.isdir("/proc/driver/nvidia/gpus")
+        return cls(sys.prefix, os.environ.get("CUDA_VISIBLE_DEVICES") if has_gpus else None)
+
+    def describe_difference(self, wanted: ClusterFacts) -> str | None:
+        """How a cluster differs from the wanted one; None if it does not."""
+        if self.python and self.python != wanted.python:
+            return f"the Python of {self.python}, and not that of {wanted.python}"
+        if self.python and self.gpus != wanted.gpus:
+            return f"{_describe_gpus(self.gpus)}, and not {_describe_gpus(wanted.gpus)}"
+        return None
+
+
+def _describe_gpus(gpus: str | None) -> str:
+    return "all GPUs" if gpus is None else f"CUDA_VISIBLE_DEVICES={gpus}"
+
+
+@dataclass(frozen=True)
 class LocalCluster:
     """A running embedded cluster; ``supervisor_pid`` is the process that ends it."""
 
     address: str
     supervisor_pid: int
+    facts: ClusterFacts = ClusterFacts()
 
 
 class LocalClusterDir:
@@ -108,16 +140,31 @@ class LocalClusterDir:
         create_private(self.token_path, secrets.token_hex(32).encode())
 
 
-def ensure_local_cluster() -> RayJobs:
+def ensure_local_cluster(tell: Callable[[str], None] = lambda text: None) -> RayJobs:
     """The Jobs API of the embedded cluster, which is started if it is not running.
 
+    One of another Python, or of other GPUs, is given up for a new one if it has nothing to do.
+
+    Args:
+        tell: takes a sentence about what takes time.
     Raises:
-        ClusterError: it did not start; the message has the end of its log.
+        ClusterError: it did not start, and the message has the end of its log, or it is another shell's and busy.
     """
     directory = LocalClusterDir()
     with directory.lock():
         cluster = directory.read()
         if cluster is None or not _answers(cluster, directory):
+            tell("Starting the embedded Ray cluster on this machine ...")
+            cluster = _start(directory)
+        elif difference := cluster.facts.describe_difference(ClusterFacts.of_this_process()):
+            if connect(cluster.address, directory.token_path).has_running_jobs():
+                raise ClusterError(
+                    f"the embedded Ray cluster of this machine has {difference}, and it runs jobs of the shell that "
+                    "started it. Wait for them (periflow-ray job list), or stop them, or give this shell a cluster of "
+                    f"its own: export {DIR_VARIABLE}=~/another-cluster"
+                )
+            tell(f"Starting another embedded Ray cluster: the idle one has {difference} ...")
+            # Its supervisor sees that it is not the current one any more, and ends it.
             cluster = _start(directory)
         directory.touch()
         return connect(cluster.address, directory.token_path)

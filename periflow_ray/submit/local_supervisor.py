@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from periflow_ray.errors import ClusterError, NewerFormatError
@@ -22,7 +24,7 @@ from periflow_ray.plan import drop_internal_variables
 from periflow_ray.private_files import hold_directory, make_own_directory
 from periflow_ray.processes import Command
 from periflow_ray.ray_jobs import RayJobs, connect
-from periflow_ray.submit.local_cluster import START_TIMEOUT_S, LocalCluster, LocalClusterDir
+from periflow_ray.submit.local_cluster import START_TIMEOUT_S, ClusterFacts, LocalCluster, LocalClusterDir
 
 IDLE_VARIABLE = "PERIFLOW_LOCAL_IDLE_S"
 DEFAULT_IDLE_S = 600.0
@@ -31,8 +33,14 @@ IDLE_POLL_S = 5.0
 GRACE_S = 5.0
 # Training data does not go through Ray's object store, so a small one leaves the laptop its memory.
 OBJECT_STORE_BYTES = 128 << 20
-# Statistics that nobody looks at here, in each of Ray's processes: a training that needs all cores waits for them.
-_QUIET = {
+# Names of Ray's system configuration go on in small letters: RAY_health_check_timeout_ms.
+_RAY_CONFIGURATION = re.compile(r"RAY_(?:[a-z]|TRAIN_|BACKEND_LOG_LEVEL$)")
+# The shell's own values come before these. Most switch off statistics that nobody looks at here, in each of Ray's
+# processes: a training that needs all cores waits for them.
+_DEFAULTS = {
+    # Ray ends workers when the machine's memory is nearly full. On this machine that are other programs, and the kernel
+    # would end the largest process, as it does with a training that is started by hand.
+    "RAY_memory_monitor_refresh_ms": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_event_stats": "0",
     "RAY_task_events_report_interval_ms": "0",
@@ -68,7 +76,7 @@ def main() -> None:
     try:
         if _wait_until_ready(jobs, ending):
             directory.touch()
-            directory.write(LocalCluster(jobs.address, os.getpid()))
+            directory.write(LocalCluster(jobs.address, os.getpid(), ClusterFacts.of_this_process()))
             _wait_until_idle(jobs, directory, ending)
     finally:
         if _is_current(directory):
@@ -131,12 +139,9 @@ def _head_argv(dashboard_port: int, temp_dir: Path) -> list[str]:
 
 def _head_env(directory: LocalClusterDir, temp_dir: Path) -> dict[str, str]:
     autoscaler_metrics, dashboard_metrics = _free_ports(2)
-    # The shell may itself be part of a job.
-    variables = drop_internal_variables(os.environ)
-    inherited = {name: value for name, value in variables.items() if not name.startswith("RAY_")}
     return {
-        **inherited,
-        **_QUIET,
+        **_DEFAULTS,
+        **_inherit(os.environ),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(directory.token_path),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -150,6 +155,19 @@ def _head_env(directory: LocalClusterDir, temp_dir: Path) -> dict[str, str]:
         # Keeps the address file that plain ray.init() reads out of /tmp/ray.
         "RAY_TMPDIR": str(temp_dir),
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))),
+    }
+
+
+def _inherit(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the cluster takes over from the shell that starts it: of Ray's variables its system configuration.
+
+    Its others say where a cluster is and who one is in it; the shell may itself be part of a job.
+    """
+    return {
+        name: value
+        for name, value in drop_internal_variables(environ).items()
+        # Ray gives each worker as many threads as CPUs, unless it is set for all of them.
+        if name != "OMP_NUM_THREADS" and (not name.startswith("RAY_") or _RAY_CONFIGURATION.match(name))
     }
 
 

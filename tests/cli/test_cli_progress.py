@@ -20,6 +20,7 @@ from periflow_ray.jobs import JobProgress, JobState
         ),
         (JobProgress(7, None, 0.5, {"train_loss": 2}), "step 7, 0.5 steps/s, train_loss 2"),
         (JobProgress(1000, 1000, 3.2), "1000/1000 steps (100 %), 3.2 steps/s"),
+        (JobProgress(330, 180, 3.2), "330 steps, 150 more than the 180 that pf.init was told, 3.2 steps/s"),
         (JobProgress(1, 2, 0.0, {"accuracy": 0.5}), "1/2 steps (50 %)"),
     ],
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,8 @@ def make_trainer(ckpt_dir: Path, **options: Any) -> Trainer:
         **options,
     }
     arguments = TrainingArguments(output_dir=str(ckpt_dir), **options)
-    return Trainer(TinyModel(), arguments, train_dataset=EightRows(), callbacks=[PeriFlowCallback()])
+    data = {"train_dataset": EightRows(), "eval_dataset": EightRows()}
+    return Trainer(TinyModel(), arguments, **data, callbacks=[PeriFlowCallback()])
 
 
 def names_of(uploads: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
@@ -101,6 +104,49 @@ def test_a_restarted_job_goes_on_where_it_was(channel, ckpt_dir, monkeypatch):
 
     assert channel.hello.total_train_steps == 4
     assert [(step, values["iteration"]) for step, values in channel.take_records()] == [(4, 4), (4, 4)]
+
+
+@pytest.mark.parametrize("is_old_folder_there", [False, True])
+def test_the_best_checkpoint_is_known_where_it_is_after_the_folder_has_moved(
+    channel, ckpt_dir, tmp_path, monkeypatch, is_old_folder_there
+):
+    losses = itertools.chain([1.0, 3.0], itertools.repeat(4.0))
+    options = {
+        "max_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "made",
+        "greater_is_better": False,
+    }
+
+    def train(**more: Any) -> Trainer:
+        trainer = make_trainer(ckpt_dir, **{**options, **more})
+        trainer.label_names = ["labels"]
+        trainer.compute_metrics = lambda prediction: {"made": next(losses)}
+        trainer.train(resume_from_checkpoint=latest_checkpoint())
+        return trainer
+
+    train()
+    channel.take_records()
+    saved = sorted(path.name for path in ckpt_dir.iterdir())
+    moved = tmp_path / "moved"
+    shutil.copytree(ckpt_dir, moved)
+    if not is_old_folder_there:
+        shutil.rmtree(ckpt_dir)
+    ckpt_dir = moved
+    monkeypatch.setenv("CKPT_DIR", str(moved))
+    monkeypatch.setenv("PROCESSED_ITERS", "2")
+    use_channel_factory(lambda local_log_name: channel)
+
+    trainer = train(max_steps=4)
+
+    assert saved == ["checkpoint-1", "checkpoint-2"]
+    assert trainer.state.best_model_checkpoint == str(moved / "checkpoint-1")
+    assert sorted(path.name for path in moved.iterdir()) == ["checkpoint-1", "checkpoint-4"]
 
 
 def test_a_finished_training_that_is_restarted_is_no_error(channel, ckpt_dir, monkeypatch):

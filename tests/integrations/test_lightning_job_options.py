@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import inspect
+
 import pytest
+from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
@@ -50,8 +53,16 @@ def test_one_device_needs_no_strategy():
 
 def test_what_the_user_set_stays():
     strategy = DDPStrategy(find_unused_parameters=True)
-    given = {"devices": [0], "num_nodes": 1, "strategy": strategy, "accelerator": "cpu", "max_epochs": 3}
+    given = {"devices": [0], "num_nodes": 4, "strategy": strategy, "accelerator": "cpu", "max_epochs": 3}
     assert fill_from_job(given, NODE_JOB, num_gpus=4) == given
+
+
+def test_what_is_lightnings_default_counts_as_left_out():
+    # As LightningCLI hands them on, from its command line or from a configuration that it wrote.
+    options = {name: each.default for name, each in inspect.signature(Trainer).parameters.items()}
+    assert options["num_nodes"] == 1
+    assert fill_from_job(options, TORCHRUN, num_gpus=4) == {**options, **fill_from_job({}, TORCHRUN, num_gpus=4)}
+    assert fill_from_job({**options, "devices": 3}, TORCHRUN, num_gpus=0)["num_nodes"] == 2
 
 
 @pytest.mark.parametrize("plugins", [LightningEnvironment(), [LightningEnvironment()]])

@@ -88,3 +88,48 @@ def test_under_torchrun(main, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", "2"]
     run_together([*torchrun, "--master_port", env["MASTER_PORT"], str(main)], env, [{}])
     assert read_ranks(tmp_path) == {"rank0": [2, 0, 0, 2], "rank1": [2, 1, 0, 2]}
+
+
+CLI_MAIN = """
+import json
+from periflow_ray.lightning import PeriFlowTrainer
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.demos.boring_classes import BoringDataModule, DemoModel
+
+cli = LightningCLI(DemoModel, BoringDataModule, trainer_class=PeriFlowTrainer, seed_everything_default=1)
+trainer = cli.trainer
+with open(f"rank{trainer.global_rank}.json", "w") as file:
+    json.dump([trainer.world_size, trainer.local_rank, trainer.node_rank, trainer.global_step], file)
+"""
+
+
+# Each of two ranks trains 32 of the 64 batches, once with the options of the command line and once with those of a
+# configuration that LightningCLI wrote, which names every option. The second run is as after a restart: what the first
+# one wrote is there.
+@pytest.mark.long
+@pytest.mark.parametrize("launch", ["node", "device", "torchrun"])
+def test_lightning_cli_on_two_nodes(launch, tmp_path):
+    pytest.importorskip("jsonargparse")
+    pytest.importorskip("lightning")
+    main = tmp_path / "main.py"
+    main.write_text(CLI_MAIN)
+    options = ["--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.enable_checkpointing=false"]
+    printed = subprocess.run(
+        [sys.executable, str(main), "fit", "--print_config", *options], capture_output=True, text=True, check=True
+    )
+    (tmp_path / "given.yaml").write_text(printed.stdout)
+    env = make_job_env(num_nodes=2, devices_per_node=1)
+    ranks = [{"RANK": "0", "LOCAL_RANK": "0"}, {"RANK": "1", "LOCAL_RANK": "0"}] if launch == "device" else [{}, {}]
+    # torchrun's own option of the node's rank is a variable, too.
+    nodes = [{"NODE_RANK": str(number), "PET_NODE_RANK": str(number), **rank} for number, rank in enumerate(ranks)]
+    for arguments in (options, ["--config", "given.yaml"]):
+        command = [sys.executable, str(main), "fit", *arguments]
+        if launch == "torchrun":
+            rendezvous = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "static"]
+            rendezvous += ["--master_addr", "127.0.0.1", "--master_port", env["MASTER_PORT"]]
+            start = [sys.executable, "-m", "torch.distributed.run", *rendezvous]
+            command = [*start, *command[1:]]
+        run_together(command, env, nodes)
+        assert read_ranks(tmp_path) == {"rank0": [2, 0, 0, 32], "rank1": [2, 0, 1, 32]}
+        for path in tmp_path.glob("rank*.json"):
+            path.unlink()

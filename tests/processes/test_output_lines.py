@@ -57,16 +57,16 @@ class Bar:
 def test_a_progress_bar_is_shown_while_it_goes_on():
     bar = Bar()
     bar.draw(31)
-    assert bar.lines == ["10 s", "20 s"]
+    assert bar.lines == ["3 s", "13 s", "23 s"]
     bar.output.feed("\ndone\n")
-    assert bar.lines == ["10 s", "20 s", "30 s", "done"]
+    assert bar.lines == ["3 s", "13 s", "23 s", "30 s", "done"]
 
 
 def test_a_short_progress_bar_leaves_what_was_visible_last():
     bar = Bar()
-    bar.draw(5)
+    bar.draw(3)
     bar.output.feed("\n")
-    assert bar.lines == ["4 s"]
+    assert bar.lines == ["2 s"]
 
 
 def test_nothing_is_kept_of_what_a_progress_bar_has_overwritten():

@@ -17,7 +17,7 @@ from simulated_nodes import (
 
 from periflow_ray.jobs.attempts import read_attempts
 from periflow_ray.jobs.requests import NoticeDrill
-from periflow_ray.runtime.monitor.contract import GroupLoss
+from periflow_ray.runtime.monitor.contract import MEMORY_WAS_FULL, GroupLoss
 from periflow_ray.store.checkpoints import latest_committed
 
 
@@ -34,6 +34,17 @@ def test_a_lost_node_makes_no_half_checkpoint(run_monitor, nodes, root):
     assert latest_committed(root, 1) is None
     assert [(record.cause, record.text) for record in read_attempts(root, 1)] == [
         ("lost", "node 1 was lost: its agent or its machine died")
+    ]
+
+
+def test_a_node_that_ray_ended_for_want_of_memory_is_told_as_that(run_monitor, nodes, root):
+    async def scenario(monitor: ObservedMonitor) -> None:
+        await join_all(nodes(monitor))
+        assert await monitor.may_replace_group(GroupLoss(1, {1: MEMORY_WAS_FULL}))
+
+    run_monitor(scenario)
+    assert [(record.cause, record.text) for record in read_attempts(root, 1)] == [
+        ("lost", f"node 1 was lost: {MEMORY_WAS_FULL}, where other programs count as well")
     ]
 
 

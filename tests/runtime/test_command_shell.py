@@ -165,3 +165,50 @@ def test_files_that_nothing_keeps_are_told_at_the_end(root: StorageRoot, tmp_pat
         "files that the command wrote outside checkpoint.output_checkpoint_dir are deleted with the job: 2 (8 B; the "
         "newest is '/workspace/lightning_logs/a.csv'). Only checkpoints, metrics and the log are kept"
     ]
+
+
+@pytest.mark.usefixtures("sandboxes")
+def test_the_command_inherits_the_variables_of_the_shell_that_submitted_it(root, monkeypatch):
+    """And of this process, which another shell's cluster started, only what Ray has given it."""
+    for name, value in {"OF_CLUSTER": "1", "CUDA_VISIBLE_DEVICES": "3", "OMP_NUM_THREADS": "2", "HOME": "/x"}.items():
+        monkeypatch.setenv(name, value)
+    shown = [
+        "OF_CLUSTER",
+        "OF_SHELL",
+        "IN_TEMPLATE",
+        "SECRET",
+        "CUDA_VISIBLE_DEVICES",
+        "OMP_NUM_THREADS",
+        "HOME",
+        "RANK",
+    ]
+    command = "; ".join(f'echo "{name}=${{{name}-none}}"' for name in [*shown, "RAY_JOB_ID"])
+    spec = JobSpec.model_validate(
+        {
+            "vm": "local",
+            "num_devices": 1,
+            "job_setting": {"type": "custom", "docker": {"command": command, "env_var": {"IN_TEMPLATE": "template"}}},
+        }
+    )
+    plan = build_plan(spec, find_vm("local"), storage_uri=root.uri)
+    environ = {"OF_SHELL": "1", "IN_TEMPLATE": "shell", "SECRET": "shell", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    environ |= {"PATH": os.environ["PATH"], "HOME": "/ada", "RANK": "7", "RAY_JOB_ID": "01"}
+    claim_job_id(root)
+
+    def run(shell_variables: dict[str, str]) -> list[str]:
+        lines: list[str] = []
+        with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
+            monkeypatch.setattr(log, "write", lambda text: lines.append(text) or text)
+            secrets = {"SECRET": "stored"}
+            shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), secrets, log, print, shell_variables)
+            shell.prepare(1)
+            shell.start(AttemptStart(1, 1), Links(lambda step, replace_waiting: None, lambda step: None))
+            assert shell.wait() is None
+            shell.close()
+            shell.close_launcher()
+        return [line.partition("=")[2] for line in lines]
+
+    assert run(environ) == ["none", "1", "template", "stored", "3", "2", "/ada", "none", "none"]
+    assert run({**environ, "OMP_NUM_THREADS": "8"})[5] == "8"
+    # On another cluster.
+    assert run({}) == ["1", "none", "template", "stored", "3", "2", "/x", "none", "none"]

@@ -11,6 +11,7 @@ import pytest
 import periflow_ray
 from periflow_ray.errors import NotFoundError, UsageError
 from periflow_ray.store.datasets import upload_dataset
+from periflow_ray.store.datasets.huggingface import Part
 from periflow_ray.store.root import StorageRoot
 
 # In a process of its own, with which Ray and all that it changes in the environment end.
@@ -23,6 +24,7 @@ import periflow_ray.dataset_handle
 import ray
 from pathlib import Path
 from periflow_ray.store.datasets import upload_dataset
+from periflow_ray.store.datasets.huggingface import Part
 from periflow_ray.store.root import StorageRoot
 
 scratch = Path(sys.argv[1])
@@ -128,6 +130,14 @@ def test_only_a_hugging_face_dataset_has_splits(root, tmp_path):
         periflow_ray.dataset("pets").ray_dataset(split="train")
     with pytest.raises(UsageError, match="must be huggingface:<dataset>"):
         periflow_ray.dataset("huggingface:")
+
+
+def test_only_a_hugging_face_dataset_has_parts(root, tmp_path):
+    upload(root, "pets", tmp_path / "pets", ["a.csv"])
+    with pytest.raises(UsageError, match="'pets' has no config, split or revision"):
+        periflow_ray.dataset("pets", revision="v1")
+    handle = periflow_ray.dataset("huggingface:wiki", config="raw", split="train")
+    assert pickle.loads(pickle.dumps(handle)).part == Part("raw", "train")
 
 
 @pytest.mark.ray

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,53 @@ def test_a_sitecustomize_of_the_users_own_is_run_as_well(tmp_path):
 
 def test_python_starts_where_there_is_no_other(tmp_path):
     assert writes_of("import sitecustomize; print('ok')") == ["ok\n"]
+
+
+@pytest.mark.parametrize(("num_chars", "num_lines"), [(100, 300), (5_000, 100), (1_000_000, 3)])
+def test_lines_of_any_length_are_whole_where_processes_share_a_pipe(num_chars, num_lines):
+    script = f"""
+import sys, threading
+def talk(stream):
+    for _ in range({num_lines}):
+        print(sys.argv[1] * {num_chars}, file=stream)
+threads = [threading.Thread(target=talk, args=(stream,)) for stream in (sys.stdout, sys.stderr)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+    read_fd, write_fd = os.pipe()
+    names = "abcd"
+    env = {"PATH": os.defpath, "PYTHONPATH": str(SHIM_DIR), "PYTHONUNBUFFERED": "1"}
+    children = [
+        subprocess.Popen([sys.executable, "-c", script, name], env=env, stdout=write_fd, stderr=write_fd)
+        for name in names
+    ]
+    os.close(write_fd)
+    with os.fdopen(read_fd) as pipe:
+        lines = pipe.read().splitlines()
+    assert [child.wait(timeout=60) for child in children] == [0] * len(names)
+    assert Counter(lines) == {name * num_chars: 2 * num_lines for name in names}
+
+
+def test_the_streams_are_like_pythons_own():
+    script = """
+import io, sys
+for stream, original in ((sys.stdout, sys.__stdout__), (sys.stderr, sys.__stderr__)):
+    assert stream is original and isinstance(stream, io.TextIOWrapper)
+    print(stream.name, stream.mode, stream.encoding, stream.errors, stream.fileno(), stream.isatty(), stream.writable())
+sys.stdout.buffer.write(b"bytes\\n")
+sys.stdout.reconfigure(encoding="ascii", errors="replace")
+print("\\u00e9")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PATH": os.defpath, "PYTHONPATH": str(SHIM_DIR), "PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "<stdout> w utf-8 surrogateescape 1 False True",
+        "<stderr> w utf-8 backslashreplace 2 False True",
+        "bytes",
+        "?",
+    ]

@@ -170,6 +170,16 @@ def test_a_webhook_needs_one_address_which_no_message_repeats() -> None:
     ]
 
 
+@pytest.mark.parametrize("key", ["config", "split", "revision"])
+def test_only_a_huggingface_dataset_has_parts(key: str) -> None:
+    data = f"data: {{name: mine, mount_path: /data, {key}: train}}\n"
+    assert problems_of(MINIMAL + data) == [
+        f"pf-template.yml:7:39: data.{key} is given for 'mine', but only a public dataset, whose name is "
+        "huggingface:<dataset>, has one"
+    ]
+    assert load_template(MINIMAL + data.replace("mine", "'huggingface:mine'")).spec.data is not None
+
+
 def test_a_huggingface_dataset_needs_a_name() -> None:
     assert problems_of(MINIMAL + "data: {name: 'huggingface:', mount_path: /data}\n") == [
         "pf-template.yml:7:8: data.name is 'huggingface:' without a dataset; it must be huggingface:<dataset>"

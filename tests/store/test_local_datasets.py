@@ -10,8 +10,11 @@ import pytest
 from support.trees import read_tree
 
 from periflow_ray.errors import NotFoundError, StorageError
+from periflow_ray.runtime.command_jobs.data_mount import mount_dataset
+from periflow_ray.spec.models import DataSpec
 from periflow_ray.store.datasets import delete_dataset, link_dataset, upload_dataset
 from periflow_ray.store.datasets.cache import DatasetCache
+from periflow_ray.store.datasets.huggingface import Part
 from periflow_ray.store.datasets.local import open_dataset
 from periflow_ray.store.root import StorageRoot
 
@@ -27,10 +30,10 @@ class Loaded:
         Path(directory, "train").mkdir(parents=True)
         Path(directory, "train", "data.arrow").write_text(self.name)
 
-def load_dataset(name):
-    if name == "org/gone":
+def load_dataset(path, name=None, *, split=None, revision=None):
+    if path == "org/gone":
         raise ConnectionError("the hub cannot be reached\\nand a long explanation")
-    return Loaded(name)
+    return Loaded(" ".join(filter(None, [path, name, split, revision])))
 """
 
 
@@ -162,6 +165,43 @@ def test_a_hugging_face_dataset_is_saved_once_for_load_from_disk(local_root, cac
     assert read_tree(opened.path) == {"train/data.arrow": b"org/squad"}
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert open_dataset(local_root, "huggingface:org/squad", cache=cache).path == opened.path
+
+
+@pytest.mark.usefixtures("_fake_datasets")
+def test_each_part_of_a_hugging_face_dataset_is_a_copy_of_its_own(local_root, cache):
+    texts = {
+        Part(): "wiki",
+        Part(config="raw"): "wiki raw",
+        Part(split="train[:10%]"): "wiki train[:10%]",
+        Part(revision="raw"): "wiki raw",
+        Part("raw", "train", "v1"): "wiki raw train v1",
+    }
+    paths = set()
+    for part, text in texts.items():
+        opened = open_dataset(local_root, "huggingface:wiki", part, cache=cache)
+        assert read_tree(opened.path) == {"train/data.arrow": text.encode()}
+        paths.add(opened.path)
+        opened.close()
+    assert len(paths) == len(texts)
+
+
+@pytest.mark.usefixtures("_fake_datasets")
+def test_a_job_gets_the_part_that_its_template_names(local_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("PERIFLOW_CACHE_DIR", str(tmp_path / "cache"))
+    data = DataSpec(name="huggingface:wiki", mount_path="/data", config="raw", split="test", revision="v1")
+    mount = mount_dataset(local_root, data, tmp_path / "data")
+    assert (tmp_path / "data" / "train" / "data.arrow").read_text() == "wiki raw test v1"
+    mount.close()
+
+
+@pytest.mark.usefixtures("_fake_datasets")
+def test_a_part_that_cannot_be_loaded_is_named(local_root, cache):
+    with pytest.raises(StorageError) as caught:
+        open_dataset(local_root, "huggingface:org/gone", Part("raw", revision="v1"), cache=cache)
+    assert str(caught.value) == (
+        "Hugging Face dataset 'org/gone (config raw, revision v1)' cannot be loaded: ConnectionError: the hub cannot "
+        "be reached"
+    )
 
 
 @pytest.mark.usefixtures("_fake_datasets")

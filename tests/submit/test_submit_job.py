@@ -60,7 +60,7 @@ def test_cloud_variables_reach_a_local_driver_in_a_file_and_not_through_ray(root
     (request,) = server.requests
     assert sorted(request[2]) == ["entrypoint", "submission_id"]
     assert shlex.split(request[2]["entrypoint"])[:3] == [f"PERIFLOW_CLOUD_ENV_FILE={path}", "python", "-m"]
-    assert json.loads(path.read_text())["AWS_SECRET_ACCESS_KEY"] == "s3cr3t"
+    assert json.loads(path.read_text())["shell"]["AWS_SECRET_ACCESS_KEY"] == "s3cr3t"
     stored = [file.read_bytes() for file in Path(root.base_path).rglob("*") if file.is_file()]
     assert len(stored) > 0
     assert not any(b"s3cr3t" in content for content in [*stored, json.dumps(server.requests).encode()])
@@ -73,7 +73,7 @@ def test_the_key_of_the_secrets_reaches_a_local_driver_in_that_file_and_another_
     server.on_submit = lambda: keys.append(ask_for_key(root, 2))
     submit(root, server, plan, secrets=secrets, cloud_environment_dir=None)
     (path,) = (tmp_path / "cloud").iterdir()
-    keys.insert(0, json.loads(path.read_text())[KEY_VARIABLE])
+    keys.insert(0, json.loads(path.read_text())["driver"][KEY_VARIABLE])
     assert [unseal(root, job_id, key) for job_id, key in enumerate(keys, 1)] == [secrets] * 2
     assert [sorted(body) for _, _, body in server.requests] == [["entrypoint", "submission_id"]] * 2
     # Neither Ray nor whoever reads the storage root has seen one.

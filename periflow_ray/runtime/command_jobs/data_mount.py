@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from periflow_ray.errors import StorageError
+from periflow_ray.store.datasets.huggingface import Part
 from periflow_ray.store.datasets.local import LocalDataset, open_dataset
 from periflow_ray.store.root import StorageRoot
 
@@ -55,7 +56,7 @@ def mount_dataset(
         NotFoundError: there is no such dataset.
         StorageError: it cannot be fetched, or something else is at the target.
     """
-    dataset = open_dataset(root, data.name, on_note=on_note)
+    dataset = open_dataset(root, data.name, Part(data.config, data.split, data.revision), on_note=on_note)
     try:
         _link(dataset.path, target)
     except BaseException:

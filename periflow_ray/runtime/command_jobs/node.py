@@ -38,7 +38,7 @@ class NodeTask:
     root: StorageRoot
     monitor: MonitorClient
     secrets: Mapping[str, str] = field(repr=False)
-    cloud_variables: Mapping[str, str] = field(repr=False)
+    shell_variables: Mapping[str, str] = field(repr=False)
     # Only to be masked, in case it gets into an output after all; empty without secrets.
     secrets_key: str = field(repr=False, default="")
 
@@ -84,7 +84,7 @@ def run_member(
         on_join: called with each attempt's start.
     """
     # Linked datasets and the user's own code use the cloud's usual chain.
-    set_cloud_environment(task.cloud_variables)
+    set_cloud_environment(task.shell_variables)
     plan = JobPlan.model_validate_json(task.plan_json)
     attempt = 0
 
@@ -104,7 +104,7 @@ def run_member(
                     *task.secrets.values(),
                     task.secrets_key,
                     # The command has them as well; what it prints of its environment is no place for keys.
-                    *secret_values({**os.environ, **plan.env}),
+                    *secret_values({**os.environ, **task.shell_variables, **plan.env}),
                 ),
                 events=EventWriter(task.root, task.job_id, f"node-{node_rank}"),
             )
@@ -113,7 +113,9 @@ def run_member(
         def note(text: str) -> None:
             log.note(text, attempt)
 
-        shell = CommandShell(plan, task.root, task.job_id, node_rank, task.claim, task.secrets, log, note)
+        shell = CommandShell(
+            plan, task.root, task.job_id, node_rank, task.claim, task.secrets, log, note, task.shell_variables
+        )
         stack.callback(shell.close_launcher)
         return Member(
             task.monitor,

@@ -50,6 +50,9 @@ _DROPPED_NAMES = (
     )
     | LAUNCHER_VARIABLES
 )
+# Ray gives a worker its GPUs, of which the shell knows nothing, and as many threads as it has CPUs.
+_DEVICES = "CUDA_VISIBLE_DEVICES"
+_THREADS = "OMP_NUM_THREADS"
 
 
 def describe_large_environment(env: Mapping[str, str]) -> str:
@@ -64,7 +67,11 @@ def describe_large_environment(env: Mapping[str, str]) -> str:
 
 
 class NodeCommands:
-    """Starts the plan's command as often as the launch mode says; ``wait`` for the end, or ``stop`` it."""
+    """Starts the plan's command as often as the launch mode says; ``wait`` for the end, or ``stop`` it.
+
+    Args:
+        environ: what the commands inherit: this process's variables, or those of the shell that submitted the job.
+    """
 
     def __init__(
         self,
@@ -72,6 +79,7 @@ class NodeCommands:
         sandbox: Sandbox,
         log: MemberLog,
         secrets: Mapping[str, str],
+        environ: Mapping[str, str],
         node_rank: int,
         start: AttemptStart,
     ) -> None:
@@ -79,6 +87,7 @@ class NodeCommands:
         self._sandbox = sandbox
         self._log = log
         self._secrets = secrets
+        self._environ = environ
         self._launcher = LAUNCHERS[plan.launch_mode]
         self._node = NodeFacts(
             num_nodes=start.num_members,
@@ -162,9 +171,13 @@ class NodeCommands:
     def _build_env(self, env: Mapping[str, str]) -> dict[str, str]:
         built = {
             name: value
-            for name, value in drop_internal_variables(os.environ).items()
+            for name, value in drop_internal_variables(self._environ).items()
             if name not in _DROPPED_NAMES and not name.startswith(_DROPPED_PREFIXES)
         }
+        if _DEVICES in os.environ:
+            built[_DEVICES] = os.environ[_DEVICES]
+        if _THREADS in os.environ:
+            built.setdefault(_THREADS, os.environ[_THREADS])
         shim_dir = Path(periflow_ray.sdk.__file__).parent / "shim"
         rewritten = {name: self._rewrite(value) for name, value in env.items()}
         python_path = [str(shim_dir), rewritten.get("PYTHONPATH", built.get("PYTHONPATH", ""))]

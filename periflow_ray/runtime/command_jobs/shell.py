@@ -38,6 +38,7 @@ class CommandShell:
     Args:
         claim: the job's, by which its sandbox is known.
         note: takes a sentence that the user should read.
+        environ: what the command inherits; default, or empty, this process's variables.
     """
 
     brings_files = True
@@ -55,6 +56,7 @@ class CommandShell:
         secrets: Mapping[str, str],
         log: MemberLog,
         note: Callable[[str], None],
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self._plan = plan
         self._root = root
@@ -62,6 +64,7 @@ class CommandShell:
         self._node_rank = node_rank
         self._claim = claim
         self._secrets = secrets
+        self._environ = environ or os.environ
         self._log = log
         self._note = note
         self._dataset: DatasetMount | None = None
@@ -108,7 +111,9 @@ class CommandShell:
             self._opens = OpenWatch(self.output_dir)
         if self._plan.launch_mode == "node":
             self._open_launcher()
-        self._commands = NodeCommands(self._plan, self._sandbox, self._log, self._secrets, self._node_rank, start)
+        self._commands = NodeCommands(
+            self._plan, self._sandbox, self._log, self._secrets, self._environ, self._node_rank, start
+        )
 
     def wait(self) -> Failure | None:
         assert self._commands is not None

@@ -18,6 +18,9 @@ GroupKey = tuple[str, int]
 SnapshotId = tuple[int, int]
 """(step, how many-th upload of that step): the same on every node that takes part."""
 
+MEMORY_WAS_FULL = "Ray ended it because the memory of its machine was full"
+"""How a member died that Ray's memory monitor chose."""
+
 Phase = Literal["written", "copied", "settled"]
 """How far a member is with a save: its files are written, copied aside, or committed (or given up)."""
 
@@ -124,7 +127,7 @@ class GroupLoss:
 
     Args:
         number: counts the losses that one controller tells from 1, so that one that arrives twice counts once.
-        lost_workers: members that died -> how; empty if all of them only raised.
+        lost_workers: members that died -> how; empty if all of them only raised. ``MEMORY_WAS_FULL`` is one way.
         is_preempted: whether Ray knows that a machine was taken away.
     """
 

@@ -14,6 +14,7 @@ from periflow_ray.runtime.monitor.attempt import Attempt
 from periflow_ray.runtime.monitor.checkpoints import Checkpoints
 from periflow_ray.runtime.monitor.context import JobContext
 from periflow_ray.runtime.monitor.contract import (
+    MEMORY_WAS_FULL,
     AttemptNews,
     AttemptStart,
     Ending,
@@ -182,7 +183,7 @@ class Membership:
         # One that left before it died did as it was told.
         lost = {member for member in loss.lost_workers if member in attempt.members} - attempt.left
         if loss.lost_workers:
-            self._end_by_loss(attempt, lost, loss.is_preempted)
+            self._end_by_loss(attempt, lost, loss)
         else:
             # A worker that fails by itself has told so; one that cannot reach the monitor any more has not.
             self._context.end(attempt, "lost", "a worker lost its connection to the job")
@@ -198,13 +199,17 @@ class Membership:
         self._context.tell_members()
         return True
 
-    def _end_by_loss(self, attempt: Attempt, lost: Collection[int], is_preempted: bool) -> None:
+    def _end_by_loss(self, attempt: Attempt, lost: Collection[int], loss: GroupLoss) -> None:
         machines = {attempt.members[member].ray_node_id for member in lost}
         nodes = {attempt.node_of(member) for member in lost}
         facts = next(iter(attempt.members.values()))
         names = f"{facts.noun} {', '.join(str(member) for member in sorted(lost)) or '?'}"
-        if is_preempted or machines & set(self._announced_machines) or nodes & attempt.drilled_nodes:
+        if loss.is_preempted or machines & set(self._announced_machines) or nodes & attempt.drilled_nodes:
             self._context.end(attempt, "preemption", f"{names} was taken away")
+        elif any(loss.lost_workers[member] == MEMORY_WAS_FULL for member in lost):
+            self._context.end(
+                attempt, "lost", f"{names} was lost: {MEMORY_WAS_FULL}, where other programs count as well"
+            )
         else:
             self._context.end(attempt, "lost", f"{names} was lost: its {facts.process} or its machine died")
 

@@ -11,7 +11,7 @@ import ray.train
 
 from periflow_ray.errors import PeriflowRayError
 from periflow_ray.runtime.monitor.client import MonitorClient
-from periflow_ray.runtime.monitor.contract import GroupLoss
+from periflow_ray.runtime.monitor.contract import MEMORY_WAS_FULL, GroupLoss
 from periflow_ray.runtime.ray_private import (
     DefaultFailurePolicy,
     FailureDecision,
@@ -56,7 +56,9 @@ class MonitorPolicy(FailurePolicy):  # type: ignore[misc]
         for rank, error in training_failed_error.worker_failures.items():
             cause = find_cause(error)
             any_preempted = any_preempted or is_preempted(error)
-            if isinstance(cause, ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError):
+            if isinstance(cause, ray.exceptions.OutOfMemoryError):
+                lost[rank] = MEMORY_WAS_FULL
+            elif isinstance(cause, ray.exceptions.RayActorError):
                 lost[rank] = str(cause)
         self._num_losses += 1
         may_replace = self._monitor.may_replace_group(GroupLoss(self._num_losses, lost, any_preempted))

@@ -56,7 +56,7 @@ class TrialTask:
     num_nodes: int = 1
     node_resources: Mapping[str, float] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(repr=False, default_factory=dict)
-    cloud_variables: Mapping[str, str] = field(repr=False, default_factory=dict)
+    shell_variables: Mapping[str, str] = field(repr=False, default_factory=dict)
     secrets_key: str = field(repr=False, default="")
 
 
@@ -179,7 +179,7 @@ class TrialJob:
                     root,
                     monitor,
                     {**variables.secrets, **task.secrets},
-                    task.cloud_variables,
+                    task.shell_variables,
                     task.secrets_key,
                 )
                 return _Here(node) if gang is None else GangRun(gang, node)

@@ -13,7 +13,7 @@ from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.names import HUGGINGFACE_PREFIX
 from periflow_ray.store.datasets.cache import CacheUse, DatasetCache
 from periflow_ray.store.datasets.files import identify_content, identify_facts
-from periflow_ray.store.datasets.huggingface import save_huggingface_dataset
+from periflow_ray.store.datasets.huggingface import WHOLE, Part, save_huggingface_dataset
 from periflow_ray.store.datasets.packs import download_packs
 from periflow_ray.store.datasets.records import list_dataset_entries, list_dataset_files, locate_dataset, read_dataset
 from periflow_ray.store.root import StorageRoot
@@ -44,6 +44,7 @@ class LocalDataset:
 def open_dataset(
     root: StorageRoot,
     name: str,
+    part: Part = WHOLE,
     *,
     cache: DatasetCache | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -57,6 +58,7 @@ def open_dataset(
 
     Args:
         name: a dataset's, or ``huggingface:<dataset>``.
+        part: which part of a ``huggingface:`` dataset; of no meaning for others.
         cache: default is the one that the environment names.
         on_note: called with a line about what takes time.
         on_bytes: called with the number of bytes whenever some were fetched, from any thread.
@@ -73,8 +75,8 @@ def open_dataset(
     if name.startswith(HUGGINGFACE_PREFIX):
         public_name = name.removeprefix(HUGGINGFACE_PREFIX)
         use = (cache or DatasetCache()).open(
-            _cache_key(name, identify_content((), name)),
-            lambda directory: save_huggingface_dataset(public_name, directory),
+            _cache_key(name, identify_content((), name if part == WHOLE else f"{name} {part}")),
+            lambda directory: save_huggingface_dataset(public_name, part, directory),
             on_wait=tell_waiting,
         )
         return LocalDataset(use.path, use)
