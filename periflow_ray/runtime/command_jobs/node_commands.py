@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import threading
@@ -99,6 +100,20 @@ class NodeCommands:
         """Ask every command to end, within the grace time; ``wait`` returns then."""
         for running in self._running:
             running.command.stop(grace_s)
+
+    def explain(self, summary: str) -> Failure:
+        """A failure that no exit code tells, with the lines and the hint that belong to it."""
+        lines = [line for running in self._running for line in running.lines]
+        return dataclasses.replace(
+            diagnose(
+                node_rank=self._node.node_rank,
+                exit_code=None,
+                signal_number=None,
+                report=self._launcher.read_failure(lines),
+                time_unix_s=time.time(),
+            ),
+            summary=summary,
+        )
 
     def _start(self, run: Run) -> _Running:
         lines: deque[str] = deque(maxlen=NUM_KEPT_LINES)

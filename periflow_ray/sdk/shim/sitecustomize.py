@@ -1,7 +1,10 @@
-"""Python runs this at its start in a job's command: lines do not mix, and a torchrun may start warm.
+"""Python runs this at its start in a job's command: lines do not mix, restarts count on, a torchrun may start warm.
 
 The processes of a node share one pipe, and are told to print at once (PYTHONUNBUFFERED, torchrun's ``python -u``), for
 which Python writes a line and its end one after the other. From here on it writes them together, and as soon.
+
+A process that takes the place of one that failed, as torchrun's ``--max-restarts`` or a loop in the command start it,
+finds in the output folder what was saved since the attempt began; from there it has to count.
 
 For a torchrun see ``periflow_launcher``.
 """
@@ -17,6 +20,19 @@ def _write_whole_lines() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
             stream.reconfigure(line_buffering=True, write_through=False)
+
+
+def _count_on_after_restart() -> None:
+    marks_dir = os.path.dirname(os.environ.get("PERIFLOW_SESSION", ""))
+    is_torchruns = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    # A program that follows one that came to its end begins anew.
+    if not marks_dir or (not is_torchruns and os.path.exists(os.path.join(marks_dir, "ended-well"))):
+        return
+    try:
+        with open(os.path.join(marks_dir, "saved-step")) as mark:
+            os.environ["PROCESSED_ITERS"] = str(int(mark.read()))
+    except (OSError, ValueError):  # Nothing was saved yet.
+        return
 
 
 def _run_shadowed() -> None:
@@ -37,5 +53,6 @@ def _hand_over() -> None:
 
 
 _write_whole_lines()
+_count_on_after_restart()
 _hand_over()
 _run_shadowed()
