@@ -84,7 +84,6 @@ from lightning.fabric import Fabric
 
 pf.init(total_train_steps=3)
 fabric = Fabric()
-fabric.launch()
 train(fabric.global_rank, fabric.barrier)
 """
 )
