@@ -57,10 +57,6 @@ _OTHERS = (
     ),
 )
 
-LAUNCHER_VARIABLES = frozenset(name for one in _OTHERS for name in (*one.rank, *one.local_rank))
-"""Where launchers other than torchrun say which process this is. All that it starts inherits them, so they count only
-where they were set inside the command."""
-
 
 def find_rank() -> tuple[int, int, int | None]:
     """This process's rank, local rank and, where known, the number of ranks on this node."""

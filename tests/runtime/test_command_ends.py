@@ -5,7 +5,6 @@ Real commands below a real shell of a member, without Ray.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -22,28 +22,25 @@ from periflow_ray.runtime.diagnosis import Failure, diagnose
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.monitor.contract import AttemptStart
+from periflow_ray.runtime.user_environment import is_of_launcher
 from periflow_ray.sdk import wire
-from periflow_ray.sdk.rank import LAUNCHER_VARIABLES
 
 # Where the attempt is lost, or saved as a whole, nothing of what a rank still does is kept; and everybody waits for it.
 LOST_GRACE_S = 0.5
 NUM_KEPT_LINES = 400
 # What a Ray worker's environment says of itself must not leak into the user's processes.
 _DROPPED_PREFIXES = ("RAY_", "TORCHELASTIC_")
-_DROPPED_NAMES = (
-    frozenset(
-        {
-            "RANK",
-            "LOCAL_RANK",
-            "WORLD_SIZE",
-            "LOCAL_WORLD_SIZE",
-            "NODE_RANK",
-            "GROUP_RANK",
-            "MASTER_ADDR",
-            "MASTER_PORT",
-        }
-    )
-    | LAUNCHER_VARIABLES
+_DROPPED_NAMES = frozenset(
+    {
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "NODE_RANK",
+        "GROUP_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    }
 )
 
 
@@ -75,7 +72,9 @@ class NodeCommands:
         )
         self.left: list[str] = []
         """Processes that could not be ended, once ``wait`` has returned: ``1234 (sudo sleep 1000)``."""
-        self._running = [self._start(run) for run in self._launcher.runs(plan, self._node)]
+        runs = self._launcher.runs(plan, self._node)
+        self._num_runs = len(runs)
+        self._running = [self._start(run) for run in runs]
 
     def wait(self) -> Failure | None:
         """Wait for every command; the first that fails ends the others, and its diagnosis is returned."""
@@ -143,10 +142,14 @@ class NodeCommands:
         built = {
             name: value
             for name, value in drop_internal_variables(os.environ).items()
-            if name not in _DROPPED_NAMES and not name.startswith(_DROPPED_PREFIXES)
+            if name not in _DROPPED_NAMES and not name.startswith(_DROPPED_PREFIXES) and not is_of_launcher(name)
         }
         shim_dir = Path(periflow_ray.sdk.__file__).parent / "shim"
-        rewritten = {name: self._rewrite(value) for name, value in env.items()}
+        # A template's env_var is the same for all processes, too.
+        rewritten = {name: self._rewrite(value) for name, value in env.items() if not is_of_launcher(name)}
+        if self._num_runs > 1:
+            # As torchrun does for several processes: each of them would start a thread for every processor.
+            built.setdefault("OMP_NUM_THREADS", "1")
         python_path = [str(shim_dir), rewritten.get("PYTHONPATH", built.get("PYTHONPATH", ""))]
         program_path = [str(Path(sys.executable).parent), rewritten.get("PATH", built.get("PATH", os.defpath))]
         marker_name, marker_value = self._sandbox.marker
