@@ -14,13 +14,14 @@ import pytest
 
 from periflow_ray.jobs import claim_job_id, read_claim
 from periflow_ray.jobs.logs import LogWriter
-from periflow_ray.plan import build_plan, find_vm
+from periflow_ray.plan import build_plan, local_vm
 from periflow_ray.runtime.command_jobs.shell import CommandShell
 from periflow_ray.runtime.diagnosis import Failure
+from periflow_ray.runtime.job_end import describe_early_end
 from periflow_ray.runtime.member import sandbox as sandbox_module
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.shell import Links, Records
-from periflow_ray.runtime.monitor.contract import AttemptStart
+from periflow_ray.runtime.monitor.contract import AttemptStart, Ending
 from periflow_ray.spec import JobSpec
 from periflow_ray.store.root import StorageRoot
 
@@ -42,18 +43,18 @@ class Ended:
 def run(root: StorageRoot, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ended]]:
     """Runs a command with a script ``main.py`` where it starts; ``pf`` is imported in it."""
 
-    def run(script: str, command: str, **env_var: str) -> Ended:
+    def run(script: str, command: str, *, launch_mode: str = "node", num_devices: int = 1, **env_var: str) -> Ended:
         docker = {"command": command, "env_var": {"MAIN": f"{directory}/main.py", **env_var}}
         Path(directory, "main.py").write_text("import os, signal, sys\nimport periflow_ray as pf\n" + script)
         spec = JobSpec.model_validate(
             {
                 "vm": "local",
-                "num_devices": 1,
-                "job_setting": {"type": "custom", "docker": docker},
+                "num_devices": num_devices,
+                "job_setting": {"type": "custom", "launch_mode": launch_mode, "docker": docker},
                 "checkpoint": {"output_checkpoint_dir": "/workspace/ckpt"},
             }
         )
-        plan = build_plan(spec, find_vm("local"), storage_uri=root.uri)
+        plan = build_plan(spec, local_vm(devices_per_node=num_devices), storage_uri=root.uri)
         snapshots: list[int] = []
         with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
             shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), {}, log, lambda text: None)
@@ -137,8 +138,7 @@ def test_the_lines_of_what_is_hidden_are_shown(run):
         (KILLED.replace("500", "3"), "python $MAIN; true"),
         (in_a_fork(THREE_OF_500), "python $MAIN"),
         # The last process of a rank counts.
-        (THREE_OF_500 + "sys.exit(1 if os.path.exists('x') else os.close(os.open('x', os.O_CREAT)) or 1)\n",
-         "python $MAIN; python $MAIN; true"),
+        (THREE_OF_500 + "sys.exit(1)\n", "python $MAIN; true"),
         (THREE_OF_500 + "if not os.path.exists('x'):\n    open('x', 'w')\n    raise RuntimeError('boom')\n",
          "python $MAIN || python $MAIN"),
     ],
@@ -194,3 +194,27 @@ def test_a_process_that_is_started_again_in_the_command_counts_on(run, command, 
 def test_a_program_after_another_one_begins_anew(run):
     ended = run(THREE_OF_500.replace("500", "3") + "pf.upload_checkpoint()\n", "python $MAIN && python $MAIN")
     assert (ended.summary, ended.snapshots) == ("", [3, 3])
+
+
+def test_processes_of_a_job_are_not_told_which_process_of_a_launcher_they_are(run, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("PMIX_RANK", "1")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    script = """
+names = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_JOB_ID", "PMIX_RANK", "KUBERNETES_PORT", "OMP_NUM_THREADS", "RANK")
+print(*(os.environ.get(name) for name in names), file=open(os.path.dirname(__file__) + "/" + os.environ["RANK"], "w"))
+pf.init(1)
+"""
+    env_var = {"SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "KUBERNETES_PORT": "tcp://10.0.0.1:443"}
+    assert run(script, "python $MAIN", launch_mode="device", num_devices=2, **env_var).summary == ""
+    told = [run.directory.joinpath(rank).read_text().split() for rank in ("0", "1")]
+    # Several processes share the machine, as below torchrun.
+    assert told == [["None", "None", "7", "None", "None", "1", rank] for rank in ("0", "1")]
+
+
+def test_a_job_that_succeeds_early_says_at_which_step():
+    assert describe_early_end(Ending(last_step=500, total_train_steps=500)) is None
+    assert describe_early_end(Ending(last_step=3)) is None
+    told = describe_early_end(Ending(last_step=45, total_train_steps=500))
+    assert told is not None
+    assert told.startswith("the job ended: success, although only 45 of 500 steps were made")
