@@ -22,7 +22,7 @@ view takes `-o json` or `-o yaml`, and every command takes `-h`, which prints it
 
 | Exit code | Meaning |
 |---|---|
-| 0 | it worked; for `submit` and `job log --follow`: the job succeeded |
+| 0 | it worked; of `submit` and `job log --follow`: [the job succeeded](inside-a-job.md#when-a-command-has-succeeded) |
 | 1 | it failed: the job, the cluster, the storage root, or there is no such thing |
 | 2 | the command line, the template or the workspace is wrong; nothing was started |
 | 130 | you stopped following with Ctrl-C and the job keeps running |

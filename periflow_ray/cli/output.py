@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,6 +17,7 @@ from rich.table import Table
 
 from periflow_ray.cli.plain_text import escape_block, escape_cell, escape_controls, escape_json
 from periflow_ray.errors import DocumentError
+from periflow_ray.finite_json import dump_json
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -42,10 +41,10 @@ def output_option(function: Function) -> Function:
 def write_output(output: str, document: Any, draw: Callable[[Console], None]) -> None:
     """Write ``document`` as JSON or YAML, or let ``draw`` show it to a person.
 
-    Numbers that JSON does not have (NaN and the infinities) become null.
+    Numbers that JSON does not have are text, as in stored documents: "NaN", "Infinity", "-Infinity".
     """
     if output == "json":
-        click.echo(escape_json(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)))
+        click.echo(escape_json(dump_json(_plain(document), indent=2, ensure_ascii=False)))
     elif output == "yaml":
         import yaml
 
@@ -173,8 +172,6 @@ def draw_panels(console: Console, panels: Mapping[str, RenderableType]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import click
 from periflow_ray.cli.options import storage_option, sweep_argument
 from periflow_ray.cli.sweep_view import trial_document
 from periflow_ray.errors import UsageError
+from periflow_ray.finite_json import dump_json
 from periflow_ray.sweeps.documents import read_sweep
 from periflow_ray.sweeps.journal import rank_trials, read_trials
 
@@ -51,9 +51,7 @@ def export(sweep_id: int, path: Path, root: StorageRoot) -> None:
         # The same columns in every row, also where a parameter is not used.
         named = {name: parameters.get(name) for name in spec.parameters}
         lists = {name: " ".join(map(str, document[name])) for name in ("jobs", "copied_from")}
-        row = {"trial": document.pop("trial"), **named, **document, **lists}
-        # Not every reader takes NaN.
-        rows.append({name: None if value != value else value for name, value in row.items()})
+        rows.append({"trial": document.pop("trial"), **named, **document, **lists})
     write(path, rows)
     click.echo(f"Wrote {len(rows)} trials to {path}.", err=True)
 
@@ -73,7 +71,7 @@ def _write_parquet(path: Path, rows: _Rows) -> None:
 
 
 def _write_json(path: Path, rows: _Rows) -> None:
-    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    path.write_text(dump_json(rows, indent=2) + "\n", encoding="utf-8")
 
 
 _WRITERS: dict[str, Callable[[Path, _Rows], None]] = {

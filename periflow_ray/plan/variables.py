@@ -23,6 +23,7 @@ PUBLIC_VARIABLES = frozenset(
         "PERIFLOW_LOCAL_CLUSTER_DIR",
         "PERIFLOW_LOCAL_IDLE_S",
         "PERIFLOW_BEGIN_ANEW",
+        "PERIFLOW_TRUST_EXIT_CODE",
     }
 )
 

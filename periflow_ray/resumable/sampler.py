@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
 from periflow_ray.errors import PeriFlowError
 from periflow_ray.sdk.rank import find_place
@@ -150,6 +151,7 @@ class ResumableSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         # A generator: a DataLoader may make iterators that it never uses, and those must not count.
+        self._refuse_second_split()
         if self._num_awaited_iterations:
             self._num_awaited_iterations -= 1
         else:
@@ -160,6 +162,25 @@ class ResumableSampler(DistributedSampler[int]):
             places = self.num_samples_taken + self.rank + self.num_replicas * some_turns
             # Beyond the end, the epoch's first samples come once more.
             yield from order[places % self.dataset_size].tolist()
+
+    def __len__(self) -> int:
+        # All that a DistributedSampler asks of what it takes for a dataset.
+        asking = sys._getframe(1).f_locals.get("self")
+        if isinstance(asking, DistributedSampler) and asking is not self:
+            raise _describe_second_split(asking)
+        return super().__len__()
+
+    def _refuse_second_split(self) -> None:
+        """Raise if whoever draws from this sampler takes only a part, as though all ranks drew the same samples.
+
+        Nothing but the callers says so: accelerate's ``prepare`` and others put their own batch sampler around this.
+        """
+        frame = sys._getframe(1) if self.num_replicas > 1 else None
+        while frame is not None:
+            asking = frame.f_locals.get("self")
+            if asking is not self and _count_shares(asking) > 1:
+                raise _describe_second_split(asking)
+            frame = frame.f_back
 
     def _count(self, loader: DataLoader[Any], iterate: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         batch_size = loader.batch_size or 1
@@ -199,3 +220,30 @@ class ResumableSampler(DistributedSampler[int]):
         if not self.shuffle:
             return torch.arange(self.dataset_size)
         return torch.randperm(self.dataset_size, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+
+
+def _count_shares(asking: object) -> int:
+    """Into how many shares a sampler or a loader divides what it draws; 1 for everything else."""
+    if isinstance(asking, DistributedSampler) and not hasattr(asking, "num_replicas"):
+        # One that is being made of all samples.
+        return 2
+    if isinstance(asking, Sampler):
+        return max(_read_count(asking, name) for name in ("num_processes", "num_replicas"))
+    # Accelerate's, where rank 0 draws for all.
+    if isinstance(asking, DataLoader) and hasattr(asking, "_fetch_batches"):
+        return _read_count(getattr(asking, "state", None), "num_processes")
+    return 1
+
+
+def _read_count(owner: object, name: str) -> int:
+    count = getattr(owner, name, 1)
+    return count if isinstance(count, int) else 1
+
+
+def _describe_second_split(asking: object) -> PeriFlowError:
+    return PeriFlowError(
+        f"a {type(asking).__name__} would divide a resumable sampler's samples among the ranks once more, and most of "
+        "the dataset would never be seen. Leave this DataLoader out of accelerator.prepare() (and move its batches "
+        "with .to(accelerator.device)), and put no DistributedSampler around the sampler; or make it with rank=0, "
+        "world_size=1, so that only the other one divides."
+    )

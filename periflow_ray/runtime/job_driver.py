@@ -15,7 +15,7 @@ import ray.train
 from periflow_ray.errors import PeriflowRayError, StorageError
 from periflow_ray.jobs.requests import KillNodeDrill, KillRankDrill, NoticeDrill, Request, StopRequest, UnknownRequest
 from periflow_ray.runtime.graceful_stop import GracefulStop
-from periflow_ray.runtime.job_end import JobEnd, describe_error, find_loss
+from periflow_ray.runtime.job_end import JobEnd, describe_early_end, describe_error, find_loss
 from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.member.sandbox import Sandbox
@@ -208,7 +208,7 @@ class _Driver:
             if error is not None or ending.why_over is not None:
                 self._state.enter("failed", describe_error(ending, error))
                 return JobEnd("failed", error=error)
-            self._state.enter("success", None)
+            self._state.enter("success", describe_early_end(ending))
             return JobEnd("success", result)
 
     def _enter_stopped(self, error: BaseException | None) -> JobEnd:

@@ -43,6 +43,16 @@ def find_loss(ending: Ending | None, error: BaseException | None) -> str | None:
     return None
 
 
+def describe_early_end(ending: Ending) -> str | None:
+    """What to say of a job that succeeded before its last step; None if it made all, or has not said how many."""
+    if ending.total_train_steps is None or ending.last_step >= ending.total_train_steps:
+        return None
+    return (
+        f"the job ended: success, although only {ending.last_step} of {ending.total_train_steps} steps were made: the "
+        "script came to its end by itself, as with early stopping"
+    )
+
+
 def describe_error(ending: Ending, error: BaseException | None) -> str:
     """Why a job failed: a worker that died, else the first member's diagnosis, else what Ray or the monitor says.
 

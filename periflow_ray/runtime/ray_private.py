@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ray.train.v2._internal.callbacks.placement_group_callback import (
         PlacementGroupCleanerCallback as PlacementGroupCleanerCallback,
     )
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback as WorkerGroupCallback
     from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy as DefaultFailurePolicy
     from ray.train.v2._internal.execution.failure_handling import FailureDecision as FailureDecision
     from ray.train.v2._internal.execution.failure_handling import FailurePolicy as FailurePolicy
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as DataParallelTrainer
 
 _MODULE_BY_CLASS = {
+    # The controller calls each callback's after_worker_group_start(worker_group) when the workers are up; in order, and
+    # its backend's, which imports torch in them, is one of these. execute(function, *args) runs in all workers.
+    "WorkerGroupCallback": "ray.train.v2._internal.execution.callback",
     # TorchTrainer's base class: starts a worker group and runs a function in it, without torch.
     "DataParallelTrainer": "ray.train.v2.api.data_parallel_trainer",
     # Callbacks that a trainer makes for every run: Ray Data's, and a detached actor that removes placement groups.
@@ -64,10 +68,12 @@ def __getattr__(name: str) -> Any:
 class TrainerHooks:
     """Mixed into a Ray trainer: what to change in its run. Relies on three private methods of ``DataParallelTrainer``.
 
-    ``left_out_callbacks`` are classes of Ray's default callbacks that the run does without.
+    ``left_out_callbacks`` are classes of Ray's default callbacks that the run does without; those of
+    ``first_callbacks`` are called before the default ones.
     """
 
     left_out_callbacks: tuple[type, ...] = ()
+    first_callbacks: tuple[type, ...] = ()
 
     def controller_options(self) -> dict[str, object]:
         """What Ray Train's controller gets in place of its defaults: ``failure_policy``, ``scaling_policy``."""
@@ -81,7 +87,8 @@ class TrainerHooks:
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in callbacks if not isinstance(callback, self.left_out_callbacks)]
+        kept = [callback for callback in callbacks if not isinstance(callback, self.left_out_callbacks)]
+        return [*(make() for make in self.first_callbacks), *kept]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         self.take_controller(controller)

@@ -9,13 +9,17 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Hello:
-    """What a rank says of itself when it opens its session; ranks and sizes as torchrun counts them."""
+    """What a rank says of itself when it opens its session; ranks and sizes as torchrun counts them.
+
+    ``is_guess``: nothing has said yet which rank it is; a process group may.
+    """
 
     rank: int
     local_rank: int
     local_world_size: int | None
     total_train_steps: int | None
     pid: int
+    is_guess: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class Channel(Protocol):
         ``read_step`` gives the current step at any time, from any thread.
         """
 
+    def greet(self, hello: Hello) -> None:
+        """Say anew which rank this is: it was a guess when the session was opened."""
+
     def send(self, step: int, records: list[MetricRecord], asked_step: int) -> None:
         """Deliver the current step and the metrics since the last call. Never raises for a lost peer.
 
@@ -53,5 +60,8 @@ class Channel(Protocol):
             PeriFlowError: the snapshot could not be made.
         """
 
-    def close(self) -> None:
-        """Say goodbye; what was sent before is delivered first."""
+    def close(self, has_failed: bool = False) -> None:
+        """Say goodbye; what was sent before is delivered first.
+
+        ``has_failed``: this process ends by an exception that nobody caught.
+        """

@@ -25,13 +25,18 @@ class LocalChannel:
         self._log_name = local_log_name
         self._log_path: Path | None = None
         self._hello: Hello | None = None
+        self._started_unix_s = 0
         self._has_told = False
         self._may_be_torn = False
 
     def open(self, hello: Hello, on_announced_step: Callable[[int], bool], read_step: Callable[[], int]) -> None:
+        self._started_unix_s = int(time.time())
+        self.greet(hello)
+
+    def greet(self, hello: Hello) -> None:
         self._hello = hello
         suffix = f"_{hello.rank}" if (hello.local_world_size or 1) > 1 or hello.rank > 0 else ""
-        self._log_path = Path(self._log_name or f"periflow_trainer_{int(time.time())}{suffix}.log")
+        self._log_path = Path(self._log_name or f"periflow_trainer_{self._started_unix_s}{suffix}.log")
         with contextlib.suppress(OSError):  # There may be no working directory any more.
             # Now, because scripts may change their directory between two metrics.
             self._log_path = self._log_path.absolute()
@@ -65,5 +70,5 @@ class LocalChannel:
     def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
         """Nothing to do: there is no storage root outside a job."""
 
-    def close(self) -> None:
+    def close(self, has_failed: bool = False) -> None:
         """Nothing is held open."""

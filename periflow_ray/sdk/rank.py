@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+_NUMBER = re.compile(r"([0-9]+)(?:\(x[0-9]+\))?")
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,9 @@ class _Launcher:
     num_local_ranks: tuple[str, ...]
 
 
-_TORCHRUN = _Launcher(("RANK",), ("LOCAL_RANK",), ("WORLD_SIZE",), ("LOCAL_WORLD_SIZE",))
-# Open MPI; MPICH and Intel MPI (Hydra); Slurm. https://docs.open-mpi.org/en/main/tuning-apps/environment-var.html,
+# DeepSpeed's launcher says LOCAL_SIZE.
+_TORCHRUN = _Launcher(("RANK",), ("LOCAL_RANK",), ("WORLD_SIZE",), ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"))
+# Open MPI; MVAPICH; MPICH and Intel MPI (Hydra); Slurm. https://docs.open-mpi.org/en/main/tuning-apps/environment-var.html,
 # https://slurm.schedmd.com/srun.html#SECTION_OUTPUT-ENVIRONMENT-VARIABLES
 _OTHERS = (
     _Launcher(
@@ -34,17 +38,24 @@ _OTHERS = (
         ("OMPI_COMM_WORLD_LOCAL_SIZE",),
     ),
     _Launcher(
+        ("MV2_COMM_WORLD_RANK",),
+        ("MV2_COMM_WORLD_LOCAL_RANK",),
+        ("MV2_COMM_WORLD_SIZE",),
+        ("MV2_COMM_WORLD_LOCAL_SIZE",),
+    ),
+    _Launcher(
         ("PMI_RANK", "PMIX_RANK"),
         ("MPI_LOCALRANKID", "PMI_LOCAL_RANK"),
         ("PMI_SIZE",),
         ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"),
     ),
-    _Launcher(("SLURM_PROCID",), ("SLURM_LOCALID",), ("SLURM_NTASKS", "SLURM_NPROCS"), ("SLURM_NTASKS_PER_NODE",)),
+    _Launcher(
+        ("SLURM_PROCID",),
+        ("SLURM_LOCALID",),
+        ("SLURM_NTASKS", "SLURM_NPROCS"),
+        ("SLURM_NTASKS_PER_NODE", "SLURM_STEP_TASKS_PER_NODE"),
+    ),
 )
-
-LAUNCHER_VARIABLES = frozenset(name for one in _OTHERS for name in (*one.rank, *one.local_rank))
-"""Where launchers other than torchrun say which process this is. All that it starts inherits them, so they count only
-where they were set inside the command."""
 
 
 def find_rank() -> tuple[int, int, int | None]:
@@ -59,8 +70,19 @@ def find_rank() -> tuple[int, int, int | None]:
     elif launcher is not _TORCHRUN and _is_of_one_node(env, launcher):
         rank += int(env["NODE_RANK"]) * (_read(env, launcher.num_ranks) or 1)
     if has_process_group():
-        rank = sys.modules["torch"].distributed.get_rank()
+        distributed = sys.modules["torch"].distributed
+        rank = distributed.get_rank()
+        num_devices = int(env.get("NPROC_PER_NODE") or 1)
+        if _read(env, launcher.local_rank) is None and distributed.get_world_size() == _read(env, ("WORLD_SIZE",)):
+            # A process on each of the job's devices, as torch.multiprocessing.spawn starts them.
+            local_rank, num_local_ranks = rank % num_devices, num_devices
     return rank, local_rank, num_local_ranks
+
+
+def is_rank_known() -> bool:
+    """Whether a launcher or a process group says which rank this is; otherwise ``find_rank`` can only guess."""
+    launcher = _find_launcher(os.environ)
+    return has_process_group() or _read(os.environ, (*launcher.rank, *launcher.local_rank)) is not None
 
 
 def find_place() -> tuple[int, int]:
@@ -99,5 +121,5 @@ def _is_of_one_node(env: Mapping[str, str], launcher: _Launcher) -> bool:
 
 
 def _read(env: Mapping[str, str], names: tuple[str, ...]) -> int | None:
-    # Slurm also writes values such as "4(x2)", which are no help here.
-    return next((int(env[name]) for name in names if env.get(name, "").isdecimal()), None)
+    # Slurm writes "4(x2)" for 4 on each of 2 nodes, and "4,2" where they differ.
+    return next((int(match[1]) for name in names if (match := _NUMBER.fullmatch(env.get(name, "")))), None)

@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import logging
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from periflow_ray.errors import PeriFlowError
 from periflow_ray.loops import BackgroundLoop, Faults
 from periflow_ray.sdk.channel import Channel, Hello, MetricRecord
-from periflow_ray.sdk.rank import find_rank
+from periflow_ray.sdk.rank import find_rank, has_process_group, is_rank_known
 from periflow_ray.sdk.values import plain_values, values_of_now
 
 logger = logging.getLogger("periflow_ray")
@@ -37,6 +38,10 @@ MAX_RECORDS_PER_MESSAGE = 1000
 SAVE_NOW = -1
 NO_STEP = -2
 _NEVER = -1
+# Files beside the session's socket, which the shim reads at the start of a process: the step of the newest snapshot,
+# and that a process that had called init came to its end without a failure.
+SAVED_STEP_MARK = "saved-step"
+ENDED_WELL_MARK = "ended-well"
 
 if TYPE_CHECKING:
     # Python 3.8, which a command may use, cannot evaluate it.
@@ -76,6 +81,7 @@ class Session:
         self._train_step = _TrainStep(self)
         self._channel: Channel | None = None
         self._channel_factory: ChannelFactory | None = None
+        self._hello: Hello | None = None
         self._sender: BackgroundLoop | None = None
         self._faults = _new_faults()
 
@@ -192,12 +198,9 @@ class Session:
         self._announced = [NO_STEP, _NEVER]
         self._asked_step = _NEVER
         channel = (self._channel_factory or _default_channel)(local_log_name)
-        rank, local_rank, local_world_size = find_rank()
-        channel.open(
-            Hello(rank, local_rank, local_world_size, total_train_steps, os.getpid()),
-            self._set_announced_step,
-            lambda: self._step,
-        )
+        self._hello = Hello(*find_rank(), total_train_steps, os.getpid(), is_guess=not is_rank_known())
+        channel.open(self._hello, self._set_announced_step, lambda: self._step)
+        _close_in_child()
         self._step = resumed_step
         self._is_in_step = False
         self._channel = channel
@@ -277,6 +280,7 @@ class Session:
             self._faults.take(err)
 
     def _send_records(self, channel: Channel) -> None:
+        self._settle_rank(channel)
         # What is recorded meanwhile goes with the next call, so that a fast loop cannot keep this one busy forever.
         num_left = len(self._metrics)
         while True:
@@ -285,6 +289,13 @@ class Session:
             num_left -= len(records)
             if num_left <= 0 or not records:
                 return
+
+    def _settle_rank(self, channel: Channel) -> None:
+        hello = self._hello
+        if hello is not None and hello.is_guess and has_process_group():
+            # It was made after init, as scripts do that torch.multiprocessing.spawn starts.
+            self._hello = Hello(*find_rank(), hello.total_train_steps, hello.pid)
+            channel.greet(self._hello)
 
     def _take_records(self, num_records: int) -> list[MetricRecord]:
         records = []
@@ -297,7 +308,7 @@ class Session:
             records.append(MetricRecord(step, time_unix_s, plain_values(values)))
         return records
 
-    def _close(self) -> None:
+    def _close(self, has_failed: bool = False) -> None:
         channel, self._channel = self._channel, None
         self._append_metric = None
         if channel is None:
@@ -306,7 +317,7 @@ class Session:
             self._sender.close()
         self._try_to_send_records(channel)
         try:
-            channel.close()
+            channel.close(has_failed)
         except Exception as err:
             self._faults.take(err)
 
@@ -366,17 +377,36 @@ def _new_faults() -> Faults:
     )
 
 
-def _leave_import_mark() -> None:
-    # Lets the member tell a script that forgot init() from a command that does not use the SDK.
+def _leave_mark(name: str) -> None:
     socket_path = os.environ.get("PERIFLOW_SESSION")
     if socket_path:
         with contextlib.suppress(OSError):
-            open(os.path.join(os.path.dirname(socket_path), f"imported-{os.getpid()}"), "w").close()
+            open(os.path.join(os.path.dirname(socket_path), name), "w").close()
+
+
+def _end_at_exit() -> None:
+    # The interpreter keeps an exception that nobody caught; multiprocessing still handles one in a child's end.
+    kind = sys.exc_info()[0] or getattr(sys, "last_type", None)
+    has_failed = kind is not None and not _is_clean_exit(sys.exc_info()[1])
+    if _session.is_initialized() and not has_failed:
+        _leave_mark(ENDED_WELL_MARK)
+    _session._close(has_failed)
+
+
+def _close_in_child() -> None:
+    """A process that multiprocessing has forked ends without ``atexit``; what it ends with instead is run in all."""
+    if "multiprocessing.util" in sys.modules and sys.modules["multiprocessing"].parent_process() is not None:
+        sys.modules["multiprocessing.util"].Finalize(None, _end_at_exit, exitpriority=0)
+
+
+def _is_clean_exit(error: BaseException | None) -> bool:
+    return isinstance(error, SystemExit) and error.code in (None, 0)
 
 
 _session = Session()
-_leave_import_mark()
-atexit.register(_session._close)
+# Lets the member tell a script that forgot init() from a command that does not use the SDK.
+_leave_mark(f"imported-{os.getpid()}")
+atexit.register(_end_at_exit)
 os.register_at_fork(after_in_child=_session._forget_after_fork)
 
 init = _session.init

@@ -62,6 +62,9 @@ class SocketChannel:
         # A forked child's copy would keep the connection open after this process was killed.
         os.register_at_fork(after_in_child=self._socket.close)
         threading.Thread(target=self._receive, name="periflow-receiver", daemon=True).start()
+        self.greet(hello)
+
+    def greet(self, hello: Hello) -> None:
         self._send(wire.encode("hello", version=wire.PROTOCOL_VERSION, **dataclasses.asdict(hello)))
 
     def send(self, step: int, records: list[MetricRecord], asked_step: int) -> None:
@@ -87,9 +90,9 @@ class SocketChannel:
         if error is not None:
             raise PeriFlowError(f"the checkpoint of step {step} could not be saved: {error}")
 
-    def close(self) -> None:
+    def close(self, has_failed: bool = False) -> None:
         self._is_closing = True
-        self._send(wire.encode("bye"))
+        self._send(wire.encode("bye", has_failed=has_failed))
         if self._socket is not None:
             # close() alone leaves the connection open for as long as the receiver waits in it.
             with contextlib.suppress(OSError):

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import numbers
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 # JSON has no bound, but its readers do; more than this is a float.
 _MAX_INT_BITS = 64
+# The text of more is cut short by torch itself; a copy of it costs the device's memory.
+_MAX_TEXT_ELEMENTS = 1000
 _IMMUTABLE = frozenset({type(None), bool, int, float, str})
 
 
 def values_of_now(values: Mapping[Any, Any]) -> dict[Any, Any]:
     """The same values, as later changes in place leave them: ``running += loss`` is a common accumulator.
 
-    Waits for no device; what is a tensor stays one, and is read by ``plain_values``.
+    Waits for no device; what is on one is copied there, and is read by ``plain_values``.
     """
     return {name: value if type(value) in _IMMUTABLE else _of_now(value) for name, value in values.items()}
 
@@ -24,10 +27,36 @@ def _of_now(value: Any) -> Any:
     if not hasattr(value, "detach"):
         return plain_value(value)
     try:
-        # On its device, in the order of its own work. Of a larger one only the text is kept.
-        return value.detach().clone() if value.numel() == 1 else value
+        if value.device.type == "cpu":
+            return plain_value(value)
+        if value.numel() > _MAX_TEXT_ELEMENTS:
+            return f"a tensor of {tuple(value.shape)}"
+        # On its device, in the order of its own work.
+        copied = value.detach().clone()
+        return _CudaCopy(copied) if value.device.type == "cuda" else copied
     except Exception:  # No tensor after all.
-        return value
+        return plain_value(value)
+
+
+class _CudaCopy:
+    """A copy that the stream of the training makes; another thread's stream knows nothing of it."""
+
+    __slots__ = ("_event", "_tensor")
+
+    def __init__(self, tensor: Any) -> None:
+        self._tensor = tensor
+        with sys.modules["torch"].cuda.device(tensor.device):
+            self._event = sys.modules["torch"].cuda.Event()
+            self._event.record()
+
+    def item(self) -> Any:
+        """Its number; waits for the device."""
+        self._event.synchronize()
+        return self._tensor.item()
+
+    def __str__(self) -> str:
+        self._event.synchronize()
+        return str(self._tensor)
 
 
 def plain_values(values: Mapping[Any, Any]) -> dict[str, Any]:
@@ -36,7 +65,10 @@ def plain_values(values: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def plain_value(value: Any) -> Any:
-    """A value as None, bool, int, float or str; tensors and arrays of one element as their number."""
+    """A value as None, bool, int, float or str; tensors and arrays of one element as their number.
+
+    So are ``Decimal``, ``Fraction`` and whatever else is a real number; complex numbers are text.
+    """
     try:
         return _plain(value)
     except Exception:  # The user's classes may raise anything.
@@ -48,15 +80,20 @@ def _plain(value: Any) -> Any:
         return _without_subclass(value)
     to_number = getattr(value, "item", None)  # A 0-dimensional tensor or NumPy scalar.
     if to_number is None:
-        return _text(value)
+        return _real(value)
     try:
         item = to_number()
     except (TypeError, ValueError, RuntimeError):
         return _text(value)
     if isinstance(item, (bool, int, float, str)):
         return _without_subclass(item)
-    # A NumPy longdouble stays one; complex numbers, times and bytes are no numbers of JSON.
-    return float(item) if isinstance(item, numbers.Real) else _text(item)
+    # A NumPy longdouble stays one; times and bytes are no numbers.
+    return _real(item)
+
+
+def _real(value: Any) -> float | str:
+    is_complex = isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)
+    return float(value) if hasattr(type(value), "__float__") and not is_complex else _text(value)
 
 
 def _without_subclass(value: bool | int | float | str | None) -> bool | int | float | str | None:

@@ -57,7 +57,7 @@ def test_json_is_valid_although_a_metric_is_not_a_number(run_cli, sample_root):
             "name": "val/accuracy",
             "rank": 0,
             "values": [
-                {"step": 10, "time": "2026-01-01T00:00:10.000+00:00", "value": None},
+                {"step": 10, "time": "2026-01-01T00:00:10.000+00:00", "value": "NaN"},
                 {"step": 20, "time": "2026-01-01T00:00:20.000+00:00", "value": 0.75},
             ],
         }

@@ -187,7 +187,7 @@ def test_trials_are_written_to_a_file_with_the_same_columns_each(
     ]
     table = pyarrow.parquet.read_table(tmp_path / "t.parquet").to_pylist()
     assert [row["best"] for row in table] == [0.1, 0.8, None, None]
-    assert [row["last"] for row in json.loads((tmp_path / "t.json").read_text())] == [0.2, 0.8, None, None]
+    assert [row["last"] for row in json.loads((tmp_path / "t.json").read_text())] == [0.2, 0.8, "NaN", None]
     result = run_cli("sweep", "export", str(SWEEP_ID), "--path", "trials.xlsx")
     assert (result.exit_code, "ends in none of .csv, .parquet, .json" in result.stderr) == (2, True)
 

@@ -75,7 +75,7 @@ class RecordingChannel:
         directory = Path(os.environ["CKPT_DIR"])
         self.uploads.append((step, sorted(str(path.relative_to(directory)) for path in directory.rglob("*.*"))))
 
-    def close(self) -> None:
+    def close(self, has_failed: bool = False) -> None:
         pass
 
     def take_records(self) -> list[tuple[int, dict[str, Any]]]:

@@ -145,7 +145,7 @@ class TurningChannel:
     def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
         self.saved.append(step)
 
-    def close(self) -> None:
+    def close(self, has_failed: bool = False) -> None:
         self.is_closed = True
 
 

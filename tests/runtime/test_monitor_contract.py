@@ -140,7 +140,7 @@ def test_a_failed_attempt_is_followed_by_one_that_restores(client, ask, root, tm
     assert client.next_orders(1, 0) == [EndAttempt("failure", failure_of(0).headline())]
     client.leave(1, 1, None)
     assert answers_of([ask(client.decide, 1) for _ in range(2)]) == ["restart", "restart"]
-    assert client.describe_end() == Ending(None, (failure_of(0),), failure_of(0).headline())
+    assert client.describe_end() == Ending(None, (failure_of(0),), failure_of(0).headline(), last_step=2)
     starts = join_both(client, ask, "group-2")
     committed = latest_committed(root, 1)
     assert committed is not None

@@ -162,6 +162,17 @@ def test_callbacks_of_a_trainer_can_be_left_out():
     assert kept < default
 
 
+def test_a_callback_may_come_before_those_of_a_trainer():
+    class First(ray_private.WorkerGroupCallback):  # type: ignore[misc]
+        pass
+
+    class Trainer(ray_private.TrainerHooks, ray_private.DataParallelTrainer):  # type: ignore[misc]
+        first_callbacks = (First,)
+
+    assert isinstance(Trainer(print)._create_default_callbacks()[0], First)
+    assert hasattr(First, "after_worker_group_start")
+
+
 def test_the_gcs_address_is_that_of_the_variable(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.4:6379")
     assert ray_private.find_gcs_address() == "10.0.0.4:6379"

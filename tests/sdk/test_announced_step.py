@@ -24,7 +24,7 @@ class Announcer:
     def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
         """It is there at once."""
 
-    def close(self) -> None:
+    def close(self, has_failed: bool = False) -> None:
         """Nothing is held open."""
 
 

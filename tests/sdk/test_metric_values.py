@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import enum
 import fractions
 import json
@@ -65,7 +66,15 @@ class Broken:
         (torch.tensor(1 + 2j), "(1+2j)"),
         (np.array([1, 2]), "[1 2]"),
         (np.array("text"), "text"),
-        (fractions.Fraction(1, 3), "1/3"),
+        (fractions.Fraction(1, 3), 1 / 3),
+        (fractions.Fraction(10**400), str(10**400)),
+        (decimal.Decimal("0.125"), 0.125),
+        (decimal.Decimal("sNaN"), "sNaN"),
+        (np.array(decimal.Decimal(2)), 2.0),
+        (torch.tensor(0.1, dtype=torch.bfloat16), 0.10009765625),
+        (torch.tensor(0.5, dtype=torch.float8_e4m3fn), 0.5),
+        (torch.tensor([[2**64 - 1]], dtype=torch.uint64), 2**64 - 1),
+        (torch.tensor(True), True),
         (Loud("quiet"), "quiet"),
         (Broken("item"), "None"),
         (Broken("str"), "<Broken>"),
@@ -95,21 +104,41 @@ def test_a_metric_is_what_it_was_when_it_was_given(tmp_path, monkeypatch):
     session = Session()
     session.use_channel_factory(None)
     session.init(total_train_steps=3, local_log_name="metrics.log")
-    running, hits, history = torch.zeros((), requires_grad=False), np.zeros(()), []
+    running, hits, history, pair = torch.zeros((), requires_grad=False), np.zeros(()), [], torch.zeros(2)
     for step in range(1, 4):
         with session.train_step():
             running += 1.0
             hits += 10
             history.append(step)
-            session.metric({"running": running, "hits": hits, "history": history})
+            pair += 1
+            session.metric({"running": running, "hits": hits, "history": history, "pair": pair})
     session.use_channel_factory(None)
     lines = [json.loads(line) for line in (tmp_path / "metrics.log").read_text().splitlines()]
     assert [line["running"] for line in lines] == [1.0, 2.0, 3.0]
     assert [line["hits"] for line in lines] == [10, 20, 30]
     assert [line["history"] for line in lines] == ["[1]", "[1, 2]", "[1, 2, 3]"]
+    assert [line["pair"] for line in lines] == [f"tensor([{step}., {step}.])" for step in (1, 2, 3)]
 
 
 def test_a_metric_keeps_no_graph_of_the_loss():
     loss = (torch.ones(3, requires_grad=True) * 2).sum()
     kept = values_of_now({"loss": loss})["loss"]
-    assert (kept.grad_fn, float(kept)) == (None, 6.0)
+    assert (type(kept), kept) == (float, 6.0)
+
+
+@pytest.mark.gpu
+def test_a_metric_of_a_stream_of_its_own_is_what_it_was_and_nothing_waits_for_it():
+    stream, running = torch.cuda.Stream(), torch.zeros((), device="cuda")
+    large = torch.ones(4096, 4096, device="cuda")
+    kept = []
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        for _ in range(5):
+            for _ in range(20):
+                large = large @ large * 0
+            running += 1 + large[0, 0]
+            kept.append(values_of_now({"running": running}))
+        assert not stream.query()
+    # The thread that sends has another stream.
+    assert [plain_values(values)["running"] for values in kept] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert [type(values["running"]) for values in kept] != [torch.Tensor] * 5

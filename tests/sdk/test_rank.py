@@ -12,6 +12,13 @@ from periflow_ray.sdk.rank import find_place, find_rank
 NODE = {"NODE_RANK": "1", "NPROC_PER_NODE": "4", "WORLD_SIZE": "8", "NUM_NODES": "2"}
 LAUNCHERS = {
     "torchrun": ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    "DeepSpeed": ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE"),
+    "MVAPICH": (
+        "MV2_COMM_WORLD_RANK",
+        "MV2_COMM_WORLD_LOCAL_RANK",
+        "MV2_COMM_WORLD_SIZE",
+        "MV2_COMM_WORLD_LOCAL_SIZE",
+    ),
     "Open MPI": (
         "OMPI_COMM_WORLD_RANK",
         "OMPI_COMM_WORLD_LOCAL_RANK",
@@ -26,7 +33,7 @@ LAUNCHERS = {
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for names in LAUNCHERS.values():
-        for name in (*names, *NODE):
+        for name in (*names, *NODE, "SLURM_STEP_TASKS_PER_NODE"):
             monkeypatch.delenv(name, raising=False)
 
 
@@ -43,7 +50,14 @@ def test_each_process_of_a_node_is_another_rank(monkeypatch, launcher, local_ran
     assert find_place() == (4 + local_rank, 8)
 
 
-@pytest.mark.parametrize("launcher", ["Open MPI", "MPICH", "Slurm"])
+def test_slurm_counts_equal_nodes_in_its_own_way(monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "5")
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "4(x2)")
+    assert find_rank() == (5, 1, 4)
+
+
+@pytest.mark.parametrize("launcher", ["Open MPI", "MVAPICH", "MPICH", "Slurm"])
 def test_a_launcher_that_each_node_starts_for_itself_counts_the_ranks_of_one_node(monkeypatch, launcher):
     set_all(monkeypatch, LAUNCHERS[launcher], (3, 3, 4, 4))
     assert find_rank() == (7, 3, 4)
@@ -67,6 +81,6 @@ def test_a_process_without_a_launcher_is_its_nodes_first_rank(monkeypatch):
 def test_values_that_are_no_numbers_say_nothing(monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "2")
     monkeypatch.setenv("SLURM_LOCALID", "2")
-    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4(x2)")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4,2")
     assert find_rank() == (2, 2, None)
     assert "OMPI_COMM_WORLD_RANK" not in os.environ

@@ -52,7 +52,7 @@ class BlockingChannel:
     def save_checkpoint(self, step: int, replace_waiting: bool) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, has_failed: bool = False) -> None:
         pass
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import shlex
@@ -25,8 +26,8 @@ from periflow_ray.runtime.diagnosis import Failure, diagnose
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.monitor.contract import AttemptStart
+from periflow_ray.runtime.user_environment import is_of_launcher
 from periflow_ray.sdk import wire
-from periflow_ray.sdk.rank import LAUNCHER_VARIABLES
 
 # Where the attempt is lost, or saved as a whole, nothing of what a rank still does is kept; and everybody waits for it.
 LOST_GRACE_S = 0.5
@@ -35,22 +36,19 @@ NUM_KEPT_LINES = 400
 _MAX_ARGUMENT_BYTES = 120_000
 # What a Ray worker's environment says of itself must not leak into the user's processes.
 _DROPPED_PREFIXES = ("RAY_", "TORCHELASTIC_")
-_DROPPED_NAMES = (
-    frozenset(
-        {
-            "RANK",
-            "LOCAL_RANK",
-            "WORLD_SIZE",
-            "LOCAL_WORLD_SIZE",
-            "NODE_RANK",
-            "GROUP_RANK",
-            "MASTER_ADDR",
-            "MASTER_PORT",
-        }
-    )
-    | LAUNCHER_VARIABLES
+_DROPPED_NAMES = frozenset(
+    {
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "NODE_RANK",
+        "GROUP_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    }
 )
-# Ray gives a worker its GPUs, of which the shell knows nothing, and as many threads as it has CPUs.
+# Ray gives a worker its GPUs, of which the shell knows nothing, and a trial of a sweep as many threads as it has CPUs.
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _THREADS = "OMP_NUM_THREADS"
 
@@ -101,7 +99,9 @@ class NodeCommands:
         self.left: list[str] = []
         """Processes that could not be ended, once ``wait`` has returned: ``1234 (sudo sleep 1000)``."""
         self._bash_text = self._write_command()
-        self._running = [self._start(run) for run in self._launcher.runs(plan, self._node)]
+        runs = self._launcher.runs(plan, self._node)
+        self._num_runs = len(runs)
+        self._running = [self._start(run) for run in runs]
 
     def wait(self) -> Failure | None:
         """Wait for every command; the first that fails ends the others, and its diagnosis is returned."""
@@ -126,6 +126,20 @@ class NodeCommands:
         """Ask every command to end, within the grace time; ``wait`` returns then."""
         for running in self._running:
             running.command.stop(grace_s)
+
+    def explain(self, summary: str) -> Failure:
+        """A failure that no exit code tells, with the lines and the hint that belong to it."""
+        lines = [line for running in self._running for line in running.lines]
+        return dataclasses.replace(
+            diagnose(
+                node_rank=self._node.node_rank,
+                exit_code=None,
+                signal_number=None,
+                report=self._launcher.read_failure(lines),
+                time_unix_s=time.time(),
+            ),
+            summary=summary,
+        )
 
     def _start(self, run: Run) -> _Running:
         lines: deque[str] = deque(maxlen=NUM_KEPT_LINES)
@@ -172,14 +186,18 @@ class NodeCommands:
         built = {
             name: value
             for name, value in drop_internal_variables(self._environ).items()
-            if name not in _DROPPED_NAMES and not name.startswith(_DROPPED_PREFIXES)
+            if name not in _DROPPED_NAMES and not name.startswith(_DROPPED_PREFIXES) and not is_of_launcher(name)
         }
         if _DEVICES in os.environ:
             built[_DEVICES] = os.environ[_DEVICES]
         if _THREADS in os.environ:
             built.setdefault(_THREADS, os.environ[_THREADS])
         shim_dir = Path(periflow_ray.sdk.__file__).parent / "shim"
-        rewritten = {name: self._rewrite(value) for name, value in env.items()}
+        # A template's env_var is the same for all processes, too.
+        rewritten = {name: self._rewrite(value) for name, value in env.items() if not is_of_launcher(name)}
+        if self._num_runs > 1:
+            # As torchrun does for several processes: each of them would start a thread for every processor.
+            built.setdefault("OMP_NUM_THREADS", "1")
         python_path = [str(shim_dir), rewritten.get("PYTHONPATH", built.get("PYTHONPATH", ""))]
         program_path = [str(Path(sys.executable).parent), rewritten.get("PATH", built.get("PATH", os.defpath))]
         marker_name, marker_value = self._sandbox.marker

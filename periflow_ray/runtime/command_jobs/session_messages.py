@@ -26,6 +26,7 @@ class Greeting:
     local_world_size: int | None
     total_train_steps: int | None
     pid: int
+    is_guess: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ class SaveRequest:
 
 @dataclass(frozen=True)
 class Farewell:
-    """The rank closes its session."""
+    """The rank closes its session; ``has_failed`` if it ends by an exception that nobody caught."""
+
+    has_failed: bool = False
 
 
 RankMessage = Greeting | RankRecords | StepAnswer | LateAnswer | SaveRequest | Farewell
@@ -85,6 +88,7 @@ def parse_message(message: Mapping[str, Any]) -> RankMessage:
                 local_world_size=_read_optional_int(message, "local_world_size", 1, MAX_RANKS),
                 total_train_steps=_read_optional_int(message, "total_train_steps", 1, MAX_STEP),
                 pid=_read_int(message, "pid", 1, MAX_STEP),
+                is_guess=_read_flag(message, "is_guess"),
             )
         case "records":
             asked_step = _read_int(message, "asked_step", -1, MAX_STEP) if "asked_step" in message else -1
@@ -98,7 +102,7 @@ def parse_message(message: Mapping[str, Any]) -> RankMessage:
                 _read_step(message), _read(message, "replace_waiting", lambda value: type(value) is bool)
             )
         case "bye":
-            return Farewell()
+            return Farewell(_read_flag(message, "has_failed"))
     raise ValueError(f"its kind is {_show(kind)}")
 
 
@@ -123,6 +127,11 @@ def _read_step(message: Mapping[str, Any]) -> int:
 
 def _read_optional_int(message: Mapping[str, Any], name: str, lowest: int, highest: int) -> int | None:
     return None if message.get(name, ...) is None else _read_int(message, name, lowest, highest)
+
+
+def _read_flag(message: Mapping[str, Any], name: str) -> bool:
+    # Earlier versions do not say it.
+    return name in message and bool(_read(message, name, lambda value: type(value) is bool))
 
 
 def _read_int(message: Mapping[str, Any], name: str, lowest: int, highest: int) -> int:

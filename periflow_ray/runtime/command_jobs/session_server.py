@@ -36,7 +36,7 @@ from periflow_ray.runtime.command_jobs.session_messages import (
 )
 from periflow_ray.runtime.member.shell import Records
 from periflow_ray.sdk import wire
-from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
+from periflow_ray.sdk.session import NO_STEP, SAVE_NOW, SAVED_STEP_MARK
 
 logger = logging.getLogger("periflow_ray")
 
@@ -58,8 +58,9 @@ _POLL_S = 0.02
 class RankState:
     """What the member knows of one connected rank.
 
-    ``waiting_step`` is the checkpoint step at which it waits for the other ranks, if any; ``is_saving`` lasts until its
-    files are copied.
+    ``is_guess``: it has only guessed that it is this rank; ``has_trained`` if it has made a step, or has recorded or
+    saved something. ``waiting_step`` is the checkpoint step at which it waits for the other ranks, if any;
+    ``is_saving`` lasts until its files are copied.
     """
 
     rank: int
@@ -67,6 +68,9 @@ class RankState:
     local_world_size: int | None
     total_train_steps: int | None
     pid: int
+    is_guess: bool = False
+    has_trained: bool = False
+    farewell: Farewell | None = None
     step: int = 0
     waiting_step: int | None = None
     replaces_waiting: bool = False
@@ -75,6 +79,31 @@ class RankState:
     connected_s: float = field(default_factory=time.monotonic)
     waiting_since_s: float = 0.0
     stepped_s: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class RankEnd:
+    """How a rank's process ended: at which step, and whether it failed; ``was_caught`` if it said so itself."""
+
+    rank: int
+    pid: int
+    step: int
+    has_failed: bool
+    was_caught: bool
+
+    def describe(self, total_train_steps: int | None) -> str:
+        """As the middle of a sentence."""
+        of = "" if total_train_steps is None else f" of {total_train_steps}"
+        how = (
+            "an exception that nobody caught"
+            if self.was_caught
+            else "a signal or os._exit(), or because the command did not wait for it"
+        )
+        return f"rank {self.rank} (process {self.pid}) had ended at step {self.step}{of} by {how}"
+
+
+class _SentAwayError(Exception):
+    pass
 
 
 class SessionServer:
@@ -103,6 +132,10 @@ class SessionServer:
         self._on_late = on_late
         self._lock = threading.Lock()
         self._ranks: dict[int, RankState] = {}
+        # Processes that can only guess which rank they are, while another one is in that place.
+        self._unplaced: dict[int, RankState] = {}
+        self._ends: dict[int, RankEnd] = {}
+        self._saved_step_path = socket_path.with_name(SAVED_STEP_MARK)
         self._metrics: list[Metric] = []
         self._last_steps: dict[int, int] = {}
         self._total_train_steps: int | None = None
@@ -110,18 +143,21 @@ class SessionServer:
         self._total_rank = 0
         self._keys = itertools.count()
         self._greeted: set[int] = set()
+        self._has_had_session = False
         self._told: set[str] = set()
         self._num_answers = 0
         self._answered = threading.Event()
         self._has_warned_missing = False
         self._has_warned_slow = False
         self._announced_step = NO_STEP
+        self._saved_step = 0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(socket_path))
         self._listener.listen(256)
         self._serving: list[threading.Thread] = []
         self._accepting = threading.Thread(target=self._accept, name="session-accept", daemon=True)
         self._is_closed = False
+        self._has_hung_up = False
 
     def start(self) -> None:
         """Begin to serve ranks."""
@@ -130,7 +166,19 @@ class SessionServer:
     @property
     def has_had_session(self) -> bool:
         """Whether any process has called ``init``."""
-        return bool(self._greeted)
+        return self._has_had_session
+
+    def find_failed_rank(self) -> str | None:
+        """What to say of a rank whose last process failed before its last step; None if there is none.
+
+        Call it when all processes have ended, after ``close``.
+        """
+        with self._lock:
+            total = self._total_train_steps
+            failed = [end for end in self._ends.values() if end.has_failed and (total is None or end.step < total)]
+        # Who says it itself is rather the cause than who was ended.
+        first = min(failed, key=lambda end: (not end.was_caught, end.rank), default=None)
+        return None if first is None else first.describe(total)
 
     def take_records(self) -> Records:
         """Everything since the last call."""
@@ -164,7 +212,7 @@ class SessionServer:
         """Tell every rank, also later ones, the step of an emergency save (-1 means now, -2 not at all)."""
         with self._lock:
             self._announced_step = step
-            connections = [rank.connection for rank in self._ranks.values()]
+            connections = self._connections()
         for connection in connections:
             _send(connection, wire.encode("announced", step=step))
 
@@ -177,10 +225,14 @@ class SessionServer:
             self._finish()
         _hang_up(self._listener)
         with self._lock:
-            connections = [rank.connection for rank in self._ranks.values()]
+            self._has_hung_up = True
+            connections = self._connections()
         for connection in connections:
             if connection is not None:
                 _hang_up(connection)
+
+    def _connections(self) -> list[socket.socket | None]:
+        return [rank.connection for rank in (*self._ranks.values(), *self._unplaced.values())]
 
     def _finish(self) -> None:
         # Connections that nobody has accepted yet are still handed out after the shutdown, before its error.
@@ -208,6 +260,9 @@ class SessionServer:
         try:
             for message in wire.read_messages(connection, is_strict=True):
                 self._handle(key, connection, message)
+            self._note_end(key)
+        except _SentAwayError:
+            pass
         except ValueError as err:
             self._refuse(key, f"sent something that is not a session message ({err})")
         except Exception as err:
@@ -216,6 +271,7 @@ class SessionServer:
         finally:
             with self._lock:
                 self._ranks.pop(key, None)
+                self._unplaced.pop(key, None)
             _hang_up(connection)
             self._save_if_all_wait()
 
@@ -247,15 +303,33 @@ class SessionServer:
         if isinstance(said, Greeting):
             self._greet(key, connection, said)
             return
-        if key not in self._ranks:
+        if key in self._unplaced and _is_of_training(said, self._first_step):
+            self._place(key, self._unplaced[key], insists=True)
+        if key in self._ranks:
+            self._take(key, said)
+        elif key not in self._unplaced:
             raise ValueError("it did not say hello")
-        self._take(key, said)
+
+    @property
+    def _first_step(self) -> int:
+        """Where a process that starts now begins to count."""
+        return max(self._resumed_step, self._saved_step)
+
+    def _note_end(self, key: int) -> None:
+        with self._lock:
+            rank = self._ranks.get(key)
+            if rank is not None and not self._has_hung_up:
+                has_failed = rank.farewell is None or rank.farewell.has_failed
+                self._ends[rank.rank] = RankEnd(
+                    rank.rank, rank.pid, rank.step, has_failed, was_caught=rank.farewell is not None
+                )
 
     def _take(self, key: int, said: RankMessage) -> None:
         match said:
             case RankRecords(step, metrics, asked_step):
                 with self._lock:
                     rank = self._move(key, step)
+                    rank.has_trained |= _is_of_training(said, self._first_step)
                     self._asks_for_saves |= asked_step >= 0
                     self._metrics += [
                         Metric(of_step, rank.rank, rank.local_rank, time_unix_s, values)
@@ -274,12 +348,13 @@ class SessionServer:
                     # Its step is not told by it: where it trains on, it says so.
                     rank = self._require_plausible(key, step)
                     rank.waiting_step = step
-                    rank.is_saving = True
+                    rank.is_saving = rank.has_trained = True
                     rank.replaces_waiting = replace_waiting
                     rank.waiting_since_s = time.monotonic()
                 self._save_if_all_wait()
             case Farewell():
-                pass
+                with self._lock:
+                    self._ranks[key].farewell = said
 
     def _move(self, key: int, step: int) -> RankState:
         rank = self._require_plausible(key, step)
@@ -301,44 +376,67 @@ class SessionServer:
             local_world_size=greeting.local_world_size,
             total_train_steps=greeting.total_train_steps,
             pid=greeting.pid,
+            is_guess=greeting.is_guess,
             connection=connection,
         )
-        other = self._add(key, rank)
-        if other is not None:
-            self._note(
-                f"process {rank.pid} says that it is rank {rank.rank}, and so does process {other.pid}: steps and "
-                "checkpoints of the second one are not recorded. Start one process for each rank with torchrun, mpirun "
-                "or srun, or call init_process_group() before pf.init()."
-            )
-            _hang_up(connection)
-            return
+        self._has_had_session = True
+        self._place(key, rank, insists=not greeting.is_guess)
         with self._lock:
             announced_step = self._announced_step
         if announced_step != NO_STEP:
             _send(connection, wire.encode("announced", step=announced_step))
 
-    def _add(self, key: int, rank: RankState) -> RankState | None:
-        """Let a rank in; the one that is in its place instead, if that does not go."""
+    def _place(self, key: int, rank: RankState, *, insists: bool) -> None:
+        """Let a rank in.
+
+        Args:
+            insists: otherwise it waits until it knows better, or until it trains as the rank that it guesses to be.
+        Raises:
+            _SentAwayError: another process is in its place.
+        """
         deadline_s = time.monotonic() + SUCCESSION_TIMEOUT_S
         while True:
             with self._lock:
                 others = {
                     place: other for place, other in self._ranks.items() if other.rank == rank.rank and place != key
                 }
-                if not others or all(other.pid == rank.pid for other in others.values()):
-                    for place in others:
-                        # The same process has opened another session.
+                blocking = [other for other in others.values() if not _gives_way(other, rank, insists)]
+                if not blocking:
+                    for place, other in others.items():
                         del self._ranks[place]
+                        if other.pid != rank.pid:
+                            self._unplaced[place] = other
+                    self._unplaced.pop(key, None)
+                    self._forget_guess(key)
                     self._ranks[key] = rank
+                    former_end = self._ends.pop(rank.rank, None)
+                    if former_end is not None and former_end.has_failed:
+                        # A launcher starts all of them again, so the other ones are on their way.
+                        self._greeted = {other.rank for other in self._ranks.values()}
                     self._greeted.add(rank.rank)
                     if rank.total_train_steps is not None and (
                         self._total_train_steps is None or rank.rank <= self._total_rank
                     ):
                         self._total_train_steps, self._total_rank = rank.total_train_steps, rank.rank
-                    return None
+                    return
+                if not insists:
+                    self._unplaced[key] = rank
+                    return
             if time.monotonic() >= deadline_s:
-                return next(iter(others.values()))
+                break
             time.sleep(_POLL_S)
+        self._note(
+            f"process {rank.pid} says that it is rank {rank.rank}, and so does process {blocking[0].pid}: steps and "
+            "checkpoints of the second one are not recorded. Start one process for each rank with torchrun, mpirun "
+            "or srun, or call init_process_group() before the first step."
+        )
+        raise _SentAwayError
+
+    def _forget_guess(self, key: int) -> None:
+        former = self._ranks.get(key)
+        if former is not None and former.is_guess and not former.has_trained:
+            self._greeted.discard(former.rank)
+            self._last_steps.pop(former.rank, None)
 
     def _save_if_all_wait(self) -> None:
         with self._lock:
@@ -378,6 +476,9 @@ class SessionServer:
         except Exception as err:  # The ranks wait for an answer, whatever it was.
             logger.exception("the checkpoint of step %d was not saved", step)
             return f"{type(err).__name__}: {err}"
+        self._saved_step = step
+        with contextlib.suppress(OSError):  # A process that is started again counts from where the attempt began, then.
+            self._saved_step_path.write_text(str(step))
         return None
 
     def _is_connecting(self, waiting: list[RankState]) -> bool:
@@ -404,6 +505,21 @@ class SessionServer:
             f"rank {_join_ranks(waiting)} has waited {SLOW_MEETING_S:.0f} s in upload_checkpoint() at step {step} "
             f"for rank {_join_ranks(behind)}. Every rank must call it."
         )
+
+
+def _is_of_training(said: RankMessage, first_step: int) -> bool:
+    """Whether it comes from a process that trains, rather than from one that has only called ``init``."""
+    match said:
+        case RankRecords(step, metrics, _):
+            return step > first_step or bool(metrics)
+        case SaveRequest():
+            return True
+    return False
+
+
+def _gives_way(other: RankState, rank: RankState, insists: bool) -> bool:
+    # The same process has opened another session; or one that has done nothing was wrong with its guess.
+    return other.pid == rank.pid or (insists and other.is_guess and not other.has_trained)
 
 
 def _join_ranks(ranks: list[RankState]) -> str:

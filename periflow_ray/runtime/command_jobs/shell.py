@@ -31,6 +31,8 @@ from periflow_ray.sdk.beginning import BEGIN_ANEW_VARIABLE
 from periflow_ray.store import checkpoints
 from periflow_ray.store.root import StorageRoot
 
+TRUST_EXIT_CODE_VARIABLE = "PERIFLOW_TRUST_EXIT_CODE"
+
 
 class CommandShell:
     """Prepares the sandbox, runs the command as child processes, and serves their sessions.
@@ -151,8 +153,10 @@ class CommandShell:
 
     def check(self) -> Failure | None:
         self._tell_left_files()
-        if self._server is None or self._server.has_had_session:
+        if self._server is None:
             return None
+        if self._server.has_had_session:
+            return self._check_ends(self._server)
         imported = any(self._sandbox.directory.glob("imported-*"))
         if imported or self._plan.output_checkpoint_dir is not None:
             return Failure(
@@ -163,6 +167,18 @@ class CommandShell:
                 "SDK leave 'checkpoint' out of the template",
             )
         return None
+
+    def _check_ends(self, server: SessionServer) -> Failure | None:
+        """A command's exit code is that of its last part alone, and only where nothing hides it."""
+        assert self._commands is not None
+        how = server.find_failed_rank()
+        if how is None or self._plan.env.get(TRUST_EXIT_CODE_VARIABLE):
+            return None
+        return self._commands.explain(
+            f"the command ended with exit code 0, but {how}. '| tee' without 'set -o pipefail', '; echo done', "
+            f"'|| true' and '&' hide that. If the exit code is right all the same, set {TRUST_EXIT_CODE_VARIABLE}=1 in "
+            "env_var"
+        )
 
     def close(self) -> None:
         if self._held is not None:

@@ -47,6 +47,9 @@ class FunctionChannel:
         if announced_step != NO_STEP:
             on_announced_step(announced_step)
 
+    def greet(self, hello: Hello) -> None:
+        """Its member knows which rank this is."""
+
     def send(self, step: int, records: list[MetricRecord], asked_step: int) -> None:
         with self._lock:
             self._step = step
@@ -66,7 +69,7 @@ class FunctionChannel:
         finally:
             self._is_saving = False
 
-    def close(self) -> None:
+    def close(self, has_failed: bool = False) -> None:
         """Nothing is held open."""
 
     # The member calls these, from its own threads.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 
 from periflow_ray.errors import StorageError
@@ -177,7 +178,8 @@ class Monitor:
         await rehearse(drill, self._context, self._draining)
 
     async def describe_end(self) -> Ending:
-        return self._membership.describe_end()
+        ending = self._membership.describe_end()
+        return dataclasses.replace(ending, total_train_steps=self._recorder.progress.total_train_steps)
 
     async def close(self) -> None:
         await self._repetition.close()

@@ -153,11 +153,14 @@ class Ending:
         why_over: why it was given up; None if it was not.
         failures: of the last attempt, in time order; the first is the cause.
         text: why the last attempt ended; empty if it succeeded.
+        last_step: the highest of any rank, of ``total_train_steps`` if a rank has said how many there are.
     """
 
     why_over: str | None = None
     failures: tuple[Failure, ...] = ()
     text: str = ""
+    last_step: int = 0
+    total_train_steps: int | None = None
 
 
 # Orders: what the monitor tells members to do.

@@ -237,7 +237,7 @@ class Membership:
         """How the job ended."""
         attempt = self._context.attempt
         failures = sorted(attempt.failures.values(), key=lambda failure: failure.time_unix_s)
-        return Ending(self._why_over, tuple(failures), attempt.text)
+        return Ending(self._why_over, tuple(failures), attempt.text, attempt.last_step)
 
     async def update_record(self) -> None:
         """Record how far the attempt is."""

@@ -65,7 +65,7 @@ class Waits:
             ranks = ", ".join(str(rank) for rank in sorted(attempt.doubled_ranks)[:_MAX_NAMED])
             self._context.note(
                 f"processes on several nodes say that they are rank {ranks}: their steps and metrics are mixed. Start "
-                "one process a rank with torchrun, mpirun or srun, or call init_process_group() before pf.init()."
+                "one process a rank with torchrun, mpirun or srun, or call init_process_group() before the first step."
             )
         self._go_on_without([member for member in absent if now_s - self._since_s["session", member] >= SLOW_S])
         if attempt.ended_s is not None and now_s - attempt.ended_s >= LEAVE_TIMEOUT_S:

@@ -25,6 +25,7 @@ from periflow_ray.runtime.ray_private import (
 from periflow_ray.runtime.ray_train.group_size import ElasticPolicy, FixedPolicy
 from periflow_ray.runtime.ray_train.own_groups import release_groups
 from periflow_ray.runtime.ray_train.vm_choice import VmChoice
+from periflow_ray.runtime.ray_train.worker_environment import UserEnvironmentCallback
 
 
 class LeaveGroupError(PeriflowRayError):
@@ -75,6 +76,7 @@ class MonitoredTrainer(TrainerHooks):
     monitor: MonitorClient
     min_num_workers: int | None = None
     vm_names: Sequence[str] = ()
+    first_callbacks: tuple[type, ...] = (UserEnvironmentCallback,)
     _controller: Any = None
 
     def fit(self) -> ray.train.Result:

@@ -1,10 +1,15 @@
-"""Python runs this at its start in a job's command: lines do not mix, and a torchrun may start warm.
+"""Python runs this at its start in a job's command: lines do not mix, restarts count on, a torchrun may start warm.
 
 The processes of a node share one pipe, and are told to print at once (PYTHONUNBUFFERED, torchrun's ``python -u``), for
 which Python writes a line and its end one after the other. From here on it writes them together, and as soon. What is
 longer than a pipe takes at once is written under a lock that all processes of the pipe share.
 
-The SDK is found from any Python, as far back as 3.8. For a torchrun see ``periflow_launcher``.
+The SDK is found from any Python, as far back as 3.8.
+
+A process that takes the place of one that failed, as torchrun's ``--max-restarts`` or a loop in the command start it,
+finds in the output folder what was saved since the attempt began; from there it has to count.
+
+For a torchrun see ``periflow_launcher``.
 """
 
 import _thread
@@ -89,6 +94,19 @@ class _OwnPackage:
         )
 
 
+def _count_on_after_restart() -> None:
+    marks_dir = os.path.dirname(os.environ.get("PERIFLOW_SESSION", ""))
+    is_torchruns = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    # A program that follows one that came to its end begins anew.
+    if not marks_dir or (not is_torchruns and os.path.exists(os.path.join(marks_dir, "ended-well"))):
+        return
+    try:
+        with open(os.path.join(marks_dir, "saved-step")) as mark:
+            os.environ["PROCESSED_ITERS"] = str(int(mark.read()))
+    except (OSError, ValueError):  # Nothing was saved yet.
+        return
+
+
 def _run_shadowed() -> None:
     """Run the module of this name that Python would have found without this one."""
     own_dir = os.path.dirname(os.path.abspath(__file__))
@@ -108,5 +126,6 @@ def _hand_over() -> None:
 
 _write_whole_lines()
 sys.meta_path.append(_OwnPackage)
+_count_on_after_restart()
 _hand_over()
 _run_shadowed()
