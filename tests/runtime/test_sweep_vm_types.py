@@ -17,12 +17,10 @@ from periflow_ray.runtime.sweeps import vm_types
 from periflow_ray.runtime.sweeps.tuning import resources_of
 from periflow_ray.runtime.sweeps.vm_types import TrialMachines, VmRequests, find_vm_name, select_labels
 from periflow_ray.spec import load_template
-from periflow_ray.spec.sweep import SweepSpec
 from periflow_ray.sweeps.journal import Trial, replay
 
 SPOT, ON_DEMAND = "aws-16gb-t4-1g-us-east-1-spot", "aws-16gb-t4-1g-us-east-1"
 TEMPLATE = f"vm: [{SPOT}, {ON_DEMAND}]\nnum_devices: 1\njob_setting: {{type: custom, docker: {{command: 'true'}}}}\n"
-SWEEP = {"metric": "loss", "mode": "min", "num_trials": 4, "parameters": {"lr": {"uniform": [0, 1]}}}
 BUNDLE = {"CPU": 3.0, "GPU": 1.0}
 
 
@@ -67,7 +65,7 @@ def test_a_trial_may_run_on_any_of_its_vm_types(cluster: RayStandIn) -> None:
     assert select_labels([SPOT]) == {VM_LABEL: SPOT}
     vms = [find_vm(SPOT), find_vm(ON_DEMAND)]
     plan = build_plan(load_template(TEMPLATE).spec, vms[0], fallback_vms=vms[1:], storage_uri="/storage")
-    factory: Any = resources_of(plan, SweepSpec.model_validate(SWEEP))
+    factory: Any = resources_of(plan, 1.0)
     assert factory._bound.arguments["bundle_label_selector"] == [{VM_LABEL: f"in({SPOT},{ON_DEMAND})"}]
 
 
