@@ -21,7 +21,6 @@ from periflow_ray.sweeps.journal import Trial, replay
 
 SPOT, ON_DEMAND = "aws-16gb-t4-1g-us-east-1-spot", "aws-16gb-t4-1g-us-east-1"
 TEMPLATE = f"vm: [{SPOT}, {ON_DEMAND}]\nnum_devices: 1\njob_setting: {{type: custom, docker: {{command: 'true'}}}}\n"
-SWEEP = {"metric": "loss", "mode": "min", "num_trials": 4, "parameters": {"lr": {"uniform": [0, 1]}}}
 BUNDLE = {"CPU": 3.0, "GPU": 1.0}
 
 
