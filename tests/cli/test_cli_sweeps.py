@@ -1,4 +1,7 @@
-"""The commands of sweeps, on journals as a driver leaves them."""
+"""The commands of sweeps, on journals as a driver leaves them.
+
+Long because each command of the group is asked of the same journal.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the driver of a sweep writes down: killed between any two writes, or with a storage that refuses one of them."""
+"""What the driver of a sweep writes down: killed between any two writes, or with a storage that refuses one of them.
+
+Long because all of it goes on with one small sweep.
+"""
 
 from __future__ import annotations
 
