@@ -24,7 +24,7 @@ from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.open_watch import OpenWatch
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.member.shell import Links, Records
-from periflow_ray.runtime.monitor.contract import AttemptStart, EndAttempt
+from periflow_ray.runtime.monitor.contract import AttemptStart, Departure, EndAttempt
 from periflow_ray.sdk.beginning import BEGIN_ANEW_VARIABLE
 from periflow_ray.store import checkpoints
 from periflow_ray.store.root import StorageRoot
@@ -81,6 +81,7 @@ class CommandShell:
         self._has_warmed = False
         self._server, self._commands = None, None
         self._sandbox.create(self._claim)
+        self._sandbox.hold()
         self._sandbox.unpack_workspace(
             self._root, self._job_id, self._plan.workspace_mount_path, self._plan.workspace_of
         )
@@ -124,7 +125,7 @@ class CommandShell:
         if self._server is not None:
             self._server.ask_steps(timeout_s)
 
-    def announce(self, step: int) -> None:
+    def announce(self, step: int, departure: Departure | None) -> None:
         if self._server is not None:
             self._server.announce(step)
 
@@ -162,6 +163,7 @@ class CommandShell:
         if self._dataset is not None:
             self._dataset.close()
             self._dataset = None
+        self._sandbox.release()
 
     def close_launcher(self) -> None:
         """End what lasts from one attempt to the next."""

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import itertools
 import os
@@ -16,6 +17,7 @@ import posixpath
 import shutil
 import tarfile
 import tempfile
+import time
 from pathlib import Path
 
 from periflow_ray.errors import StorageError
@@ -28,6 +30,8 @@ from periflow_ray.store.transfer import download_file
 
 _READY_MARK = ".workspace-ready"
 _ABANDONED_MARK = ".abandoned"
+REMOVE_TIMEOUT_S = 10.0
+_REMOVE_INTERVAL_S = 0.1
 
 
 class Sandbox:
@@ -40,6 +44,7 @@ class Sandbox:
         self._name = f"node-{node_rank}"
         self.directory = self._find_directory()
         self._claim_file = self.directory / "claim"
+        self._held_fd: int | None = None
         self.root_dir = self.directory / "root"
         self.snapshots_dir = self.directory / "snapshots"
         # A Unix-domain socket's path may have 107 bytes at most, so it must not lie below a long TMPDIR.
@@ -64,6 +69,18 @@ class Sandbox:
         shutil.rmtree(self.snapshots_dir, ignore_errors=True)
         make_private_directories(self.snapshots_dir)
         self.socket_path.unlink(missing_ok=True)
+
+    def hold(self) -> None:
+        """Keep ``remove``, in any process, from deleting the directories under this process's hands."""
+        self.release()
+        self._held_fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(self._held_fd, fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """Nothing more is written here; the end of the process says so, too."""
+        if self._held_fd is not None:
+            os.close(self._held_fd)
+            self._held_fd = None
 
     def path_of(self, mount_path: str) -> Path:
         """Where an absolute mount path of the template is on this machine."""
@@ -93,6 +110,11 @@ class Sandbox:
             require_job(root, job_id, self._claim_file.read_text())
         ready.touch()
 
+    def forget_workspace(self, mount_path: str) -> None:
+        """Let the next ``unpack_workspace`` fetch it anew."""
+        (self.directory / _READY_MARK).unlink(missing_ok=True)
+        remove_tree(self.path_of(mount_path))
+
     def abandon(self) -> None:
         """Never use these directories again: a process that cannot be ended may still write into them.
 
@@ -100,14 +122,26 @@ class Sandbox:
         """
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.directory / _ABANDONED_MARK).touch()
+        self.release()
 
     def remove(self) -> None:
-        """Delete the node's directories, and the job's when no other node of it is left here."""
+        """Delete the node's directories, and the job's when no other node of it is left here.
+
+        Waits for processes that hold them, which Ray may be ending just now: what one of them writes meanwhile would
+        stay for ever. One that does not end is not waited for longer than ``REMOVE_TIMEOUT_S``.
+        """
         if not is_own_directory(self.job_dir.parent):
             return
-        for abandoned in self.job_dir.glob(f"{self._name}.*"):
-            shutil.rmtree(abandoned, ignore_errors=True)
-        shutil.rmtree(self.job_dir / self._name, ignore_errors=True)
+        deadline_s = time.monotonic() + REMOVE_TIMEOUT_S
+        for directory in (*self.job_dir.glob(f"{self._name}.*"), self.job_dir / self._name):
+            while directory.exists():
+                is_late = time.monotonic() > deadline_s
+                if is_late or not _is_held(directory):
+                    shutil.rmtree(directory, ignore_errors=True)
+                if is_late:
+                    break
+                if directory.exists():
+                    time.sleep(_REMOVE_INTERVAL_S)
         try:
             self.job_dir.rmdir()
             self.job_dir.parent.rmdir()
@@ -121,6 +155,20 @@ class Sandbox:
                 break
             directory = self.job_dir / f"{self._name}.{number}"
         return directory
+
+
+def _is_held(directory: Path) -> bool:
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _extract(packed: tarfile.TarFile, target: Path) -> None:
