@@ -99,8 +99,10 @@ def _may_show_token(address: str) -> bool:
 
 
 def has_other_machines() -> bool:
-    """Whether a node of the cluster is another machine than this one; needs ``ray.init``."""
-    return any(node["Alive"] and not is_on_this_machine(node["NodeManagerAddress"]) for node in ray.nodes())
+    """Whether a node of the cluster that this process has joined is another machine than this one."""
+    return ray.is_initialized() and any(
+        node["Alive"] and not is_on_this_machine(node["NodeManagerAddress"]) for node in ray.nodes()
+    )
 
 
 def is_on_this_machine(host: str) -> bool:
