@@ -1,4 +1,7 @@
-"""``periflow_ray.TorchTrainer``: a Python function as a job, on this process's Ray cluster or on one of its own."""
+"""``periflow_ray.TorchTrainer``: a Python function as a job, on this process's Ray cluster or on one of its own.
+
+Long because every argument is told here, in the job's own words and in Ray's.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,19 @@ from periflow_ray.jobs.succession import driver_id_of
 from periflow_ray.plan.catalogue import find_vm
 from periflow_ray.runtime.function_jobs.command import COMMAND, FunctionCommand
 from periflow_ray.runtime.function_jobs.rank import FunctionTask, run_function
+from periflow_ray.runtime.function_jobs.ray_arguments import OwnArguments, read_arguments
+from periflow_ray.runtime.function_jobs.ray_words import RaySetup
 from periflow_ray.runtime.function_jobs.record import (
     read_resumable_job,
     record_new_job,
     record_num_nodes,
     reopen_function_job,
 )
+from periflow_ray.runtime.function_jobs.result import RankResult, describe_result
 from periflow_ray.runtime.function_jobs.shell import OUTPUT_MOUNT_PATH
 from periflow_ray.runtime.job_driver import JobSetup, run_job
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.client import RayMonitor
-from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.monitor.sinks import plan_sinks, sink_variables
 from periflow_ray.runtime.notifications import make_notifier
@@ -36,6 +41,7 @@ from periflow_ray.runtime.ray_train.group_policy import MonitoredTrainer
 from periflow_ray.runtime.ray_train.train_run import (
     WithoutPlacementGroupCleaner,
     ensure_ray,
+    has_other_machines,
     set_train_environment,
     train_run_config,
 )
@@ -44,6 +50,9 @@ from periflow_ray.settings import ChosenRoot, choose_root
 from periflow_ray.spec import KeepBest, parse_arguments
 from periflow_ray.store.checkpoints import latest_committed
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.submit.jobs import store_workspace
+from periflow_ray.submit.modules import scan_modules
+from periflow_ray.submit.workspace import Workspace
 
 # Of failures, where a template has no -1.
 _ANY_NUMBER = 1_000_000
@@ -61,10 +70,13 @@ class TorchTrainer:
     When a machine is about to go, and on Ctrl-C, SIGTERM or ``periflow-ray job stop``, ``pf.is_emergency_save()`` is
     true on all ranks at the same step, and the upload that follows is the last one before the end.
 
+    A program written for ``ray.train.torch.TorchTrainer`` runs with the import changed: its arguments and the calls of
+    ``ray.train`` in its function mean the same here, or are refused with what to write instead.
+
     Args:
         train_loop_per_worker: takes the config, or nothing.
         train_loop_config: what the function gets.
-        num_devices: ranks of the job: GPUs, or CPU slots where there are none.
+        num_devices: ranks of the job: GPUs, or CPU slots where there are none; default 1.
         min_devices: ranks that are enough to go on while machines are missing; None waits for all.
         name: the job's name.
         experiment: the experiment it belongs to.
@@ -75,7 +87,7 @@ class TorchTrainer:
         use_gpu: one GPU per rank; default: where the cluster has enough, or ``vm`` is named.
         resources_per_device: Ray resources of one rank, beside its GPU; default one CPU, less if there are fewer.
         max_failures: restarts from the latest committed checkpoint before the job fails; those after a machine was
-            taken away with notice are not counted. -1 for any number.
+            taken away with notice are not counted. -1 for any number; default 0.
         hang_timeout_s: seconds without a step on any rank that count as a failure; every rank's stack is then in the
             job's log. None waits forever.
         resume: number of an ended function job to go on with, under its number and from its latest committed
@@ -90,6 +102,14 @@ class TorchTrainer:
             when torch is imported already; those that the job itself sets win.
         torch_config: passed on to Ray's TorchTrainer.
         datasets: Ray Data datasets, passed on to Ray's TorchTrainer.
+        dataset_config: passed on to Ray's TorchTrainer.
+        scaling_config: Ray's words for ``num_devices``, ``min_devices``, ``use_gpu`` and ``resources_per_device``.
+        run_config: Ray's words for ``name``, ``storage``, ``max_failures``, ``keep_last`` and ``keep_best``; callbacks
+            are called as by Ray.
+        resume_from_checkpoint: what ``ray.train.get_checkpoint()`` gives while the job has no checkpoint of its own.
+        metadata, validation_config: refused, with what to write instead.
+    Raises:
+        UsageError: an argument is not as it has to be, or contradicts another one.
     """
 
     def __init__(
@@ -97,7 +117,7 @@ class TorchTrainer:
         train_loop_per_worker: Callable[[], Any] | Callable[[dict[str, Any]], Any],
         train_loop_config: dict[str, Any] | None = None,
         *,
-        num_devices: int = 1,
+        num_devices: int | None = None,
         min_devices: int | None = None,
         name: str | None = None,
         experiment: str | None = None,
@@ -106,7 +126,7 @@ class TorchTrainer:
         vm: str | Sequence[str] | None = None,
         use_gpu: bool | None = None,
         resources_per_device: Mapping[str, float] | None = None,
-        max_failures: int = 0,
+        max_failures: int | None = None,
         hang_timeout_s: float | None = None,
         resume: int | None = None,
         keep_last: int | None = None,
@@ -115,11 +135,37 @@ class TorchTrainer:
         env_var: Mapping[str, str] | None = None,
         torch_config: ray.train.torch.TorchConfig | None = None,
         datasets: Mapping[str, Any] | None = None,
+        dataset_config: ray.train.DataConfig | None = None,
+        scaling_config: ray.train.ScalingConfig | None = None,
+        run_config: ray.train.RunConfig | None = None,
+        resume_from_checkpoint: ray.train.Checkpoint | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        validation_config: object = None,
     ) -> None:
-        if num_devices < 1:
-            raise UsageError(f"num_devices must be at least 1, not {num_devices}.")
-        if min_devices is not None and not 1 <= min_devices <= num_devices:
-            raise UsageError(f"min_devices must be from 1 to num_devices, {num_devices}, not {min_devices}.")
+        given = read_arguments(
+            OwnArguments(
+                num_devices=num_devices,
+                min_devices=min_devices,
+                use_gpu=use_gpu,
+                resources_per_device=resources_per_device,
+                max_failures=max_failures,
+                name=name,
+                storage=storage,
+                keep_last=keep_last,
+                keep_best=keep_best,
+                vm=vm,
+            ),
+            scaling_config,
+            run_config,
+            metadata=metadata,
+            validation_config=validation_config,
+        )
+        if given.num_devices < 1:
+            raise UsageError(f"num_devices must be at least 1, not {given.num_devices}.")
+        if not 1 <= given.min_devices <= given.num_devices:
+            raise UsageError(
+                f"min_devices must be from 1 to num_devices, {given.num_devices}, not {given.min_devices}."
+            )
         if not callable(train_loop_per_worker):
             raise UsageError(f"train_loop_per_worker must be a function, not {type(train_loop_per_worker).__name__}.")
         if hang_timeout_s is not None and hang_timeout_s <= 0:
@@ -128,32 +174,38 @@ class TorchTrainer:
         self._plugin, self._env_var = arguments.plugin, arguments.env_var
         self._train_loop = train_loop_per_worker
         self._config = train_loop_config
-        self._num_devices = num_devices
-        self._min_devices = num_devices if min_devices is None else min_devices
-        self._name = name
+        self._num_devices = given.num_devices
+        self._min_devices = given.min_devices
+        self._name = given.name
         self._experiment = experiment
-        self._storage = storage
+        self._storage = given.storage
         self._storage_credential = storage_credential
         self._vm_names = [vm] if isinstance(vm, str) else list(vm or ())
         for vm_name in self._vm_names:
             find_vm(vm_name)
-        self._use_gpu = use_gpu
-        self._resources_per_device = resources_per_device
+        self._use_gpu = given.use_gpu
+        self._resources_per_device = given.resources_per_device
         self._resume = resume
         self._rules = JobRules(
             devices_per_member=1,
-            max_failures=max_failures,
-            retention=Retention(keep_last, keep_best),
+            max_failures=given.max_failures,
+            retention=given.retention,
             hang_timeout_s=hang_timeout_s,
         )
         self._torch_config = torch_config
         self._datasets = dict(datasets or {})
+        self._dataset_config = dataset_config
+        self._score = given.score
+        self._scaling_config = given.scaling
+        self._run_config = given.run
+        self._resume_from_checkpoint = resume_from_checkpoint
 
     def fit(self) -> ray.train.Result:
         """Run the job to its end.
 
         Returns:
-            Ray's result: ``metrics``, ``checkpoint`` (the latest committed one), ``path``, ``return_value``.
+            Ray's result: ``metrics``, ``checkpoint`` (the latest committed one), ``best_checkpoints`` and
+            ``metrics_dataframe`` (of all that the job has), ``path``, ``return_value``.
         Raises:
             ray.train.TrainingFailedError: the function failed more often than ``max_failures`` allows.
             KeyboardInterrupt: Ctrl-C, after the job was saved and stopped; a second Ctrl-C does not wait for that.
@@ -174,6 +226,7 @@ class TorchTrainer:
                 f"vm={self._vm_names[0]!r}: the nodes of this Ray cluster do not say of which VM type they are. Run on "
                 "one of 'periflow-ray cluster up', or leave vm out."
             )
+        modules = scan_modules() if has_other_machines() else None
         accelerator = "GPU" if self.wants_gpus() else "CPU"
         if ended is not None:
             record = reopen_function_job(root, *ended, accelerator=accelerator, num_devices=self._num_devices)
@@ -186,7 +239,7 @@ class TorchTrainer:
                 num_devices=self._num_devices,
             )
         with StateKeeper(root, record.job_id, driver_id=driver_id_of(record)) as state:
-            return self._fit(chosen, record, state)
+            return self._fit(chosen, record, state, modules)
 
     def as_trials(self) -> tuple[dict[str, Any], FunctionCommand]:
         """The trials of a sweep over this function: the keys of their template, and what each rank calls.
@@ -200,6 +253,11 @@ class TorchTrainer:
                 "function; sweep(resume=...) goes on with a sweep."
             )
         rules = self._rules
+        if self._resume_from_checkpoint is not None or self._run_config.callbacks or rules.retention.num_best > 1:
+            raise UsageError(
+                "the trainer of a sweep has resume_from_checkpoint, callbacks or a score of several best checkpoints; "
+                "leave it out."
+            )
         timeout_s = rules.hang_timeout_s
         resources = self._resources_per_device or {}
         others = sorted(set(resources) - {"CPU", "GPU"})
@@ -244,7 +302,9 @@ class TorchTrainer:
             return True
         return bool(ray.cluster_resources().get("GPU", 0) >= self._num_devices)
 
-    def _fit(self, chosen: ChosenRoot, record: JobRecord, state: StateKeeper) -> ray.train.Result:
+    def _fit(
+        self, chosen: ChosenRoot, record: JobRecord, state: StateKeeper, modules: Workspace | None
+    ) -> ray.train.Result:
         root, job_id = chosen.root, record.job_id
         print(f"Job ({job_id}) {'started' if self._resume is None else 'resumed'} successfully.", flush=True)
         resources = self._choose_resources()
@@ -252,10 +312,14 @@ class TorchTrainer:
         variables = sink_variables(sinks, given=self._env_var)
         state.hide(variables.secrets.values())
 
+        function = ray.cloudpickle.dumps((self._train_loop, self._config))
+        if modules is not None:
+            store_workspace(root, job_id, modules)
+
         def make_trainer(monitor: RayMonitor) -> MonitoredTrainer:
             task = FunctionTask(
-                train_loop=self._train_loop,
-                config=self._config,
+                function=function,
+                has_modules=modules is not None,
                 job_id=job_id,
                 claim=read_claim(root, job_id),
                 root=root,
@@ -263,6 +327,9 @@ class TorchTrainer:
                 monitor=monitor,
                 environment={**variables.settings, **self._env_var},
                 secrets=variables.secrets,
+                ray=RaySetup(
+                    record.name or str(job_id), self._resume_from_checkpoint, bool(self._run_config.callbacks)
+                ),
             )
             return self._make_trainer(task, resources)
 
@@ -283,26 +350,28 @@ class TorchTrainer:
             raise end.error
         if end.result is None:
             raise PeriflowRayError(state.message or f"job {job_id} failed.")
-        return end.result
+        return describe_result(end.result, root, job_id, self._score)
 
     def _make_trainer(self, task: FunctionTask, resources: Mapping[str, float]) -> _RayTorchTrainer:
         return _RayTorchTrainer(
             _run_function_loop,
             train_loop_config={"task": task},
             torch_config=self._torch_config,
-            scaling_config=ray.train.ScalingConfig(
+            scaling_config=dataclasses.replace(
+                self._scaling_config,
                 num_workers=self._num_devices,
                 use_gpu="GPU" in resources,
                 resources_per_worker=dict(resources),
             ),
-            run_config=train_run_config(task.root, task.job_id),
+            run_config=train_run_config(task.root, task.job_id, self._run_config),
             datasets=self._datasets,
+            dataset_config=self._dataset_config,
         )
 
     def _choose_resources(self) -> dict[str, float]:
         gpu = {"GPU": 1.0} if self.wants_gpus() else {}
         if self._resources_per_device is not None:
-            return {**self._resources_per_device, **gpu}
+            return {**gpu, **self._resources_per_device}
         if self._vm_names:
             return {"CPU": 1.0, **gpu}
         return {"CPU": min(1.0, ray.cluster_resources().get("CPU", 1.0) / self._num_devices), **gpu}
@@ -333,5 +402,5 @@ class _RayTorchTrainer(MonitoredTrainer, WithoutPlacementGroupCleaner, ray.train
     pass
 
 
-def _run_function_loop(config: dict[str, Any]) -> Any:
+def _run_function_loop(config: dict[str, Any]) -> RankResult:
     return run_function(config["task"])

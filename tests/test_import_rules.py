@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"cluster", "submit", "sweeps", "ray_jobs", "jobs", "store", "credentials", "settings", "plan", "spec"},
     "lightning": {"sdk", "periflow_ray"},
     "huggingface": {"sdk", "periflow_ray"},
-    "torch_trainer": {"spec", "plan", "runtime", "sdk", "jobs", "store", "settings"},
+    "torch_trainer": {"spec", "plan", "submit", "runtime", "sdk", "jobs", "store", "settings"},
     "tuning": {"torch_trainer", "sweeps", "submit", "spec", "plan", "runtime", "jobs", "store", "settings"},
     "dataset_handle": {"store", "settings"},
     "__init__": {"spec", "sdk", "dataset_handle", "resumable", "torch_trainer", "tuning"},

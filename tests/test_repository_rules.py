@@ -93,7 +93,7 @@ def test_every_example_explains_itself_in_both_languages(directory: Path):
 
 
 # Distributions that are not called as what they give.
-DISTRIBUTION_OF = {"yaml": "PyYAML", "azure": "azure-identity"}
+DISTRIBUTION_OF = {"yaml": "PyYAML", "azure": "azure-identity", "grpc": "grpcio"}
 # Parts of declared distributions, and what is looked for in the user's environment and not required.
 # Pandas is Ray Tune's own way to give results.
 UNDECLARED = {"pydantic_core", "lightning", "periflow_launcher", "pandas"}

@@ -238,16 +238,20 @@ class _Driver:
 
 
 def remove_sandboxes(storage_uri: str, job_id: int, num_sandboxes: int) -> None:
-    """Delete the job's folders on all machines of the cluster, however it ended."""
+    """Delete the job's folders on all machines of the cluster, however it ended; here even where Ray is gone."""
 
     def remove() -> None:
         for node_rank in range(num_sandboxes):
             Sandbox(storage_uri, job_id, node_rank).remove()
 
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    tasks = [
-        ray.remote(num_cpus=0)(remove).options(scheduling_strategy=strategy(node["NodeID"], soft=False)).remote()
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    ray.wait(tasks, num_returns=len(tasks), timeout=REMOVE_TIMEOUT_S)
+    try:
+        tasks = [
+            ray.remote(num_cpus=0)(remove).options(scheduling_strategy=strategy(node["NodeID"], soft=False)).remote()
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+        ray.wait(tasks, num_returns=len(tasks), timeout=REMOVE_TIMEOUT_S)
+    finally:
+        # A terminal's Ctrl-C may have ended Ray's processes, and a busy machine may not have begun the task in time.
+        remove()

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ray.train.v2._internal.execution.scaling_policy import NoopDecision as NoopDecision
     from ray.train.v2._internal.execution.scaling_policy import ResizeDecision as ResizeDecision
     from ray.train.v2._internal.execution.scaling_policy import ScalingDecision as ScalingDecision
+    from ray.train.v2._internal.execution.train_fn_utils import DistributedTrainFnUtils as DistributedTrainFnUtils
+    from ray.train.v2.api.context import DistributedTrainContext as DistributedTrainContext
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as DataParallelTrainer
 
 _MODULE_BY_CLASS = {
@@ -56,6 +58,9 @@ _MODULE_BY_CLASS = {
     "ScalingDecision": "ray.train.v2._internal.execution.scaling_policy",
     "NoopDecision": "ray.train.v2._internal.execution.scaling_policy",
     "ResizeDecision": "ray.train.v2._internal.execution.scaling_policy",
+    # What ray.train's functions ask in a worker, and what get_context() gives there.
+    "DistributedTrainFnUtils": "ray.train.v2._internal.execution.train_fn_utils",
+    "DistributedTrainContext": "ray.train.v2.api.context",
 }
 
 
@@ -111,11 +116,18 @@ def actor_id_of(actor: Any) -> str:
     return str(actor._actor_id.hex())
 
 
-def set_resumed_checkpoint(checkpoint: Any) -> None:
-    """Set what ``ray.train.get_checkpoint()`` answers in this worker until its first report."""
+def answer_train_calls(calls: DistributedTrainFnUtils) -> None:
+    """Let ``ray.train``'s functions (``report``, ``get_checkpoint``, ...) ask this in this worker from now on."""
+    from ray.train.v2._internal.execution.train_fn_utils import set_train_fn_utils
+
+    set_train_fn_utils(calls)
+
+
+def set_preemption_info(info: Any) -> None:
+    """Set what this worker brings to the next ``ray.train.get_preemption_info()``; that of rank 0 is the answer."""
     from ray.train.v2._internal.execution.context import get_train_context
 
-    get_train_context().checkpoint = checkpoint
+    get_train_context().preemption_context.preemption_info = info
 
 
 def set_local_context(*, rank: int, world_size: int, local_rank: int, local_world_size: int, node_rank: int) -> None:
@@ -253,6 +265,25 @@ def keep_to_loopback() -> None:
     import ray._private.ray_constants
 
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def asks_for_token(address: str, timeout_s: float) -> bool:
+    """Whether the cluster at HOST:PORT answers nobody who shows no token; False where nobody answers at all."""
+    import grpc
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=timeout_s)
+        except grpc.RpcError as err:
+            return bool(err.code() == grpc.StatusCode.UNAUTHENTICATED)
+    return False
+
+
+def enable_token_if_there() -> bool:
+    """Let the next ``ray.init`` show the token that Ray finds; whether it finds one."""
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    return bool(maybe_enable_token_auth_if_token_available(warn_if_disabled=False))
 
 
 def put_key(key: bytes, value: bytes, namespace: bytes) -> None:

@@ -27,7 +27,7 @@ from periflow_ray.runtime.member.member import Member, Outcome
 from periflow_ray.runtime.member.shell import Links, Records, Shell
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.runtime.monitor.client import MonitorCalls, MonitorClient
-from periflow_ray.runtime.monitor.contract import AttemptStart, EndAttempt, MemberFacts
+from periflow_ray.runtime.monitor.contract import AttemptStart, Departure, EndAttempt, MemberFacts
 from periflow_ray.sdk.session import Session
 from periflow_ray.store.root import StorageRoot
 
@@ -195,7 +195,7 @@ class TrainingShell:
         if self._channel is not None:
             self._channel.ask_step()
 
-    def announce(self, step: int) -> None:
+    def announce(self, step: int, departure: Departure | None) -> None:
         time.sleep(self._pace.announcement_s())
         if self._channel is not None:
             self._channel.announce(step)

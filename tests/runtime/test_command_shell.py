@@ -55,7 +55,16 @@ def test_a_process_that_cannot_be_ended_is_told_and_the_next_attempt_has_other_d
         shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), {}, log, notes.append)
         shell.prepare(1)
         first = shell.output_dir
-        shell.start(AttemptStart(1, 1), Links(lambda step, replace_waiting: None, lambda step: None))
+        shell.start(
+            AttemptStart(1, 1),
+            Links(
+                lambda step, replace_waiting: None,
+                lambda step: None,
+                lambda step, source, is_awaited: None,
+                lambda number, has_files: has_files,
+                lambda: None,
+            ),
+        )
         failure = shell.wait()
         shell.close()
         shell.close_launcher()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray.train
+from ray.train.v2._internal.execution import train_fn_utils
 from simulated_cluster import FakeCluster, SlowRoot
 from simulated_nodes import ObservedMonitor, event_texts, facts_of, in_thread, wait_for
 
@@ -16,7 +21,9 @@ import periflow_ray as pf
 from periflow_ray.errors import StorageError
 from periflow_ray.jobs.attempts import read_attempts
 from periflow_ray.jobs.logs import LogWriter, read_logs
+from periflow_ray.jobs.metrics import read_metrics
 from periflow_ray.runtime.function_jobs import shell as shell_module
+from periflow_ray.runtime.function_jobs.ray_words import RaySetup
 from periflow_ray.runtime.function_jobs.shell import FunctionShell
 from periflow_ray.runtime.member import log as log_module
 from periflow_ray.runtime.member import sandbox as sandbox_module
@@ -26,6 +33,9 @@ from periflow_ray.runtime.monitor.contract import EndAttempt
 from periflow_ray.sdk.session import use_channel_factory
 from periflow_ray.store.checkpoints import list_committed
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.submit.jobs import store_workspace
+from periflow_ray.submit.modules import find_script_dir
+from periflow_ray.submit.workspace import scan_workspace
 
 HANG_TIMEOUT_S = 0.2
 # Of the monitor, which looks every 10 ms: far longer than a rank may stand still.
@@ -41,6 +51,12 @@ def own_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.setattr(sandbox_module, "_base_dir", lambda: tmp_path / "sandboxes")
     yield
     use_channel_factory(None)
+
+
+@pytest.fixture
+def as_ray_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train's functions answer in this process, as in a worker, and are as before when the test is over."""
+    monkeypatch.setattr(train_fn_utils, "_train_fn_utils", None)
 
 
 class LogRoot(StorageRoot):
@@ -62,16 +78,16 @@ class LogRoot(StorageRoot):
 def run_function(
     monitor: ObservedMonitor,
     root: StorageRoot,
-    function: Callable[[], object],
+    function: Callable[[], object] = print,
     log_root: StorageRoot | None = None,
     environment: Mapping[str, str] | None = None,
     secrets: Sequence[str] = (),
+    load: Callable[[], tuple[Callable[..., object], None]] | None = None,
 ) -> tuple[Outcome, FunctionShell]:
     """The only rank's part in job 1."""
     with MemberLog(LogWriter(log_root or root, 1, 0, 0), "rank 0", is_local=True, secrets=secrets) as log:
         shell = FunctionShell(
-            function,
-            None,
+            load or (lambda: (function, None)),
             root,
             1,
             rank=0,
@@ -81,6 +97,8 @@ def run_function(
             storage_credential=None,
             log=log,
             environment=environment or {},
+            ray=RaySetup("job"),
+            has_modules=load is not None,
         )
         member = Member(
             monitor.client,
@@ -247,3 +265,95 @@ def test_a_log_that_the_storage_does_not_take_fails_no_function(run_monitor, roo
     run_monitor(scenario, num_members=1)
     lines = [line.text for line in read_logs(root, 1) if line.node_rank == 0]
     assert lines == (["first", "second"] if first_good_flush == 3 else [])
+
+
+def save_by_report(directory: Path, content: str, **options: Any) -> None:
+    """Report a checkpoint of one file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "model.pt").write_text(content)
+    ray.train.report({"content": len(content)}, checkpoint=ray.train.Checkpoint(str(directory)), **options)
+
+
+def test_rays_reports_are_steps_metrics_and_checkpoints(run_monitor, root, tmp_path, as_ray_worker):
+    def function() -> None:
+        assert ray.train.get_checkpoint() is None
+        ray.train.report({"loss": 1.0, "eval": {"loss": 2.0}})
+        save_by_report(tmp_path / "reported", "one")
+        # Committed when the report has returned.
+        assert Path(ray.train.get_checkpoint().path, "model.pt").read_text() == "one"
+        save_by_report(tmp_path / "gone", "three", checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC)
+        assert (tmp_path / "reported").exists()
+        assert not (tmp_path / "gone").exists()
+        assert ray.train.get_context().get_experiment_name() == "job"
+
+    async def scenario(monitor: ObservedMonitor) -> None:
+        outcome, shell = await in_thread(lambda: run_function(monitor, root, function))
+        assert (outcome, shell.error) == (Outcome("end"), None)
+        assert shell.reported_metrics == {"content": 5}
+
+    run_monitor(scenario, num_members=1)
+    assert [(one.step, dict(one.metrics)["content"]) for one in list_committed(root, 1)] == [(2, 3), (3, 5)]
+    values = [(metric.step, dict(metric.values)) for metric in read_metrics(root, 1)]
+    assert values == [(1, {"loss": 1.0, "eval/loss": 2.0}), (2, {"content": 3}), (3, {"content": 5})]
+
+
+def test_a_function_that_counts_its_steps_reports_at_the_current_one(run_monitor, root, tmp_path, as_ray_worker):
+    def function() -> None:
+        pf.init(4)
+        for _ in range(4):
+            with pf.train_step():
+                pass
+        save_by_report(tmp_path / "reported", "four")
+
+    async def scenario(monitor: ObservedMonitor) -> None:
+        outcome, shell = await in_thread(lambda: run_function(monitor, root, function))
+        assert (outcome, shell.error) == (Outcome("end"), None)
+
+    run_monitor(scenario, num_members=1)
+    assert [one.step for one in list_committed(root, 1)] == [4]
+    assert [(metric.step, dict(metric.values)) for metric in read_metrics(root, 1)] == [(4, {"content": 4})]
+
+
+@pytest.mark.parametrize("options", [{"checkpoint_upload_fn": print}, {"validation": True}])
+def test_an_option_of_a_report_that_a_job_has_no_use_for_is_refused(
+    run_monitor, root, tmp_path, as_ray_worker, options
+):
+    async def scenario(monitor: ObservedMonitor) -> None:
+        def save() -> None:
+            save_by_report(tmp_path / "reported", "one", **options)
+
+        outcome, _ = await in_thread(lambda: run_function(monitor, root, save))
+        assert outcome.failure is not None
+        assert f"ray.train.report({next(iter(options))}=...)" in outcome.failure.summary
+
+    run_monitor(scenario, num_members=1)
+
+
+def test_the_job_s_modules_are_there_when_the_function_is_loaded(run_monitor, root, tmp_path, monkeypatch):
+    folder = tmp_path / "my script"
+    (folder / "package_of_the_job").mkdir(parents=True)
+    (folder / "package_of_the_job" / "__init__.py").write_text("NAME = 'beside'\n")
+    store_workspace(root, 1, scan_workspace(folder))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def load() -> tuple[Callable[..., object], None]:
+        module = importlib.import_module("package_of_the_job")
+        return (lambda: module.NAME), None
+
+    async def scenario(monitor: ObservedMonitor) -> None:
+        outcome, shell = await in_thread(lambda: run_function(monitor, root, load=load))
+        assert (outcome, shell.result) == (Outcome("end"), "beside")
+
+    run_monitor(scenario, num_members=1)
+    sys.modules.pop("package_of_the_job")
+
+
+@pytest.mark.parametrize(
+    ("first_path", "is_cwd"), [("script", False), ("", True), ("python/bin", True), ("no-such-folder", True)]
+)
+def test_the_script_s_folder_is_where_python_looks_first(tmp_path, monkeypatch, first_path, is_cwd):
+    (tmp_path / "script").mkdir()
+    (tmp_path / "python" / "bin").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    found = find_script_dir(str(tmp_path / first_path) if first_path else "", str(tmp_path / "python"))
+    assert found == (tmp_path if is_cwd else tmp_path / first_path)

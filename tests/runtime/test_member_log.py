@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,11 +171,55 @@ def test_several_lines_of_a_secret_are_masked_one_by_one(root):
     assert read_lines(root) == ["the key: ***", "***", "***", "hunter2"]
 
 
-def test_ray_gets_no_secret_that_is_printed_in_pieces(root, capsys):
+def test_ray_gets_no_secret_that_is_printed_in_pieces(root, capfd):
     with MemberLog(LogWriter(root, 1, 0), "rank 0", is_local=True, secrets=["hunter2"]) as log, copy_output(log):
         print("hunt", end="", flush=True)
         print("er2!")
-    assert capsys.readouterr().out == "***!\n"
+    assert capfd.readouterr().out == "***!\n"
+
+
+def test_the_log_has_whatever_a_function_its_libraries_and_its_commands_print(root, capfd):
+    with MemberLog(LogWriter(root, 1, 0), "rank 0", is_local=True) as log:
+        former = sys.stdout, sys.stderr, sys.__stderr__
+        with copy_output(log):
+            sys.stdout.buffer.write("바이트\n".encode())
+            sys.stdout.flush()
+            sys.stdout.reconfigure(line_buffering=True)
+            print(sys.stdout.encoding, sys.stdout.isatty(), sys.stdout.fileno())
+            os.write(1, b"of a library\n")
+            subprocess.run(["echo", "of a command"], check=True)
+            subprocess.run("printf 'an error' >&2", shell=True, check=True)
+            for step in range(3):
+                print(f"\r{step + 1}/3", end="", file=sys.stdout)
+            logging.StreamHandler().emit(logging.makeLogRecord({"msg": "of a logger"}))
+            for _ in range(2):
+                print("\udcff no text")
+        assert (sys.stdout, sys.stderr, sys.__stderr__) == former
+    printed = capfd.readouterr()
+    lines = printed.out.splitlines()
+    assert lines == ["바이트", "utf-8 False 1", "of a library", "of a command", "3/3\\udcff no text", "\\udcff no text"]
+    assert printed.err == "an errorof a logger\n"
+    assert sorted(read_lines(root)) == sorted([*lines, "an errorof a logger"])
+
+
+def test_a_command_that_outlives_the_function_holds_nothing_up(root):
+    with MemberLog(LogWriter(root, 1, 0), "rank 0", is_local=True) as log:
+        with copy_output(log):
+            command = subprocess.Popen("echo begins; read line; echo goes on", shell=True, stdin=subprocess.PIPE)
+            print("the function ends")
+        assert command.poll() is None
+        command.communicate(b"\n", timeout=30)
+    assert "the function ends" in read_lines(root)
+
+
+def test_more_than_a_pipe_holds_is_printed_while_nobody_else_runs(root):
+    """C code that holds Python's lock keeps the thread that reads from running."""
+    printf = ctypes.PyDLL(None).printf
+    flush = ctypes.PyDLL(None).fflush
+    with MemberLog(LogWriter(root, 1, 0), "rank 0", is_local=True) as log, copy_output(log):
+        printf(b"%s\n", b"x" * 500_000)
+        flush(None)
+    assert "".join(read_lines(root)) == "x" * 500_000
 
 
 @pytest.mark.parametrize("held_part", ["/logs/", "/events/"])

@@ -132,6 +132,23 @@ def test_an_attempt_from_joining_to_its_end(client, ask, root, tmp_path):
     assert read_metrics(root, 1, rank=None) == [metric]
 
 
+def test_members_meet_at_a_report_and_hear_whether_any_of_them_brings_files(client, ask):
+    join_both(client, ask)
+    first = ask(client.meet_at_report, 1, 0, 1, False)
+    assert client.meet_at_report(1, 1, 1, True)
+    assert answers_of([first]) == [True]
+    # An answer that was lost is asked for again, while others are at the next report.
+    second = ask(client.meet_at_report, 1, 0, 2, False)
+    assert client.meet_at_report(1, 1, 1, True)
+    assert not client.meet_at_report(1, 1, 2, False)
+    assert answers_of([second]) == [False]
+    # Nobody waits for one that has come to its end, nor in an attempt that is over.
+    third = ask(client.meet_at_report, 1, 0, 3, True)
+    client.leave(1, 1, None)
+    assert answers_of([third]) == [True]
+    assert not client.meet_at_report(7, 0, 1, True)
+
+
 def test_a_failed_attempt_is_followed_by_one_that_restores(client, ask, root, tmp_path):
     join_both(client, ask)
     answers_of([ask(save, client, root, tmp_path, member, 1, 2) for member in range(2)])

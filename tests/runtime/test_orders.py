@@ -18,7 +18,7 @@ from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.member.member import Outcome
 from periflow_ray.runtime.monitor import drills
 from periflow_ray.runtime.monitor.client import MonitorClient
-from periflow_ray.runtime.monitor.contract import EndAttempt
+from periflow_ray.runtime.monitor.contract import Departure, EndAttempt
 from periflow_ray.runtime.monitor.drills import die
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
@@ -62,9 +62,9 @@ class WatchedShell(TrainingShell):
         super().__init__(base_dir, rank, train, pace)
         self.told: list[str] = []
 
-    def announce(self, step: int) -> None:
+    def announce(self, step: int, departure: Departure | None) -> None:
         self.told.append("announce")
-        super().announce(step)
+        super().announce(step, departure)
 
     def ask_steps(self, timeout_s: float) -> None:
         self.told.append("ask_steps")

@@ -208,6 +208,13 @@ def test_the_gcs_knows_the_node_and_it_is_on_loopback(cluster: Cluster):
 
 
 @pytest.mark.ray
+def test_a_cluster_says_whether_it_asks_for_a_token(cluster: Cluster):
+    assert ray_private.asks_for_token(cluster.gcs_address, TIMEOUT_S)
+    # Nobody is there.
+    assert not ray_private.asks_for_token("127.0.0.1:1", TIMEOUT_S)
+
+
+@pytest.mark.ray
 def test_a_key_is_read_by_a_client_that_has_not_joined(cluster: Cluster):
     gcs = ray_private.open_gcs(cluster.gcs_address)
     ray_private.put_key(b"saving:1", b"one", NAMESPACE)
@@ -288,12 +295,26 @@ def run(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         def take_controller(self, controller: Any) -> None:
             note("controller", type(controller).__name__)
 
+    class Context(ray_private.DistributedTrainContext):
+        def get_experiment_name(self) -> str:
+            return "a name"
+
+    class Answers(ray_private.DistributedTrainFnUtils):
+        def get_checkpoint(self) -> ray.train.Checkpoint:
+            return ray.train.Checkpoint("/checkpoints/step-00000040")
+
+        def get_context(self) -> Context:
+            return Context()
+
     def train(config: dict[str, Any]) -> None:
         is_first = not (notes / "workers").exists()
         note("workers", str(ray.train.get_context().get_world_size()))
         if is_first:
-            ray_private.set_resumed_checkpoint(ray.train.Checkpoint("/checkpoints/step-00000040"))
+            ray_private.answer_train_calls(Answers())
             note("checkpoint", ray.train.get_checkpoint().path)
+            note("name", ray.train.get_context().get_experiment_name())
+            ray_private.set_preemption_info(ray.train.PreemptionInfo(1, {"machine": [0]}))
+            note("ranks", str(ray.train.get_preemption_info().preempted_ranks))
             leave = threading.Thread(target=ray_private.end_worker, args=(ValueError("it leaves"), "it leaves"))
             leave.start()
             # Stands for a function that is stuck; Ray ends its process.
@@ -320,8 +341,8 @@ def test_a_worker_leaves_while_its_function_runs_on_and_the_failure_policy_is_as
 
 
 @pytest.mark.ray
-def test_a_worker_sees_the_checkpoint_that_was_set(run: dict[str, list[str]]):
-    assert run["checkpoint"] == ["/checkpoints/step-00000040"]
+def test_a_worker_asks_for_ray_trains_answers_what_was_set(run: dict[str, list[str]]):
+    assert (run["checkpoint"], run["name"], run["ranks"]) == (["/checkpoints/step-00000040"], ["a name"], ["[0]"])
 
 
 @pytest.mark.ray

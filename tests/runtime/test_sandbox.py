@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,41 @@ def test_what_a_job_has_stays_for_its_next_attempt(sandbox: Sandbox) -> None:
     sandbox.create("one")
     assert output.exists()
     assert list(sandbox.snapshots_dir.iterdir()) == []
+
+
+def test_a_sandbox_is_removed_when_the_processes_that_write_into_it_have_ended(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    sandbox.create("one")
+    script = f"""
+import fcntl, os, sys
+fd = os.open({str(sandbox.directory)!r}, os.O_RDONLY)
+fcntl.flock(fd, fcntl.LOCK_SH)
+print("holds", flush=True)
+while not sys.stdin.closed and os.read(0, 1):
+    open(os.path.join({str(sandbox.directory)!r}, "late"), "w").close()
+"""
+    rank = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert rank.stdout is not None
+    assert rank.stdin is not None
+    assert rank.stdout.readline() == b"holds\n"
+    removing = threading.Thread(target=Sandbox("/storage", 1, 0).remove)
+    removing.start()
+    rank.stdin.write(b"x")
+    rank.communicate(timeout=30)
+    removing.join(30)
+    assert not sandbox.job_dir.exists()
+
+
+def test_a_process_that_does_not_end_keeps_nobody_from_removing_a_sandbox(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox_module, "REMOVE_TIMEOUT_S", 0.2)
+    sandbox.create("one")
+    sandbox.hold()
+    Sandbox("/storage", 1, 0).remove()
+    assert not sandbox.job_dir.exists()
+    sandbox.release()
 
 
 @pytest.mark.parametrize("before", ["another", None])

@@ -211,3 +211,15 @@ def test_the_total_that_rank_0_says_counts(run_monitor, nodes, root):
         assert monitor._recorder.progress.total_train_steps == 40
 
     run_monitor(scenario)
+
+
+def test_a_rank_that_misses_at_a_report_is_named(run_monitor, nodes, root):
+    async def scenario(monitor: ObservedMonitor) -> None:
+        await start_all(monitor, nodes(monitor))
+        waiting = asyncio.create_task(monitor.meet_at_report(1, 0, 1, False))
+        text = "node 0 waits for node 1 in ray.train.report(). Every rank must call it, and as often as the others."
+        await wait_for(lambda: has_said(root, text))
+        await monitor.meet_at_report(1, 1, 1, False)
+        assert not await waiting
+
+    run_monitor(scenario)

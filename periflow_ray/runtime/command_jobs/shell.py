@@ -13,7 +13,7 @@ from pathlib import Path
 
 from periflow_ray.jobs.stop_times import COMMAND_GRACE_S
 from periflow_ray.plan import JobPlan, rewritten_mounts
-from periflow_ray.private_files import hold_directory, make_private_directories
+from periflow_ray.private_files import make_private_directories
 from periflow_ray.processes import end_leftovers
 from periflow_ray.runtime.command_jobs import warm_launcher
 from periflow_ray.runtime.command_jobs.data_mount import DatasetMount, mount_dataset
@@ -26,7 +26,7 @@ from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.open_watch import OpenWatch
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.member.shell import Links, Records
-from periflow_ray.runtime.monitor.contract import AttemptStart, EndAttempt
+from periflow_ray.runtime.monitor.contract import AttemptStart, Departure, EndAttempt
 from periflow_ray.sdk.beginning import BEGIN_ANEW_VARIABLE
 from periflow_ray.store import checkpoints
 from periflow_ray.store.root import StorageRoot
@@ -75,7 +75,6 @@ class CommandShell:
         self._warm: WarmLauncher | None = None
         self._has_warmed = False
         self._opens: OpenWatch | None = None
-        self._held: int | None = None
         self.output_dir: Path | None = None
         self._find_sandbox()
 
@@ -89,7 +88,7 @@ class CommandShell:
         self._has_warmed = False
         self._server, self._commands = None, None
         self._sandbox.create(self._claim)
-        self._held = hold_directory(self._sandbox.directory)
+        self._sandbox.hold()
         if self._sandbox.unpack_workspace(
             self._root, self._job_id, self._plan.workspace_mount_path, self._plan.workspace_of
         ):
@@ -136,7 +135,7 @@ class CommandShell:
         if self._server is not None:
             self._server.ask_steps(timeout_s)
 
-    def announce(self, step: int) -> None:
+    def announce(self, step: int, departure: Departure | None) -> None:
         if self._server is not None:
             self._server.announce(step)
 
@@ -181,9 +180,6 @@ class CommandShell:
         )
 
     def close(self) -> None:
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
         if self._server is not None:
             self._server.close()
         if self._opens is not None:
@@ -192,6 +188,7 @@ class CommandShell:
         if self._dataset is not None:
             self._dataset.close()
             self._dataset = None
+        self._sandbox.release()
 
     def close_launcher(self) -> None:
         """End what lasts from one attempt to the next."""

@@ -36,11 +36,14 @@ class FunctionChannel:
         self._announced_step = NO_STEP
         self._on_announced_step: Callable[[int], bool] | None = None
         self._read_step: Callable[[], int] | None = None
+        self.num_sessions = 0
+        """How often a session was opened."""
 
     # The session calls these.
 
     def open(self, hello: Hello, on_announced_step: Callable[[int], bool], read_step: Callable[[], int]) -> None:
         with self._lock:
+            self.num_sessions += 1
             self._total_train_steps = hello.total_train_steps
             self._on_announced_step, self._read_step = on_announced_step, read_step
             announced_step = self._announced_step
@@ -88,6 +91,10 @@ class FunctionChannel:
                 is_pausing=self._is_saving or is_done,
                 asks_for_saves=self._asked_step >= 0,
             )
+
+    def read_step(self) -> int:
+        """The rank's step of now; 0 before a session is opened."""
+        return 0 if self._read_step is None else self._read_step()
 
     def ask_step(self) -> None:
         """Let the next ``take_records`` have the rank's step of now."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
+import functools
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import ray
 import ray.train
@@ -14,13 +16,15 @@ from periflow_ray.credentials.credential_types import secret_values
 from periflow_ray.errors import PeriFlowError
 from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.logs import LogWriter
+from periflow_ray.runtime.function_jobs.ray_words import RaySetup
+from periflow_ray.runtime.function_jobs.result import RankResult
 from periflow_ray.runtime.function_jobs.shell import FunctionShell
 from periflow_ray.runtime.member.lifeline import Lifeline
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.member import Member
 from periflow_ray.runtime.monitor.client import RayMonitor
 from periflow_ray.runtime.ray_train.group_policy import LeaveGroupError
-from periflow_ray.runtime.ray_train.workers import describe_worker, report_newest, worker_group
+from periflow_ray.runtime.ray_train.workers import describe_worker, worker_group
 from periflow_ray.store.root import StorageRoot
 
 
@@ -29,12 +33,14 @@ class FunctionTask:
     """What a worker of a function job needs; travels in the train loop's config, whose text Ray's dashboard shows.
 
     Args:
+        function: the pickled function with its config: what it imports may come with the job, and not with the task.
+        has_modules: whether it does.
         environment: variables that the function finds.
         secrets: more of them, whose values the job's log hides.
     """
 
-    train_loop: Callable[..., Any]
-    config: dict[str, Any] | None
+    function: bytes = field(repr=False)
+    has_modules: bool
     job_id: int
     claim: str
     root: StorageRoot
@@ -42,16 +48,19 @@ class FunctionTask:
     monitor: RayMonitor
     environment: Mapping[str, str]
     secrets: Mapping[str, str] = field(repr=False)
+    ray: RaySetup
 
 
-def run_function(task: FunctionTask) -> Any:
-    """Run the user's function as one rank, restored to the latest usable checkpoint; returns what it returns.
+def run_function(task: FunctionTask) -> RankResult:
+    """Run the user's function as one rank, restored to the latest usable checkpoint.
 
     Raises:
         PeriFlowError: the last checkpoint could not be saved.
         LeaveGroupError: the job goes on with other workers, or is over.
         BaseException: what the function raised.
     """
+    # Python's last words go to Ray's log, whatever the outputs lead to by then: nobody would read them from a pipe.
+    faulthandler.enable(os.dup(sys.stderr.fileno()), all_threads=False)
     lifeline = Lifeline(task.monitor)
     lifeline.start()
     context = ray.train.get_context()
@@ -61,8 +70,7 @@ def run_function(task: FunctionTask) -> Any:
     secrets = [*task.secrets.values(), *secret_values({**os.environ, **task.environment})]
     with MemberLog(writer, f"rank {rank}", is_local=task.root.is_local, secrets=secrets, events=events) as log:
         shell = FunctionShell(
-            task.train_loop,
-            task.config,
+            functools.partial(ray.cloudpickle.loads, task.function),
             task.root,
             task.job_id,
             rank=rank,
@@ -72,6 +80,8 @@ def run_function(task: FunctionTask) -> Any:
             storage_credential=task.storage_credential,
             log=log,
             environment={**task.environment, **task.secrets},
+            ray=task.ray,
+            has_modules=task.has_modules,
         )
         outcome = Member(
             task.monitor,
@@ -92,5 +102,4 @@ def run_function(task: FunctionTask) -> Any:
         raise PeriFlowError(outcome.failure.summary or outcome.failure.headline())
     if outcome.following != "end":
         raise LeaveGroupError("another rank failed")
-    report_newest(task.root, task.monitor, rank, outcome.restored)
-    return shell.result
+    return RankResult(shell.result, shell.reported_metrics)

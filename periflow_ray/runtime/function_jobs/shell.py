@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -13,17 +14,19 @@ from periflow_ray.runtime.diagnosis import NUM_SHOWN_LINES, Failure
 from periflow_ray.runtime.function_jobs.call import call_with_config
 from periflow_ray.runtime.function_jobs.channel import FunctionChannel
 from periflow_ray.runtime.function_jobs.output import copy_output
+from periflow_ray.runtime.function_jobs.ray_words import RaySetup, RayWords
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.member.shell import Links, Records
-from periflow_ray.runtime.monitor.contract import AttemptStart, EndAttempt
-from periflow_ray.runtime.ray_private import set_resumed_checkpoint
+from periflow_ray.runtime.monitor.contract import AttemptStart, Departure, EndAttempt
+from periflow_ray.runtime.ray_private import answer_train_calls
 from periflow_ray.runtime.ray_train.group_policy import leave_group
-from periflow_ray.runtime.ray_train.workers import as_ray_checkpoint
 from periflow_ray.sdk.session import use_channel_factory
+from periflow_ray.store.read_only import remove_tree
 from periflow_ray.store.root import StorageRoot
 
 OUTPUT_MOUNT_PATH = "/ckpt"
+MODULES_MOUNT_PATH = "/modules"
 # A rank that died makes the others fail at once; Ray Train sees the death itself within this time.
 LOSS_DETECTION_S = 1.0
 
@@ -35,9 +38,12 @@ class FunctionShell:
     rank 0 tells the others where to write, as Lightning does.
 
     Args:
+        load: gives the function, and the config that it gets.
         claim: the job's, by which its sandbox is known.
         log: takes each line that the function prints.
         environment: variables that the function finds; they may be secrets, which the log hides.
+        ray: what its calls of ``ray.train`` depend on.
+        has_modules: whether the job brings the modules that lie beside its script.
     """
 
     restarts_in_place = False
@@ -45,8 +51,7 @@ class FunctionShell:
 
     def __init__(
         self,
-        train_loop: Callable[..., Any],
-        config: dict[str, Any] | None,
+        load: Callable[[], tuple[Callable[..., Any], dict[str, Any] | None]],
         root: StorageRoot,
         job_id: int,
         *,
@@ -57,9 +62,10 @@ class FunctionShell:
         storage_credential: str | None,
         log: MemberLog,
         environment: Mapping[str, str],
+        ray: RaySetup,
+        has_modules: bool = False,
     ) -> None:
-        self._train_loop = train_loop
-        self._config = config
+        self._load = load
         self._root = root
         self._job_id = job_id
         self._rank = rank
@@ -69,8 +75,12 @@ class FunctionShell:
         self._storage_credential = storage_credential
         self._log = log
         self._environment = environment
+        self._ray = ray
+        self._has_modules = has_modules
         self._sandbox = Sandbox(root.uri, job_id, 0)
+        self._reported_dir = self._sandbox.directory / "reported" / str(node_rank)
         self._channel: FunctionChannel | None = None
+        self._words: RayWords | None = None
         self._num_members = 1
         self.brings_files = local_rank == 0
         self.output_dir: Path | None = self._sandbox.path_of(OUTPUT_MOUNT_PATH)
@@ -82,10 +92,20 @@ class FunctionShell:
     def prepare(self, attempt: int) -> Path:
         if self.brings_files:
             self._sandbox.create(self._claim)
+            self._sandbox.hold()
+            remove_tree(self._reported_dir)
+            if self._has_modules:
+                # Anew, because a resumed job may have other ones.
+                self._sandbox.forget_workspace(MODULES_MOUNT_PATH)
+                self._sandbox.unpack_workspace(self._root, self._job_id, MODULES_MOUNT_PATH)
         return self._sandbox.snapshots_dir
 
     def start(self, start: AttemptStart, links: Links) -> None:
         self._num_members = start.num_members
+        self._sandbox.hold()
+        if self._has_modules:
+            # The archive has one folder, under the name that it has beside the script.
+            sys.path[:0] = map(str, self._sandbox.path_of(MODULES_MOUNT_PATH).iterdir())
         os.environ.update(self._environment)
         os.environ["PERIFLOW_ENABLED"] = "1"
         os.environ["PERIFLOW_STORAGE"] = self._root.uri
@@ -93,16 +113,25 @@ class FunctionShell:
         os.environ["CKPT_DIR"] = str(self.output_dir)
         os.environ["PERIFLOW_ATTEMPT"] = str(start.attempt)
         os.environ["PROCESSED_ITERS"] = str(start.checkpoint.step if start.checkpoint else 0)
-        if start.checkpoint is not None:
-            # For functions that ask Ray rather than look into $CKPT_DIR.
-            set_resumed_checkpoint(as_ray_checkpoint(self._root, self._job_id, start.checkpoint.checkpoint))
-        self._channel = channel = FunctionChannel(self._rank, self._local_rank, links.save, links.miss_save)
+        self._words = words = RayWords(
+            self._ray,
+            self._root,
+            self._job_id,
+            links,
+            start.checkpoint,
+            brings_files=self.brings_files,
+            reported_dir=self._reported_dir,
+            note=self._log.note,
+        )
+        answer_train_calls(words)
+        self._channel = channel = FunctionChannel(self._rank, self._local_rank, words.save, links.miss_save)
+        words.follow(channel)
         use_channel_factory(lambda local_log_name: channel)
 
     def wait(self) -> Failure | None:
         try:
             with copy_output(self._log):
-                self.result = _call_and_trace(self._train_loop, self._config)
+                self.result = _call_and_trace(self._load)
             use_channel_factory(None)
         except BaseException as err:
             self.error = err
@@ -120,9 +149,16 @@ class FunctionShell:
         if self._channel is not None:
             self._channel.ask_step()
 
-    def announce(self, step: int) -> None:
+    def announce(self, step: int, departure: Departure | None) -> None:
+        if self._words is not None:
+            self._words.announce(step, departure)
         if self._channel is not None:
             self._channel.announce(step)
+
+    @property
+    def reported_metrics(self) -> Mapping[str, Any] | None:
+        """What the function last gave to ``ray.train.report``; see ``RayWords``."""
+        return None if self._words is None else self._words.reported_metrics
 
     def pids(self) -> Mapping[int, int]:
         return {self._rank: os.getpid()}
@@ -137,7 +173,7 @@ class FunctionShell:
         return None
 
     def close(self) -> None:
-        """The session was closed when the function ended."""
+        self._sandbox.release()
 
     def _describe(self, error: BaseException) -> Failure:
         frames = traceback.extract_tb(error.__traceback__)
@@ -154,9 +190,9 @@ class FunctionShell:
         )
 
 
-def _call_and_trace(train_loop: Callable[..., Any], config: dict[str, Any] | None) -> Any:
+def _call_and_trace(load: Callable[[], tuple[Callable[..., Any], dict[str, Any] | None]]) -> Any:
     try:
-        return call_with_config(train_loop, config)
+        return call_with_config(*load())
     except Exception:
         traceback.print_exc()
         raise

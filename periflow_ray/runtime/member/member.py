@@ -1,9 +1,13 @@
-"""A Ray Train worker's part in a job: one attempt after the other, until nothing follows."""
+"""A Ray Train worker's part in a job: one attempt after the other, until nothing follows.
+
+Long because a member and what it does while its user code runs belong together.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import threading
 import time
@@ -198,7 +202,7 @@ class Member:
         # Of this attempt alone: an order that ended one may still be on its way when the next one runs.
         running = _Running(self._monitor, self._shell, self._log, self._facts, self._note, start, reporter, uploads)
         with reporter:
-            self._shell.start(start, Links(running.saving.save, running.miss_save))
+            self._shell.start(start, running.links())
             running.follow()
             failure = self._shell.wait()
             reporter.is_finishing = True
@@ -240,6 +244,16 @@ class _Running:
         self._reporter = reporter
         self.saving = Saving(monitor, start.attempt, facts.member, shell, uploads, reporter)
 
+    def links(self) -> Links:
+        """What the user's code reaches."""
+        return Links(
+            self.saving.save,
+            self.miss_save,
+            self.saving.save_from,
+            functools.partial(self._monitor.meet_at_report, self._attempt, self._facts.member),
+            self._monitor.newest_commit,
+        )
+
     def follow(self) -> None:
         """Begin to carry out orders."""
         OrderFollower(
@@ -258,9 +272,9 @@ class _Running:
             case ReportSteps():
                 self._shell.ask_steps(ANSWER_TIMEOUT_S)
                 self._reporter.answer()
-            case SaveAt(step):
+            case SaveAt(step, departure):
                 self.saving.announce(step)
-                self._shell.announce(step)
+                self._shell.announce(step, departure)
             case DumpStacks():
                 pids = dict(sorted(self._shell.pids().items()))
                 # Beside each other: a process that cannot be read takes its time, and the next order ends the attempt.

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import itertools
 import json
@@ -17,12 +18,13 @@ import posixpath
 import shutil
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from periflow_ray.errors import StorageError
 from periflow_ray.jobs import require_job
-from periflow_ray.private_files import is_own_directory, make_own_directory, make_private_directories
+from periflow_ray.private_files import hold_directory, is_own_directory, make_own_directory, make_private_directories
 from periflow_ray.sdk.session import ENDED_WELL_MARK, SAVED_STEP_MARK
 from periflow_ray.store.keys import WORKSPACE_FILE, job_key, leads_out
 from periflow_ray.store.read_only import remove_tree
@@ -30,6 +32,8 @@ from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.transfer import download_file
 
 _ABANDONED_MARK = ".abandoned"
+REMOVE_TIMEOUT_S = 10.0
+_REMOVE_INTERVAL_S = 0.1
 
 
 class Sandbox:
@@ -42,6 +46,7 @@ class Sandbox:
         self._name = f"node-{node_rank}"
         self.directory = self._find_directory()
         self._claim_file = self.directory / "claim"
+        self._held_fd: int | None = None
         self.root_dir = self.directory / "root"
         self.snapshots_dir = self.directory / "snapshots"
         # A Unix-domain socket's path may have 107 bytes at most, so it must not lie below a long TMPDIR.
@@ -67,6 +72,17 @@ class Sandbox:
         make_private_directories(self.snapshots_dir)
         for mark in (self.socket_path, self.directory / SAVED_STEP_MARK, self.directory / ENDED_WELL_MARK):
             mark.unlink(missing_ok=True)
+
+    def hold(self) -> None:
+        """Keep ``remove``, in any process, and what clears out /tmp from deleting under this process's hands."""
+        self.release()
+        self._held_fd = hold_directory(self.directory)
+
+    def release(self) -> None:
+        """Nothing more is written here; the end of the process says so, too."""
+        if self._held_fd is not None:
+            os.close(self._held_fd)
+            self._held_fd = None
 
     def path_of(self, mount_path: str) -> Path:
         """Where an absolute mount path of the template is on this machine."""
@@ -125,6 +141,11 @@ class Sandbox:
     def _mark_of(self, name: str) -> Path:
         return self.directory / f".{name}-ready"
 
+    def forget_workspace(self, mount_path: str) -> None:
+        """Let the next ``unpack_workspace`` fetch it anew."""
+        self._mark_of("workspace").unlink(missing_ok=True)
+        remove_tree(self.path_of(mount_path))
+
     def abandon(self) -> None:
         """Never use these directories again: a process that cannot be ended may still write into them.
 
@@ -132,14 +153,26 @@ class Sandbox:
         """
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.directory / _ABANDONED_MARK).touch()
+        self.release()
 
     def remove(self) -> None:
-        """Delete the node's directories, and the job's when no other node of it is left here."""
+        """Delete the node's directories, and the job's when no other node of it is left here.
+
+        Waits for processes that hold them, which Ray may be ending just now: what one of them writes meanwhile would
+        stay for ever. One that does not end is not waited for longer than ``REMOVE_TIMEOUT_S``.
+        """
         if not is_own_directory(self.job_dir.parent):
             return
-        for abandoned in self.job_dir.glob(f"{self._name}.*"):
-            shutil.rmtree(abandoned, ignore_errors=True)
-        shutil.rmtree(self.job_dir / self._name, ignore_errors=True)
+        deadline_s = time.monotonic() + REMOVE_TIMEOUT_S
+        for directory in (*self.job_dir.glob(f"{self._name}.*"), self.job_dir / self._name):
+            while directory.exists():
+                is_late = time.monotonic() > deadline_s
+                if is_late or not _is_held(directory):
+                    shutil.rmtree(directory, ignore_errors=True)
+                if is_late:
+                    break
+                if directory.exists():
+                    time.sleep(_REMOVE_INTERVAL_S)
         try:
             self.job_dir.rmdir()
             self.job_dir.parent.rmdir()
@@ -153,6 +186,20 @@ class Sandbox:
                 break
             directory = self.job_dir / f"{self._name}.{number}"
         return directory
+
+
+def _is_held(directory: Path) -> bool:
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _extract(packed: tarfile.TarFile, target: Path, *, is_again: bool) -> list[str]:

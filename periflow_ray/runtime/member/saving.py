@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from pathlib import Path
 
 from periflow_ray.jobs.stop_times import END_TIMEOUT_S
 from periflow_ray.runtime.member.reporter import Reporter
@@ -74,15 +75,25 @@ class Saving:
         Raises:
             OSError: the copy failed.
         """
-        if self._shell.output_dir is None:
-            return
+        if self._shell.output_dir is not None:
+            self._save(step, self._shell.output_dir, replace_waiting, is_awaited=False)
+
+    def save_from(self, step: int, source: Path, is_awaited: bool) -> None:
+        """As ``save``, but copy another directory aside.
+
+        Args:
+            is_awaited: return only when the checkpoint is committed or given up.
+        """
+        self._save(step, source, False, is_awaited)
+
+    def _save(self, step: int, source: Path, replace_waiting: bool, is_awaited: bool) -> None:
         self._num_saves_by_step[step] += 1
         snapshot_id = (step, self._num_saves_by_step[step])
         self._meet(snapshot_id, "written")
         if self._uploads is not None:
             report = self._reporter.take()
             try:
-                self._uploads.save(self._shell.output_dir, snapshot_id, report, replace_waiting)
+                self._uploads.save(source, snapshot_id, report, replace_waiting)
             except BaseException:
                 self._reporter.give_back(report)
                 raise
@@ -90,13 +101,14 @@ class Saving:
         with self._changed:
             is_last = self._announced_step != NO_STEP and step >= self._announced_step
             num_announced = self._num_announced
+        if is_last or is_awaited:
+            if self._uploads is not None:
+                self._uploads.wait_until_settled()
+            self._meet(snapshot_id, "settled")
         if is_last:
             self._wait_for_end(snapshot_id, num_announced)
 
     def _wait_for_end(self, snapshot_id: SnapshotId, num_announced: int) -> None:
-        if self._uploads is not None:
-            self._uploads.wait_until_settled()
-        self._meet(snapshot_id, "settled")
         if not self._monitor.has_committed(snapshot_id):
             return
         with self._changed:

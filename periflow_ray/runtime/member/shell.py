@@ -9,7 +9,8 @@ from typing import Protocol
 
 from periflow_ray.jobs.metrics import Metric
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.runtime.monitor.contract import AttemptStart, EndAttempt
+from periflow_ray.runtime.monitor.contract import AttemptStart, Departure, EndAttempt
+from periflow_ray.store.checkpoints import Manifest
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,18 @@ class Links:
         save: takes the step and whether a checkpoint whose upload has not begun may be replaced; returns when the
             output folder may be changed again. Raises OSError.
         miss_save: takes the announced step, when a rank is already beyond it or the ranks saved at different ones.
+        save_from: as ``save``, but takes the step, a directory in place of the output folder, and whether to return
+            only when the checkpoint is committed or given up.
+        meet_at_report: waits for the other members at this one's ``number``-th ``ray.train.report``; takes whether it
+            brings files, and returns whether any of them does.
+        newest_commit: the checkpoint that the attempt committed last.
     """
 
     save: Callable[[int, bool], None]
     miss_save: Callable[[int], None]
+    save_from: Callable[[int, Path, bool], None]
+    meet_at_report: Callable[[int, bool], bool]
+    newest_commit: Callable[[], Manifest | None]
 
 
 class Shell(Protocol):
@@ -84,8 +93,8 @@ class Shell(Protocol):
     def ask_steps(self, timeout_s: float) -> None:
         """Let every rank say its step at once, so that the next ``take_records`` has it."""
 
-    def announce(self, step: int) -> None:
-        """Tell every rank, even later ones, the step of an announced save."""
+    def announce(self, step: int, departure: Departure | None) -> None:
+        """Tell every rank, even later ones, the step of an announced save, and who is to leave after it."""
 
     def pids(self) -> Mapping[int, int]:
         """Process id of each rank that has a session."""

@@ -128,6 +128,17 @@ class Monitor:
             lambda: self._context.attempt is not current or current.has_passed_phase(snapshot, phase)
         )
 
+    async def meet_at_report(self, attempt: int, member: int, number: int, has_files: bool) -> bool:
+        current = self._context.attempt
+        if attempt != current.number:
+            return False
+        current.come_to_report(member, number, has_files)
+        self._context.reports.tell()
+        await self._context.reports.wait_for(
+            lambda: self._context.attempt is not current or current.has_met_at_report(number)
+        )
+        return current.has_reported_files(number)
+
     async def settle_uploads(self) -> None:
         await self._checkpoints.wait_for_uploads()
 

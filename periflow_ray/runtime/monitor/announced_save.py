@@ -10,7 +10,7 @@ from periflow_ray.jobs.attempts import SaveRecord
 from periflow_ray.runtime.monitor.attempt import Attempt
 from periflow_ray.runtime.monitor.checkpoints import Checkpoints
 from periflow_ray.runtime.monitor.context import JobContext
-from periflow_ray.runtime.monitor.contract import ReportSteps, SaveAt
+from periflow_ray.runtime.monitor.contract import Departure, ReportSteps, SaveAt
 from periflow_ray.runtime.monitor.save_step import ANNOUNCE_S, choose_save_step
 from periflow_ray.sdk.session import NO_STEP, SAVE_NOW
 from periflow_ray.store.checkpoints import Manifest
@@ -124,7 +124,9 @@ class AnnouncedSave:
         self._checkpoints.require_all_nodes(attempt.lowest_step if step == SAVE_NOW else step)
         at = "at once: no agreed step can be saved in time" if step == SAVE_NOW else f"at step {step}"
         self._context.note(f"all ranks are asked to save {at}")
-        self._context.order(attempt, SaveAt(step))
+        members = attempt.members_by_machine(self._nodes or attempt.present_nodes())
+        departure = Departure(round(self._deadline_unix_s * 1000), members)
+        self._context.order(attempt, SaveAt(step, departure))
 
     async def _wait_for_commit(self, attempt: Attempt) -> tuple[Manifest | None, bool]:
         """The checkpoint that was asked for, None if there is none; and whether it is worth another try."""

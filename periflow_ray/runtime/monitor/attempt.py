@@ -87,6 +87,7 @@ class Attempt:
     _members_by_rank: dict[int, int] = field(default_factory=dict)
     _members_by_node: dict[int, set[int]] = field(default_factory=dict)
     _come: dict[tuple[SnapshotId, Phase], set[int]] = field(default_factory=dict)
+    _reported: dict[int, dict[int, bool]] = field(default_factory=dict)
     _passed: set[tuple[SnapshotId, Phase]] = field(default_factory=set)
     _moved_s: float = field(default_factory=time.monotonic)
     _points: deque[tuple[float, int]] = field(default_factory=deque)
@@ -182,6 +183,34 @@ class Attempt:
             self._come.pop(key, None)
         return True
 
+    def come_to_report(self, member: int, number: int, has_files: bool) -> None:
+        """A member has come to its ``number``-th ``ray.train.report``, with files of a checkpoint or without."""
+        self._reported.setdefault(number, {})[member] = has_files
+
+    def has_met_at_report(self, number: int) -> bool:
+        """Whether every member came to this report, or has left."""
+        if self._missing_at_report(number):
+            return False
+        # Nobody asks for an earlier one again: then somebody would be missing at this one.
+        for earlier in [known for known in self._reported if known < number]:
+            del self._reported[earlier]
+        return True
+
+    def has_reported_files(self, number: int) -> bool:
+        """Whether any member came to this report with files."""
+        return any(self._reported.get(number, {}).values())
+
+    def find_reports(self) -> list[tuple[int, set[int], set[int]]]:
+        """Reports at which members wait: who has come, and who is missing."""
+        return [
+            (number, set(come), missing)
+            for number, come in self._reported.items()
+            if (missing := self._missing_at_report(number))
+        ]
+
+    def _missing_at_report(self, number: int) -> set[int]:
+        return set(self.members) - self._reported.get(number, {}).keys() - self.left
+
     def find_meetings(self) -> list[tuple[SnapshotId, Phase, set[int], set[int]]]:
         """Phases of saves at which members wait: who has come, and who is missing."""
         return [
@@ -265,6 +294,14 @@ class Attempt:
         """Whether every member with ranks has answered the newest ``ReportSteps``."""
         asked = {member for member, known in self.progress.items() if known.steps} - self.left
         return bool(asked) and self.answered >= asked
+
+    def members_by_machine(self, node_ranks: Collection[int]) -> dict[str, tuple[int, ...]]:
+        """The members on these nodes, by Ray's id of their machine."""
+        found: dict[str, tuple[int, ...]] = {}
+        for member, facts in sorted(self.members.items()):
+            if facts.node_rank in node_ranks:
+                found[facts.ray_node_id] = (*found.get(facts.ray_node_id, ()), member)
+        return found
 
     def ranks_on(self, ray_node_ids: Collection[str]) -> list[int]:
         """Node ranks of the members on these machines."""

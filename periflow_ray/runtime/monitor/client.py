@@ -110,6 +110,12 @@ class MonitorClient(Protocol):
     def barrier(self, attempt: int, member: int, snapshot: SnapshotId, phase: Phase) -> None:
         """Wait until every member came to this phase of a save, has left, or is beyond its step."""
 
+    def meet_at_report(self, attempt: int, member: int, number: int, has_files: bool) -> bool:
+        """Wait until every member came to its ``number``-th ``ray.train.report``; whether any of them brings files.
+
+        Collective: call on all members, with numbers from 1 on.
+        """
+
     def settle_uploads(self) -> None:
         """Wait for checkpoints on their way, before a member leaves with a failure and the others are ended."""
 
@@ -224,6 +230,9 @@ class MonitorCalls:
 
     def barrier(self, attempt: int, member: int, snapshot: SnapshotId, phase: Phase) -> None:
         self._ask(Monitor.barrier, attempt, member, snapshot, phase)
+
+    def meet_at_report(self, attempt: int, member: int, number: int, has_files: bool) -> bool:
+        return self._ask(Monitor.meet_at_report, attempt, member, number, has_files)
 
     def settle_uploads(self) -> None:
         self._ask(Monitor.settle_uploads)

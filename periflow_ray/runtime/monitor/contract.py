@@ -172,10 +172,24 @@ class ReportSteps:
 
 
 @dataclass(frozen=True)
+class Departure:
+    """Why a save was announced: these members' machines go at the deadline, or the monitor ends the attempt then.
+
+    Args:
+        deadline_unix_ms: Unix time in milliseconds.
+        members: Ray's id of each machine in hex -> the members on it.
+    """
+
+    deadline_unix_ms: int
+    members: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
 class SaveAt:
     """Tell the ranks the step of an announced save; ``SAVE_NOW`` is at once, ``NO_STEP`` takes it back."""
 
     step: int
+    departure: Departure | None = None
 
 
 @dataclass(frozen=True)

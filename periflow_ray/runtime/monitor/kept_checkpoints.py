@@ -16,10 +16,15 @@ from periflow_ray.store.root import StorageRoot
 
 @dataclass(frozen=True)
 class Retention:
-    """Which committed checkpoints to keep; without any rule all of them."""
+    """Which committed checkpoints to keep; without any rule all of them.
+
+    Args:
+        num_best: how many ``keep_best`` keeps.
+    """
 
     keep_last: int | None = None
     keep_best: BestRule | None = None
+    num_best: int = 1
 
 
 class KeptCheckpoints:
@@ -88,7 +93,7 @@ class KeptCheckpoints:
             self._warn(f"checkpoints that may expire could not be listed: {err}")
             return
         rules = self._retention
-        for summary in choose_expired(self._kept, rules.keep_last, rules.keep_best):
+        for summary in choose_expired(self._kept, rules.keep_last, rules.keep_best, rules.num_best):
             if summary.checkpoint in pinned:
                 continue
             try:

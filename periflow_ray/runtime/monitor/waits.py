@@ -100,6 +100,12 @@ class Waits:
                 "Every rank must call it."
             )
             yield Wait(("meet", step, number, phase), ("meet", phase), text)
+        for number, come, missing in attempt.find_reports():
+            text = (
+                f"{_names(attempt, come)} waits for {_names(attempt, missing)} in ray.train.report(). Every rank must "
+                "call it, and as often as the others."
+            )
+            yield Wait(("report", number), "report", text)
         for snapshot, what, nodes in self._checkpoints.find_waits():
             names = ", ".join(str(node) for node in sorted(nodes)[:_MAX_NAMED])
             whom = f"node {names}" if nodes else "the storage"

@@ -5,14 +5,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
+import socket
 from pathlib import Path
 
 import ray
 import ray.train
 
+from periflow_ray.errors import ClusterError
 from periflow_ray.private_files import create_private, make_private_directories
-from periflow_ray.runtime.ray_private import PlacementGroupCleanerCallback, TrainerHooks, keep_to_loopback
+from periflow_ray.runtime.ray_private import (
+    PlacementGroupCleanerCallback,
+    TrainerHooks,
+    asks_for_token,
+    enable_token_if_there,
+    keep_to_loopback,
+)
 from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
@@ -23,6 +32,8 @@ POLL_INTERVAL_S = 0.25
 GROUP_START_TIMEOUT_S = 900
 # An elastic job starts when it was seen that there is room; if that was wrong, it looks again.
 ELASTIC_GROUP_START_TIMEOUT_S = 60
+_PROBE_TIMEOUT_S = 5.0
+_TOKEN_HINT = "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that has it."
 
 
 class WithoutPlacementGroupCleaner(TrainerHooks):
@@ -50,17 +61,63 @@ def set_train_environment(is_elastic: bool = False) -> None:
 
 
 def ensure_ray() -> None:
-    """Initialise Ray unless it is: join the cluster at ``$RAY_ADDRESS``, else start one on loopback."""
+    """Initialise Ray unless it is: join the cluster at ``$RAY_ADDRESS``, else start one on loopback.
+
+    Raises:
+        ClusterError: the cluster does not answer, or does not let this process in.
+    """
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
+        _join(os.environ["RAY_ADDRESS"])
         return
     # The variable of the same meaning (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER) is read when Ray is imported, which user code
     # has done by now.
     keep_to_loopback()
     keep_token_private()
     ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+
+
+def _join(address: str) -> None:
+    is_open = "RAY_AUTH_MODE" in os.environ or re.fullmatch(r"[^/]+:\d+", address) is None
+    # Ray shows no token to an address that was named, because the token of one cluster is not another one's to know;
+    # and with one, it gets nowhere in a cluster that asks for none.
+    if not (is_open or not asks_for_token(address, _PROBE_TIMEOUT_S) or _may_show_token(address)):
+        raise ClusterError(f"the Ray cluster at {address} ($RAY_ADDRESS) asks for a token. {_TOKEN_HINT}")
+    try:
+        ray.init(logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as err:
+        raise ClusterError(
+            f"the Ray cluster at {address} ($RAY_ADDRESS) does not answer, or does not let this process in: "
+            f"{_first_line(err)} If it is gone, unset RAY_ADDRESS. If it asks for a token: {_TOKEN_HINT}"
+        ) from err
+
+
+def _may_show_token(address: str) -> bool:
+    """Whether the cluster is on this machine, and its user has a token, which the next ``ray.init`` shows then."""
+    return is_on_this_machine(address.rpartition(":")[0]) and enable_token_if_there()
+
+
+def has_other_machines() -> bool:
+    """Whether a node of the cluster that this process has joined is another machine than this one."""
+    return ray.is_initialized() and any(
+        node["Alive"] and not is_on_this_machine(node["NodeManagerAddress"]) for node in ray.nodes()
+    )
+
+
+def is_on_this_machine(host: str) -> bool:
+    """Whether a host's name or address is one of this machine's own."""
+    host = host.strip("[]")
+    # An address is this machine's own if a socket can be bound to it.
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return True
+    return False
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return text if text.endswith(".") else f"{text}."
 
 
 def keep_token_private() -> None:
@@ -85,9 +142,17 @@ def forget_ray_checkpoints(root: StorageRoot, job_id: int) -> None:
     root.delete(job_key(job_id, "checkpoint_manager_snapshot.json"))
 
 
-def train_run_config(root: StorageRoot, job_id: int) -> ray.train.RunConfig:
-    """The run's directory is ``jobs/<id>``, because Ray Train takes checkpoints only from below it."""
+def train_run_config(root: StorageRoot, job_id: int, given: ray.train.RunConfig | None = None) -> ray.train.RunConfig:
+    """The run's directory is ``jobs/<id>``, because Ray Train takes checkpoints only from below it.
+
+    Args:
+        given: the user's own, of which Ray's part is what the job does not do itself.
+    """
+    given = given or ray.train.RunConfig()
     return ray.train.RunConfig(
+        callbacks=given.callbacks,
+        worker_runtime_env=given.worker_runtime_env,
+        logging_config=given.logging_config,
         name=str(job_id),
         storage_path=root.path_of("jobs"),
         storage_filesystem=open_arrow_filesystem(root),

@@ -9,7 +9,6 @@ from periflow_ray.runtime.monitor.client import MonitorClient
 from periflow_ray.runtime.monitor.contract import MemberFacts
 from periflow_ray.store import checkpoints
 from periflow_ray.store.arrow import open_arrow_filesystem
-from periflow_ray.store.checkpoints import Manifest
 from periflow_ray.store.root import StorageRoot
 
 
@@ -33,16 +32,13 @@ def worker_group() -> str:
     return group
 
 
-def report_newest(root: StorageRoot, monitor: MonitorClient, worker: int, restored: Manifest | None = None) -> None:
+def report_newest(root: StorageRoot, monitor: MonitorClient, worker: int) -> None:
     """Give the job's newest checkpoint to Ray Train's result, once all members have left.
 
     Collective: call on all workers, because ``ray.train.report`` is a barrier. Each report takes as long as Ray Train
     polls its workers, so there is one.
-
-    Args:
-        restored: the one that the attempt began with, if any.
     """
-    newest = monitor.newest_commit() or restored
+    newest = monitor.newest_commit()
     if newest is None:
         return
     assert newest.job_id is not None
