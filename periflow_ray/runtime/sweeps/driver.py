@@ -1,7 +1,4 @@
-"""The driver of a sweep: Ray Tune chooses and stops the trials, the journal keeps what happened.
-
-Long because what Ray Tune tells, and how a sweep is stopped, change the same few facts.
-"""
+"""The driver of a sweep: Ray Tune chooses and stops the trials, the journal keeps what happened."""
 
 from __future__ import annotations
 
