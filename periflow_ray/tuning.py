@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -18,11 +20,11 @@ from periflow_ray.jobs.user import user_name
 from periflow_ray.plan import JobPlan, VmType, build_plan, find_vm, load_catalogue, local_vm
 from periflow_ray.plan.trial import require_share
 from periflow_ray.runtime.function_jobs.call import takes_config
-from periflow_ray.runtime.function_jobs.command import FUNCTION_DIR, write_function
+from periflow_ray.runtime.function_jobs.command import FUNCTION_DIR, FunctionCommand, write_function
 from periflow_ray.runtime.function_jobs.record import read_resumable_job, reopen_function_job
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.plugin_credentials import require_plugin_credentials
-from periflow_ray.runtime.ray_train.train_run import ensure_ray, set_train_environment
+from periflow_ray.runtime.ray_train.train_run import ensure_ray, has_other_machines, set_train_environment
 from periflow_ray.runtime.ray_train.vm_choice import has_labels
 from periflow_ray.settings import ChosenRoot, choose_root
 from periflow_ray.spec import JobSpec, load_template, parse_job, parse_sweep
@@ -30,6 +32,7 @@ from periflow_ray.store.documents import read_document
 from periflow_ray.store.keys import WORKSPACE_FILE, job_key
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.jobs import store_job
+from periflow_ray.submit.modules import find_modules
 from periflow_ray.submit.workspace import Workspace, pack_workspace, scan_workspace, workspace_name
 from periflow_ray.sweeps.documents import read_sweep
 from periflow_ray.sweeps.space import parameter_of
@@ -253,15 +256,16 @@ def _plan_trials(
             raise UsageError("the trainer's function takes no config, in which it would find a trial's parameters.")
         spec = parse_job(template)
         directory: Path | None = scratch / FUNCTION_DIR
-        write_function(command, scratch / FUNCTION_DIR)
     elif isinstance(what, str | os.PathLike):
         spec = _read_template(Path(what))
         directory = None if workspace_dir is None else Path(workspace_dir)
     else:
         raise UsageError(f"what must be a periflow_ray.TorchTrainer or the path of a template, not {what!r}.")
     require_plugin_credentials(spec.plugin)
-    workspace = None if directory is None else scan_workspace(directory)
     ensure_ray()
+    if isinstance(what, TorchTrainer):
+        _lay_function(command, scratch / FUNCTION_DIR)
+    workspace = None if directory is None else scan_workspace(directory)
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
     if isinstance(what, TorchTrainer):
         num_gpus = spec.num_devices if what.wants_gpus() else 0
@@ -279,6 +283,18 @@ def _plan_trials(
     except PlanError as err:
         raise UsageError(str(err)) from err
     return plan, workspace
+
+
+def _lay_function(command: FunctionCommand, target: Path) -> None:
+    """Make the workspace of a function: with the modules beside its script, where a machine does not have those."""
+    modules = find_modules()
+    if not has_other_machines():
+        write_function(dataclasses.replace(command, modules_dir=str(modules)), target)
+        return
+    for path in scan_workspace(modules).files:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(modules / path, target / path)
+    write_function(command, target)
 
 
 def _read_template(path: Path) -> JobSpec:

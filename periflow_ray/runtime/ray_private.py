@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ray.train.v2._internal.execution.scaling_policy import ResizeDecision as ResizeDecision
     from ray.train.v2._internal.execution.scaling_policy import ScalingDecision as ScalingDecision
     from ray.train.v2._internal.execution.train_fn_utils import DistributedTrainFnUtils as DistributedTrainFnUtils
+    from ray.train.v2._internal.execution.train_fn_utils import LocalTrainFnUtils as LocalTrainFnUtils
     from ray.train.v2.api.context import DistributedTrainContext as DistributedTrainContext
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as DataParallelTrainer
 
@@ -59,6 +60,7 @@ _MODULE_BY_CLASS = {
     "NoopDecision": "ray.train.v2._internal.execution.scaling_policy",
     "ResizeDecision": "ray.train.v2._internal.execution.scaling_policy",
     # What ray.train's functions ask in a worker, and what get_context() gives there.
+    "LocalTrainFnUtils": "ray.train.v2._internal.execution.train_fn_utils",
     "DistributedTrainFnUtils": "ray.train.v2._internal.execution.train_fn_utils",
     "DistributedTrainContext": "ray.train.v2.api.context",
 }
@@ -116,7 +118,7 @@ def actor_id_of(actor: Any) -> str:
     return str(actor._actor_id.hex())
 
 
-def answer_train_calls(calls: DistributedTrainFnUtils) -> None:
+def answer_train_calls(calls: DistributedTrainFnUtils | LocalTrainFnUtils) -> None:
     """Let ``ray.train``'s functions (``report``, ``get_checkpoint``, ...) ask this in this worker from now on."""
     from ray.train.v2._internal.execution.train_fn_utils import set_train_fn_utils
 
@@ -128,22 +130,6 @@ def set_preemption_info(info: Any) -> None:
     from ray.train.v2._internal.execution.context import get_train_context
 
     get_train_context().preemption_context.preemption_info = info
-
-
-def set_local_context(*, rank: int, world_size: int, local_rank: int, local_world_size: int, node_rank: int) -> None:
-    """Let ``ray.train.get_context()`` and what asks it work in a process that no Ray Train started."""
-    from ray.train.v2._internal.execution.train_fn_utils import LocalTrainFnUtils, set_train_fn_utils
-
-    set_train_fn_utils(
-        LocalTrainFnUtils(
-            experiment_name="",
-            world_size=world_size,
-            world_rank=rank,
-            local_rank=local_rank,
-            local_world_size=local_world_size,
-            node_rank=node_rank,
-        )
-    )
 
 
 def find_cause(error: Exception) -> Exception:

@@ -14,7 +14,12 @@ def scan_modules() -> Workspace:
     Raises:
         WorkspaceError: it is too large, or unreadable.
     """
-    return scan_workspace(find_script_dir(sys.path[0], sys.prefix))
+    return scan_workspace(find_modules())
+
+
+def find_modules() -> Path:
+    """The folder from which the running script imports its own modules."""
+    return find_script_dir(sys.path[0], sys.prefix)
 
 
 def find_script_dir(first_path: str, python_prefix: str) -> Path:

@@ -6,6 +6,7 @@ python -m periflow_ray.runtime.function_jobs.command FILE
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import sys
 from collections.abc import Callable
@@ -17,13 +18,11 @@ from typing import Any
 import cloudpickle
 
 from periflow_ray.runtime.function_jobs.call import call_with_config
-from periflow_ray.runtime.function_jobs.local_modules import dump_with_modules
-from periflow_ray.runtime.ray_private import set_local_context
 from periflow_ray.sdk import hparams
 
-# The workspace of such a job: a folder with one file.
+# The workspace of such a job: a folder with this file, and with what lies beside the script where that is not there.
 FUNCTION_DIR = "function"
-FUNCTION_FILE = "function.pkl"
+FUNCTION_FILE = "periflow-function"
 COMMAND = f"exec python -m periflow_ray.runtime.function_jobs.command {FUNCTION_DIR}/{FUNCTION_FILE}"
 
 
@@ -34,34 +33,37 @@ class FunctionCommand:
     Args:
         backend: of torch.distributed; None for nccl where the job has GPUs, else gloo.
         timeout_s: of its process group.
+        modules_dir: where it finds the modules of its script; None for the folder of its own file.
     """
 
     train_loop: Callable[..., Any]
     config: dict[str, Any] | None
     backend: str | None = None
     timeout_s: float = 1800.0
+    modules_dir: str | None = None
 
 
 def write_function(command: FunctionCommand, directory: Path) -> None:
-    """Write the workspace of a job that runs it; what its script defines travels with it."""
-    directory.mkdir(parents=True)
-    (directory / FUNCTION_FILE).write_bytes(dump_with_modules(command))
+    """Write it into the workspace of a job that runs it; what the script itself defines travels with it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    # The folder is known before anything of it is imported.
+    packed = command.modules_dir, cloudpickle.dumps(command)
+    (directory / FUNCTION_FILE).write_bytes(pickle.dumps(packed))
 
 
 def main() -> None:
     """Call the function as the rank that the environment names, with the trial's parameters in its config."""
-    packed = Path(sys.argv[1]).read_bytes()
+    path = Path(sys.argv[1])
+    modules_dir, packed = pickle.loads(path.read_bytes())
+    sys.path.insert(0, modules_dir or str(path.parent.resolve()))
     command: FunctionCommand = cloudpickle.loads(packed)
     _join_others(command)
     # Ray takes as long to import as a short trial runs.
     if re.search(rb"(?<![a-z_])ray(?![a-z_])", packed) or "ray" in sys.modules:
-        set_local_context(
-            rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
-            local_rank=int(os.environ["LOCAL_RANK"]),
-            local_world_size=int(os.environ["LOCAL_WORLD_SIZE"]),
-            node_rank=int(os.environ["NODE_RANK"]),
-        )
+        from periflow_ray.runtime.function_jobs.local_words import LocalWords
+        from periflow_ray.runtime.ray_private import answer_train_calls
+
+        answer_train_calls(LocalWords())
     call_with_config(command.train_loop, {**(command.config or {}), **hparams()})
 
 

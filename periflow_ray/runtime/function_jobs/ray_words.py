@@ -123,14 +123,14 @@ class RayWords(DistributedTrainFnUtils):  # type: ignore[misc]
             UsageError: an argument has no meaning in a job.
             PeriFlowError: the files could not be copied.
         """
-        _refuse_foreign(checkpoint_upload_fn, validation)
+        refuse_foreign(checkpoint_upload_fn, validation)
         if checkpoint_dir_name is not None and not self._has_told_name:
             self._has_told_name = True
             self._note(f"checkpoint_dir_name={checkpoint_dir_name!r} is not used: checkpoints are named by their step")
         self._num_reports += 1
         source = self._reported_dir / str(self._num_reports)
         if checkpoint is not None:
-            _bring(checkpoint, source)
+            bring(checkpoint, source)
         # Before the session is opened: all ranks do that at one time, and none is taken for one that has forgotten it.
         has_files = self._links.meet_at_report(self._num_reports, checkpoint is not None)
         self._record(metrics)
@@ -196,7 +196,7 @@ class RayWords(DistributedTrainFnUtils):  # type: ignore[misc]
             self._num_own_sessions = self._channel.num_sessions
         if self._counts_steps():
             session.start_step()
-        session.metric(dict(_flatten(metrics)))
+        session.metric(dict(flatten(metrics)))
         if self._counts_steps():
             session.end_step()
 
@@ -230,7 +230,12 @@ class RayContext(DistributedTrainContext):  # type: ignore[misc]
         return self._experiment_name
 
 
-def _refuse_foreign(checkpoint_upload_fn: Callable[..., Any] | None, validation: Any) -> None:
+def refuse_foreign(checkpoint_upload_fn: Callable[..., Any] | None, validation: Any) -> None:
+    """Refuse arguments of a report that have no meaning in a job.
+
+    Raises:
+        UsageError: there is one.
+    """
     if checkpoint_upload_fn is not None:
         raise UsageError(
             "ray.train.report(checkpoint_upload_fn=...): the job uploads checkpoints itself. Leave it out."
@@ -242,7 +247,7 @@ def _refuse_foreign(checkpoint_upload_fn: Callable[..., Any] | None, validation:
         )
 
 
-def _bring(checkpoint: ray.train.Checkpoint, target: Path) -> None:
+def bring(checkpoint: ray.train.Checkpoint, target: Path) -> None:
     """Add a checkpoint's files to a directory; of files with one name the first one stays, as it is the same one."""
     with checkpoint.as_directory() as directory:
         target.mkdir(parents=True, exist_ok=True)
@@ -266,9 +271,10 @@ def _is_local(checkpoint: ray.train.Checkpoint) -> bool:
     return isinstance(checkpoint.filesystem, pyarrow.fs.LocalFileSystem)
 
 
-def _flatten(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Metrics by one name each: ``{"eval": {"loss": 1}}`` is ``eval/loss``."""
     for name, value in metrics.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}/")
+            yield from flatten(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value
