@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ class Rank:
         total_train_steps: int | None = None,
         version: int | None = 1,
         pid: int | None = None,
+        is_guess: bool = False,
     ) -> None:
         self.say(
             "hello",
@@ -49,6 +51,7 @@ class Rank:
             local_world_size=of,
             total_train_steps=total_train_steps,
             pid=pid or rank + 1000,
+            is_guess=is_guess,
         )
 
     def save(self, step: int, replace_waiting: bool = False) -> None:
@@ -444,3 +447,39 @@ def test_closing_hangs_up_and_lets_nobody_in(server, connect, monkeypatch):
     with pytest.raises(ConnectionRefusedError):
         connect()
     server.close()
+
+
+def test_processes_that_only_guess_who_they_are_are_told_when_both_train(server, connect, notes):
+    first, second, idle = connect(), connect(), connect()
+    for rank, pid in ((first, 11), (second, 12), (idle, 13)):
+        rank.say(
+            "hello", version=1, rank=0, local_rank=0, local_world_size=None, total_train_steps=9, pid=pid, is_guess=True
+        )
+        rank.say("records", step=0, metrics=[])
+    first.say("records", step=1, metrics=[])
+    second.say("records", step=1, metrics=[[1, 1.0, {"loss": 2.0}]])
+    assert second.hear() is None
+    idle.say("bye", has_failed=False)
+    first.say("bye", has_failed=False)
+    for rank in (first, idle):
+        rank.connection.close()
+    server.close()
+    records = server.take_records()
+    assert (records.steps, records.metrics) == ({0: 1}, ())
+    assert len(notes) == 1
+    assert re.match(r"process 1[12] says that it is rank 0, and so does process 1[12]: ", notes[0])
+
+
+def test_a_guess_gives_way_to_a_process_that_knows(server, connect, notes):
+    parent, child = connect(), connect()
+    parent.say(
+        "hello", version=1, rank=0, local_rank=0, local_world_size=None, total_train_steps=9, pid=1, is_guess=True
+    )
+    parent.say("records", step=0, metrics=[])
+    child.greet(0, pid=2)
+    child.say("records", step=3, metrics=[])
+    child.save(3)
+    # It does not wait for one that has no part in the training.
+    assert child.hear() == SAVED
+    assert server.pids == {0: 2}
+    assert notes == []
