@@ -67,12 +67,18 @@ def tell_skipped(path: str, reason: str) -> None:
     click.echo(escape_controls(f"Left out: '{path}' {reason}."), err=True)
 
 
-def tell_ignored(paths: Sequence[str]) -> None:
-    """Say what of a workspace rules leave out: the first of it, and how much more there is."""
-    if paths:
-        named = ", ".join(escape_cell(path) for path in paths[:_NUM_NAMED])
-        more = f" and {len(paths) - _NUM_NAMED} more" if len(paths) > _NUM_NAMED else ""
-        click.echo(f"Left out by .gitignore and .pfignore: {named}{more}.", err=True)
+def tell_ignored(paths: Sequence[str], git_trouble: str | None) -> None:
+    """Say what of a workspace rules leave out: the first of it, and how much more there is; see ``Workspace``."""
+    if not paths:
+        return
+    named = ", ".join(escape_cell(path) for path in paths[:_NUM_NAMED])
+    more = f" and {len(paths) - _NUM_NAMED} more" if len(paths) > _NUM_NAMED else ""
+    click.echo(f"Left out by .gitignore and .pfignore: {named}{more}.", err=True)
+    if git_trouble is not None:
+        click.echo(
+            f"Files that git tracks may be among them, because git does not answer: {escape_cell(git_trouble)}",
+            err=True,
+        )
 
 
 def data_console() -> Console:

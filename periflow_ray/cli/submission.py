@@ -91,7 +91,7 @@ class Submission:
             label = f"{plan.workspace_mount_path}/{workspace.name}"
             talk.print(build_file_tree(label, workspace.files))
             talk.print(f"{len(workspace.files)} files, {format_size(workspace.size)}")
-            tell_ignored(workspace.ignored)
+            tell_ignored(workspace.ignored, workspace.git_trouble)
             for path, reason in workspace.skipped:
                 tell_skipped(path, reason)
             if any(os.path.islink(path) for path, _ in workspace.skipped):

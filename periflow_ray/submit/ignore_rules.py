@@ -47,8 +47,10 @@ class IgnoreRules:
     """
 
     def __init__(self, root: Path) -> None:
+        self.trouble: str | None = None
+        """Why git does not say what it tracks and ignores, where there is a repository."""
         repository = next((folder for folder in (root, *root.parents) if (folder / ".git").exists()), None)
-        ignored = None if repository is None else _ask_git(repository, root)
+        ignored = None if repository is None else self._ask_git(repository, root)
         if ignored is not None and not ignored.isdisjoint(map(str, (root, *root.parents))):
             # It is ignored itself, and was asked for all the same.
             ignored = None
@@ -75,11 +77,18 @@ class IgnoreRules:
         above = self._folders[directory.parent]
         if (directory / ".git").exists():
             # A repository of its own, for example a submodule.
-            above = _Folder(_ask_git(directory, directory), _read_exclude(directory), above.own_rules)
+            above = _Folder(self._ask_git(directory, directory), _read_exclude(directory), above.own_rules)
         elif above.ignored_by_git is not None and str(directory) in above.ignored_by_git:
             # .pfignore took it back in; git says nothing more of what is in it.
             above = _Folder(None, above.git_rules, above.own_rules)
         self._folders[directory] = _open(directory, above)
+
+    def _ask_git(self, repository: Path, directory: Path) -> frozenset[str] | None:
+        try:
+            return _list_ignored(repository, directory)
+        except _NoAnswerError as err:
+            self.trouble = self.trouble or str(err)
+            return None
 
 
 def _open(directory: Path, above: _Folder) -> _Folder:
@@ -90,8 +99,16 @@ def _open(directory: Path, above: _Folder) -> _Folder:
     )
 
 
-def _ask_git(repository: Path, directory: Path) -> frozenset[str] | None:
-    """What git ignores below a directory, as full paths; None if there is no git, or it does not answer."""
+class _NoAnswerError(Exception):
+    pass
+
+
+def _list_ignored(repository: Path, directory: Path) -> frozenset[str]:
+    """What git ignores below a directory, as full paths.
+
+    Raises:
+        _NoAnswerError: there is no git, or it does not answer.
+    """
     environ = {name: value for name, value in os.environ.items() if name not in _GIT_PLACES}
     # A file system monitor is a program that the repository's configuration names.
     command = ["git", "-c", "core.fsmonitor=false", "-C", str(repository), "ls-files", "-z"]
@@ -104,10 +121,13 @@ def _ask_git(repository: Path, directory: Path) -> frozenset[str] | None:
             env={**environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_LITERAL_PATHSPECS": "1"},
             timeout=_GIT_TIMEOUT_S,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
+    except FileNotFoundError:
+        raise _NoAnswerError("it is not installed") from None
+    except (OSError, subprocess.TimeoutExpired) as err:
+        raise _NoAnswerError(str(err)) from err
     if answer.returncode != 0:
-        return None
+        words = answer.stderr.decode(errors="replace").strip() or f"exit code {answer.returncode}"
+        raise _NoAnswerError(words.split("\n")[0])
     names = filter(None, answer.stdout.split(b"\0"))
     return frozenset(os.path.normpath(os.path.join(repository, os.fsdecode(name))) for name in names)
 

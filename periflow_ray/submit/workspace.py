@@ -32,6 +32,7 @@ class Workspace:
         entries: directories and links.
         skipped: full paths of what cannot be packaged, and why.
         ignored: what rules leave out; a directory, with a slash at its end, stands for all that is in it.
+        git_trouble: why git does not say what it tracks and ignores, where there is a repository.
     """
 
     directory: Path
@@ -40,6 +41,7 @@ class Workspace:
     entries: Sequence[TreeEntry] = ()
     skipped: Sequence[tuple[str, str]] = ()
     ignored: Sequence[str] = ()
+    git_trouble: str | None = None
 
     @property
     def size(self) -> int:
@@ -122,7 +124,7 @@ def _collect(root: Path, name: str) -> Workspace:
     except OSError as err:
         raise WorkspaceError(f"cannot read '{err.filename or root}': {err.strerror or err}") from err
     sizes = {file.path: file.stat.st_size for file in files}
-    return Workspace(root, name, dict(sorted(sizes.items())), entries, skipped, ignored)
+    return Workspace(root, name, dict(sorted(sizes.items())), entries, skipped, ignored, rules.trouble)
 
 
 def _add_file(archive: tarfile.TarFile, workspace: Workspace, relative: str) -> None:

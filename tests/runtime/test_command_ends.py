@@ -5,12 +5,14 @@ Real commands below a real shell of a member, without Ray.
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.links import NO_LINKS
 
 from periflow_ray.jobs import claim_job_id, read_claim
 from periflow_ray.jobs.logs import LogWriter
@@ -20,7 +22,7 @@ from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.job_end import describe_early_end
 from periflow_ray.runtime.member import sandbox as sandbox_module
 from periflow_ray.runtime.member.log import MemberLog
-from periflow_ray.runtime.member.shell import Links, Records
+from periflow_ray.runtime.member.shell import Records
 from periflow_ray.runtime.monitor.contract import AttemptStart, Ending
 from periflow_ray.spec import JobSpec
 from periflow_ray.store.root import StorageRoot
@@ -59,7 +61,10 @@ def run(root: StorageRoot, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
             shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), {}, log, lambda text: None)
             shell.prepare(1)
-            shell.start(AttemptStart(1, 1), Links(lambda step, replace_waiting: snapshots.append(step), lambda _: None))
+            shell.start(
+                AttemptStart(1, 1),
+                dataclasses.replace(NO_LINKS, save=lambda step, replace_waiting: snapshots.append(step)),
+            )
             failure = shell.wait()
             shell.close()
             failure = failure or shell.check()

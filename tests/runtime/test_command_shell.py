@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from support.links import NO_LINKS
 from support.powerless_keeper import use_powerless_keeper
 
 from periflow_ray.errors import JobFailedError
@@ -20,7 +21,6 @@ from periflow_ray.plan import build_plan, find_vm
 from periflow_ray.runtime.command_jobs.shell import CommandShell
 from periflow_ray.runtime.member import sandbox as sandbox_module
 from periflow_ray.runtime.member.log import MemberLog
-from periflow_ray.runtime.member.shell import Links
 from periflow_ray.runtime.monitor.contract import AttemptStart
 from periflow_ray.spec import JobSpec
 from periflow_ray.store.root import StorageRoot
@@ -57,13 +57,7 @@ def test_a_process_that_cannot_be_ended_is_told_and_the_next_attempt_has_other_d
         first = shell.output_dir
         shell.start(
             AttemptStart(1, 1),
-            Links(
-                lambda step, replace_waiting: None,
-                lambda step: None,
-                lambda step, source, is_awaited: None,
-                lambda number, has_files: has_files,
-                lambda: None,
-            ),
+            NO_LINKS,
         )
         failure = shell.wait()
         shell.close()
@@ -96,7 +90,7 @@ def run_command(
         shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), secrets or {}, log, log.write)
         try:
             shell.prepare(1)
-            shell.start(AttemptStart(1, 1), Links(lambda step, replace_waiting: None, lambda step: None))
+            shell.start(AttemptStart(1, 1), NO_LINKS)
             failure = shell.wait() or shell.check()
         finally:
             shell.close()
@@ -211,7 +205,7 @@ def test_the_command_inherits_the_variables_of_the_shell_that_submitted_it(root,
             secrets = {"SECRET": "stored"}
             shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), secrets, log, print, shell_variables)
             shell.prepare(1)
-            shell.start(AttemptStart(1, 1), Links(lambda step, replace_waiting: None, lambda step: None))
+            shell.start(AttemptStart(1, 1), NO_LINKS)
             assert shell.wait() is None
             shell.close()
             shell.close_launcher()

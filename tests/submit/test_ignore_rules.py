@@ -41,8 +41,12 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def has_git(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """The same with git, and where it is not installed."""
     if request.param == "no git":
-        monkeypatch.setattr(ignore_rules, "_ask_git", lambda *asked: None)
+        monkeypatch.setattr(ignore_rules, "_list_ignored", refuse)
     return bool(request.param == "git")
+
+
+def refuse(*asked: Path) -> frozenset[str]:
+    raise ignore_rules._NoAnswerError("it is not installed")
 
 
 def names(workspace: Workspace) -> set[str]:
@@ -96,7 +100,7 @@ def test_a_workspace_has_the_files_that_git_would_add(files, tracked, rules, exc
         expected_without_git = git(repository, "ls-files", "-coz", "--exclude-standard").split("\0")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-            patch.setattr(ignore_rules, "_ask_git", lambda *asked: None)
+            patch.setattr(ignore_rules, "_list_ignored", refuse)
             assert names(scan_workspace(repository)) == set(filter(None, expected_without_git))
         for number in tracked:
             git(repository, "add", "-f", str(present[number % len(present)]))
@@ -106,7 +110,7 @@ def test_a_workspace_has_the_files_that_git_would_add(files, tracked, rules, exc
             listed = git(workspace, "ls-files", "-coz", "--exclude-standard").split("\0")
             places = [str(place) for place in (workspace, *workspace.parents)]
             # What is asked for by name is sent though it is ignored.
-            if (ignore_rules._ask_git(repository, workspace) or frozenset()).isdisjoint(places):
+            if ignore_rules._list_ignored(repository, workspace).isdisjoint(places):
                 assert names(scan_workspace(workspace)) == set(filter(None, listed))
 
 
@@ -189,3 +193,19 @@ def test_names_in_any_script_and_names_that_are_no_text_are_matched(repository, 
     with (repository / ".gitignore").open("ab") as rules:
         rules.write(b"\xff.log\n")
     assert names(scan_workspace(repository)) == {".gitignore", "검증.py", os.fsdecode(b"\xff.py")}
+
+
+def test_a_git_that_does_not_answer_is_told(repository, tmp_path, monkeypatch):
+    write(repository, **{".gitignore": "*.yaml\n", "kept.yaml": "", "main.py": ""})
+    git(repository, "add", "-f", "kept.yaml")
+    assert scan_workspace(repository).git_trouble is None
+    (repository / ".git" / "index").write_bytes(b"damaged")
+    workspace = scan_workspace(repository)
+    assert (names(workspace), workspace.ignored) == ({".gitignore", "main.py"}, ["kept.yaml"])
+    assert workspace.git_trouble is not None
+    assert "index" in workspace.git_trouble
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert scan_workspace(repository).git_trouble == "it is not installed"
+    assert scan_workspace(tmp_path).git_trouble == "it is not installed"
+    (repository / ".git").rename(tmp_path / "elsewhere")
+    assert scan_workspace(repository).git_trouble is None

@@ -144,10 +144,14 @@ def test_what_of_a_workspace_is_not_sent_is_told(tmp_path: Path, server: JobServ
     def told() -> list[str]:
         result = submit(TEMPLATE, *options, "-d", str(workspace))
         assert result.exit_code == 0, result.stderr
-        return [line for line in result.stderr.splitlines() if "eft out" in line or "link" in line]
+        return [line for line in result.stderr.splitlines() if "eft out" in line or "link" in line or "git " in line]
 
     everything = "Left out by .gitignore and .pfignore: .env, .gitignore, .pfignore, data/, run-0.log and 4 more."
     assert told() == [everything]
+    (workspace / ".git").write_text("gitdir: nowhere")
+    assert told()[0] == everything
+    assert told()[1].startswith("Files that git tracks may be among them, because git does not answer: fatal: ")
+    (workspace / ".git").unlink()
     (workspace / "shared").symlink_to("/usr/share")
     assert told() == [
         everything,

@@ -1,0 +1,13 @@
+"""The links of a shell whose member is not there."""
+
+from __future__ import annotations
+
+from periflow_ray.runtime.member.shell import Links
+
+NO_LINKS = Links(
+    save=lambda step, replace_waiting: None,
+    miss_save=lambda step: None,
+    save_from=lambda step, source, is_awaited: None,
+    meet_at_report=lambda number, has_files: has_files,
+    newest_commit=lambda: None,
+)
