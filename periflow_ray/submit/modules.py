@@ -19,16 +19,21 @@ def scan_modules() -> Workspace:
 
 def find_modules() -> Path:
     """The folder from which the running script imports its own modules."""
-    return find_script_dir(sys.path[0], sys.prefix)
+    main = sys.modules["__main__"]
+    # A module that python -m runs has a spec, and imports from the working directory.
+    script = None if main.__spec__ is not None else getattr(main, "__file__", None)
+    return find_script_dir(script, sys.prefix)
 
 
-def find_script_dir(first_path: str, python_prefix: str) -> Path:
+def find_script_dir(script: str | None, python_prefix: str) -> Path:
     """The script's folder by Python's rules; the working directory for a notebook, and for a program of Python's own.
 
+    ``sys.path`` does not tell: Ray puts a folder of its own before the script's.
+
     Args:
-        first_path: the first entry of ``sys.path``.
+        script: the file that runs, if it is one.
         python_prefix: where Python and its installed programs are.
     """
-    directory = Path(first_path or ".").resolve()
+    directory = Path.cwd() if script is None else Path(script).resolve().parent
     is_installed = directory.is_relative_to(Path(python_prefix).resolve())
     return Path.cwd() if is_installed or not directory.is_dir() else directory

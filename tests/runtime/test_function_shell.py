@@ -349,11 +349,12 @@ def test_the_job_s_modules_are_there_when_the_function_is_loaded(run_monitor, ro
 
 
 @pytest.mark.parametrize(
-    ("first_path", "is_cwd"), [("script", False), ("", True), ("python/bin", True), ("no-such-folder", True)]
+    ("script", "folder"),
+    [("script/main.py", "script"), (None, "."), ("python/bin/jupyter", "."), ("no-such-folder/main.py", ".")],
 )
-def test_the_script_s_folder_is_where_python_looks_first(tmp_path, monkeypatch, first_path, is_cwd):
+def test_the_script_s_folder_is_where_python_looks_first(tmp_path, monkeypatch, script, folder):
     (tmp_path / "script").mkdir()
     (tmp_path / "python" / "bin").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    found = find_script_dir(str(tmp_path / first_path) if first_path else "", str(tmp_path / "python"))
-    assert found == (tmp_path if is_cwd else tmp_path / first_path)
+    found = find_script_dir(None if script is None else str(tmp_path / script), str(tmp_path / "python"))
+    assert found == tmp_path / folder

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from ray import tune
 
 import periflow_ray
 from periflow_ray.errors import UsageError
-from periflow_ray.runtime.function_jobs.command import FUNCTION_FILE, FunctionCommand, write_function
+from periflow_ray.runtime.function_jobs.command import FUNCTION_FILE, FunctionCommand
 from periflow_ray.runtime.ray_private import TrialResults, make_result_grid
 from periflow_ray.spec import KeepBest, parse_job, parse_sweep
 from periflow_ray.sweeps.space import domain_of, parameter_of
@@ -111,30 +112,41 @@ def test_a_trainer_is_a_template_of_its_trials() -> None:
     assert command == FunctionCommand(train, {"depth": 2})
 
 
-def test_modules_beside_a_script_travel_with_its_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+WRITER = """
+import sys
+from pathlib import Path
+import ray, helper
+from periflow_ray.runtime.function_jobs.command import FunctionCommand, write_function
+from periflow_ray.submit.modules import find_modules
+
+def train(config):
+    import torch.distributed as dist
+    print(helper.scale(config["x"]), dist.get_backend(), dist.get_world_size())
+
+write_function(FunctionCommand(train, {"x": 6}, modules_dir=str(find_modules())), Path(sys.argv[1]))
+"""
+
+
+def test_a_function_is_called_by_a_command_with_the_modules_beside_its_script(tmp_path: Path) -> None:
     folder = tmp_path / "script"
     (folder / "package").mkdir(parents=True)
     (folder / "package" / "__init__.py").write_text("FACTOR = 7\n")
     (folder / "helper.py").write_text("import package\n\ndef scale(value):\n    return value * package.FACTOR\n")
-    script = folder / "script.py"
-    script.write_text("import helper\n\ndef train(config):\n    print(helper.scale(config['x']))\n")
-    monkeypatch.syspath_prepend(str(folder))
-    loaded = importlib.util.spec_from_file_location("script", script)
-    assert loaded is not None
-    assert loaded.loader is not None
-    module = importlib.util.module_from_spec(loaded)
-    for name in ("script", "helper", "package"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setitem(sys.modules, "script", module)
-    loaded.loader.exec_module(module)
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
-    write_function(FunctionCommand(module.train, None), tmp_path / "function")
-
-    call = f"import cloudpickle; cloudpickle.load(open({str(tmp_path / 'function' / FUNCTION_FILE)!r}, 'rb'))"
+    (folder / "script.py").write_text(WRITER)
+    # Not from its own folder.
+    subprocess.run([sys.executable, folder / "script.py", tmp_path / "function"], cwd=tmp_path, check=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     done = subprocess.run(
-        [sys.executable, "-c", f"{call}.train_loop({{'x': 6}})"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-m", "periflow_ray.runtime.function_jobs.command", tmp_path / "function" / FUNCTION_FILE],
+        env={**os.environ, **ranks},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
-    assert (done.stdout, done.returncode) == ("42\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("42 gloo 1\n", 0), done.stderr
 
 
 def test_ray_tunes_result_grid_has_what_the_trials_reported() -> None:
