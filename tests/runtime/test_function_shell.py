@@ -1,4 +1,7 @@
-"""A function job's member in this process: the function, its session, its log, and what counts as a hang."""
+"""A function job's member in this process: the function, its session, its log, and what counts as a hang.
+
+Long because everything that a function does in its process, in the SDK's words or in Ray's, is tried in one way.
+"""
 
 from __future__ import annotations
 
