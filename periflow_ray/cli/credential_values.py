@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from periflow_ray.cli.choice import Choice
 from periflow_ray.credentials.credential_types import CredentialType, CredentialValue, describe_alternatives
 from periflow_ray.errors import UsageError
 from periflow_ray.submit.environment import parse_assignments, unquote
@@ -19,7 +20,7 @@ def ask_values(kind: CredentialType) -> dict[str, str]:
     if len(kind.alternatives) > 1:
         # An alternative is told from the others by its last value: account_key, sas_token, connection_string.
         by_last_name = {names[-1]: list(names) for names in kind.alternatives}
-        chosen = click.prompt("What do you have", type=click.Choice(list(by_last_name)), err=True)
+        chosen = click.prompt("What do you have", type=Choice(list(by_last_name)), err=True)
         names = by_last_name[chosen]
     values = {}
     for value in kind.values:

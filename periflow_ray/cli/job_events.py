@@ -32,7 +32,13 @@ def events(job_id: int, root: StorageRoot, output: str) -> None:
     rows = [(format_time(e.time_unix_s), str(e.attempt or NOTHING), e.kind, e.text) for e in found]
 
     def draw(console: Console) -> None:
-        draw_table(console, ("Time", "Attempt", "Kind", "Event"), rows, text_column="Event")
+        draw_table(
+            console,
+            ("Time", "Attempt", "Kind", "Event"),
+            rows,
+            text_column="Event",
+            dropped_first=("Kind", "Attempt"),
+        )
 
     write_output(output, [event_document(event) for event in found], draw)
 

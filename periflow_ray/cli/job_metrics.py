@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from periflow_ray.cli.complete import complete_metric
 from periflow_ray.cli.format import format_time, format_value, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import job_argument, storage_option
@@ -69,14 +70,23 @@ def list_command(job_id: int, rank: int, root: StorageRoot, output: str) -> None
 
     def draw(console: Console) -> None:
         rows = [(d["name"], str(d["count"]), format_value(d["last_value"]), str(d["last_step"])) for d in documents]
-        draw_table(console, ("Name", "Count", "Last value", "Last step"), rows)
+        if rows:
+            draw_table(console, ("Name", "Count", "Last value", "Last step"), rows, dropped_first=("Count",))
 
     write_output(output, documents, draw)
+    if not documents:
+        click.echo(f"Job {job_id} has no metrics of rank {rank} yet. They come from pf.metric({{...}}).", err=True)
 
 
 @click.command()
 @job_argument
-@click.option("--name", "names", multiple=True, help="Name of a metric; repeatable.  [default: all]")
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    shell_complete=complete_metric,
+    help="Name of a metric; repeatable.  [default: all]",
+)
 @click.option(
     "--limit", type=click.IntRange(min=1), default=10, show_default=True, help="How many last values per name."
 )
@@ -166,7 +176,7 @@ def _draw_values(console: Console, series: Sequence[Series], all_ranks: bool) ->
             values = [format_value(row[name].value) if name in row else "" for name in names]
             moment = format_time(min(point.time_unix_s for point in row.values()))
             cells.append([str(step), *([str(rank)] if all_ranks else []), moment, *values])
-    draw_table(console, ["Step", *(["Rank"] if all_ranks else []), "Time", *names], cells)
+    draw_table(console, ["Step", *(["Rank"] if all_ranks else []), "Time", *names], cells, dropped_first=["Time"])
 
 
 def _draw_in_terminal(console: Console, name: str, series: Sequence[Series]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from periflow_ray.cli.complete import complete_cluster, complete_vm
 from periflow_ray.cli.options import chosen_credential, job_argument, storage_option
 from periflow_ray.cli.output import talk_console
 from periflow_ray.cli.target import connect_target, count_gpus, driver_options
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @job_argument
-@click.option("-v", "--vm", "vm_name", help="VM type to go on with.  [default: the job's]")
+@click.option("-v", "--vm", "vm_name", shell_complete=complete_vm, help="VM type to go on with.  [default: the job's]")
 @click.option("--num-devices", type=int, help="Devices of the whole job.  [default: as many as before]")
 @click.option("--local", "is_local", is_flag=True, help="Go on on this machine, on an embedded Ray cluster.")
 @click.option(
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--address",
+    shell_complete=complete_cluster,
     help="Running Ray cluster: its name (periflow-ray cluster list) or http://HOST:8265.  [default: $RAY_ADDRESS, else "
     "the job's cluster]",
 )

@@ -26,10 +26,12 @@ JOB_COLUMNS = (
     "Progress",
 )
 
+_DROPPED_FIRST = ("Created by", "Data", "Device", "Device Cnt", "Start", "Duration", "Progress")
+
 
 def draw_jobs(console: Console, jobs: Sequence[Job]) -> None:
     """A table with one row a job."""
-    draw_table(console, JOB_COLUMNS, [_row(job) for job in jobs])
+    draw_table(console, JOB_COLUMNS, [_row(job) for job in jobs], dropped_first=_DROPPED_FIRST)
 
 
 def job_document(job: Job) -> dict[str, Any]:

@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from periflow_ray.cli.file_tree import build_file_tree
-from periflow_ray.cli.options import chosen_credential
+from periflow_ray.cli.options import chosen_credential, confirm
 from periflow_ray.cli.output import talk_console, tell_skipped
 from periflow_ray.cli.submission_options import SubmissionOptions
 from periflow_ray.cli.target import Target, connect_target, count_gpus, driver_options
@@ -209,6 +207,6 @@ def _ensure_experiment(root: StorageRoot, plan: JobPlan, is_confirmed: bool) -> 
     if plan.experiment is None or has_experiment(root, plan.experiment):
         return
     if not is_confirmed and sys.stdin.isatty():
-        click.confirm(f"Experiment '{plan.experiment}' does not exist. Create it?", abort=True, err=True, default=True)
+        confirm(f"Experiment '{plan.experiment}' does not exist. Create it?", default=True)
     create_experiment(root, plan.experiment)
     talk_console().print(f"Experiment '{plan.experiment}' was created.")

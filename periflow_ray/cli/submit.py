@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from periflow_ray.cli.options import storage_option, yes_option
-from periflow_ray.cli.output import build_fields, output_option, talk_console, write_output
+from periflow_ray.cli.output import draw_fields, output_option, talk_console, write_output
 from periflow_ray.cli.submission import Submission
 from periflow_ray.cli.submission_options import SubmissionOptions, submission_options
 
@@ -56,4 +56,4 @@ def submit(
 def _show_plan(plan: JobPlan, output: str) -> None:
     from periflow_ray.plan import describe_plan, plan_document
 
-    write_output(output, plan_document(plan), lambda console: console.print(build_fields(dict(describe_plan(plan)))))
+    write_output(output, plan_document(plan), lambda console: draw_fields(console, dict(describe_plan(plan))))

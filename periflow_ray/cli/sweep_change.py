@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from periflow_ray.cli.options import storage_option, sweep_argument, yes_option
+from periflow_ray.cli.options import confirm, storage_option, sweep_argument, yes_option
 from periflow_ray.errors import UsageError
 from periflow_ray.jobs import JobState, delete_job, write_state
 from periflow_ray.sweeps.documents import read_sweep
@@ -61,9 +61,7 @@ def delete(sweep_id: int, is_confirmed: bool, root: StorageRoot) -> None:
     job_ids = [job_id for trial in read_trials(root, sweep_id).values() for job_id in trial.job_ids]
     _require_ended(root, sweep_id)
     if not is_confirmed:
-        click.confirm(
-            f"Delete sweep {sweep_id} and its {len(job_ids)} trials with their checkpoints?", abort=True, err=True
-        )
+        confirm(f"Delete sweep {sweep_id} and its {len(job_ids)} trials with their checkpoints?")
     for job_id in job_ids:
         # One whose agent was lost with the cluster has not said that it ended.
         if not settle_state(root, job_id).has_ended:
