@@ -15,8 +15,9 @@ from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.format import NOTHING, format_time, format_value, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import find_job, storage_option
-from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, tell_empty, write_output
+from periflow_ray.cli.output import output_option, tell_empty, write_output
 from periflow_ray.cli.plain_text import escape_cell
+from periflow_ray.cli.tables import build_fields, draw_panels, draw_table
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.jobs import read_record
 from periflow_ray.jobs.checkpoint_status import CheckpointEntry, find_entry, list_all

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from periflow_ray.cli.checkpoint import resolve_id
 from periflow_ray.cli.complete import complete_checkpoint, complete_credential
 from periflow_ray.cli.options import storage_option
-from periflow_ray.cli.output import draw_table, output_option, talk_console, tell_skipped, write_output
+from periflow_ray.cli.output import output_option, talk_console, tell_skipped, write_output
+from periflow_ray.cli.tables import draw_table
 from periflow_ray.errors import CorruptCheckpointError, StorageError, UsageError
 from periflow_ray.jobs.user import user_name
 from periflow_ray.store.checkpoints import find_checkpoint, restore, verify

@@ -11,15 +11,8 @@ from rich.console import Console
 from periflow_ray.cli.complete import complete_cluster
 from periflow_ray.cli.format import NOTHING, format_duration, format_time, iso_time
 from periflow_ray.cli.options import storage_option
-from periflow_ray.cli.output import (
-    build_fields,
-    draw_panels,
-    draw_table,
-    output_option,
-    tell_empty,
-    tell_left_out,
-    write_output,
-)
+from periflow_ray.cli.output import output_option, tell_empty, tell_left_out, write_output
+from periflow_ray.cli.tables import build_fields, draw_panels, draw_table
 from periflow_ray.cluster.providers.prices import machine_usd_per_hour
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from periflow_ray.cli.credential_values import ask_values, parse_values, read_fr
 from periflow_ray.cli.format import NOTHING, format_time, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import confirm, yes_option
-from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
+from periflow_ray.cli.output import output_option, write_output
+from periflow_ray.cli.tables import build_fields, draw_panels, draw_table
 from periflow_ray.credentials import (
     Credential,
     create_credential,

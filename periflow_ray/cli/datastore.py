@@ -12,15 +12,8 @@ from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.format import NOTHING, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import confirm, storage_option, yes_option
-from periflow_ray.cli.output import (
-    build_fields,
-    draw_panels,
-    draw_table,
-    output_option,
-    tell_empty,
-    tell_left_out,
-    write_output,
-)
+from periflow_ray.cli.output import output_option, tell_empty, tell_left_out, write_output
+from periflow_ray.cli.tables import build_fields, draw_panels, draw_table
 from periflow_ray.finite_json import dump_json
 from periflow_ray.store.backends import BACKENDS
 from periflow_ray.store.backends.backend import scheme_of

@@ -12,15 +12,8 @@ from periflow_ray.cli.format import format_time, iso_time
 from periflow_ray.cli.job_table import draw_jobs, job_document
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import confirm, storage_option, yes_option
-from periflow_ray.cli.output import (
-    build_fields,
-    draw_panels,
-    draw_table,
-    output_option,
-    tell_empty,
-    tell_left_out,
-    write_output,
-)
+from periflow_ray.cli.output import output_option, tell_empty, tell_left_out, write_output
+from periflow_ray.cli.tables import build_fields, draw_panels, draw_table
 from periflow_ray.jobs import list_jobs
 from periflow_ray.jobs.experiments import (
     create_experiment,

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from periflow_ray.cli.format import NOTHING, format_time, iso_time
 from periflow_ray.cli.options import job_argument, storage_option
-from periflow_ray.cli.output import draw_table, output_option, write_output
+from periflow_ray.cli.output import output_option, write_output
+from periflow_ray.cli.tables import draw_table
 from periflow_ray.jobs import read_record
 from periflow_ray.jobs.events import Event, read_events
 from periflow_ray.store.root import StorageRoot

@@ -13,11 +13,12 @@ from periflow_ray.cli.complete import complete_metric
 from periflow_ray.cli.format import format_time, format_value, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import job_argument, storage_option
-from periflow_ray.cli.output import draw_table, output_option, write_output
+from periflow_ray.cli.output import output_option, write_output
 from periflow_ray.cli.picture import check_picture_path, write_picture
 from periflow_ray.cli.plain_text import escape_cell
 from periflow_ray.cli.plot import draw_plot
 from periflow_ray.cli.series import Point, Series, build_series, thin_numbers
+from periflow_ray.cli.tables import draw_table
 from periflow_ray.errors import NotFoundError, UsageError
 from periflow_ray.jobs import read_record
 from periflow_ray.jobs.metrics import Metric, list_metric_names, read_metrics

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from periflow_ray.cli.format import NOTHING, format_duration, format_time, iso_time
-from periflow_ray.cli.output import draw_table
+from periflow_ray.cli.tables import draw_table
 from periflow_ray.jobs import Job, JobProgress, JobState
 
 JOB_COLUMNS = (

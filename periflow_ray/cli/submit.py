@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from periflow_ray.cli.options import storage_option, yes_option
-from periflow_ray.cli.output import draw_fields, output_option, talk_console, write_output
+from periflow_ray.cli.output import output_option, talk_console, write_output
 from periflow_ray.cli.submission import Submission
 from periflow_ray.cli.submission_options import SubmissionOptions, submission_options
+from periflow_ray.cli.tables import draw_fields
 
 if TYPE_CHECKING:
     from periflow_ray.plan import JobPlan

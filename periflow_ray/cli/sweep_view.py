@@ -11,7 +11,8 @@ import click
 
 from periflow_ray.cli.format import NOTHING, format_duration, format_time, iso_time
 from periflow_ray.cli.options import storage_option, sweep_argument
-from periflow_ray.cli.output import draw_fields, draw_table, output_option, tell_empty, tell_left_out, write_output
+from periflow_ray.cli.output import output_option, tell_empty, tell_left_out, write_output
+from periflow_ray.cli.tables import draw_fields, draw_table
 from periflow_ray.errors import UsageError
 from periflow_ray.jobs import JobState, list_jobs, read_state
 from periflow_ray.plan.trial import text_of

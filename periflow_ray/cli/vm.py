@@ -11,7 +11,8 @@ from periflow_ray.cli.choice import Choice, require_known
 from periflow_ray.cli.complete import complete_device, complete_region
 from periflow_ray.cli.format import NOTHING
 from periflow_ray.cli.lazy import LazyGroup
-from periflow_ray.cli.output import draw_table, output_option, write_output
+from periflow_ray.cli.output import output_option, write_output
+from periflow_ray.cli.tables import draw_table
 from periflow_ray.plan.catalogue import VmType, load_catalogue
 
 _COLUMNS = (

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.format import format_duration, format_time, format_value, iso_time
-from periflow_ray.cli.output import draw_table
+from periflow_ray.cli.tables import draw_table
 from periflow_ray.store.size_text import format_size
 
 

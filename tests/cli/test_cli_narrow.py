@@ -17,7 +17,7 @@ from support.sample_checkpoints import ID, write_sample_checkpoints
 from support.sample_jobs import NEW_YEAR_UNIX_S, build_record
 from support.terminal import COLUMNS, open_terminal, without_styles
 
-from periflow_ray.cli.output import draw_table
+from periflow_ray.cli.tables import draw_table
 from periflow_ray.cluster.records import ClusterRecord, write_cluster
 from periflow_ray.credentials import CREDENTIALS_FILE_VARIABLE, create_credential
 from periflow_ray.jobs import JobState, write_record, write_state
