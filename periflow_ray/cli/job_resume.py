@@ -94,7 +94,7 @@ def resume(
     if follow:
         from periflow_ray.cli.follow import follow_job, raise_unless_success
 
-        raise_unless_success(job_id, follow_job(root, job_id, console=talk, num_past_lines=0))
+        raise_unless_success(root, job_id, follow_job(root, job_id, console=talk, num_past_lines=0))
         talk.print(f"Job ({job_id}) succeeded.")
 
 
@@ -126,8 +126,9 @@ def _move(
         num_devices=before.num_devices if num_devices is None else num_devices,
         storage_uri=storage_uri,
         storage_credential=chosen_credential(),
-        num_local_cpus=os.cpu_count(),
-        num_local_gpus=num_gpus,
+        # Another machine's are not known.
+        num_local_cpus=os.cpu_count() if runs_here else None,
+        num_local_gpus=num_gpus if runs_here else None,
     )
 
 

@@ -16,7 +16,7 @@ from periflow_ray import __version__
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.plain_text import escape_controls
 from periflow_ray.cli.price_copy import apply_price_copy, price_copy_path
-from periflow_ray.errors import PeriflowRayError
+from periflow_ray.errors import JobStoppedError, PeriflowRayError
 
 INTERRUPTED_EXIT_CODE = 130
 
@@ -53,6 +53,10 @@ class RootGroup(LazyGroup):
             sys.exit(_describe_abort(abort))
         except click.ClickException as err:
             err.show()
+            sys.exit(err.exit_code)
+        except JobStoppedError as err:
+            # What somebody wanted is no error.
+            click.echo(escape_controls(str(err)), err=True)
             sys.exit(err.exit_code)
         except PeriflowRayError as err:
             click.echo(escape_controls(f"Error: {err}"), err=True)

@@ -17,6 +17,7 @@ from periflow_ray.plan import JobPlan, NodeFacts, drop_internal_variables, rewri
 from periflow_ray.processes import Command, CommandResult
 from periflow_ray.runtime.command_jobs import warm_launcher
 from periflow_ray.runtime.command_jobs.launchers import LAUNCHERS, Run
+from periflow_ray.runtime.command_jobs.launchers.torchrun_stop import StopFilter
 from periflow_ray.runtime.diagnosis import Failure, diagnose
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
@@ -82,6 +83,7 @@ class NodeCommands:
 
         def wait_for(running: _Running) -> None:
             result = running.command.wait()
+            running.output.close()
             self.left += result.left
             failure = None if result.is_success else self._diagnose(running, result)
             if failure is not None:
@@ -98,19 +100,21 @@ class NodeCommands:
     def stop(self, grace_s: float = COMMAND_GRACE_S) -> None:
         """Ask every command to end, within the grace time; ``wait`` returns then."""
         for running in self._running:
+            running.output.begin()
             running.command.stop(grace_s)
 
     def _start(self, run: Run) -> _Running:
         lines: deque[str] = deque(maxlen=NUM_KEPT_LINES)
+        output = StopFilter(lambda text: lines.append(self._log.write(text)))
         command = Command(
             ["bash", "-c", self._rewrite(self._plan.command)],
             env=self._build_env(run.environment),
             working_dir=self._sandbox.path_of(self._plan.workspace_mount_path),
             grace_s=COMMAND_GRACE_S,
-            on_line=lambda text: lines.append(self._log.write(text)),
+            on_line=output.take,
             mask=self._log.mask,
         ).start()
-        return _Running(command, run.rank, lines)
+        return _Running(command, run.rank, lines, output)
 
     def _diagnose(self, running: _Running, result: CommandResult) -> Failure:
         return diagnose(
@@ -161,3 +165,4 @@ class _Running:
     command: Command
     rank: int | None
     lines: deque[str]
+    output: StopFilter
