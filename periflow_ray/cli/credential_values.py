@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -83,10 +85,18 @@ def _ask(value: CredentialValue, *, is_optional: bool) -> str:
         f"{value.name} (Enter for none)" if is_optional else value.name,
         default="" if is_optional else None,
         show_default=False,
-        hide_input=value.is_secret,
+        # A pipe shows nothing, and Python would warn that it cannot hide it.
+        hide_input=value.is_secret and not _is_piped(),
         err=True,
     )
     return answer.strip()
+
+
+def _is_piped() -> bool:
+    try:
+        return not os.isatty(sys.stdin.fileno())
+    except (OSError, ValueError):
+        return False
 
 
 def _read_document(path: Path) -> str:

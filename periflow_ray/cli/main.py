@@ -26,6 +26,7 @@ COMMANDS = {
     "sweep": ("periflow_ray.cli.sweep:sweep", "Hyperparameter sweeps over a template's job."),
     "vm": ("periflow_ray.cli.vm:vm", "VM types that a template may name."),
     "cluster": ("periflow_ray.cli.cluster:cluster", "Ray clusters on AWS and Azure."),
+    "local": ("periflow_ray.cli.local:local", "The embedded Ray cluster of this machine."),
     "experiment": ("periflow_ray.cli.experiment:experiment", "Named groups of jobs."),
     "datastore": ("periflow_ray.cli.datastore:datastore", "Datasets that jobs read."),
     "dataset": ("periflow_ray.cli.datastore:datastore", "The same as datastore."),
