@@ -1,4 +1,4 @@
-"""The embedded cluster, looked at and ended by its commands."""
+"""The embedded cluster, looked at and ended by its commands; one of its own, because its end is what is tested."""
 
 from __future__ import annotations
 
