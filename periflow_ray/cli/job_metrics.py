@@ -36,7 +36,7 @@ _MAX_PLOT_COLUMNS = 100
 def metrics() -> None:
     """List and plot a job's metrics.
 
-    On a local storage root, TensorBoard shows them too: tensorboard --logdir STORAGE_ROOT/jobs
+    TensorBoard shows them too: periflow-ray job tensorboard
 
     \b
     Example:

@@ -94,6 +94,7 @@ def test_every_command_of_the_contract_exists():
         "job stop",
         "job template",
         "job template create",
+        "job tensorboard",
         "job view",
         "local",
         "local status",
