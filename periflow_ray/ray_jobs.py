@@ -115,8 +115,20 @@ class RayJobs:
 
     def has_running_jobs(self) -> bool:
         """Whether any job of the cluster has not ended."""
-        jobs = self._request("GET", "/api/jobs/")
-        return any(job["status"] not in ENDED_RAY_STATUSES for job in jobs)
+        return self.count_running_jobs() > 0
+
+    def count_running_jobs(self) -> int:
+        """How many jobs of the cluster have not ended."""
+        return len(self._list_running_jobs())
+
+    def stop_all(self) -> None:
+        """Ask every job that was submitted to end; function jobs end with the cluster."""
+        for job in self._list_running_jobs():
+            if job.get("submission_id"):
+                self.stop(job["submission_id"])
+
+    def _list_running_jobs(self) -> list[dict[str, Any]]:
+        return [job for job in self._request("GET", "/api/jobs/") if job["status"] not in ENDED_RAY_STATUSES]
 
     def _request(self, method: str, path: str, body: Any = None, *, allow_missing: bool = False) -> Any:
         try:

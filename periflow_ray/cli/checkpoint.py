@@ -10,12 +10,14 @@ from typing import Any
 import click
 from rich.console import Console
 
+from periflow_ray.cli.complete import complete_checkpoint, complete_job
 from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.format import NOTHING, format_time, format_value, iso_time
 from periflow_ray.cli.lazy import LazyGroup
-from periflow_ray.cli.options import storage_option
-from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
+from periflow_ray.cli.options import find_job, storage_option
+from periflow_ray.cli.output import output_option, tell_empty, write_output
 from periflow_ray.cli.plain_text import escape_cell
+from periflow_ray.cli.tables import build_fields, draw_panels, draw_table
 from periflow_ray.errors import NotFoundError, StorageError
 from periflow_ray.jobs import read_record
 from periflow_ray.jobs.checkpoint_status import CheckpointEntry, find_entry, list_all
@@ -58,20 +60,26 @@ def checkpoint() -> None:
 
 
 @click.command("list")
-@click.option("--job", "job_id", metavar="JOB", type=click.IntRange(min=1), help="Those of one job.")
-@click.option("-a", "--all", "shows_all", is_flag=True, help="Partial and deleted ones, too.")
+@click.option("--job", metavar="JOB", shell_complete=complete_job, help="Those of one job.")
+@click.option(
+    "-l", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most this many checkpoints."
+)
+@click.option("-a", "--all", "shows_all", is_flag=True, help="All of them, partial and deleted ones, too.")
 @storage_option
 @output_option
-def list_command(job_id: int | None, shows_all: bool, root: StorageRoot, output: str) -> None:
-    """List checkpoints by job and step. Neither a partial one, which was not committed, nor a damaged one is used.
+def list_command(job: str | None, limit: int, shows_all: bool, root: StorageRoot, output: str) -> None:
+    """List checkpoints, the newest job's and the last step first.
+
+    Neither a partial one, which was not committed, nor a damaged one is used.
 
     \b
     Example:
       periflow-ray checkpoint list
       periflow-ray checkpoint list --job 12 --all -o json
     """
-    entries = _list_entries(root, job_id)
-    shown = [entry for entry in entries if shows_all or entry.status in ("committed", "uploading", "damaged")]
+    entries = _list_entries(root, None if job is None else find_job(root, job))
+    usable = [entry for entry in entries if shows_all or entry.status in ("committed", "uploading", "damaged")]
+    shown = usable if shows_all else usable[:limit]
 
     def draw(console: Console) -> None:
         columns = ["ID", "Status", "Step", "Size", "Files", "Created", "Metrics"]
@@ -79,15 +87,20 @@ def list_command(job_id: int | None, shows_all: bool, root: StorageRoot, output:
         if any(_note(entry) for entry in shown):
             columns.append("Note")
             rows = [[*row, _note(entry) or NOTHING] for row, entry in zip(rows, shown, strict=True)]
-        draw_table(console, columns, rows)
+        if shown:
+            draw_table(console, columns, rows, text_column="Note", dropped_first=("Metrics", "Files", "Created"))
 
     write_output(output, [_document(entry) for entry in shown], draw)
-    if num_hidden := len(entries) - len(shown):
+    if not entries:
+        tell_empty(root, "checkpoints", "pf.upload_checkpoint() in a job's script, or periflow-ray checkpoint upload")
+    if num_older := len(usable) - len(shown):
+        click.echo(f"{num_older} older ones are not shown. All of them: --all", err=True)
+    if num_hidden := len(entries) - len(usable):
         click.echo(f"{num_hidden} partial or deleted ones are not shown. With them: --all", err=True)
 
 
 @click.command()
-@click.argument("checkpoint_id", metavar="ID")
+@click.argument("checkpoint_id", metavar="ID", shell_complete=complete_checkpoint)
 @storage_option
 @output_option
 def view(checkpoint_id: str, root: StorageRoot, output: str) -> None:
@@ -159,8 +172,9 @@ def _list_entries(root: StorageRoot, job_id: int | None) -> list[CheckpointEntry
         read_record(root, job_id)
         owners = [job_id]
     else:
-        owners = [None, *sorted(int(name) for name in root.list_names("jobs") if is_job_number(name))]
-    entries = []
+        job_ids = [int(name) for name in root.list_names("jobs") if is_job_number(name)]
+        owners = [*sorted(job_ids, reverse=True), None]
+    entries: list[CheckpointEntry] = []
     for owner in owners:
         found = list_all(root, owner)
         kept = [entry for entry in found if not _is_over(entry, now_unix_s)]
@@ -168,7 +182,7 @@ def _list_entries(root: StorageRoot, job_id: int | None) -> list[CheckpointEntry
             # A user who may only read here still gets the list; someone else's listing will delete the files.
             with contextlib.suppress(OSError, StorageError):
                 purge(root, owner, now_unix_s)
-        entries += kept
+        entries += reversed(kept)
     return entries
 
 

@@ -6,8 +6,9 @@ import time
 
 import click
 
+from periflow_ray.cli.complete import complete_checkpoint
 from periflow_ray.cli.format import format_time
-from periflow_ray.cli.options import storage_option, yes_option
+from periflow_ray.cli.options import confirm, storage_option, yes_option
 from periflow_ray.errors import UsageError
 from periflow_ray.jobs.checkpoint_status import CheckpointEntry, find_entry
 from periflow_ray.store.checkpoints import destroy, latest_committed
@@ -16,7 +17,7 @@ from periflow_ray.store.root import StorageRoot
 
 
 @click.command()
-@click.argument("checkpoint_id", metavar="ID")
+@click.argument("checkpoint_id", metavar="ID", shell_complete=complete_checkpoint)
 @yes_option
 @storage_option
 def delete(checkpoint_id: str, is_confirmed: bool, root: StorageRoot) -> None:
@@ -37,7 +38,7 @@ def delete(checkpoint_id: str, is_confirmed: bool, root: StorageRoot) -> None:
             f"checkpoint '{checkpoint_id}' is being uploaded by job {entry.job_id}; wait for it, or stop the job first."
         )
     if not is_confirmed:
-        click.confirm(_describe_deletion(root, entry), abort=True, err=True)
+        confirm(_describe_deletion(root, entry))
     if entry.status == "committed":
         until = format_time(trash(root, checkpoint_id))
         click.echo(
@@ -52,7 +53,7 @@ def delete(checkpoint_id: str, is_confirmed: bool, root: StorageRoot) -> None:
 
 
 @click.command()
-@click.argument("checkpoint_id", metavar="ID")
+@click.argument("checkpoint_id", metavar="ID", shell_complete=complete_checkpoint)
 @storage_option
 def undelete(checkpoint_id: str, root: StorageRoot) -> None:
     """Take the deletion of a checkpoint back, as long as "checkpoint list --all" shows it.

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from periflow_ray.cli.checkpoint import resolve_id
+from periflow_ray.cli.complete import complete_checkpoint, complete_credential
 from periflow_ray.cli.options import storage_option
-from periflow_ray.cli.output import draw_table, output_option, talk_console, tell_skipped, write_output
+from periflow_ray.cli.output import output_option, talk_console, tell_skipped, write_output
+from periflow_ray.cli.tables import draw_table
 from periflow_ray.errors import CorruptCheckpointError, StorageError, UsageError
 from periflow_ray.jobs.user import user_name
 from periflow_ray.store.checkpoints import find_checkpoint, restore, verify
@@ -30,7 +32,7 @@ from periflow_ray.store.trees import TreeEntry, list_tree
 
 
 @click.command()
-@click.argument("checkpoint_id", metavar="ID")
+@click.argument("checkpoint_id", metavar="ID", shell_complete=complete_checkpoint)
 @click.option("-d", "--dest", type=click.Path(path_type=Path), help="Directory to make.  [default: ./NAME]")
 @click.option(
     "--node",
@@ -105,7 +107,11 @@ def upload(name: str, source_path: Path, step: int, root: StorageRoot) -> None:
 @click.command()
 @click.option("-n", "--name", required=True, help="Its name, which is its ID.")
 @click.option("-u", "--uri", required=True, help="Where the files are: a path, s3://..., abfs://... or gs://...")
-@click.option("--credential", help="Name of the credential that opens the URI, here and in jobs.")
+@click.option(
+    "--credential",
+    shell_complete=complete_credential,
+    help="Name of the credential that opens the URI, here and in jobs.",
+)
 @click.option("--step", type=click.IntRange(min=0), default=0, help="Training steps done in it, if known.")
 @storage_option
 def create(name: str, uri: str, credential: str | None, step: int, root: StorageRoot) -> None:
@@ -130,7 +136,7 @@ def create(name: str, uri: str, credential: str | None, step: int, root: Storage
 
 
 @click.command("verify")
-@click.argument("checkpoint_id", metavar="ID")
+@click.argument("checkpoint_id", metavar="ID", shell_complete=complete_checkpoint)
 @storage_option
 @output_option
 def verify_command(checkpoint_id: str, root: StorageRoot, output: str) -> None:
@@ -157,7 +163,12 @@ def verify_command(checkpoint_id: str, root: StorageRoot, output: str) -> None:
 
     def draw(console: Console) -> None:
         if problems:
-            draw_table(console, ("File", "Problem"), [(problem.key, problem.text) for problem in problems])
+            draw_table(
+                console,
+                ("File", "Problem"),
+                [(problem.key, problem.text) for problem in problems],
+                text_column="Problem",
+            )
         else:
             console.print(f"Checkpoint '{manifest.checkpoint_id}' is intact: {_describe(manifest)}.")
 

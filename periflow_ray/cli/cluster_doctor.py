@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from periflow_ray.cli.cluster_making import show_findings
+from periflow_ray.cli.complete import complete_cluster
 from periflow_ray.cli.options import storage_option
 from periflow_ray.cli.output import talk_console
 from periflow_ray.cluster.providers.provider import Finding
@@ -26,7 +27,7 @@ _VERSIONS = (
 
 
 @click.command("doctor")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_cluster)
 @storage_option
 def doctor(root: StorageRoot, name: str) -> None:
     """Look for what may be wrong with a cluster; the exit code is 1 if something is.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from periflow_ray.cli.options import storage_option, yes_option
+from periflow_ray.cli.complete import complete_cluster, complete_vm
+from periflow_ray.cli.options import confirm, storage_option, yes_option
 from periflow_ray.cli.output import talk_console
 from periflow_ray.errors import ClusterError, NotFoundError
 
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
 
 
 @click.command("down")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_cluster)
 @click.option(
-    "--vm", "vm_name", help="Where to look for a cluster that the storage root does not know: a VM type of it."
+    "--vm",
+    "vm_name",
+    shell_complete=complete_vm,
+    help="Where to look for a cluster that the storage root does not know: a VM type of it.",
 )
 @yes_option
 @storage_option
@@ -57,7 +61,7 @@ def down(root: StorageRoot, name: str, vm_name: str | None, is_confirmed: bool) 
     if found and not is_confirmed:
         for resource in found:
             talk.print(f"  {resource}", soft_wrap=True)
-        click.confirm(f"Remove all this? Jobs that run on cluster '{name}' are lost", abort=True, err=True)
+        confirm(f"Remove all this? Jobs that run on cluster '{name}' are lost")
     if record is not None and record.status != "ended":
         write_cluster(root, dataclasses.replace(record, status="ending"))
     left = take_down(provider, name, lambda text: talk.print(text, soft_wrap=True))

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from periflow_ray.cli.complete import complete_cluster
 from periflow_ray.cli.format import NOTHING, format_duration, format_time, iso_time
 from periflow_ray.cli.options import storage_option
-from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, tell_left_out, write_output
+from periflow_ray.cli.output import output_option, tell_empty, tell_left_out, write_output
+from periflow_ray.cli.tables import build_fields, draw_panels, draw_table
 from periflow_ray.cluster.providers.prices import machine_usd_per_hour
 
 if TYPE_CHECKING:
@@ -37,13 +39,18 @@ def list_command(root: StorageRoot, shows_all: bool, output: str) -> None:
 
     def draw(console: Console) -> None:
         columns = ["Name", "Status", "Region", "VM types", "Machines", "Per hour", "Cost", "Made"]
-        draw_table(console, columns, [_row(record, account) for record, account in found])
+        if found:
+            rows = [_row(record, account) for record, account in found]
+            dropped_first = ("Made", "Region", "Machines", "Cost", "Per hour")
+            draw_table(console, columns, rows, text_column="Status", dropped_first=dropped_first)
 
     write_output(output, [_document(record, account) for record, account in found], draw)
+    if not found:
+        tell_empty(root, "clusters that are up", "periflow-ray cluster up --vm NAME")
 
 
 @click.command("status")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_cluster)
 @storage_option
 @output_option
 def status(root: StorageRoot, name: str, output: str) -> None:
@@ -77,7 +84,9 @@ def status(root: StorageRoot, name: str, output: str) -> None:
             panels["Waits"] = "\n".join(account.waits)
         draw_panels(console, panels)
         columns = ["Machine", "Node type", "State", "Setup", "Zone", "Address", "Up for", "Per hour"]
-        draw_table(console, columns, [_machine_row(machine) for machine in machines])
+        rows = [_machine_row(machine) for machine in machines]
+        dropped_first = ("Node type", "Up for", "Zone", "Setup")
+        draw_table(console, columns, rows, text_column="State", dropped_first=dropped_first)
 
     document = {**_document(record, account), "machines": [_machine_document(machine) for machine in machines]}
     document["usd_per_hour"] = _usd_per_hour(machines)

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from periflow_ray.cli.format import format_duration
+from periflow_ray.cli.options import confirm
 from periflow_ray.cli.output import talk_console
 from periflow_ray.cluster.lifecycle import UpOptions
 from periflow_ray.errors import ClusterError, UsageError
@@ -91,7 +90,7 @@ def make_cluster(root: StorageRoot, spec: ClusterSpec, options: UpOptions, *, is
     for line in describe_costs(spec, options.autostop_s):
         talk.print(line, soft_wrap=True)
     if not is_confirmed:
-        click.confirm(f"Make cluster '{spec.name}' in {spec.region}?", abort=True, err=True, default=True)
+        confirm(f"Make cluster '{spec.name}' in {spec.region}?", default=True)
     began_s = time.monotonic()
 
     def tell(text: str) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from periflow_ray.cli.complete import complete_vm
+
 if TYPE_CHECKING:
     from periflow_ray.cluster.config.spec import ClusterSpec
 
@@ -36,6 +38,7 @@ def spec_options(*, needs_vm: bool) -> Callable[[Function], Function]:
         multiple=True,
         required=needs_vm,
         metavar="NAME",
+        shell_complete=complete_vm,
         help="The workers' VM type; may be given several times.",
     )
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from periflow_ray.cli.choice import Choice
+from periflow_ray.cli.complete import complete_cluster
 from periflow_ray.cli.options import storage_option
 from periflow_ray.cli.output import talk_console
 from periflow_ray.cli.plain_text import escape_line
@@ -27,7 +29,7 @@ _HEAD_LOGS = {
 
 
 @click.command("ssh", context_settings={"ignore_unknown_options": True})
-@click.argument("name")
+@click.argument("name", shell_complete=complete_cluster)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @storage_option
 def ssh(root: StorageRoot, name: str, command: tuple[str, ...]) -> None:
@@ -49,7 +51,7 @@ def ssh(root: StorageRoot, name: str, command: tuple[str, ...]) -> None:
 
 
 @click.command("tunnel")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_cluster)
 @click.option("--port", "local_port", type=int, default=8265, show_default=True, help="Port of this machine.")
 @storage_option
 def tunnel(root: StorageRoot, name: str, local_port: int) -> None:
@@ -81,11 +83,11 @@ def tunnel(root: StorageRoot, name: str, local_port: int) -> None:
 
 
 @click.command("logs")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_cluster)
 @click.option(
     "--of",
     "subject",
-    type=click.Choice(["up", *_HEAD_LOGS]),
+    type=Choice(["up", *_HEAD_LOGS]),
     default="setup",
     show_default=True,
     help="up: making the head. setup: setting up each worker. autoscaler: launches and their refusals. notices: the "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from periflow_ray.cli.choice import Choice
 from periflow_ray.cli.output import talk_console
 from periflow_ray.cluster.wheels import IMAGE_PYTHON, MACHINES, WantedWheels, collect_wheels
 from periflow_ray.errors import UsageError
@@ -44,7 +45,7 @@ def _check_python(context: click.Context, parameter: click.Parameter, version: s
 @click.option(
     "--machine",
     "machines",
-    type=click.Choice(MACHINES),
+    type=Choice(MACHINES),
     multiple=True,
     default=MACHINES[:1],
     show_default=True,

@@ -10,11 +10,13 @@ from typing import Any
 import click
 from rich.console import Console
 
+from periflow_ray.cli.complete import complete_credential, complete_credential_type
 from periflow_ray.cli.credential_values import ask_values, parse_values, read_from_environment
 from periflow_ray.cli.format import NOTHING, format_time, iso_time
 from periflow_ray.cli.lazy import LazyGroup
-from periflow_ray.cli.options import yes_option
-from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, write_output
+from periflow_ray.cli.options import confirm, yes_option
+from periflow_ray.cli.output import output_option, write_output
+from periflow_ray.cli.tables import build_fields, draw_panels, draw_table
 from periflow_ray.credentials import (
     Credential,
     create_credential,
@@ -54,13 +56,24 @@ _from_env_option = click.option(
     "--from-env", "is_from_env", is_flag=True, help="Take the values from the usual variables, as AWS_ACCESS_KEY_ID."
 )
 _from_file_option = click.option(
-    "--from-file", "source", metavar="FILE", help="Take the values from a file of JSON or KEY=VALUE lines; - is stdin."
+    "--from-file",
+    "source",
+    type=click.Path(allow_dash=True),
+    metavar="FILE",
+    help="Take the values from a file of JSON or KEY=VALUE lines; - is stdin.",
 )
 
 
 @click.command()
 @click.argument("name")
-@click.option("--type", "type_name", required=True, metavar="TYPE", help=f"One of: {', '.join(CREDENTIAL_TYPES)}.")
+@click.option(
+    "--type",
+    "type_name",
+    required=True,
+    metavar="TYPE",
+    shell_complete=complete_credential_type,
+    help=f"One of: {', '.join(CREDENTIAL_TYPES)}.",
+)
 @_from_env_option
 @_from_file_option
 def create(name: str, type_name: str, is_from_env: bool, source: str | None) -> None:
@@ -103,13 +116,16 @@ def list_command(output: str) -> None:
             )
             for each in known
         ]
-        draw_table(console, ("Name", "Type", "Values", "Created"), rows)
+        if rows:
+            draw_table(console, ("Name", "Type", "Values", "Created"), rows, dropped_first=("Created", "Values"))
 
     write_output(output, [_document(each) for each in known], draw)
+    if not known:
+        click.echo("No credentials. Make one: periflow-ray credential create NAME --type TYPE", err=True)
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_credential)
 @output_option
 def view(name: str, output: str) -> None:
     """Show a credential: which values it has, and those that are no secret.
@@ -129,7 +145,7 @@ def view(name: str, output: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_credential)
 @_from_env_option
 @_from_file_option
 def edit(name: str, is_from_env: bool, source: str | None) -> None:
@@ -146,7 +162,7 @@ def edit(name: str, is_from_env: bool, source: str | None) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_credential)
 @yes_option
 def delete(name: str, is_confirmed: bool) -> None:
     """Delete a credential from this machine; the keys stay valid until you withdraw them at their service.
@@ -157,7 +173,7 @@ def delete(name: str, is_confirmed: bool) -> None:
     """
     read_credential(name)
     if not is_confirmed:
-        click.confirm(f"Delete credential '{name}'? Jobs and roots that name it fail then.", abort=True, err=True)
+        confirm(f"Delete credential '{name}'? Jobs and roots that name it fail then.")
     delete_credential(name)
     click.echo(f"Credential '{name}' is deleted.", err=True)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
+from periflow_ray.cli.choice import Choice
 from periflow_ray.credentials.credential_types import CredentialType, CredentialValue, describe_alternatives
 from periflow_ray.errors import UsageError
 from periflow_ray.submit.env_file import parse_assignments
@@ -19,7 +22,7 @@ def ask_values(kind: CredentialType) -> dict[str, str]:
     if len(kind.alternatives) > 1:
         # An alternative is told from the others by its last value: account_key, sas_token, connection_string.
         by_last_name = {names[-1]: list(names) for names in kind.alternatives}
-        chosen = click.prompt("What do you have", type=click.Choice(list(by_last_name)), err=True)
+        chosen = click.prompt("What do you have", type=Choice(list(by_last_name)), err=True)
         names = by_last_name[chosen]
     values = {}
     for value in kind.values:
@@ -82,10 +85,18 @@ def _ask(value: CredentialValue, *, is_optional: bool) -> str:
         f"{value.name} (Enter for none)" if is_optional else value.name,
         default="" if is_optional else None,
         show_default=False,
-        hide_input=value.is_secret,
+        # A pipe shows nothing, and Python would warn that it cannot hide it.
+        hide_input=value.is_secret and not _is_piped(),
         err=True,
     )
     return answer.strip()
+
+
+def _is_piped() -> bool:
+    try:
+        return not os.isatty(sys.stdin.fileno())
+    except (OSError, ValueError):
+        return False
 
 
 def _read_document(path: Path) -> str:

@@ -7,11 +7,13 @@ from typing import Any
 import click
 from rich.console import Console
 
+from periflow_ray.cli.complete import complete_dataset
 from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.format import NOTHING, iso_time
 from periflow_ray.cli.lazy import LazyGroup
-from periflow_ray.cli.options import storage_option, yes_option
-from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, tell_left_out, write_output
+from periflow_ray.cli.options import confirm, storage_option, yes_option
+from periflow_ray.cli.output import output_option, tell_empty, tell_left_out, write_output
+from periflow_ray.cli.tables import build_fields, draw_panels, draw_table
 from periflow_ray.finite_json import dump_json
 from periflow_ray.store.backends import BACKENDS
 from periflow_ray.store.backends.backend import scheme_of
@@ -24,6 +26,7 @@ from periflow_ray.store.datasets import (
     read_dataset,
 )
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.store.size_text import format_size
 
 # A dataset of images may have a million files.
 _MAX_TREE_LINES = 200
@@ -64,14 +67,18 @@ def list_command(root: StorageRoot, output: str) -> None:
     places.sort(key=lambda place: str(place["name"]))
 
     def draw(console: Console) -> None:
-        columns = ("Name", "Cloud", "Region", "Storage Name", "Active")
-        draw_table(console, columns, [tuple(_overview(place).values()) for place in places])
+        fields = [_overview(place) for place in places]
+        if fields:
+            dropped_first = ("Region", "Cloud", "Storage Name", "Files")
+            draw_table(console, tuple(fields[0]), [tuple(row.values()) for row in fields], dropped_first=dropped_first)
 
     write_output(output, places, draw)
+    if not places:
+        tell_empty(root, "datasets", "periflow-ray datastore upload -n NAME -p DIRECTORY")
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_dataset)
 @storage_option
 @output_option
 def view(name: str, root: StorageRoot, output: str) -> None:
@@ -100,7 +107,7 @@ def view(name: str, root: StorageRoot, output: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_dataset)
 @yes_option
 @storage_option
 def delete(name: str, is_confirmed: bool, root: StorageRoot) -> None:
@@ -115,7 +122,7 @@ def delete(name: str, is_confirmed: bool, root: StorageRoot) -> None:
         dataset = read_dataset(root, name)
         fate = f"Its files at {dataset.uri} stay." if dataset.is_linked else fate
     if not is_confirmed:
-        click.confirm(f"Delete dataset '{name}'? {fate}", abort=True, err=True)
+        confirm(f"Delete dataset '{name}'? {fate}")
     delete_dataset(root, name)
     click.echo(f"Dataset '{name}' is deleted.", err=True)
 
@@ -136,7 +143,15 @@ def _describe_place(root: StorageRoot, dataset: Dataset) -> dict[str, Any]:
 
 
 def _describe_unfinished(root: StorageRoot, name: str) -> dict[str, Any]:
-    return {"name": name, **_describe_uri(root.uri), "region": None, "is_active": False, "is_linked": False}
+    return {
+        "name": name,
+        **_describe_uri(root.uri),
+        "region": None,
+        "is_active": False,
+        "is_linked": False,
+        "num_files": None,
+        "size_bytes": None,
+    }
 
 
 def _describe_uri(uri: str) -> dict[str, Any]:
@@ -154,4 +169,6 @@ def _overview(place: dict[str, Any]) -> dict[str, str]:
         "Region": place["region"] or NOTHING,
         "Storage Name": place["storage_name"] or NOTHING,
         "Active": "Y" if place["is_active"] else "N",
+        "Files": NOTHING if place["num_files"] is None else str(place["num_files"]),
+        "Size": NOTHING if place["size_bytes"] is None else format_size(place["size_bytes"]),
     }

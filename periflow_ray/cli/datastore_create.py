@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from periflow_ray.cli.choice import Choice
+from periflow_ray.cli.complete import complete_credential, complete_file
 from periflow_ray.cli.dataset_metadata import metadata_file_option, read_metadata
 from periflow_ray.cli.options import storage_option
 from periflow_ray.errors import UsageError
@@ -16,11 +18,18 @@ from periflow_ray.store.root import StorageRoot
 
 @click.command()
 @click.option("-n", "--name", required=True, help="Name of the dataset.")
-@click.option("-c", "--cloud", required=True, type=click.Choice(list(clouds())), help="Where the files are.")
+@click.option("-c", "--cloud", required=True, type=Choice(list(clouds())), help="Where the files are.")
 @click.option("-r", "--region", help="Region of the bucket.")
 @click.option("-s", "--storage-name", help="Bucket, or container in Azure; not for local.")
-@click.option("-p", "--storage-path", default="", help="Path in the bucket; for local, a directory.")
-@click.option("--credential", metavar="NAME", help="Credential to open the bucket with; see credential create.")
+@click.option(
+    "-p", "--storage-path", default="", shell_complete=complete_file, help="Path in the bucket; for local, a directory."
+)
+@click.option(
+    "--credential",
+    shell_complete=complete_credential,
+    metavar="NAME",
+    help="Credential to open the bucket with; see credential create.",
+)
 @metadata_file_option()
 @storage_option
 def create(

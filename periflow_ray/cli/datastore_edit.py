@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from periflow_ray.cli.complete import complete_credential, complete_dataset
 from periflow_ray.cli.dataset_metadata import metadata_file_option, read_metadata
 from periflow_ray.cli.options import storage_option
 from periflow_ray.errors import UsageError
@@ -14,10 +15,12 @@ from periflow_ray.store.root import StorageRoot
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_dataset)
 @click.option("-n", "--name", "new_name", metavar="NAME", help="New name.")
 @click.option("-r", "--region", help="Region of a linked bucket.")
-@click.option("--credential", metavar="NAME", help="Credential to open a linked bucket with.")
+@click.option(
+    "--credential", shell_complete=complete_credential, metavar="NAME", help="Credential to open a linked bucket with."
+)
 @metadata_file_option("JSON file; replaces the metadata.")
 @storage_option
 def edit(

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from periflow_ray.cli.complete import complete_file
 from periflow_ray.cli.dataset_metadata import metadata_file_option, read_metadata
 from periflow_ray.cli.options import storage_option
 from periflow_ray.cli.output import talk_console, tell_skipped
@@ -20,7 +21,11 @@ from periflow_ray.store.size_text import format_size
 @click.command()
 @click.option("-n", "--name", required=True, help="Name of the dataset.")
 @click.option(
-    "-p", "--source-path", required=True, help="Directory or file; DIR/ uploads the directory's contents only."
+    "-p",
+    "--source-path",
+    required=True,
+    shell_complete=complete_file,
+    help="Directory or file; DIR/ uploads the directory's contents only.",
 )
 @metadata_file_option()
 @storage_option

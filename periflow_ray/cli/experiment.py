@@ -7,11 +7,13 @@ from typing import Any
 import click
 from rich.console import Console
 
+from periflow_ray.cli.complete import complete_experiment
 from periflow_ray.cli.format import format_time, iso_time
 from periflow_ray.cli.job_table import draw_jobs, job_document
 from periflow_ray.cli.lazy import LazyGroup
-from periflow_ray.cli.options import storage_option, yes_option
-from periflow_ray.cli.output import build_fields, draw_panels, draw_table, output_option, tell_left_out, write_output
+from periflow_ray.cli.options import confirm, storage_option, yes_option
+from periflow_ray.cli.output import output_option, tell_empty, tell_left_out, write_output
+from periflow_ray.cli.tables import build_fields, draw_panels, draw_table
 from periflow_ray.jobs import list_jobs
 from periflow_ray.jobs.experiments import (
     create_experiment,
@@ -76,13 +78,16 @@ def list_command(root: StorageRoot, output: str) -> None:
 
     def draw(console: Console) -> None:
         rows = [(entry.name, str(num_jobs), format_time(entry.created_unix_s)) for entry, num_jobs in found]
-        draw_table(console, ("Name", "Jobs", "Created"), rows)
+        if rows:
+            draw_table(console, ("Name", "Jobs", "Created"), rows, dropped_first=("Created",))
 
     write_output(output, documents, draw)
+    if not found:
+        tell_empty(root, "experiments", "periflow-ray experiment create -n NAME")
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_experiment)
 @storage_option
 @output_option
 def view(name: str, root: StorageRoot, output: str) -> None:
@@ -110,7 +115,7 @@ def view(name: str, root: StorageRoot, output: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_experiment)
 @click.option("-n", "--name", "new_name", required=True, help="Its new name.")
 @storage_option
 def edit(name: str, new_name: str, root: StorageRoot) -> None:
@@ -125,7 +130,7 @@ def edit(name: str, new_name: str, root: StorageRoot) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_experiment)
 @yes_option
 @storage_option
 def delete(name: str, is_confirmed: bool, root: StorageRoot) -> None:
@@ -137,6 +142,6 @@ def delete(name: str, is_confirmed: bool, root: StorageRoot) -> None:
     """
     read_experiment(root, name)
     if not is_confirmed:
-        click.confirm(f"Delete experiment '{name}'? Its jobs stay.", abort=True, err=True)
+        confirm(f"Delete experiment '{name}'? Its jobs stay.")
     delete_experiment(root, name)
     click.echo(f"Experiment '{name}' is deleted.", err=True)

@@ -10,18 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 from rich.console import Console
 
 from periflow_ray.cli.log_view import LogView
 from periflow_ray.cli.main import INTERRUPTED_EXIT_CODE
+from periflow_ray.cli.output import tell_left_out
 from periflow_ray.cli.progress import LiveProgress, PlainProgress, ProgressDisplay
-from periflow_ray.errors import ClusterError, JobFailedError, NewerFormatError, StorageError
+from periflow_ray.errors import ClusterError, JobFailedError, JobStoppedError, NewerFormatError, StorageError
 from periflow_ray.jobs import JobProgress, JobState, read_progress, read_record
+from periflow_ray.jobs.attempts import read_attempts
 from periflow_ray.jobs.logs import LogFollower, LogLine
+from periflow_ray.store.checkpoints import latest_committed
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.sweeps.documents import has_sweep
 
 POLL_INTERVAL_S = 0.25
 # A network may be away for a while; when the storage root cannot be read for this long, following ends.
@@ -37,6 +41,7 @@ def follow_job(
     ask_on_interrupt: bool = True,
     view: LogView | None = None,
     num_past_lines: int | None = None,
+    logs_to_stderr: bool = False,
 ) -> JobState:
     """Print a job's log lines as they come until it has ended and its last line is printed.
 
@@ -47,6 +52,7 @@ def follow_job(
         console: on standard error, for progress and questions.
         view: which lines, and how they look; by default all, with their node if the job has several.
         num_past_lines: print only this many of the lines that exist already; None for all.
+        logs_to_stderr: leave standard output to something else.
     Returns:
         The final state.
     Raises:
@@ -55,7 +61,13 @@ def follow_job(
         NewerFormatError: a later version writes the job, in a format that this one does not know.
     """
     record = read_record(root, job_id)
-    display: ProgressDisplay = LiveProgress(console) if console.is_terminal else PlainProgress(console, job_id)
+    # The trials of a sweep are the ones with scripts.
+    awaits_init = not has_sweep(root, job_id)
+    display: ProgressDisplay = (
+        LiveProgress(console, awaits_init=awaits_init)
+        if console.is_terminal
+        else PlainProgress(console, job_id, awaits_init=awaits_init)
+    )
     view = view or LogView(shows_node=record.num_nodes > 1)
     # Lines with a certain text may be anywhere.
     logs = LogFollower(root, job_id, num_past_lines if view.content is None else None)
@@ -70,7 +82,7 @@ def follow_job(
                     if num_lines_left_out is not None:
                         lines = lines[max(0, len(lines) - num_lines_left_out) :]
                         num_lines_left_out = None
-                    _print_lines(lines, view, display)
+                    _print_lines(lines, view, display, sys.stderr if logs_to_stderr else sys.stdout)
                     display.show(news.state, news.progress)
                     if news.state.has_ended:
                         return news.state
@@ -87,15 +99,43 @@ def follow_job(
             display.hide()
 
 
-def raise_unless_success(job_id: int, state: JobState) -> None:
+def raise_unless_success(root: StorageRoot, job_id: int, state: JobState) -> None:
     """Turn the end of a job into the exit code of the command that waited for it.
 
     Raises:
-        JobFailedError: it ended in any state but success; the message is its diagnosis.
+        JobStoppedError: it was stopped, which is what somebody wanted.
+        JobFailedError: it ended in any other state but success; the message is its diagnosis.
     """
+    if state.status == "stopped":
+        raise JobStoppedError(f"Job ({job_id}) was stopped; {describe_saved(root, job_id)}.\n{_go_on(root, job_id)}")
     if state.status != "success":
         diagnosis = f": {state.message}" if state.message else "."
         raise JobFailedError(f"job {job_id} {state.status}{diagnosis}")
+
+
+def describe_stop(root: StorageRoot, job_id: int, state: JobState) -> str:
+    """How a job that was asked to stop ended, what of it is saved, and how it goes on."""
+    text = f"Job ({job_id}) ended: {state.status}; {describe_saved(root, job_id)}."
+    return text if state.status == "success" else f"{text}\n{_go_on(root, job_id)}"
+
+
+def _go_on(root: StorageRoot, job_id: int) -> str:
+    if read_record(root, job_id).ray_submission_id is None:
+        return f"Go on with it: TorchTrainer(..., resume={job_id})"
+    return f"Go on with it: periflow-ray job resume {job_id}"
+
+
+def describe_saved(root: StorageRoot, job_id: int) -> str:
+    """What of a job that was stopped is in a checkpoint."""
+    newest = latest_committed(root, job_id)
+    if newest is None:
+        return "it has no checkpoint"
+    attempts = read_attempts(root, job_id, tell_left_out)
+    save = attempts[-1].save if attempts and attempts[-1].cause == "stop" else None
+    if save is not None and save.step is not None:
+        return f"saved at step {save.step}"
+    text = f"its newest checkpoint is of step {newest.step}"
+    return text if save is None else f"nothing was saved in time, {text}"
 
 
 @dataclass(frozen=True)
@@ -155,11 +195,11 @@ class _FirstLetters(click.Choice[str]):
         return super().convert(matching[0] if len(matching) == 1 else value, param, ctx)
 
 
-def _print_lines(lines: list[LogLine], view: LogView, display: ProgressDisplay) -> None:
+def _print_lines(lines: list[LogLine], view: LogView, display: ProgressDisplay, out: TextIO) -> None:
     if lines:
         display.hide()
-        sys.stdout.write("".join(f"{view.describe(line)}\n" for line in lines))
-        sys.stdout.flush()
+        out.write("".join(f"{view.describe(line)}\n" for line in lines))
+        out.flush()
 
 
 @contextmanager

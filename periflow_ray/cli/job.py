@@ -17,6 +17,7 @@ JOB_COMMANDS = {
     "drill": ("periflow_ray.cli.job_drill:drill", "Rehearse on a running job what happens when a node dies."),
     "delete": ("periflow_ray.cli.job_delete:delete", "Delete an ended job with all it stored."),
     "metrics": ("periflow_ray.cli.job_metrics:metrics", "List and plot a job's metrics."),
+    "tensorboard": ("periflow_ray.cli.job_tensorboard:tensorboard", "Show jobs in TensorBoard, by their names."),
     "template": ("periflow_ray.cli.template:template", "Write a pf-template.yml."),
     "schema": ("periflow_ray.cli.template:schema", "Print the JSON Schema of pf-template.yml."),
 }
@@ -26,8 +27,10 @@ JOB_COMMANDS = {
 def job() -> None:
     """Run, list, view, stop, resume and delete jobs; their logs and metrics.
 
+    JOB is a job's number, its name (of several the newest one has), or the word last: the newest job.
+
     \b
     Example:
       periflow-ray job run --local -f pf-template.yml -d ./cifar
-      periflow-ray job log 1 --follow
+      periflow-ray job log last --follow
     """

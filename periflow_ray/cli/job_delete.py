@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from periflow_ray.cli.options import job_argument, storage_option, yes_option
+from periflow_ray.cli.options import confirm, only_job_argument, storage_option, yes_option
 from periflow_ray.errors import UsageError
 from periflow_ray.jobs import delete_job, read_job
 from periflow_ray.store.root import StorageRoot
@@ -12,7 +12,7 @@ from periflow_ray.sweeps.documents import has_sweep
 
 
 @click.command()
-@job_argument
+@only_job_argument
 @yes_option
 @storage_option
 def delete(job_id: int, is_confirmed: bool, root: StorageRoot) -> None:
@@ -31,6 +31,6 @@ def delete(job_id: int, is_confirmed: bool, root: StorageRoot) -> None:
     settle_state(root, job_id)
     if not is_confirmed:
         named = f" '{record.name}'" if record.name else ""
-        click.confirm(f"Delete job {job_id}{named} with its log, metrics and checkpoints?", abort=True, err=True)
+        confirm(f"Delete job {job_id}{named} with its log, metrics and checkpoints?")
     delete_job(root, job_id)
     click.echo(f"Job ({job_id}) is deleted.", err=True)

@@ -128,7 +128,7 @@ def _wait_for_first_step(root: StorageRoot, job_id: int, timeout_s: float, conso
     while True:
         state = settle_state(root, job_id)
         if state.has_ended or state.status == "stopping":
-            raise UsageError(f"job {job_id} is {state.status}; only a running job can be drilled.")
+            raise UsageError(_describe_too_late(job_id, state))
         attempts = read_attempts(root, job_id, _leave_out)
         # While the job waits for machines, the attempt of a driver that was killed still looks as if it ran.
         if state.status == "running" and attempts and _makes_steps(attempts[-1]):
@@ -141,6 +141,13 @@ def _wait_for_first_step(root: StorageRoot, job_id: int, timeout_s: float, conso
             console.print("waits until the job makes steps")
             has_told = True
         time.sleep(_POLL_S)
+
+
+def _describe_too_late(job_id: int, state: JobState) -> str:
+    how = {"success": "has succeeded", "failed": "has failed", "stopping": "is stopping"}.get(
+        state.status, "was stopped"
+    )
+    return f"job {job_id} {how}; a drill needs a job that runs. Which ones do: periflow-ray job list --status running"
 
 
 def _leave_out(err: DocumentError) -> None:

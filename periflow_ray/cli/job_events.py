@@ -9,7 +9,8 @@ from rich.console import Console
 
 from periflow_ray.cli.format import NOTHING, format_time, iso_time
 from periflow_ray.cli.options import job_argument, storage_option
-from periflow_ray.cli.output import draw_table, output_option, write_output
+from periflow_ray.cli.output import output_option, write_output
+from periflow_ray.cli.tables import draw_table
 from periflow_ray.jobs import read_record
 from periflow_ray.jobs.events import Event, read_events
 from periflow_ray.store.root import StorageRoot
@@ -32,7 +33,13 @@ def events(job_id: int, root: StorageRoot, output: str) -> None:
     rows = [(format_time(e.time_unix_s), str(e.attempt or NOTHING), e.kind, e.text) for e in found]
 
     def draw(console: Console) -> None:
-        draw_table(console, ("Time", "Attempt", "Kind", "Event"), rows, text_column="Event")
+        draw_table(
+            console,
+            ("Time", "Attempt", "Kind", "Event"),
+            rows,
+            text_column="Event",
+            dropped_first=("Kind", "Attempt"),
+        )
 
     write_output(output, [event_document(event) for event in found], draw)
 

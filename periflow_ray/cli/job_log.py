@@ -81,7 +81,7 @@ def log(
         from periflow_ray.cli.follow import follow_job, raise_unless_success
 
         state = follow_job(root, job_id, console=talk_console(), view=view, num_past_lines=num_records)
-        raise_unless_success(job_id, state)
+        raise_unless_success(root, job_id, state)
         return
     is_limited = export_path is None or ctx.get_parameter_source("num_records") is not ParameterSource.DEFAULT
     if is_limited and not is_head:

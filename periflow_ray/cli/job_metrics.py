@@ -9,14 +9,16 @@ from typing import Any
 import click
 from rich.console import Console
 
+from periflow_ray.cli.complete import complete_metric
 from periflow_ray.cli.format import format_time, format_value, iso_time
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.options import job_argument, storage_option
-from periflow_ray.cli.output import draw_table, output_option, write_output
+from periflow_ray.cli.output import output_option, write_output
 from periflow_ray.cli.picture import check_picture_path, write_picture
 from periflow_ray.cli.plain_text import escape_cell
 from periflow_ray.cli.plot import draw_plot
 from periflow_ray.cli.series import Point, Series, build_series, thin_numbers
+from periflow_ray.cli.tables import draw_table
 from periflow_ray.errors import NotFoundError, UsageError
 from periflow_ray.jobs import read_record
 from periflow_ray.jobs.metrics import Metric, iterate_metrics
@@ -34,7 +36,7 @@ _MAX_PLOT_COLUMNS = 100
 def metrics() -> None:
     """List and plot a job's metrics.
 
-    On a local storage root, TensorBoard shows them too: tensorboard --logdir STORAGE_ROOT/jobs
+    TensorBoard shows them too: periflow-ray job tensorboard
 
     \b
     Example:
@@ -68,14 +70,23 @@ def list_command(job_id: int, rank: int, root: StorageRoot, output: str) -> None
 
     def draw(console: Console) -> None:
         rows = [(d["name"], str(d["count"]), format_value(d["last_value"]), str(d["last_step"])) for d in documents]
-        draw_table(console, ("Name", "Count", "Last value", "Last step"), rows)
+        if rows:
+            draw_table(console, ("Name", "Count", "Last value", "Last step"), rows, dropped_first=("Count",))
 
     write_output(output, documents, draw)
+    if not documents:
+        click.echo(f"Job {job_id} has no metrics of rank {rank} yet. They come from pf.metric({{...}}).", err=True)
 
 
 @click.command()
 @job_argument
-@click.option("--name", "names", multiple=True, help="Name of a metric; repeatable.  [default: all]")
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    shell_complete=complete_metric,
+    help="Name of a metric; repeatable.  [default: all]",
+)
 @click.option(
     "--limit", type=click.IntRange(min=1), default=10, show_default=True, help="How many last values per name."
 )
@@ -173,7 +184,7 @@ def _draw_values(console: Console, series: Sequence[Series], all_ranks: bool) ->
             values = [format_value(row[name].value) if name in row else "" for name in names]
             moment = format_time(min(point.time_unix_s for point in row.values()))
             cells.append([str(step), *([str(rank)] if all_ranks else []), moment, *values])
-    draw_table(console, ["Step", *(["Rank"] if all_ranks else []), "Time", *names], cells)
+    draw_table(console, ["Step", *(["Rank"] if all_ranks else []), "Time", *names], cells, dropped_first=["Time"])
 
 
 def _draw_in_terminal(console: Console, name: str, series: Sequence[Series]) -> None:

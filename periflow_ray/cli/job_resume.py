@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from periflow_ray.cli.complete import complete_cluster, complete_vm
 from periflow_ray.cli.options import chosen_credential, job_argument, storage_option
 from periflow_ray.cli.output import talk_console
 from periflow_ray.cli.target import connect_target, count_gpus, driver_options
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @job_argument
-@click.option("-v", "--vm", "vm_name", help="VM type to go on with.  [default: the job's]")
+@click.option("-v", "--vm", "vm_name", shell_complete=complete_vm, help="VM type to go on with.  [default: the job's]")
 @click.option("--num-devices", type=int, help="Devices of the whole job.  [default: as many as before]")
 @click.option("--local", "is_local", is_flag=True, help="Go on on this machine, on an embedded Ray cluster.")
 @click.option(
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--address",
+    shell_complete=complete_cluster,
     help="Running Ray cluster: its name (periflow-ray cluster list) or http://HOST:8265.  [default: $RAY_ADDRESS, else "
     "the job's cluster]",
 )
@@ -92,7 +94,7 @@ def resume(
     if follow:
         from periflow_ray.cli.follow import follow_job, raise_unless_success
 
-        raise_unless_success(job_id, follow_job(root, job_id, console=talk, num_past_lines=0))
+        raise_unless_success(root, job_id, follow_job(root, job_id, console=talk, num_past_lines=0))
         talk.print(f"Job ({job_id}) succeeded.")
 
 
@@ -124,8 +126,9 @@ def _move(
         num_devices=before.num_devices if num_devices is None else num_devices,
         storage_uri=storage_uri,
         storage_credential=chosen_credential(),
-        num_local_cpus=os.cpu_count(),
-        num_local_gpus=num_gpus,
+        # Another machine's are not known.
+        num_local_cpus=os.cpu_count() if runs_here else None,
+        num_local_gpus=num_gpus if runs_here else None,
     )
 
 

@@ -6,9 +6,7 @@ import click
 
 from periflow_ray.cli.duration import duration_callback
 from periflow_ray.cli.options import job_argument, storage_option
-from periflow_ray.cli.output import tell_left_out
 from periflow_ray.errors import UsageError
-from periflow_ray.jobs import read_record
 from periflow_ray.store.root import StorageRoot
 
 
@@ -34,6 +32,7 @@ def stop(job_id: int, save_timeout_s: float | None, is_now: bool, root: StorageR
       periflow-ray job stop 3
       periflow-ray job stop 3 --now
     """
+    from periflow_ray.cli.follow import describe_stop
     from periflow_ray.jobs.stop_times import SAVE_TIMEOUT_S
     from periflow_ray.submit.jobs import settle_state
     from periflow_ray.submit.stop import stop_job, stop_job_now
@@ -48,23 +47,4 @@ def stop(job_id: int, save_timeout_s: float | None, is_now: bool, root: StorageR
         state = stop_job_now(root, job_id)
     else:
         state = stop_job(root, job_id, save_timeout_s=SAVE_TIMEOUT_S if save_timeout_s is None else save_timeout_s)
-    click.echo(f"Job ({job_id}) ended: {state.status}; {_describe_saved(root, job_id)}.", err=True)
-    if state.status != "success":
-        is_function = read_record(root, job_id).ray_submission_id is None
-        how = f"TorchTrainer(..., resume={job_id})" if is_function else f"periflow-ray job resume {job_id}"
-        click.echo(f"Go on with it: {how}", err=True)
-
-
-def _describe_saved(root: StorageRoot, job_id: int) -> str:
-    from periflow_ray.jobs.attempts import read_attempts
-    from periflow_ray.store.checkpoints import latest_committed
-
-    newest = latest_committed(root, job_id)
-    if newest is None:
-        return "it has no checkpoint"
-    attempts = read_attempts(root, job_id, tell_left_out)
-    save = attempts[-1].save if attempts and attempts[-1].cause == "stop" else None
-    if save is not None and save.step is not None:
-        return f"saved at step {save.step}"
-    text = f"its newest checkpoint is of step {newest.step}"
-    return text if save is None else f"nothing was saved in time, {text}"
+    click.echo(describe_stop(root, job_id, state), err=True)

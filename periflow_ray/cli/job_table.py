@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from periflow_ray.cli.format import NOTHING, format_duration, format_time, iso_time
-from periflow_ray.cli.output import draw_table
+from periflow_ray.cli.tables import draw_table
 from periflow_ray.jobs import Job, JobProgress, JobState
 
 JOB_COLUMNS = (
@@ -26,10 +26,12 @@ JOB_COLUMNS = (
     "Progress",
 )
 
+_DROPPED_FIRST = ("Created by", "Data", "Device", "Device Cnt", "Start", "Duration", "Progress")
+
 
 def draw_jobs(console: Console, jobs: Sequence[Job]) -> None:
     """A table with one row a job."""
-    draw_table(console, JOB_COLUMNS, [_row(job) for job in jobs])
+    draw_table(console, JOB_COLUMNS, [_row(job) for job in jobs], dropped_first=_DROPPED_FIRST)
 
 
 def job_document(job: Job) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from periflow_ray.cli.format import NOTHING, format_duration, format_time, forma
 from periflow_ray.cli.job_events import event_document
 from periflow_ray.cli.job_table import format_progress, job_document, measure_duration_s
 from periflow_ray.cli.options import job_argument, storage_option
-from periflow_ray.cli.output import build_fields, draw_panels, output_option, write_output
+from periflow_ray.cli.output import output_option, write_output
 from periflow_ray.cli.plain_text import escape_block, escape_cell
+from periflow_ray.cli.tables import build_fields, draw_panels
 from periflow_ray.jobs import Job, read_progress, read_record
 from periflow_ray.jobs.events import Event, read_events
 from periflow_ray.store.checkpoints import Manifest, list_committed

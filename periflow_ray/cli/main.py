@@ -16,7 +16,7 @@ from periflow_ray import __version__
 from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.cli.plain_text import escape_controls
 from periflow_ray.cli.price_copy import apply_price_copy, price_copy_path
-from periflow_ray.errors import PeriflowRayError
+from periflow_ray.errors import JobStoppedError, PeriflowRayError
 
 INTERRUPTED_EXIT_CODE = 130
 
@@ -26,6 +26,7 @@ COMMANDS = {
     "sweep": ("periflow_ray.cli.sweep:sweep", "Hyperparameter sweeps over a template's job."),
     "vm": ("periflow_ray.cli.vm:vm", "VM types that a template may name."),
     "cluster": ("periflow_ray.cli.cluster:cluster", "Ray clusters on AWS and Azure."),
+    "local": ("periflow_ray.cli.local:local", "The embedded Ray cluster of this machine."),
     "experiment": ("periflow_ray.cli.experiment:experiment", "Named groups of jobs."),
     "datastore": ("periflow_ray.cli.datastore:datastore", "Datasets that jobs read."),
     "dataset": ("periflow_ray.cli.datastore:datastore", "The same as datastore."),
@@ -53,6 +54,10 @@ class RootGroup(LazyGroup):
             sys.exit(_describe_abort(abort))
         except click.ClickException as err:
             err.show()
+            sys.exit(err.exit_code)
+        except JobStoppedError as err:
+            # What somebody wanted is no error.
+            click.echo(escape_controls(str(err)), err=True)
             sys.exit(err.exit_code)
         except PeriflowRayError as err:
             click.echo(escape_controls(f"Error: {err}"), err=True)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from datetime import datetime, time, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from periflow_ray.cli.complete import (
+    CREDENTIAL_KEY,
+    STORAGE_KEY,
+    complete_credential,
+    complete_file,
+    complete_job,
+    complete_sweep,
+)
 from periflow_ray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +31,6 @@ _DATE = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _BANDWIDTH = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s*([A-Za-z]+)(?:/s)?")
 _BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_CREDENTIAL_KEY = "periflow_ray.storage_credential"
 
 
 def storage_option(function: Function) -> Function:
@@ -33,6 +42,7 @@ def storage_option(function: Function) -> Function:
         # Before --storage, whose callback opens the root with it.
         is_eager=True,
         callback=_note_credential,
+        shell_complete=complete_credential,
         help="Credential that opens the storage root; see periflow-ray credential list.  "
         "[default: $PERIFLOW_STORAGE_CREDENTIAL, the config file, else the cloud's usual chain]",
     )(function)
@@ -41,6 +51,7 @@ def storage_option(function: Function) -> Function:
         "root",
         metavar="URI",
         callback=_open_root,
+        shell_complete=complete_file,
         help="Storage root: a path, s3://..., abfs://... or gs://...  [default: $PERIFLOW_STORAGE, the config file, "
         "else a directory of this user]",
     )(function)
@@ -48,7 +59,7 @@ def storage_option(function: Function) -> Function:
 
 def chosen_credential() -> str | None:
     """The name of the credential with which ``storage_option`` opened the running command's storage root."""
-    name: str | None = click.get_current_context().meta[_CREDENTIAL_KEY]
+    name: str | None = click.get_current_context().meta[CREDENTIAL_KEY]
     return name
 
 
@@ -64,18 +75,68 @@ def upload_bandwidth_option(function: Function) -> Function:
 
 
 def job_argument(function: Function) -> Function:
-    """Adds the job's number as ``job_id``."""
-    return click.argument("job_id", metavar="JOB", type=click.IntRange(min=1))(function)
+    """Adds the job's number as ``job_id``, which may be given as its name or as ``last``; wants ``storage_option``."""
+    return click.argument("job_id", metavar="JOB", shell_complete=complete_job)(
+        _with_number(function, "job_id", find_job)
+    )
+
+
+def only_job_argument(function: Function) -> Function:
+    """As ``job_argument``, but a name has to be that of one job alone."""
+    command = _with_number(function, "job_id", _find_only_job)
+    return click.argument("job_id", metavar="JOB", shell_complete=complete_job)(command)
 
 
 def sweep_argument(function: Function) -> Function:
-    """Adds the sweep's number as ``sweep_id``."""
-    return click.argument("sweep_id", metavar="SWEEP", type=click.IntRange(min=1))(function)
+    """Adds the sweep's number as ``sweep_id``, as ``job_argument`` does a job's."""
+    command = _with_number(function, "sweep_id", find_sweep)
+    return click.argument("sweep_id", metavar="SWEEP", shell_complete=complete_sweep)(command)
+
+
+def find_job(root: StorageRoot, given: str) -> int:
+    """The number of a job that the command line names; says which one it is where several have the name.
+
+    Raises:
+        UsageError, NotFoundError: see ``find_job_id``.
+    """
+    from periflow_ray.jobs.job_names import find_job_id
+
+    return find_job_id(root, given, on_several=lambda job_ids: _tell_newest(given, job_ids))
+
+
+def find_sweep(root: StorageRoot, given: str) -> int:
+    """As ``find_job``, of a sweep."""
+    from periflow_ray.jobs.job_names import find_job_id
+    from periflow_ray.sweeps.documents import has_sweep
+
+    return find_job_id(
+        root,
+        given,
+        noun="sweep",
+        is_meant=lambda record: record.sweep is None and has_sweep(root, record.job_id),
+        on_several=lambda job_ids: _tell_newest(given, job_ids),
+    )
 
 
 def yes_option(function: Function) -> Function:
-    """Adds ``-y`` as ``is_confirmed``: do not ask."""
+    """Adds ``-y`` as ``is_confirmed``: do not ask; see ``confirm``."""
     return click.option("-y", "--yes", "is_confirmed", is_flag=True, help="Do not ask.")(function)
+
+
+def confirm(question: str, *, default: bool = False) -> None:
+    """Ask a question that ``--yes`` answers.
+
+    Raises:
+        click.Abort: the answer is no.
+        UsageError: there is nobody to ask.
+    """
+    try:
+        click.confirm(question, abort=True, err=True, default=default)
+    except click.Abort as abort:
+        if isinstance(abort.__cause__ or abort.__context__, EOFError) and not sys.stdin.isatty():
+            click.echo(err=True)
+            raise UsageError("nobody is there to answer. To do it without being asked: --yes") from None
+        raise
 
 
 def since_option(function: Function) -> Function:
@@ -139,16 +200,43 @@ def parse_bandwidth(text: str) -> int:
     return num_bytes
 
 
+def _with_number(function: Function, name: str, find: Callable[[StorageRoot, str], int]) -> Function:
+    @functools.wraps(function)
+    def command(**arguments: Any) -> Any:
+        arguments[name] = find(arguments["root"], arguments[name])
+        return function(**arguments)
+
+    return cast(Function, command)
+
+
+def _find_only_job(root: StorageRoot, given: str) -> int:
+    from periflow_ray.jobs.job_names import find_job_id
+
+    def refuse(job_ids: list[int]) -> None:
+        numbers = ", ".join(map(str, job_ids[:10]))
+        raise UsageError(f"{len(job_ids)} jobs are called '{given}'. Name one by its number: {numbers}")
+
+    return find_job_id(root, given, on_several=refuse)
+
+
+def _tell_newest(given: str, job_ids: Sequence[int]) -> None:
+    from periflow_ray.cli.plain_text import escape_controls
+
+    text = f"{len(job_ids)} are called '{given}'; the newest is {job_ids[0]}, before it came {job_ids[1]}."
+    click.echo(escape_controls(text), err=True)
+
+
 def _note_credential(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    ctx.meta[_CREDENTIAL_KEY] = value
+    ctx.meta[CREDENTIAL_KEY] = value
 
 
 def _open_root(ctx: click.Context, param: click.Parameter, value: str | None) -> StorageRoot | None:
     if ctx.resilient_parsing:
+        ctx.meta[STORAGE_KEY] = value
         return None
     # Imported late: fsspec takes as long as all of --help.
     from periflow_ray.settings import choose_root
 
-    chosen = choose_root(value, ctx.meta[_CREDENTIAL_KEY])
-    ctx.meta[_CREDENTIAL_KEY] = chosen.credential
+    chosen = choose_root(value, ctx.meta[CREDENTIAL_KEY])
+    ctx.meta[CREDENTIAL_KEY] = chosen.credential
     return chosen.root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -13,10 +14,11 @@ PICTURE_SUFFIXES = (".png", ".html")
 
 _MAX_NUM_POINTS = 4000
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#17becf", "#7f7f7f")
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 860, 280, 80, 30, 10
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 860, 300, 80, 44, 10
 _STYLE = (
     "body{font:15px system-ui,sans-serif;margin:2em auto;max-width:60em;color:#222}h2{font-size:1em;margin:2em 0 .3em}"
-    "svg{width:100%;background:#fafafa}text{font-size:12px;fill:#555}.axis{stroke:#bbb;fill:none}"
+    "svg{width:100%;background:#fafafa}text{font-size:12px;fill:#555}.axis{stroke:#888;fill:none}"
+    ".grid{stroke:#e4e4e4}p{margin:.3em 0;font-size:13px}"
 )
 
 
@@ -105,21 +107,38 @@ def _build_svg(entries: Sequence[Series]) -> str:
         y = (high / 2 - value / 2) / (high / 2 - low / 2) if high / 2 > low / 2 else 0.5
         return _LEFT + x * (_WIDTH - _LEFT - 10), _TOP + y * plot_height
 
-    svg = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">',
-        f'<path class="axis" d="M{_LEFT} {_TOP}V{_TOP + plot_height}H{_WIDTH - 10}"/>',
-        f'<text x="{_LEFT - 6}" y="{_TOP + 10}" text-anchor="end">{high:.4g}</text>',
-        f'<text x="{_LEFT - 6}" y="{_TOP + plot_height}" text-anchor="end">{low:.4g}</text>',
-        f'<text x="{_LEFT}" y="{_HEIGHT - 8}">step {first}</text>',
-        f'<text x="{_WIDTH - 10}" y="{_HEIGHT - 8}" text-anchor="end">{last}</text>',
-    ]
-    for index, (rank, numbers) in enumerate(lines):
+    svg = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
+    for value in find_ticks(low, high):
+        _, y = place(first, value)
+        svg.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - 10}"/>')
+        svg.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>')
+    for step in dict.fromkeys(map(round, find_ticks(first, last))):
+        x, _ = place(step, high)
+        svg.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{_TOP + plot_height}"/>')
+        svg.append(f'<text x="{x:.1f}" y="{_TOP + plot_height + 16}" text-anchor="middle">{step}</text>')
+    svg.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{_TOP + plot_height}H{_WIDTH - 10}"/>')
+    svg.append(f'<text x="{_LEFT + (_WIDTH - _LEFT) / 2:.0f}" y="{_HEIGHT - 6}" text-anchor="middle">step</text>')
+    for index, (_, numbers) in enumerate(lines):
         colour = _COLOURS[index % len(_COLOURS)]
         places = [place(step, value) for step, value in thin_numbers(numbers, _MAX_NUM_POINTS)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         svg.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{path}"/>')
         svg += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places if len(places) == 1]
-        if len(lines) > 1:
-            x = _LEFT + 10 + 80 * (index % 9)
-            svg.append(f'<text x="{x}" y="{_TOP + 12 + 14 * (index // 9)}" style="fill:{colour}">rank {rank}</text>')
-    return "\n".join([*svg, "</svg>"])
+    # Beside the curves, where it hides none of them.
+    names = [
+        f'<span style="color:{_COLOURS[index % len(_COLOURS)]}">rank {rank}</span>'
+        for index, (rank, _) in enumerate(lines)
+    ]
+    legend = [f"<p>{' '.join(names)}</p>"] if len(lines) > 1 else []
+    return "\n".join([*legend, *svg, "</svg>"])
+
+
+def find_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from ``low`` to ``high``, about five; one alone where both are the same."""
+    span = high / 2 - low / 2
+    # Numbers that differ less would all look the same.
+    if span <= 1e-6 * max(abs(low), abs(high)):
+        return [low]
+    size = 10.0 ** math.floor(math.log10(span / 2.5))
+    size = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= span / 2.5)
+    return [number * size for number in range(math.ceil(low / size), math.floor(high / size) + 1)]

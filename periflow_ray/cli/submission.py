@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from periflow_ray.cli.file_tree import build_file_tree
-from periflow_ray.cli.options import chosen_credential
+from periflow_ray.cli.options import chosen_credential, confirm
 from periflow_ray.cli.output import talk_console, tell_ignored, tell_skipped
 from periflow_ray.cli.submission_options import SubmissionOptions
 from periflow_ray.cli.target import Target, connect_target, count_gpus, driver_options
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from periflow_ray.plan import JobPlan, VmType
     from periflow_ray.spec import SweepSpec, Template
     from periflow_ray.store.root import StorageRoot
+    from periflow_ray.submit.workspace import Workspace
 
 # Of a cluster that a job brought up, which nobody may think of afterwards.
 _AUTOSTOP_S = 1800
@@ -63,6 +62,20 @@ class Submission:
             secret_names=tuple(self._secrets),
         )
 
+    def check(self) -> Workspace | None:
+        """Look at what the job will need: the workspace, which is returned, its dataset and its checkpoint.
+
+        Raises:
+            WorkspaceError: the directory cannot be packaged.
+            NotFoundError, StorageError: the storage root has no such dataset or checkpoint, or does not answer.
+        """
+        from periflow_ray.submit.workspace import scan_workspace
+
+        directory = self._given.workspace_dir
+        workspace = scan_workspace(directory) if directory is not None else None
+        _check_inputs(self._root, self.plan)
+        return workspace
+
     def start(self, *, is_confirmed: bool, sweep: SweepSpec | None = None) -> JobRecord:
         """Submit it, to a cluster that is made first if need be, with a word about each thing that is done.
 
@@ -74,15 +87,12 @@ class Submission:
         from periflow_ray.cli.submit_notes import describe_unused
         from periflow_ray.store.size_text import format_size
         from periflow_ray.submit.jobs import submit_job
-        from periflow_ray.submit.workspace import scan_workspace
 
         root, plan, target = self._root, self.plan, self._target
         cluster_address = _find_cluster(root, target, plan, may_be_made=self._given.makes_cluster)
-        directory = self._given.workspace_dir
-        workspace = scan_workspace(directory) if directory is not None else None
+        workspace = self.check()
         # An unusable root is known now, and not after an hour of training; nothing has been created yet.
         root.check_writable()
-        _check_inputs(root, plan)
         if cluster_address is None and not target.is_local:
             cluster_address = _make_cluster(root, plan, is_confirmed)
         cluster = connect_target(root, target.is_local, cluster_address)
@@ -146,8 +156,9 @@ def _build_plan(template: Template, target: Target, **options: Any) -> JobPlan:
             template.spec,
             vm,
             fallback_vms=fallback_vms,
-            num_local_cpus=os.cpu_count(),
-            num_local_gpus=num_gpus,
+            # Another machine's are not known.
+            num_local_cpus=os.cpu_count() if target.is_local else None,
+            num_local_gpus=num_gpus if target.is_local else None,
             **options,
         )
     except PlanError as err:
@@ -214,6 +225,6 @@ def _ensure_experiment(root: StorageRoot, plan: JobPlan, is_confirmed: bool) -> 
     if plan.experiment is None or has_experiment(root, plan.experiment):
         return
     if not is_confirmed and sys.stdin.isatty():
-        click.confirm(f"Experiment '{plan.experiment}' does not exist. Create it?", abort=True, err=True, default=True)
+        confirm(f"Experiment '{plan.experiment}' does not exist. Create it?", default=True)
     create_experiment(root, plan.experiment)
     talk_console().print(f"Experiment '{plan.experiment}' was created.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from periflow_ray.cli.complete import complete_cluster, complete_experiment, complete_vm
 from periflow_ray.cli.duration import duration_callback
 from periflow_ray.cli.options import upload_bandwidth_option
 
@@ -42,6 +43,8 @@ _OPTIONS = (
         "-f",
         "--config-file",
         required=True,
+        # For the shell's completion; whether it can be read is said when it is read.
+        type=click.Path(allow_dash=True),
         metavar="FILE",
         help="The template, usually pf-template.yml; - is standard input.",
     ),
@@ -52,9 +55,10 @@ _OPTIONS = (
         "--vm",
         "vm_names",
         multiple=True,
+        shell_complete=complete_vm,
         help="VM type; given several times, the first one that the cloud has. List them: periflow-ray vm list",
     ),
-    click.option("-e", "--experiment", help="Experiment to put the job in."),
+    click.option("-e", "--experiment", shell_complete=complete_experiment, help="Experiment to put the job in."),
     click.option("--num-devices", type=int, help="Devices of the whole job."),
     click.option(
         "--local", "is_local", is_flag=True, help="Run on this machine, on an embedded Ray cluster (VM 'local')."
@@ -66,6 +70,7 @@ _OPTIONS = (
     ),
     click.option(
         "--address",
+        shell_complete=complete_cluster,
         help="Running Ray cluster: its name (periflow-ray cluster list) or http://HOST:8265.  [default: $RAY_ADDRESS, "
         "else a cluster that has the VM type]",
     ),

@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING
 import click
 
 from periflow_ray.cli.options import storage_option, yes_option
-from periflow_ray.cli.output import build_fields, output_option, talk_console, write_output
+from periflow_ray.cli.output import output_option, talk_console, write_output
 from periflow_ray.cli.submission import Submission
 from periflow_ray.cli.submission_options import SubmissionOptions, submission_options
+from periflow_ray.cli.tables import draw_fields
 
 if TYPE_CHECKING:
     from periflow_ray.plan import JobPlan
     from periflow_ray.store.root import StorageRoot
+    from periflow_ray.submit.workspace import Workspace
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @submission_options
-@click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Check everything, show the plan, and do nothing.")
 @click.option("--follow/--no-follow", default=True, show_default=True, help="Show the job's log until it ends.")
 @yes_option
 @output_option
@@ -29,7 +31,8 @@ def submit(
     """Run a pf-template.yml as a job, and follow it to its end.
 
     The exit code is 0 only if the job succeeded. The directory given with -d appears in the job as
-    <mount_path>/<name of the directory>.
+    <mount_path>/<name of the directory>. With -o json or -o yaml standard output has the job as job view shows it, once
+    it has ended or with --no-follow at once, and everything else goes to standard error.
 
     \b
     Examples:
@@ -37,23 +40,40 @@ def submit(
       periflow-ray submit --local --num-devices 2 -f pf-template.yml -d ./cifar
       periflow-ray submit --address http://127.0.0.1:8265 -f pf-template.yml -d ./cifar --secret WANDB_API_KEY
       periflow-ray submit --dry-run -f pf-template.yml
+      periflow-ray submit --no-follow -o json -f pf-template.yml -d ./cifar
     """
     submission = Submission(root, given)
     if dry_run:
-        _show_plan(submission.plan, output)
+        _show_plan(submission.plan, submission.check(), output)
         return
     record = submission.start(is_confirmed=is_confirmed)
+    job_id, is_for_people = record.job_id, output == "table"
     talk = talk_console()
-    click.echo(f"Job ({record.job_id}) started successfully.")
-    talk.print(f"Log: periflow-ray job log {record.job_id} -f    State: periflow-ray job view {record.job_id}")
-    if follow:
-        from periflow_ray.cli.follow import follow_job, raise_unless_success
+    click.echo(f"Job ({job_id}) started successfully.", err=not is_for_people)
+    talk.print(f"Log: periflow-ray job log {job_id} -f    State: periflow-ray job view {job_id}")
+    try:
+        if follow:
+            from periflow_ray.cli.follow import follow_job, raise_unless_success
 
-        raise_unless_success(record.job_id, follow_job(root, record.job_id, console=talk))
-        talk.print(f"Job ({record.job_id}) succeeded.")
+            state = follow_job(root, job_id, console=talk, logs_to_stderr=not is_for_people)
+            raise_unless_success(root, job_id, state)
+            talk.print(f"Job ({job_id}) succeeded.")
+    finally:
+        # Whatever became of it, programs learn which job it is.
+        if not is_for_people:
+            from periflow_ray.cli.job_table import job_document
+            from periflow_ray.jobs import read_job
+
+            write_output(output, job_document(read_job(root, job_id)), lambda console: None)
 
 
-def _show_plan(plan: JobPlan, output: str) -> None:
+def _show_plan(plan: JobPlan, workspace: Workspace | None, output: str) -> None:
     from periflow_ray.plan import describe_plan, plan_document
+    from periflow_ray.store.size_text import format_size
 
-    write_output(output, plan_document(plan), lambda console: console.print(build_fields(dict(describe_plan(plan)))))
+    document, fields = plan_document(plan), dict(describe_plan(plan))
+    if workspace is not None:
+        files = f"{len(workspace.files)} file{'' if len(workspace.files) == 1 else 's'}"
+        fields["Workspace"] = f"{files}, {format_size(workspace.size)}, from {workspace.directory}"
+        document["workspace"] = {"num_files": len(workspace.files), "size_bytes": workspace.size}
+    write_output(output, document, lambda console: draw_fields(console, fields))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from periflow_ray.cli.options import storage_option, sweep_argument, yes_option
+from periflow_ray.cli.options import confirm, storage_option, sweep_argument, yes_option
 from periflow_ray.errors import NotFoundError, UsageError
 from periflow_ray.jobs import JobState, delete_job, erase_job, read_record, read_written_state, write_state
 from periflow_ray.jobs.resumes import claim_resume
@@ -76,9 +76,7 @@ def delete(sweep_id: int, is_confirmed: bool, root: StorageRoot) -> None:
             f"periflow-ray job stop {running[0]}"
         )
     if not is_confirmed:
-        click.confirm(
-            f"Delete sweep {sweep_id} and its {len(job_ids)} trials with their checkpoints?", abort=True, err=True
-        )
+        confirm(f"Delete sweep {sweep_id} and its {len(job_ids)} trials with their checkpoints?")
     for job_id in job_ids:
         erase_job(root, job_id)
     delete_job(root, sweep_id)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from periflow_ray.cli.choice import Choice
 from periflow_ray.cli.options import storage_option, sweep_argument
 from periflow_ray.cli.output import tell_left_out
 from periflow_ray.cli.sweep_pictures import KINDS, SweepPicture, write_page, write_png
@@ -35,7 +36,7 @@ _MAX_TRIALS_WITH_ATTEMPTS = 500
     "--kind",
     "kinds",
     multiple=True,
-    type=click.Choice(list(KINDS)),
+    type=Choice(list(KINDS)),
     help="Which pictures.  [default: those with content]",
 )
 @storage_option

@@ -65,6 +65,7 @@ def run(
     require_share(submission.plan, spec.resources.device)
     _require_used(spec, submission.plan, given.workspace_dir)
     if dry_run:
+        submission.check()
         write_output("table", None, lambda console: _show(console, submission.plan, spec))
         return
     record = submission.start(is_confirmed=is_confirmed, sweep=spec)
@@ -74,7 +75,7 @@ def run(
     if follow:
         from periflow_ray.cli.follow import follow_job, raise_unless_success
 
-        raise_unless_success(record.job_id, follow_job(root, record.job_id, console=talk))
+        raise_unless_success(root, record.job_id, follow_job(root, record.job_id, console=talk))
         talk.print(f"Sweep ({record.job_id}) succeeded. The best: periflow-ray sweep best {record.job_id}")
 
 

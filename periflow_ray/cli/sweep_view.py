@@ -11,7 +11,8 @@ import click
 
 from periflow_ray.cli.format import NOTHING, format_duration, format_time, iso_time
 from periflow_ray.cli.options import storage_option, sweep_argument
-from periflow_ray.cli.output import build_fields, draw_table, output_option, tell_left_out, write_output
+from periflow_ray.cli.output import output_option, tell_empty, tell_left_out, write_output
+from periflow_ray.cli.tables import draw_fields, draw_table
 from periflow_ray.errors import UsageError
 from periflow_ray.jobs import JobState, list_jobs, read_state
 from periflow_ray.plan.trial import text_of
@@ -68,7 +69,15 @@ def list_command(root: StorageRoot, output: str) -> None:
             }
         )
     columns = ("Number", "Name", "Status", "Trials", "Metric", "Best", "Start")
-    write_output(output, documents, lambda console: draw_table(console, columns, rows))
+    dropped_first = ("Start", "Metric", "Best")
+
+    def draw(console: Console) -> None:
+        if rows:
+            draw_table(console, columns, rows, dropped_first=dropped_first)
+
+    write_output(output, documents, draw)
+    if not rows:
+        tell_empty(root, "sweeps", "periflow-ray sweep run --local -f pf-template.yml -d DIRECTORY --sweep sweep.yml")
 
 
 @click.command()
@@ -154,7 +163,7 @@ def best(sweep_id: int, template_path: Path | None, root: StorageRoot, output: s
         "Checkpoint": checkpoint or NOTHING,
         **{f"Parameter {name}": text_of(value) for name, value in trial.parameters.items()},
     }
-    write_output(output, document, lambda console: console.print(build_fields(fields)))
+    write_output(output, document, lambda console: draw_fields(console, fields))
 
 
 def _write_template(root: StorageRoot, sweep_id: int, trial: Trial, checkpoint: str | None, path: Path) -> None:
@@ -219,7 +228,7 @@ def _draw_trials(
                 *(f"${cost:.2f}" for cost in [cost_of([trial], plan, spec)] if cost is not None),
             )
         )
-    draw_table(console, columns, rows)
+    draw_table(console, columns, rows, text_column="Status", dropped_first=("Starts", "Last", "Time", *costs))
 
 
 def _read_plan(root: StorageRoot, sweep_id: int) -> JobPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from periflow_ray.cli.lazy import LazyGroup
 from periflow_ray.names import nearest_names
 from periflow_ray.plan.catalogue import LOCAL_VM_NAME, load_catalogue
 from periflow_ray.spec import build_json_schema, load_template
+from periflow_ray.submit.workspace import workspace_name
 
 _COMMANDS = {"create": ("periflow_ray.cli.template:create", "Ask for a job's settings and write a pf-template.yml.")}
 
@@ -62,18 +64,23 @@ def create(save_path: Path) -> None:
     load_template(text, source=str(save_path), known_vms=load_catalogue())
     save_path.parent.mkdir(parents=True, exist_ok=True)
     save_path.write_text(text, encoding="utf-8")
-    click.echo(f"Wrote {save_path}. Run it: periflow-ray submit -f {save_path} -d DIRECTORY", err=True)
+    run = f"periflow-ray submit -f {shlex.quote(str(save_path))} -d {shlex.quote(answers.workspace_dir)}"
+    click.echo(f"Wrote {save_path}. Run it: {run}", err=True)
 
 
 @dataclass(frozen=True)
 class TemplateAnswers:
-    """The answers that make a template; empty text means that the key is left out."""
+    """The answers that make a template; empty text means that the key is left out.
+
+    Args:
+        workspace_dir: the folder with the script, in which ``command`` runs.
+    """
 
     name: str
     experiment: str
     vm: str
     num_devices: int
-    image: str
+    workspace_dir: str
     command: str
     mount_path: str
     output_checkpoint_dir: str
@@ -84,6 +91,9 @@ class TemplateAnswers:
 def build_template_text(answers: TemplateAnswers) -> str:
     """A commented pf-template.yml."""
     lines = []
+    folder = f"{answers.mount_path.rstrip('/')}/{workspace_name(Path(answers.workspace_dir))}"
+    # torchrun starts the ranks of a node itself.
+    is_per_device = answers.num_devices > 1 and "torchrun" not in answers.command
     if answers.name:
         lines += ["# Name of the job; need not be unique", f"name: {_scalar(answers.name)}", ""]
     if answers.experiment:
@@ -97,11 +107,14 @@ def build_template_text(answers: TemplateAnswers) -> str:
         "",
         "job_setting:",
         "  type: custom",
+        *(
+            ["  # The command runs once per device, with RANK and LOCAL_RANK set", "  launch_mode: device"]
+            * is_per_device
+        ),
         "  docker:",
-        "    # Image of the container that the command runs in",
-        f"    image: {_scalar(answers.image)}",
-        "    # Runs once per node; MASTER_ADDR, WORLD_SIZE, NODE_RANK, NUM_NODES and NPROC_PER_NODE are set",
+        "    # Bash; MASTER_ADDR, MASTER_PORT, WORLD_SIZE, NODE_RANK, NUM_NODES and NPROC_PER_NODE are set",
         "    command: |",
+        f"      cd {shlex.quote(folder)}",
         *(f"      {line}" for line in answers.command.splitlines()),
         "  # Where the workspace directory (submit -d DIR) appears, as <mount_path>/<name of DIR>",
         "  workspace:",
@@ -135,10 +148,14 @@ def _ask() -> TemplateAnswers:
         type=click.IntRange(min=1),
         err=True,
     )
-    image = click.prompt("Container image", default="friendliai/periflow:sdk", err=True)
-    command = click.prompt("Command to run on each node", value_proc=_check_not_empty, err=True)
-    mount_path = click.prompt("Workspace mount path", default="/workspace", value_proc=_check_absolute, err=True)
-    output_checkpoint_dir = _ask_text("Checkpoint directory (empty for none)", is_path=True)
+    workspace_dir = click.prompt("Folder with your script", default=".", value_proc=_check_folder, err=True)
+    command = click.prompt("Command to run in it", default="python main.py", value_proc=str.strip, err=True)
+    mount_path = click.prompt(
+        "Where the folder appears in the job", default="/workspace", value_proc=_check_absolute, err=True
+    )
+    output_checkpoint_dir = _ask_text(
+        "Folder for checkpoints in the job, for example /workspace/ckpt (empty for none)", is_path=True
+    )
     dataset = _ask_text("Dataset (empty for none)")
     dataset_mount_path = ""
     if dataset:
@@ -150,7 +167,7 @@ def _ask() -> TemplateAnswers:
         experiment,
         vm,
         num_devices,
-        image,
+        workspace_dir,
         command,
         mount_path,
         output_checkpoint_dir,
@@ -175,10 +192,13 @@ def _check_vm(answer: str) -> str:
     raise click.UsageError(f"VM type '{name}' is not in the catalogue.{suggestion}")
 
 
-def _check_not_empty(answer: str) -> str:
-    if not answer.strip():
-        raise click.UsageError("the job needs a command, for example: cd /workspace/cifar && python main.py")
-    return answer.strip()
+def _check_folder(answer: str) -> str:
+    path = Path(answer.strip()).expanduser()
+    if not path.is_dir():
+        raise click.UsageError(f"'{answer}' is no folder here.")
+    if not workspace_name(path):
+        raise click.UsageError("a job's folder cannot be the root of the file system.")
+    return str(path)
 
 
 def _check_absolute(answer: str) -> str:

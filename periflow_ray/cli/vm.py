@@ -7,12 +7,29 @@ from typing import Any
 import click
 from rich.console import Console
 
+from periflow_ray.cli.choice import Choice, require_known
+from periflow_ray.cli.complete import complete_device, complete_region
 from periflow_ray.cli.format import NOTHING
 from periflow_ray.cli.lazy import LazyGroup
-from periflow_ray.cli.output import draw_table, output_option, write_output
+from periflow_ray.cli.output import output_option, write_output
+from periflow_ray.cli.tables import draw_table
 from periflow_ray.plan.catalogue import VmType, load_catalogue
 
-_COLUMNS = ("VM", "Cloud", "Region", "Device", "Device Cnt", "GPU Memory", "vCPU", "Memory", "Spot", "USD/hour")
+_COLUMNS = (
+    "VM",
+    "Cloud",
+    "Region",
+    "Instance type",
+    "Device",
+    "Device Cnt",
+    "GPU Memory",
+    "vCPU",
+    "Memory",
+    "Spot",
+    "USD/hour",
+)
+# The name says most of it.
+_DROPPED_FIRST = ("Cloud", "Region", "Spot", "GPU Memory", "Device Cnt", "Device", "vCPU", "Memory", "Instance type")
 
 
 _COMMANDS = {
@@ -33,10 +50,10 @@ def vm() -> None:
 
 @click.command("list")
 @click.option(
-    "--cloud", type=click.Choice(("aws", "azure", "local"), case_sensitive=False), help="Only the VMs of one cloud."
+    "--cloud", type=Choice(("aws", "azure", "local"), case_sensitive=False), help="Only the VMs of one cloud."
 )
-@click.option("--region", help="Only this region.")
-@click.option("--device", help="Only this accelerator, for example V100.")
+@click.option("--region", shell_complete=complete_region, help="Only this region.")
+@click.option("--device", shell_complete=complete_device, help="Only this accelerator, for example V100.")
 @click.option("--num-devices", type=click.IntRange(min=1), help="Only VMs with this many devices.")
 @click.option("--spot/--on-demand", "is_spot", default=None, help="Only spot VMs, or only on-demand ones.")
 @output_option
@@ -57,22 +74,31 @@ def list_vms(
     Example:
       periflow-ray vm list --cloud azure --device V100 --spot
     """
+    catalogue = load_catalogue().values()
+    region = require_known("--region", region, {vm_type.region for vm_type in catalogue})
+    device = require_known("--device", device, {vm_type.accelerator for vm_type in catalogue})
     found = [
         vm_type
-        for vm_type in load_catalogue().values()
-        if (cloud is None or vm_type.cloud == cloud.lower())
-        and (region is None or vm_type.region == region.lower())
-        and (device is None or vm_type.accelerator.lower() == device.lower())
+        for vm_type in catalogue
+        if (cloud is None or vm_type.cloud == cloud)
+        and (region is None or vm_type.region == region)
+        and (device is None or vm_type.accelerator == device)
         and (num_devices is None or vm_type.num_devices == num_devices)
         and (is_spot is None or vm_type.is_spot == is_spot)
     ]
 
     def draw(console: Console) -> None:
-        draw_table(console, _COLUMNS, [_row(vm_type) for vm_type in found])
+        if found:
+            draw_table(console, _COLUMNS, [_row(vm_type) for vm_type in found], dropped_first=_DROPPED_FIRST)
 
     write_output(output, [_document(vm_type) for vm_type in found], draw)
-    for source in dict.fromkeys(f"{v.price_source}, {v.price_date}" for v in found if v.price_date is not None):
+    if not found:
+        click.echo("No VM type is as all of these options want it. Leave one of them out.", err=True)
+    dates = {f"{v.price_source}, {v.price_date}": v.price_date for v in found if v.price_date is not None}
+    for source in dates:
         click.echo(f"Prices: {source}", err=True)
+    if any(len(day) < len("2026-01-31") for day in dates.values()):
+        click.echo("Of their day only the year is known. Today's prices: periflow-ray vm refresh", err=True)
 
 
 def _row(vm_type: VmType) -> tuple[str, ...]:
@@ -80,6 +106,7 @@ def _row(vm_type: VmType) -> tuple[str, ...]:
         vm_type.name,
         vm_type.cloud,
         vm_type.region,
+        vm_type.instance_type,
         vm_type.accelerator,
         str(vm_type.num_devices),
         _gib(vm_type.device_memory_gib),

@@ -6,13 +6,14 @@ from datetime import UTC, datetime
 
 import click
 
+from periflow_ray.cli.choice import Choice
 from periflow_ray.cli.output import talk_console
 from periflow_ray.errors import ClusterError
 
 
 @click.command("refresh")
 @click.option(
-    "--cloud", "clouds", multiple=True, type=click.Choice(["aws", "azure"]), help="Only this cloud.  [default: both]"
+    "--cloud", "clouds", multiple=True, type=Choice(["aws", "azure"]), help="Only this cloud.  [default: both]"
 )
 def refresh(clouds: tuple[str, ...]) -> None:
     """Ask AWS and Azure for today's prices, spot too, and keep them, with their date, in your data folder.

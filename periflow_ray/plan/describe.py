@@ -44,7 +44,10 @@ def _rows(plan: JobPlan) -> Iterator[tuple[str, str]]:
     yield "Nodes", f"{plan.num_nodes} x {_count(plan.devices_per_node, 'device')}"
     yield "Devices", str(plan.num_devices)
     if plan.min_num_nodes < plan.num_nodes:
-        yield "At least", f"{_count(plan.min_num_nodes * plan.devices_per_node, 'device')}, while machines are missing"
+        least = _count(plan.min_num_nodes * plan.devices_per_node, "device")
+        yield "Elastic", f"goes on with at least {least} while machines are missing"
+    else:
+        yield "Elastic", "no: waits until it has all of its devices"
     yield "Per device", _describe_resources(plan)
     yield "Image", f"{plan.image} ({UNUSED_IMAGE_NOTE})" if plan.image else "-"
     yield f"Command (once per {plan.launch_mode})", mask_text(_as_seen(plan, plan.command))

@@ -27,6 +27,9 @@ PUBLIC_VARIABLES = frozenset(
     }
 )
 
+# Of these the ones that a job's driver itself reads: on a cluster that another shell started it gets this shell's.
+DRIVER_VARIABLES = ("PERIFLOW_SLACK_API", "PERIFLOW_STORAGE_TIMEOUT_S")
+
 
 def drop_internal_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """An environment without those of our variables that nobody sets by hand."""

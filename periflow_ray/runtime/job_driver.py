@@ -175,6 +175,7 @@ class _Driver:
             on_attempt=setup.on_attempt,
             on_lost=self._end_group,
             wait_s=setup.wait_s,
+            min_num_members=setup.min_num_members,
         ) as supervision:
             self._monitor = supervision.monitor
             self._trainer = trainer = self._make_trainer(supervision.monitor)

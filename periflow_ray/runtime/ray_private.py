@@ -200,6 +200,7 @@ class PlacementGroupFacts:
 
     group_id: bytes
     creator_actor_id_hex: str
+    creator_job_id_hex: str
     is_pending: bool
     is_rescheduling: bool
     held: Mapping[str, Mapping[str, float]]
@@ -224,6 +225,7 @@ def read_placement_groups() -> list[PlacementGroupFacts]:
             PlacementGroupFacts(
                 group_id=group.placement_group_id,
                 creator_actor_id_hex=group.creator_actor_id.hex(),
+                creator_job_id_hex=group.creator_job_id.hex(),
                 is_pending=group.state == PlacementGroupTableData.PENDING,
                 is_rescheduling=group.state == PlacementGroupTableData.RESCHEDULING,
                 held=held,

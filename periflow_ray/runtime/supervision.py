@@ -20,6 +20,7 @@ from periflow_ray.runtime.launches import describe_launches
 from periflow_ray.runtime.monitor.client import JobMonitor, MonitorLostError
 from periflow_ray.runtime.monitor.contract import AttemptNews, Ending
 from periflow_ray.runtime.notifications import MessageKind, Notifier
+from periflow_ray.runtime.ray_private import PlacementGroupFacts, read_placement_groups
 
 WAIT_NOTE_S = 10.0
 FINISH_TIMEOUT_S = 30.0
@@ -36,6 +37,7 @@ class Supervision:
         on_attempt: called with each attempt that all members have joined.
         on_lost: called when the monitor has died, or the machines did not come in time; ends the group.
         wait_s: for how long machines are waited for; None forever.
+        min_num_members: with how many the job starts at least; None for all.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Supervision:
         on_attempt: Callable[[AttemptNews], None],
         on_lost: Callable[[], None],
         wait_s: float | None = None,
+        min_num_members: int | None = None,
     ) -> None:
         self.monitor = monitor
         self._state = state
@@ -58,6 +61,7 @@ class Supervision:
         self._on_attempt = on_attempt
         self._on_lost = on_lost
         self._wait_s = wait_s
+        self._min_num_members = num_members if min_num_members is None else min_num_members
         self._waits_since_s: float | None = None
         self.why_given_up: str | None = None
         """Why the job's machines are not waited for any more."""
@@ -141,7 +145,7 @@ class Supervision:
             self._waits_since_s = None
             return
         # Between a group that was given up and the next one nothing is pending, and the job waits nevertheless.
-        if not _is_placement_pending():
+        if not _is_placement_pending() and not (self._is_elastic and not _has_placement()):
             return
         if self._waits_since_s is None:
             self._waits_since_s = time.monotonic()
@@ -150,22 +154,34 @@ class Supervision:
             # The machines of the attempt before are gone, and there are no others.
             self._state.enter("allocating", f"asks for {wanted}")
         if self._state.status == "allocating":
-            available = ray.available_resources()
-            free = _describe({name: available.get(name, 0) for name in self._resources})
+            everything = ray.available_resources()
+            available = {name: everything.get(name, 0) for name in self._resources}
+            free = _describe(available)
             reasons = "".join(f"; {line}" for line in _find_launches())
-            text = f"waits for {wanted}; the cluster has {free} free{reasons}"
+            least = f"at least {self._min_num_members} of " if self._is_elastic else ""
+            overtaken = ", and a job that asks for less may start before it" if any(available.values()) else ""
+            text = f"waits for {least}{wanted}; the cluster has {free} free{overtaken}{reasons}"
             self._state.note_waiting(text)
             if self._wait_s is not None and time.monotonic() - self._waits_since_s >= self._wait_s:
                 self.why_given_up = f"given up after {self._wait_s:.0f} s (--wait): the job {text}"
                 self._on_lost()
 
+    @property
+    def _is_elastic(self) -> bool:
+        # Such a job asks for a group when it has seen room for one, and for none before.
+        return self._min_num_members < self._num_members
+
     def _describe_wanted(self) -> str:
         return f"{self._num_members} x ({_describe(self._resources)})"
 
     def _notify(self, record: AttemptRecord | None) -> None:
-        if self._notifier is not None and record is not None and record.cause not in (None, "stop"):
-            kind: MessageKind = "preempted" if record.cause == "preemption" else "attempt_failed"
-            self._notifier.notify(kind, record.text, step=record.last_step, attempt=record.number)
+        if self._notifier is None or record is None or record.cause in (None, "stop", "resize"):
+            return
+        kind: MessageKind = "preempted" if record.cause == "preemption" else "attempt_failed"
+        # It is decided by the time at which the end is told.
+        why_over = self.monitor.describe_end().why_over
+        next_text = None if why_over is None else f"it does not start again: {why_over}."
+        self._notifier.notify(kind, record.text, step=record.last_step, attempt=record.number, next_text=next_text)
 
 
 def _find_launches() -> list[str]:
@@ -173,7 +189,17 @@ def _find_launches() -> list[str]:
 
 
 def _is_placement_pending() -> bool:
-    return any(group["state"] == "PENDING" for group in ray.util.placement_group_table().values())
+    return any(group.is_pending for group in _read_own_groups())
+
+
+def _has_placement() -> bool:
+    return bool(_read_own_groups())
+
+
+def _read_own_groups() -> list[PlacementGroupFacts]:
+    """Placement groups of this driver and of the controllers that it started; other jobs have theirs."""
+    own_job_id = ray.get_runtime_context().get_job_id()
+    return [group for group in read_placement_groups() if group.creator_job_id_hex == own_job_id]
 
 
 def _describe(resources: Mapping[str, float]) -> str:

@@ -19,6 +19,7 @@ from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.liveness import find_end
 from periflow_ray.jobs.succession import driver_id_of
 from periflow_ray.plan import JobPlan
+from periflow_ray.plan.variables import DRIVER_VARIABLES
 from periflow_ray.ray_jobs import ENDED_RAY_STATUSES, RayJobs, connect
 from periflow_ray.spec.sweep import SweepSpec
 from periflow_ray.store.documents import write_private_document
@@ -128,7 +129,9 @@ def start_driver(
     try:
         key = sealed_secrets.seal(root, job_id, secrets) if secrets else None
         if cloud_environment_dir is not None:
-            driver_env = {} if key is None else {sealed_secrets.KEY_VARIABLE: key}
+            driver_env = {name: os.environ[name] for name in DRIVER_VARIABLES if name in os.environ}
+            if key is not None:
+                driver_env[sealed_secrets.KEY_VARIABLE] = key
             cloud_path = cloud_environment.write_shell_environment(cloud_environment_dir, os.environ, driver_env)
         elif key is not None:
             key_handover.forget_asked(root, job_id)

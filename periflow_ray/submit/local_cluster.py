@@ -6,10 +6,12 @@ It starts with the first job, is reused while it lives, and ends itself some min
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +28,9 @@ from periflow_ray.user_dirs import state_dir
 
 DIR_VARIABLE = "PERIFLOW_LOCAL_CLUSTER_DIR"
 START_TIMEOUT_S = 120.0
+# Jobs that run on it save first.
+STOP_TIMEOUT_S = 90.0
+_SUPERVISOR = "periflow_ray.submit.local_supervisor"
 _POLL_S = 0.1
 
 
@@ -179,6 +184,46 @@ def find_local_cluster() -> RayJobs | None:
     return connect(cluster.address, directory.token_path)
 
 
+def stop_local_cluster(directory: LocalClusterDir) -> bool:
+    """Stop the jobs on the embedded cluster, end it and wait until it has ended; False if it does not run.
+
+    Raises:
+        ClusterError: it has not ended in time.
+    """
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    with directory.lock():
+        cluster = directory.read()
+        if cluster is None or not _is_supervisor(cluster.supervisor_pid):
+            directory.forget()
+            return False
+        jobs = connect(cluster.address, directory.token_path)
+        # A cluster that does not answer any more is ended all the same.
+        with contextlib.suppress(ClusterError):
+            jobs.stop_all()
+            while jobs.has_running_jobs() and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
+        directory.forget()
+        os.kill(cluster.supervisor_pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while _is_supervisor(cluster.supervisor_pid):
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"the embedded cluster has not ended within {STOP_TIMEOUT_S:.0f} s; its process is "
+                f"{cluster.supervisor_pid}, its log {directory.log_path}"
+            )
+        time.sleep(_POLL_S)
+    return True
+
+
+def _is_supervisor(pid: int) -> bool:
+    """Whether the process still is what it was; its number may be another one's by now."""
+    try:
+        # Empty for one that has ended and whose parent has not asked how.
+        return _SUPERVISOR in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
+
+
 def _answers(cluster: LocalCluster, directory: LocalClusterDir) -> bool:
     try:
         os.kill(cluster.supervisor_pid, 0)
@@ -195,7 +240,7 @@ def _start(directory: LocalClusterDir) -> LocalCluster:
     shutil.rmtree(directory.cloud_environment_dir, ignore_errors=True)
     with directory.log_path.open("wb") as log:
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", "periflow_ray.submit.local_supervisor", str(directory.path)],
+            [sys.executable, "-m", _SUPERVISOR, str(directory.path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

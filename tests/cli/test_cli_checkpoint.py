@@ -61,15 +61,15 @@ def test_the_list_hides_what_cannot_be_resumed_from_until_it_is_asked_for(run_cl
     result = run_cli("checkpoint", "list", "-o", "json")
     shown = [(entry["id"], entry["status"]) for entry in json.loads(result.stdout)]
     assert shown == [
-        ("1/step-00000010", "committed"),
-        ("1/step-00000020", "committed"),
-        ("2/step-00000400", "committed"),
         ("3/step-00000007", "uploading"),
+        ("2/step-00000400", "committed"),
+        ("1/step-00000020", "committed"),
+        ("1/step-00000010", "committed"),
     ]
     assert result.stderr == "1 partial or deleted ones are not shown. With them: --all\n"
     until_unix_s = trash(saved_root, "1/step-00000010", keep_s=3600)
     result = run_cli("checkpoint", "list", "--job", "1", "--all", "-o", "json")
-    deleted, _, partial = json.loads(result.stdout)
+    partial, _, deleted = json.loads(result.stdout)
     assert result.stderr == ""
     assert partial == {
         "id": "1/step-00000030",
@@ -86,8 +86,12 @@ def test_the_list_hides_what_cannot_be_resumed_from_until_it_is_asked_for(run_cl
     assert (deleted["status"], deleted["size_bytes"]) == ("deleted", 31_000_010)
     assert find_entry(saved_root, "1/step-00000010").restorable_until_unix_s == until_unix_s
     lines = run_cli("checkpoint", "list", "--job", "1", "--all").stdout.splitlines()
-    assert "│ undelete until 20" in lines[3]
-    assert lines[5].endswith("│ the job ended before it was committed │")
+    assert "│ undelete until 20" in lines[5]
+    assert lines[3].endswith("│ the job ended before it was committed │")
+    result = run_cli("checkpoint", "list", "--limit", "1")
+    assert "3/step-00000007" in result.stdout
+    assert "1/step" not in result.stdout
+    assert result.stderr.startswith("2 older ones are not shown. All of them: --all\n")
 
 
 def test_listing_deletes_the_files_of_what_cannot_be_undeleted_any_more(run_cli, saved_root):

@@ -240,3 +240,11 @@ def test_no_traceback_shows_a_secret_when_questions_end_early(path):
     assert "Traceback" not in done.stderr
     assert done.stderr.endswith("Error: the input ended before every question was answered.\n")
     assert not path.exists()
+
+
+def test_from_a_pipe_python_does_not_warn_that_it_cannot_hide_what_is_typed(path):
+    argv = [sys.executable, "-m", "periflow_ray.cli.main", "credential", "create", "team-wandb", "--type", "wandb"]
+    done = subprocess.run(argv, input="s3cr3t\n", capture_output=True, text=True, check=True, timeout=60)
+    assert "arning" not in done.stderr
+    assert "s3cr3t" not in done.stdout + done.stderr
+    assert read_credential("team-wandb").values == {"api_key": "s3cr3t"}

@@ -40,11 +40,11 @@ def test_the_list_is_a_table(run_cli, sample_root):
     assert (
         run_cli("datastore", "list").stdout
         == """\
-┏━━━━━━━━━━━━━━┳━━━━━━━┳━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━┓
-┃ Name         ┃ Cloud ┃ Region ┃ Storage Name ┃ Active ┃
-┡━━━━━━━━━━━━━━╇━━━━━━━╇━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━┩
-│ my-cifar-100 │ local │ -      │ -            │ Y      │
-└──────────────┴───────┴────────┴──────────────┴────────┘
+┏━━━━━━━━━━━━━━┳━━━━━━━┳━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━┳━━━━━━━┳━━━━━━━━┓
+┃ Name         ┃ Cloud ┃ Region ┃ Storage Name ┃ Active ┃ Files ┃ Size   ┃
+┡━━━━━━━━━━━━━━╇━━━━━━━╇━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━╇━━━━━━━╇━━━━━━━━┩
+│ my-cifar-100 │ local │ -      │ -            │ Y      │ 3     │ 1.5 kB │
+└──────────────┴───────┴────────┴──────────────┴────────┴───────┴────────┘
 """
     )
 
@@ -60,6 +60,8 @@ def test_view_shows_overview_file_tree_and_metadata(run_cli, sample_root):
 │  Region        -             │
 │  Storage Name  -             │
 │  Active        Y             │
+│  Files         3             │
+│  Size          1.5 kB        │
 ╰──────────────────────────────╯
 ╭───────── Files ─────────╮
 │ /                       │

@@ -146,7 +146,8 @@ def test_a_notice_is_a_duration_above_zero(run_cli, running_root, text):
 
 def test_only_a_running_job_can_be_drilled(run_cli, running_root, sample_root):
     assert run_cli("job", "drill", "2", "--kill-rank", "0").stderr == (
-        "Error: job 2 is failed; only a running job can be drilled.\n"
+        "Error: job 2 has failed; a drill needs a job that runs. Which ones do: "
+        "periflow-ray job list --status running\n"
     )
     assert run_cli("job", "drill", "9", "--kill-rank", "0").exit_code == 1
 

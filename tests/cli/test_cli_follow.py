@@ -18,7 +18,7 @@ from support.sample_jobs import build_record
 
 from periflow_ray.cli.follow import follow_job, raise_unless_success
 from periflow_ray.cli.log_view import LogView
-from periflow_ray.errors import JobFailedError, NotFoundError
+from periflow_ray.errors import JobFailedError, JobStoppedError, NotFoundError
 from periflow_ray.jobs import JobProgress, JobState, write_progress, write_record, write_state
 from periflow_ray.jobs.logs import LogWriter
 from periflow_ray.jobs.requests import Request, StopRequest
@@ -142,12 +142,21 @@ def test_a_job_that_is_deleted_meanwhile_is_an_error(running_root):
         follow_job(running_root, 1, console=Console(file=talk))
 
 
-def test_any_end_but_success_is_an_error_with_the_diagnosis():
-    raise_unless_success(1, JobState("success"))
+def test_any_end_but_success_is_an_error_with_the_diagnosis(running_root):
+    raise_unless_success(running_root, 1, JobState("success"))
     with pytest.raises(JobFailedError, match=r"^job 1 failed: exit code 3$"):
-        raise_unless_success(1, JobState("failed", message="exit code 3"))
-    with pytest.raises(JobFailedError, match=r"^job 1 stopped\.$"):
-        raise_unless_success(1, JobState("stopped"))
+        raise_unless_success(running_root, 1, JobState("failed", message="exit code 3"))
+    stopped = "Job (1) was stopped; it has no checkpoint.\nGo on with it: "
+    with pytest.raises(JobStoppedError, match=re.escape(stopped)):
+        raise_unless_success(running_root, 1, JobState("stopped", message="stopped: requested by the user"))
+
+
+def test_a_stop_is_told_in_a_sentence_and_not_as_an_error(run_cli, running_root):
+    write_state(running_root, 1, JobState("stopped", message="stopped: requested by the user"))
+    result = run_cli("job", "log", "1", "--follow")
+    assert result.exit_code == 1
+    assert "Error" not in result.stderr
+    assert "Job (1) was stopped; it has no checkpoint.\n" in result.stderr
 
 
 def test_ctrl_c_without_a_terminal_leaves_the_job_running_and_says_how_to_stop_it(running_root):

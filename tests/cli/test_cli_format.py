@@ -9,7 +9,7 @@ from rich.table import Table
 
 from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.format import format_duration, format_time, format_value, iso_time
-from periflow_ray.cli.output import draw_table
+from periflow_ray.cli.tables import draw_table
 from periflow_ray.store.size_text import format_size
 
 
@@ -60,17 +60,32 @@ def draw(columns, rows, width, **options) -> str:
     return out.getvalue()
 
 
-def test_a_table_that_does_not_fit_folds_and_loses_nothing():
+def test_where_a_table_does_not_fit_columns_go_first_and_nothing_folds():
+    columns, row = ["Name", "VM", "Region"], ("a", "azure-16gb-v100", "eastus")
     assert (
-        draw(["Name", "VM"], [("a", "azure-16gb-v100"), ("b", "x")], 20)
+        draw(columns, [row], 26, dropped_first=["Region"])
         == """\
-┏━━━━━━┳━━━━━━━━━━━┓
-┃ Name ┃ VM        ┃
-┡━━━━━━╇━━━━━━━━━━━┩
-│ a    │ azure-16g │
-│      │ b-v100    │
-│ b    │ x         │
-└──────┴───────────┘
+┏━━━━━━┳━━━━━━━━━━━━━━━━━┓
+┃ Name ┃ VM              ┃
+┡━━━━━━╇━━━━━━━━━━━━━━━━━┩
+│ a    │ azure-16gb-v100 │
+└──────┴─────────────────┘
+26 columns have no room for: Region. With them: -o json
+"""
+    )
+    assert draw(columns, [row, row], 25) == "\n".join(["Name    a\nVM      azure-16gb-v100\nRegion  eastus\n"] * 2)
+
+
+def test_sentences_fold_between_words_beside_names_that_do_not():
+    assert (
+        draw(["Name", "Event"], [("azure-16gb", "one two three four five six seven")], 41, text_column="Event")
+        == """\
+┏━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━┓
+┃ Name       ┃ Event                    ┃
+┡━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━┩
+│ azure-16gb │ one two three four five  │
+│            │ six seven                │
+└────────────┴──────────────────────────┘
 """
     )
 

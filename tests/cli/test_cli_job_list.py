@@ -94,6 +94,7 @@ def test_json_and_yaml_hold_the_same(run_cli, sample_root):
         (["--job-name", "cif*"], [1]),
         (["--job-name", "llm [large]"], [3]),
         (["--vm", "aws-*"], [3]),
+        (["--experiment", "vision"], [2, 1]),
         (["--vm", "aws"], []),
         (["--since", "2026-01-01T00:30"], [3, 2]),
         (["--since", "2026-01-01T01:00:00Z"], [3, 2]),
@@ -118,7 +119,7 @@ def test_an_age_selects_jobs_by_when_they_were_submitted(run_cli, root: StorageR
 
 def test_what_the_limit_hides_is_said_on_stderr(run_cli, sample_root):
     result = run_cli("job", "list", "-l", "1")
-    assert result.stderr == "2 older jobs are not shown. All of them: periflow-ray job list --all\n"
+    assert result.stderr == "2 older jobs are not shown. All of them: --all\n"
 
 
 def test_a_time_that_is_none_is_a_usage_error(run_cli, sample_root):
@@ -132,4 +133,34 @@ def test_a_time_that_is_none_is_a_usage_error(run_cli, sample_root):
 
 def test_no_jobs_are_an_empty_list(run_cli, root):
     assert list_numbers(run_cli("job", "list", "-o", "json")) == []
-    assert run_cli("job", "list").exit_code == 0
+    result = run_cli("job", "list")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == (
+        f"No jobs in storage root '{root.uri}', which does not exist yet. Make one: periflow-ray submit --local "
+        "-f pf-template.yml -d DIRECTORY\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        (("sweep", "list"), "sweeps"),
+        (("experiment", "list"), "experiments"),
+        (("datastore", "list"), "datasets"),
+        (("checkpoint", "list"), "checkpoints"),
+        (("cluster", "list"), "clusters that are up"),
+    ],
+)
+def test_an_empty_list_names_its_storage_root_and_what_makes_the_first(run_cli, tmp_path, command, what):
+    result = run_cli(*command, "--storage", str(tmp_path / "stroage"))
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.startswith(
+        f"No {what} in storage root '{tmp_path}/stroage', which does not exist yet. Make one: "
+    )
+    assert json.loads(run_cli(*command, "-o", "json").stdout) == []
+
+
+def test_where_no_job_is_wanted_the_others_are_not_denied(run_cli, sample_root):
+    result = run_cli("job", "list", "--experiment", "visoin")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "No job is as these options want it. All of them: periflow-ray job list --all\n"

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from support.sample_jobs import build_record
 
+from periflow_ray.cli.picture import find_ticks
 from periflow_ray.cli.plot import draw_plot
 from periflow_ray.cli.series import Point, build_series, thin_numbers
 from periflow_ray.jobs import JobState, write_record, write_state
@@ -236,3 +237,22 @@ def test_html_picture_is_self_contained_and_without_scripts(run_cli, sample_root
 def test_a_picture_of_another_kind_is_a_usage_error(run_cli, sample_root):
     result = run_cli("job", "metrics", "show", "1", "--plot", "loss.gif")
     assert (result.exit_code, result.stderr) == (2, "Error: --plot loss.gif: the name must end in .png or .html.\n")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0, 500, [0, 100, 200, 300, 400, 500]),
+        (0.1, 2.3, [0.5, 1, 1.5, 2]),
+        (-3, 12, [0, 5, 10]),
+        (7, 7, [7]),
+        (1e-300, 3e-300, [1e-300, 1.5e-300, 2e-300, 2.5e-300, 3e-300]),
+    ],
+)
+def test_axes_have_round_numbers(low, high, ticks):
+    assert find_ticks(low, high) == pytest.approx(ticks)
+
+
+def test_axes_of_any_numbers_have_few_labels():
+    for low, high in ((-1.7e308, 1.7e308), (0.0, 5e-324), (1.0, 1.0000000000000002), (0, 3), (12345, 12351)):
+        assert len(find_ticks(low, high)) <= 8

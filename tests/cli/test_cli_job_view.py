@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import pytest
 from support.driver_stand_in import ended_attempt
 from support.sample_jobs import build_record
 
@@ -142,9 +143,44 @@ def test_an_unknown_job_is_an_error(run_cli, sample_root):
         assert (result.exit_code, result.stdout, result.stderr) == (1, "", message)
 
 
-def test_a_job_number_is_a_positive_number(run_cli, sample_root):
-    assert run_cli("job", "view", "cifar-job").exit_code == 2
-    assert run_cli("job", "view", "0").exit_code == 2
+@pytest.mark.parametrize(("given", "number"), [("1", 1), ("cifar-job", 1), ("llm [large]", 3), ("last", 3)])
+def test_a_job_is_named_by_its_number_its_name_or_as_the_last(run_cli, sample_root, given, number):
+    assert json.loads(run_cli("job", "view", given, "-o", "json").stdout)["number"] == number
+
+
+@pytest.mark.parametrize(
+    ("given", "exit_code", "message"),
+    [
+        (
+            "0",
+            2,
+            "'0' is no job. Name it by its number, which is 1 or more, by its name, or as 'last', the newest job.",
+        ),
+        ("", 2, "'' is no job."),
+        ("cifar-jop", 1, "no job is called 'cifar-jop' in storage root"),
+        ("cifar-jop", 1, "Did you mean 'cifar-job'?"),
+        ("Last", 1, "Did you mean 'last'?"),
+        ("99", 1, "job 99 does not exist in storage root"),
+    ],
+)
+def test_what_names_no_job_is_answered_with_what_does(run_cli, sample_root, given, exit_code, message):
+    result = run_cli("job", "view", given)
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    assert message in result.stderr
+    assert "periflow-ray job list" in result.stderr
+
+
+def test_of_several_jobs_of_a_name_the_newest_is_shown_and_none_deleted(run_cli, sample_root):
+    write_record(sample_root, build_record(4, name="cifar-job"))
+    write_state(sample_root, 4, JobState("success"))
+    result = run_cli("job", "view", "cifar-job", "-o", "json")
+    assert json.loads(result.stdout)["number"] == 4
+    assert result.stderr == "2 are called 'cifar-job'; the newest is 4, before it came 1.\n"
+    result = run_cli("job", "delete", "cifar-job", "--yes")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "Error: 2 jobs are called 'cifar-job'. Name one by its number: 4, 1\n",
+    )
 
 
 def test_delete_asks_and_a_no_changes_nothing(run_cli, sample_root):

@@ -55,10 +55,56 @@ def test_the_live_line_never_reaches_the_edge_of_the_terminal():
     out = io.StringIO()
     display = LiveProgress(Console(file=out, force_terminal=True, width=30))
     display.show(JobState("running"), JobProgress(999, 1000, 1.0, {"loss": 1.0}))
-    assert out.getvalue() == "running ███████████████████░ "
+    line = "running 999/1000 steps (99 %)"
+    assert out.getvalue() == line
     display.hide()
     display.hide()
-    assert out.getvalue() == "running ███████████████████░ \r\x1b[2K"
+    assert out.getvalue() == f"{line}\r\x1b[2K"
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (102, "running ████████░░░░░░░░░░░░ 20000/50000 steps (40 %), 4.62 steps/s, ETA 1h 48m 14s, loss 0.143321"),
+        (80, "running 20000/50000 steps (40 %), 4.62 steps/s, ETA 1h 48m 14s, loss 0.143321"),
+        (75, "running ████░░░░░░ 20000/50000 steps (40 %), ETA 1h 48m 14s, loss 0.143321"),
+        (60, "running ████░░░░░░░ 20000/50000 steps (40 %), loss 0.143321"),
+    ],
+)
+def test_the_live_line_keeps_the_loss(width, line):
+    out = io.StringIO()
+    progress = JobProgress(20_000, 50_000, 4.62, {"loss": 0.1433210})
+    LiveProgress(Console(file=out, force_terminal=True, width=width)).show(JobState("running"), progress)
+    assert out.getvalue() == line
+
+
+def test_before_the_first_step_the_line_says_what_is_not_there_yet():
+    out = io.StringIO()
+    now_s = [0.0]
+    plain = PlainProgress(Console(file=out), 3, clock=lambda: now_s[0])
+    running = JobState("running", attempt=1)
+    for now_s[0], progress in (
+        (0.0, JobProgress()),
+        (9.0, JobProgress()),
+        (11.0, JobProgress()),
+        (40.0, JobProgress()),
+        (41.0, JobProgress(0, 500)),
+        (52.0, JobProgress(0, 500)),
+        (53.0, JobProgress(1, 500)),
+    ):
+        plain.show(running, progress)
+    assert out.getvalue().splitlines() == [
+        "Job (3) running",
+        "Job (3) no pf.init() yet: the script imports and prepares",
+        "Job (3) pf.init() was called, and the first step is not done",
+        "Job (3) 1/500 steps (0 %)",
+    ]
+    live = io.StringIO()
+    LiveProgress(Console(file=live, force_terminal=True, width=80)).show(running, JobProgress())
+    assert live.getvalue() == "running: no pf.init() yet: the script imports and prepares"
+    live = io.StringIO()
+    LiveProgress(Console(file=live, force_terminal=True, width=80), awaits_init=False).show(running, JobProgress())
+    assert live.getvalue() == "running"
 
 
 def test_the_live_line_says_why_a_job_waits():

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from periflow_ray.cli.template import TemplateAnswers, build_template_text
 from periflow_ray.spec import build_json_schema, load_template
 
@@ -10,13 +12,20 @@ ANSWERS = [
     "computer-vision",
     "azure-16gb-v100-4g-eastus-spot",
     "8",
-    "my/image:1",
-    "cd /workspace/cifar && torchrun --nproc_per_node $NPROC_PER_NODE main.py",
+    "cifar",
+    "torchrun --nproc_per_node $NPROC_PER_NODE main.py",
     "/workspace",
     "/workspace/ckpt",
     "my-cifar-100",
     "/workspace/data",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _folder_with_a_script(tmp_path, monkeypatch):
+    (tmp_path / "cifar").mkdir()
+    monkeypatch.chdir(tmp_path)
+
 
 TEMPLATE = """\
 # Name of the job; need not be unique
@@ -34,11 +43,10 @@ num_devices: 8
 job_setting:
   type: custom
   docker:
-    # Image of the container that the command runs in
-    image: my/image:1
-    # Runs once per node; MASTER_ADDR, WORLD_SIZE, NODE_RANK, NUM_NODES and NPROC_PER_NODE are set
+    # Bash; MASTER_ADDR, MASTER_PORT, WORLD_SIZE, NODE_RANK, NUM_NODES and NPROC_PER_NODE are set
     command: |
-      cd /workspace/cifar && torchrun --nproc_per_node $NPROC_PER_NODE main.py
+      cd /workspace/cifar
+      torchrun --nproc_per_node $NPROC_PER_NODE main.py
   # Where the workspace directory (submit -d DIR) appears, as <mount_path>/<name of DIR>
   workspace:
     mount_path: /workspace
@@ -58,17 +66,26 @@ def test_answers_from_a_pipe_become_a_commented_template(run_cli, tmp_path):
     path = tmp_path / "new" / "pf-template.yml"
     result = run_cli("job", "template", "create", "-s", str(path), input="\n".join(ANSWERS) + "\n")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr.endswith(f"Wrote {path}. Run it: periflow-ray submit -f {path} -d DIRECTORY\n")
+    assert result.stderr.endswith(f"Wrote {path}. Run it: periflow-ray submit -f {path} -d cifar\n")
     assert path.read_text() == TEMPLATE
 
 
 def test_empty_answers_take_defaults_and_leave_keys_out(run_cli, tmp_path):
     path = tmp_path / "pf-template.yml"
-    result = run_cli("job", "template", "create", "-s", str(path), input="\n\n\n\n\npython main.py\n\n\n\n")
+    result = run_cli("job", "template", "create", "-s", str(path), input="\n\n\n\ncifar\n\n\n\n\n")
     assert result.exit_code == 0
     spec = load_template(path.read_text()).spec
     assert (spec.name, spec.experiment, spec.vm, spec.num_devices) == (None, None, ("local",), 1)
     assert (spec.checkpoint, spec.data) == (None, None)
+    assert spec.job_setting.docker.image is None
+    # Where the script is, and not the folder above it.
+    assert spec.job_setting.docker.command == "cd /workspace/cifar\npython main.py"
+
+
+def test_of_several_devices_each_runs_the_command_unless_torchrun_does(run_cli, tmp_path):
+    path = tmp_path / "pf-template.yml"
+    run_cli("job", "template", "create", "-s", str(path), input="\n\n\n4\nno such\ncifar\n\n\n\n\n")
+    assert load_template(path.read_text()).spec.job_setting.launch_mode == "device"
 
 
 def test_a_wrong_answer_is_asked_again_with_the_nearest_vms(run_cli, tmp_path):
@@ -78,13 +95,16 @@ def test_a_wrong_answer_is_asked_again_with_the_nearest_vms(run_cli, tmp_path):
         "azure-16gb-v100-4g-eastu-spot",
         *ANSWERS[2:3],
         "many",
-        *ANSWERS[3:7],
+        ANSWERS[3],
+        "no-such-folder",
+        *ANSWERS[4:7],
         "ckpt",
         *ANSWERS[7:],
     ]
     result = run_cli("job", "template", "create", "-s", str(path), input="\n".join(answers) + "\n")
     assert result.exit_code == 0
     assert "is not in the catalogue. Near: azure-16gb-v100-4g-eastus-spot" in result.stderr
+    assert "'no-such-folder' is no folder here." in result.stderr
     assert "'ckpt' must be an absolute path" in result.stderr
     assert path.read_text() == TEMPLATE
 
@@ -111,7 +131,7 @@ def test_text_that_yaml_would_read_as_something_else_is_quoted():
     spec = load_template(build_template_text(answers)).spec
     assert (spec.name, spec.experiment) == ("yes", "12")
     assert spec.job_setting.docker is not None
-    assert (spec.job_setting.docker.image, spec.job_setting.docker.command) == ("image: x", "echo '# no comment: x'")
+    assert spec.job_setting.docker.command == "cd '/w #1/image: x'\necho '# no comment: x'"
     assert spec.job_setting.workspace.mount_path == "/w #1"
     assert spec.checkpoint is not None
     assert spec.checkpoint.output_checkpoint_dir == "/c: d"

@@ -97,7 +97,7 @@ def test_checkpoints_that_cannot_be_read_are_listed_with_why(run_cli, sample_roo
     sample_root.write_json("jobs/2/checkpoints/step-00000020/manifest.json", {"format": 2})
     result = run_cli("checkpoint", "list", "--job", "2", "--all", "-o", "json")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert [(entry["id"], entry["status"], entry["reason"]) for entry in json.loads(result.stdout)] == [
+    assert [(entry["id"], entry["status"], entry["reason"]) for entry in reversed(json.loads(result.stdout))] == [
         (
             "2/step-00000010",
             "partial",

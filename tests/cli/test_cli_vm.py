@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from periflow_ray.plan import load_catalogue
 
 
@@ -18,13 +20,29 @@ def test_one_vm_as_a_table(run_cli):
     assert (
         result.stdout
         == """\
-┏━━━━━━━┳━━━━━━━┳━━━━━━━━┳━━━━━━━━┳━━━━━━━━━━━━┳━━━━━━━━━━━━┳━━━━━━┳━━━━━━━━┳━━━━━━┳━━━━━━━━━━┓
-┃ VM    ┃ Cloud ┃ Region ┃ Device ┃ Device Cnt ┃ GPU Memory ┃ vCPU ┃ Memory ┃ Spot ┃ USD/hour ┃
-┡━━━━━━━╇━━━━━━━╇━━━━━━━━╇━━━━━━━━╇━━━━━━━━━━━━╇━━━━━━━━━━━━╇━━━━━━╇━━━━━━━━╇━━━━━━╇━━━━━━━━━━┩
-│ local │ local │ -      │ CPU    │ 1          │ -          │ -    │ -      │ N    │ -        │
-└───────┴───────┴────────┴────────┴────────────┴────────────┴──────┴────────┴──────┴──────────┘
+┏━━━━━━━┳━━━━━━━┳━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━┳━━━━━━━━━━━━┳━━━━━━━━━━━━┳━━━━━━┳━━━━━━━━┳━━━━━━┳━━━━━━━━━━┓
+┃ VM    ┃ Cloud ┃ Region ┃ Instance type ┃ Device ┃ Device Cnt ┃ GPU Memory ┃ vCPU ┃ Memory ┃ Spot ┃ USD/hour ┃
+┡━━━━━━━╇━━━━━━━╇━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━╇━━━━━━━━━━━━╇━━━━━━━━━━━━╇━━━━━━╇━━━━━━━━╇━━━━━━╇━━━━━━━━━━┩
+│ local │ local │ -      │ -             │ CPU    │ 1          │ -          │ -    │ -      │ N    │ -        │
+└───────┴───────┴────────┴───────────────┴────────┴────────────┴────────────┴──────┴────────┴──────┴──────────┘
 """
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "nearest"),
+    [(["--cloud", "azzure"], "azure"), (["--device", "h1000"], "H100"), (["--region", "us-eastt-1"], "us-east-1")],
+)
+def test_a_wrong_filter_is_no_empty_table(run_cli, options, nearest):
+    result = run_cli("vm", "list", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"Did you mean '{nearest}'?" in result.stderr
+
+
+def test_filters_that_exclude_each_other_say_so(run_cli):
+    result = run_cli("vm", "list", "--cloud", "azure", "--region", "us-east-1")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "No VM type is as all of these options want it. Leave one of them out.\n"
 
 
 def test_filters_combine(run_cli):

@@ -8,8 +8,9 @@ import pytest
 from support.sample_jobs import build_record
 
 from periflow_ray.bounded_text import shorten
-from periflow_ray.cli.output import data_console, draw_table
+from periflow_ray.cli.output import data_console
 from periflow_ray.cli.plain_text import escape_cell, escape_controls, escape_json, escape_line
+from periflow_ray.cli.tables import draw_table
 from periflow_ray.jobs import JobProgress, JobState, write_progress, write_record, write_state
 from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.logs import LogWriter

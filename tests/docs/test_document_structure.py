@@ -77,13 +77,15 @@ def test_the_front_page_is_short_and_begins_with_two_commands(name: str) -> None
     assert len(losses) == 1 + 7
 
 
-def test_the_document_of_the_commands_is_what_the_commands_say() -> None:
-    done = subprocess.run(
-        [sys.executable, "scripts/command_docs.py"], cwd=ROOT_DIR, capture_output=True, text=True, check=True
-    )
+@pytest.mark.parametrize(
+    ("script", "document"),
+    [("scripts/command_docs.py", "docs/commands.md"), ("scripts/template_docs.py", "docs/template-keys.md")],
+)
+def test_what_is_generated_is_up_to_date(script: str, document: str) -> None:
+    done = subprocess.run([sys.executable, script], cwd=ROOT_DIR, capture_output=True, text=True, check=True)
 
     # To bring it up to date: scripts/generate-command-docs
-    assert read_document("docs/commands.md").text == done.stdout
+    assert read_document(document).text == done.stdout
 
 
 def test_every_design_note_has_a_number_a_date_and_a_line_in_the_list() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -12,7 +10,7 @@ import pytest
 from support.storage_servers import StorageServer
 from support.workbench import Workbench, find_drivers, processes_with, wait_until
 
-from periflow_ray.submit.local_cluster import LocalClusterDir
+from periflow_ray.submit.local_cluster import LocalClusterDir, stop_local_cluster
 
 
 # Of a package (hence this folder's __init__.py), so that the cluster ends before the tests of the next folder begin.
@@ -21,12 +19,10 @@ def workbench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
     base = tmp_path_factory.mktemp("jobs")
     cluster_dir = base / "cluster"
     yield Workbench(base / "storage", cluster_dir)
-    cluster = LocalClusterDir(cluster_dir).read()
-    if cluster is not None:
-        # A job's end is told before its driver has tidied up.
-        wait_until(lambda: not find_drivers(cluster_dir), "the drivers end", 60)
-        os.kill(cluster.supervisor_pid, signal.SIGTERM)
-        wait_until(lambda: not processes_with(str(cluster_dir)), "the embedded cluster ends", 60)
+    # A job's end is told before its driver has tidied up.
+    wait_until(lambda: not find_drivers(cluster_dir), "the drivers end", 60)
+    stop_local_cluster(LocalClusterDir(cluster_dir))
+    wait_until(lambda: not processes_with(str(cluster_dir)), "the embedded cluster ends", 60)
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ def test_a_plan_for_a_cluster_in_rows() -> None:
         ("VM", "aws-80gb-h100-8g-us-east-1 (p5.48xlarge in us-east-1, 8 x H100 80 GiB)"),
         ("Nodes", "2 x 8 devices"),
         ("Devices", "16"),
+        ("Elastic", "no: waits until it has all of its devices"),
         ("Per device", "1 GPU, 23.875 CPUs, 100 GiB memory"),
         (
             "Image",
@@ -79,6 +80,7 @@ def test_on_this_machine_mount_paths_appear_below_the_sandbox() -> None:
         ("VM", "local (each node is a stand-in on this machine; devices are CPU slots)"),
         ("Nodes", "2 x 1 device"),
         ("Devices", "2"),
+        ("Elastic", "no: waits until it has all of its devices"),
         ("Per device", "1 CPU"),
         ("Image", "-"),
         ("Command (once per device)", "python <sandbox>/workspace/job/main.py"),

@@ -16,6 +16,7 @@ from injected_errors import INTERVAL_S, TIMES, Time, Turns, WaitUntil
 
 from periflow_ray import jobs
 from periflow_ray.jobs import JobState
+from periflow_ray.jobs.attempts import AttemptRecord, EndCause
 from periflow_ray.jobs.events import read_events
 from periflow_ray.jobs.metrics import Metric, read_metrics
 from periflow_ray.jobs.requests import Request, StopRequest, post_request
@@ -23,7 +24,7 @@ from periflow_ray.runtime import job_requests, job_state, supervision
 from periflow_ray.runtime.job_requests import JobRequests
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.client import MonitorLostError
-from periflow_ray.runtime.monitor.contract import AttemptNews
+from periflow_ray.runtime.monitor.contract import AttemptNews, Ending
 from periflow_ray.runtime.monitor.recorder import Recorder
 from periflow_ray.runtime.monitor.sinks import DEFAULT_SINKS, open_sinks
 from periflow_ray.runtime.notices import departure
@@ -165,9 +166,115 @@ def test_what_a_job_waits_for(
         turns.is_last = True
         wait_until(lambda: turns.num_raised == 1)
     texts = [event.text for event in read_events(root, 1) if event.kind == "waiting"]
-    assert texts == [f"waits for 2 x (1 CPU); the cluster has 1 CPU free; {launch}"]
+    assert texts == [
+        f"waits for 2 x (1 CPU); the cluster has 1 CPU free, and a job that asks for less may start before it; {launch}"
+    ]
     trace = "looking for what the job waits for failed unexpectedly and goes on"
     assert capfd.readouterr().err.count(trace) == 1
+
+
+class MonitorOfOneFailure(MonitorWithoutMembers):
+    """Its first attempt fails; then it waits until it is ended."""
+
+    def __init__(self, cause: EndCause, why_over: str | None) -> None:
+        super().__init__()
+        self._record = AttemptRecord(1, 1, 1, 0.0, 1.0, 2.0, 3.0, 0, 7, 0, cause, "node 0, rank 0: exit code 1")
+        self._why_over = why_over
+
+    def wait_for_attempt(self, number: int) -> AttemptNews:
+        return AttemptNews(1, 1, 1) if number == 1 else super().wait_for_attempt(number)
+
+    def wait_for_start(self, number: int) -> None:
+        """It has started."""
+
+    def wait_for_end(self, number: int) -> AttemptRecord:
+        return self._record
+
+    def describe_end(self) -> Ending:
+        return Ending(self._why_over)
+
+
+class KeptMessages:
+    """A notifier that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, str, str | None]] = []
+
+    def notify(self, kind: str, text: str = "", *, next_text: str | None = None, **facts: object) -> None:
+        self.messages.append((kind, text, next_text))
+
+
+@pytest.mark.usefixtures("add_state")
+@pytest.mark.parametrize(
+    ("cause", "why_over", "kept"),
+    [
+        ("failure", None, [("attempt_failed", "node 0, rank 0: exit code 1", None)]),
+        (
+            "failure",
+            "it failed 1 time(s); max_failures allows 0",
+            [
+                (
+                    "attempt_failed",
+                    "node 0, rank 0: exit code 1",
+                    "it does not start again: it failed 1 time(s); max_failures allows 0.",
+                )
+            ],
+        ),
+        ("resize", None, []),
+    ],
+)
+def test_a_message_promises_no_restart_that_does_not_come(
+    root: StorageRoot,
+    monkeypatch: pytest.MonkeyPatch,
+    wait_until: WaitUntil,
+    cause: EndCause,
+    why_over: str | None,
+    kept: list[tuple[str, str, str | None]],
+) -> None:
+    monkeypatch.setattr(supervision, "_is_placement_pending", lambda: False)
+    notifier, monitor = KeptMessages(), MonitorOfOneFailure(cause, why_over)
+    with (
+        StateKeeper(root, 1) as state,
+        Supervision(
+            monitor,  # type: ignore[arg-type]
+            state,
+            num_members=1,
+            resources_per_member={"CPU": 1.0},
+            notifier=notifier,  # type: ignore[arg-type]
+            on_attempt=lambda news: None,
+            on_lost=lambda: None,
+        ) as supervised,
+    ):
+        # The second attempt is waited for when the first one's end has been told.
+        wait_until(lambda: state.attempt == 1 and supervised._waiting.is_set())
+    assert notifier.messages == kept
+
+
+@pytest.mark.usefixtures("add_state")
+def test_an_elastic_job_without_room_says_what_it_waits_for(
+    root: StorageRoot, monkeypatch: pytest.MonkeyPatch, wait_until: WaitUntil
+) -> None:
+    monkeypatch.setattr(supervision, "WAIT_NOTE_S", INTERVAL_S)
+    # It makes no placement group before there is room.
+    monkeypatch.setattr(supervision, "_read_own_groups", list)
+    monkeypatch.setattr(supervision.ray, "available_resources", dict)
+    monkeypatch.setattr(supervision, "_find_launches", list)
+    with (
+        StateKeeper(root, 1) as state,
+        Supervision(
+            MonitorWithoutMembers(),  # type: ignore[arg-type]
+            state,
+            num_members=4,
+            resources_per_member={"CPU": 1.0},
+            notifier=None,
+            on_attempt=lambda news: None,
+            on_lost=lambda: None,
+            min_num_members=2,
+        ),
+    ):
+        wait_until(lambda: any(event.kind == "waiting" for event in read_events(root, 1)))
+    texts = [event.text for event in read_events(root, 1) if event.kind == "waiting"]
+    assert texts == ["waits for at least 2 of 4 x (1 CPU); the cluster has 0 CPU free"]
 
 
 class TurningSource:

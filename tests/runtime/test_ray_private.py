@@ -245,6 +245,7 @@ def test_a_placement_group_says_who_made_it_and_what_it_holds_where(cluster: Clu
         ray_private.PlacementGroupFacts(
             group_id=group_id,
             creator_actor_id_hex=actor_id,
+            creator_job_id_hex=ray.get_runtime_context().get_job_id(),
             is_pending=False,
             is_rescheduling=False,
             held={cluster.node_id_hex: {"CPU": 0.75}},

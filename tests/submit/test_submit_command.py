@@ -14,6 +14,9 @@ from periflow_ray.cli.main import cli
 from periflow_ray.cli.options import parse_bandwidth
 from periflow_ray.credentials import create_credential
 from periflow_ray.errors import UsageError
+from periflow_ray.jobs import JobState, write_state
+from periflow_ray.jobs.logs import LogWriter
+from periflow_ray.store.root import StorageRoot
 
 TEMPLATE = """\
 vm: local
@@ -158,3 +161,72 @@ def test_what_of_a_workspace_is_not_sent_is_told(tmp_path: Path, server: JobServ
         f"Left out: '{workspace}/shared' is a link to '/usr/share', which is not in it.",
         "To have what a link leads to: copy it into the folder, or make it a dataset.",
     ]
+
+
+WITH_INPUTS = TEMPLATE + "data:\n  name: my-cifar\n  mount_path: /data\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "arguments", "exit_code", "message"),
+    [
+        (TEMPLATE, ["-d", "no-such-directory"], 2, "workspace 'no-such-directory' does not exist"),
+        (WITH_INPUTS, [], 1, "dataset 'my-cifar' does not exist in storage root"),
+        (TEMPLATE + "checkpoint:\n  input:\n    id: 7/step-1\n    mount_path: /in\n", [], 1, "7/step-1"),
+    ],
+)
+def test_a_dry_run_misses_what_the_job_would_miss(
+    tmp_path: Path, template: str, arguments: list[str], exit_code: int, message: str
+):
+    result = submit(template, "--dry-run", "--storage", str(tmp_path / "storage"), *arguments)
+
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    assert message in result.stderr
+    assert not (tmp_path / "storage").exists()
+
+
+def test_a_dry_run_shows_the_size_of_the_workspace_and_no_line_ends_in_blanks(tmp_path: Path):
+    workspace = tmp_path / "digits"
+    workspace.mkdir()
+    (workspace / "main.py").write_bytes(b"x" * 1500)
+    (workspace / "notes.txt").write_bytes(b"x" * 500)
+    elastic = TEMPLATE.replace("num_devices: 1", "num_devices: 4") + "elastic:\n  min_devices: 2\n"
+
+    shown = submit(elastic, "--dry-run", "--local", "-d", str(workspace)).stdout
+
+    assert f"2 files, 2.0 kB, from {workspace}" in shown
+    assert "goes on with at least 2 devices while machines are missing" in shown
+    assert [line for line in shown.splitlines() if line != line.rstrip()] == []
+    assert dry_run("-d", str(workspace))["workspace"] == {"num_files": 2, "size_bytes": 2000}
+
+
+def test_elsewhere_this_machines_cpus_decide_nothing(monkeypatch: pytest.MonkeyPatch):
+    plans = []
+    for num_cpus in (1, 64):
+        monkeypatch.setattr("os.cpu_count", lambda num_cpus=num_cpus: num_cpus)
+        plans.append(dry_run("--address", "http://127.0.0.1:1", "--num-devices", "4"))
+
+    assert plans[0]["cpus_per_device"] == plans[1]["cpus_per_device"] == 1
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--no-follow"], "waiting"), ([], "failed")])
+def test_programs_get_the_job_and_nothing_else_on_standard_output(
+    tmp_path: Path, server: JobServer, arguments: list[str], status: str
+):
+    root = StorageRoot(str(tmp_path / "storage"))
+
+    def run_job() -> None:
+        writer = LogWriter(root, 1, 0)
+        writer.write("a line of the script")
+        writer.flush()
+        write_state(root, 1, JobState("failed", message="exit code 3"))
+
+    if not arguments:
+        server.on_submit = run_job
+    options = ["--address", server.address, "--storage", root.uri, "-o", "json", "--yes"]
+    result = submit(TEMPLATE, *options, *arguments)
+
+    document = json.loads(result.stdout)
+    assert (document["number"], document["status"]) == (1, status)
+    assert "Job (1) started successfully." in result.stderr
+    assert ("a line of the script" in result.stderr) == (status == "failed")
+    assert result.exit_code == (1 if status == "failed" else 0)

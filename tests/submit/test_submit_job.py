@@ -66,6 +66,13 @@ def test_cloud_variables_reach_a_local_driver_in_a_file_and_not_through_ray(root
     assert not any(b"s3cr3t" in content for content in [*stored, json.dumps(server.requests).encode()])
 
 
+def test_a_local_driver_gets_what_it_reads_itself_from_the_submitting_shell(root, server, monkeypatch, tmp_path):
+    monkeypatch.setenv("PERIFLOW_SLACK_API", "http://127.0.0.1:9/api")
+    submit(root, server, cloud_environment_dir=tmp_path / "cloud")
+    (path,) = (tmp_path / "cloud").iterdir()
+    assert json.loads(path.read_text())["PERIFLOW_SLACK_API"] == "http://127.0.0.1:9/api"
+
+
 def test_the_key_of_the_secrets_reaches_a_local_driver_in_that_file_and_another_on_its_request(root, server, tmp_path):
     plan, secrets = plan_of(root, secret_names=("TOKEN",)), {"TOKEN": "t0k3n"}
     submit(root, server, plan, secrets=secrets, cloud_environment_dir=tmp_path / "cloud")

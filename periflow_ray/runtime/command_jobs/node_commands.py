@@ -22,6 +22,7 @@ from periflow_ray.private_files import create_private
 from periflow_ray.processes import Command, CommandResult
 from periflow_ray.runtime.command_jobs import warm_launcher
 from periflow_ray.runtime.command_jobs.launchers import LAUNCHERS, Run
+from periflow_ray.runtime.command_jobs.launchers.torchrun_stop import StopFilter
 from periflow_ray.runtime.diagnosis import Failure, diagnose
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
@@ -109,6 +110,7 @@ class NodeCommands:
 
         def wait_for(running: _Running) -> None:
             result = running.command.wait()
+            running.output.close()
             self.left += result.left
             failure = None if result.is_success else self._diagnose(running, result)
             if failure is not None:
@@ -125,6 +127,7 @@ class NodeCommands:
     def stop(self, grace_s: float = COMMAND_GRACE_S) -> None:
         """Ask every command to end, within the grace time; ``wait`` returns then."""
         for running in self._running:
+            running.output.begin()
             running.command.stop(grace_s)
 
     def explain(self, summary: str) -> Failure:
@@ -144,12 +147,13 @@ class NodeCommands:
     def _start(self, run: Run) -> _Running:
         lines: deque[str] = deque(maxlen=NUM_KEPT_LINES)
         env = self._build_env(run.environment)
+        output = StopFilter(lambda text: lines.append(self._log.write(text)))
         command = Command(
             ["bash", "-c", self._bash_text],
             env=env,
             working_dir=self._sandbox.path_of(self._plan.workspace_mount_path),
             grace_s=COMMAND_GRACE_S,
-            on_line=lambda text: lines.append(self._log.write(text)),
+            on_line=output.take,
             mask=self._log.mask,
         )
         try:
@@ -158,7 +162,7 @@ class NodeCommands:
             if err.errno != errno.E2BIG:
                 raise
             raise JobFailedError(describe_large_environment(env)) from err
-        return _Running(command, run.rank, lines)
+        return _Running(command, run.rank, lines, output)
 
     def _write_command(self) -> str:
         """The command, or what makes bash read it where it is too long for an argument."""
@@ -227,3 +231,4 @@ class _Running:
     command: Command
     rank: int | None
     lines: deque[str]
+    output: StopFilter

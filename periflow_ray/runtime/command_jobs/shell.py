@@ -266,6 +266,6 @@ class CommandShell:
         if start.checkpoint is not None:
             self._note(f"resumes from checkpoint {start.checkpoint.checkpoint} at step {start.checkpoint.step}")
         rewritten = rewritten_mounts(self._plan.command, self._plan.mount_paths)
-        if rewritten:
+        if rewritten and start.attempt == 1:
             paths = ", ".join(f"{path} -> {self._sandbox.path_of(path)}" for path in rewritten)
             self._note(f"mount paths in the command are rewritten (here on node 0): {paths}")

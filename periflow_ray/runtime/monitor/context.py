@@ -99,7 +99,8 @@ class JobContext:
         """
         has_news = attempt.end(cause, text)
         if has_news and cause != "stop":
-            self.write_event("attempt_failed", f"attempt {attempt.number} {how}: {text}")
+            kind = "attempt_ended" if cause in ("resize", "preemption") else "attempt_failed"
+            self.write_event(kind, f"attempt {attempt.number} {how}: {text}")
         self.tell_members()
         return has_news
 

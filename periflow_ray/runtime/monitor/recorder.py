@@ -48,6 +48,7 @@ class Recorder:
         self._writing_progress = threading.Lock()
         self._written_progress = JobProgress()
         self._rate_points: deque[tuple[float, int]] = deque()
+        self._first_step: int | None = None
         self.progress = JobProgress()
         self.flush_interval_s = FLUSH_INTERVAL_S if root.is_local else REMOTE_FLUSH_INTERVAL_S
 
@@ -69,6 +70,7 @@ class Recorder:
     def forget_speed(self) -> None:
         """A new attempt begins: its steps have nothing to do with the last one's."""
         self._rate_points.clear()
+        self._first_step = None
 
     def try_flush(self) -> None:
         """Make everything recorded so far visible to readers; what the storage refuses now, it gets the next time."""
@@ -98,6 +100,11 @@ class Recorder:
 
     def _measure_speed(self, step: int) -> float | None:
         now = time.monotonic()
+        if self._first_step is None:
+            self._first_step = step
+        if step == self._first_step:
+            # The first step, which loads and compiles, takes many times as long as those after it.
+            return self.progress.steps_per_s
         self._rate_points.append((now, step))
         while now - self._rate_points[0][0] > RATE_WINDOW_S:
             self._rate_points.popleft()

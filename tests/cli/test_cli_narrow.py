@@ -1,0 +1,127 @@
+"""On a terminal of 80 columns tables stay readable, and whatever people copy out of them is in one piece."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+from support.sample_checkpoints import ID, write_sample_checkpoints
+from support.sample_jobs import NEW_YEAR_UNIX_S, build_record
+from support.terminal import COLUMNS, open_terminal, without_styles
+
+from periflow_ray.cli.tables import draw_table
+from periflow_ray.cluster.records import ClusterRecord, write_cluster
+from periflow_ray.credentials import CREDENTIALS_FILE_VARIABLE, create_credential
+from periflow_ray.jobs import JobState, write_record, write_state
+from periflow_ray.jobs.events import EventWriter
+from periflow_ray.jobs.experiments import create_experiment
+from periflow_ray.store.datasets import upload_dataset
+
+# The longest of the catalogue.
+VM = "aws-16gb-t4-1g-g4dn-16xlarge-ap-northeast-1-spot"
+NAME = "resnet-50-of-the-vision-team-with-mixup-and-cutmix"
+SECOND_RUN = "second-run"
+
+# Runs each command line of its argument, with a line of its own before it.
+RUN_ALL = """
+import json, sys
+from periflow_ray.cli.main import cli
+for argv in json.loads(sys.argv[1]):
+    print(f"$ {json.dumps(argv)}", flush=True)
+    try:
+        cli.main(argv, prog_name="periflow-ray")
+    except SystemExit as end:
+        assert not end.code, (argv, end.code)
+    sys.stderr.flush()
+print("$ end")
+"""
+
+# What of each command's output is copied by those who read it.
+COPIED = {
+    ("job", "list"): ["4", NAME, "running", VM],
+    ("job", "list", "--job-name", SECOND_RUN): ["5", SECOND_RUN, "success", "local"],
+    ("job", "view", "4"): ["4", NAME, "running", VM],
+    ("job", "events", "4"): ["2026-01-01 00:00:00", "/a/path/" + "of-many-parts/" * 8 + "main.py"],
+    ("job", "metrics", "list", "1"): ["loss", "accuracy"],
+    ("job", "metrics", "show", "1", "--no-plot"): ["loss", "accuracy"],
+    ("vm", "list", "--device", "T4"): [VM],
+    ("vm", "list", "--region", "us-east-1"): ["aws-80gb-h100-8g-us-east-1-spot"],
+    ("experiment", "list"): [NAME, "vision"],
+    ("experiment", "view", NAME): [NAME, "4", VM],
+    ("checkpoint", "list"): [ID, "1/step-00000010", "committed"],
+    ("checkpoint", "list", "--all"): ["1/step-00000030", "partial"],
+    ("checkpoint", "view", ID): [ID, "model.pt"],
+    ("datastore", "list"): [NAME, "my-cifar-100", "1.5 kB"],
+    ("datastore", "view", "my-cifar-100"): ["my-cifar-100", "cifar-100-python"],
+    ("credential", "list"): ["team-s3", "s3"],
+    ("cluster", "list"): [NAME[:30], "running", VM],
+    ("sweep", "list"): [],
+}
+
+
+@pytest.fixture
+def wide_root(sample_root, tmp_path, monkeypatch):
+    """The sample root with names as long as they become."""
+    monkeypatch.setenv(CREDENTIALS_FILE_VARIABLE, str(tmp_path / "credentials.json"))
+    create_credential("team-s3", "s3", {"access_key_id": "an-id", "secret_access_key": "a-key", "region": "us-east-1"})
+    write_sample_checkpoints(sample_root, tmp_path / "checkpoints")
+    create_experiment(sample_root, NAME)
+    record = build_record(4, name=NAME, experiment=NAME, vm=VM, accelerator="T4", dataset=NAME)
+    write_record(sample_root, record)
+    write_state(sample_root, 4, JobState("running", NEW_YEAR_UNIX_S, attempt=1))
+    write_record(sample_root, build_record(5, name=SECOND_RUN))
+    write_state(sample_root, 5, JobState("success", NEW_YEAR_UNIX_S, NEW_YEAR_UNIX_S + 3723, attempt=1))
+    text = f"attempt 1 failed: cannot open '/a/path/{'of-many-parts/' * 8}main.py'; see what it says"
+    EventWriter(sample_root, 4, "driver").write("note", text, 1, time_unix_s=NEW_YEAR_UNIX_S)
+    upload_dataset(sample_root, NAME, tmp_path / "cifar-100-python", contents_only=True, metadata={})
+    cluster = ClusterRecord(
+        NAME[:30], "aws", "ap-northeast-1", [VM], 2, 10, "kim", "laptop", NEW_YEAR_UNIX_S, "running"
+    )
+    write_cluster(sample_root, cluster)
+    return sample_root
+
+
+def test_every_table_is_readable_on_80_columns_and_nothing_that_is_copied_folds(wide_root: object) -> None:
+    argvs = [list(argv) for argv in COPIED]
+    with open_terminal([sys.executable, "-c", RUN_ALL, json.dumps(argvs)], os.environ) as terminal:
+        output = terminal.read_until()
+    *parts, end = re.split(r"^\$ ", output, flags=re.M)[1:]
+    assert end == "end\n", output
+    for (argv, copied), part in zip(COPIED.items(), parts, strict=True):
+        lines = part.splitlines()[1:]
+        drawn = [line for line in lines if line.startswith(tuple("┏┡└│┃╭╰"))]
+        assert [line for line in drawn if cell_len(line) > COLUMNS] == [], argv
+        for value in copied:
+            whole = re.compile(rf"(?<!\w){re.escape(value)}(?!\w)")
+            assert [line for line in lines if whole.search(line)], f"{argv}: '{value}' is not whole in\n{part}"
+
+
+def test_a_column_for_which_there_is_no_room_is_named(wide_root: object) -> None:
+    with open_terminal(
+        [sys.executable, "-m", "periflow_ray.cli.main", "vm", "list", "--region", "us-east-1"], os.environ
+    ) as terminal:
+        output = terminal.read_until()
+    assert "80 columns have no room for: Cloud, Region, " in output
+    assert "aws-80gb-h100-8g-us-east-1-spot" in output
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=60)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(TEXT, TEXT, TEXT, TEXT), min_size=1, max_size=4), st.integers(20, 120))
+def test_whatever_the_names_a_table_keeps_each_in_one_piece(rows: list[tuple[str, ...]], width: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, markup=False, emoji=False, highlight=False)
+    draw_table(console, ("Number", "Name", "Status", "Other"), rows, dropped_first=("Other",))
+    lines = without_styles(out.getvalue()).splitlines()
+    for *kept, _ in rows:
+        assert [cell for cell in kept if not any(cell in line for line in lines)] == []
