@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from periflow_ray.cli.account_view import (
@@ -30,6 +30,7 @@ from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
 
 _NUM_LAST_EVENTS = 10
+_NUM_NEWEST_CHECKPOINTS = 10
 
 
 @click.command()
@@ -66,7 +67,7 @@ def view(job_id: int, root: StorageRoot, output: str) -> None:
         if account.attempts:
             panels["Attempts"] = build_attempt_table(account)
             panels["Account"] = build_fields(describe_account(account))
-        panels["Checkpoints"] = _build_checkpoint_table(checkpoints) if checkpoints else "No checkpoints."
+        panels["Checkpoints"] = _build_checkpoint_table(job_id, checkpoints) if checkpoints else "No checkpoints."
         panels["Last events"] = _build_event_table(last_events) if last_events else "No events."
         draw_panels(console, panels)
 
@@ -100,12 +101,16 @@ def _overview(job: Job) -> dict[str, str]:
     return fields
 
 
-def _build_checkpoint_table(checkpoints: Sequence[Manifest]) -> Table:
-    table = Table("ID", "Step", "Size", "Created", box=None, header_style="bold")
-    for checkpoint in checkpoints:
+def _build_checkpoint_table(job_id: int, checkpoints: Sequence[Manifest]) -> Group:
+    table = Table(box=None, header_style="bold")
+    for column in ("ID", "Step", "Size", "Created"):
+        table.add_column(column, no_wrap=True)
+    for checkpoint in checkpoints[-_NUM_NEWEST_CHECKPOINTS:]:
         created = format_time(checkpoint.created_unix_s)
         table.add_row(checkpoint.checkpoint_id, str(checkpoint.step), format_size(checkpoint.size), created)
-    return table
+    num_older = len(checkpoints) - _NUM_NEWEST_CHECKPOINTS
+    older = [f" {num_older} older ones: periflow-ray checkpoint list --job {job_id} --all"] if num_older > 0 else []
+    return Group(table, *older)
 
 
 def _build_event_table(last_events: Sequence[Event]) -> Table:

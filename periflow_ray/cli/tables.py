@@ -158,7 +158,8 @@ class _UnfoldedTable:
 def build_fields(fields: Mapping[str, str]) -> Table:
     """Names and values below each other, the content of an overview panel; a field's name may choose its colour."""
     table = Table(box=None, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
+    # Rich counts only the longest word of a column as what it needs at least.
+    table.add_column(style="bold", no_wrap=True, min_width=max(map(cell_len, fields), default=0))
     table.add_column(overflow="fold")
     for name, value in fields.items():
         table.add_row(name, Text(escape_block(value), _style_of(name, value)))

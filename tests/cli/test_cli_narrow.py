@@ -17,7 +17,7 @@ from support.sample_checkpoints import ID, write_sample_checkpoints
 from support.sample_jobs import NEW_YEAR_UNIX_S, build_record
 from support.terminal import COLUMNS, open_terminal, without_styles
 
-from periflow_ray.cli.tables import draw_table
+from periflow_ray.cli.tables import build_fields, draw_fields, draw_panels, draw_table
 from periflow_ray.cluster.records import ClusterRecord, write_cluster
 from periflow_ray.credentials import CREDENTIALS_FILE_VARIABLE, create_credential
 from periflow_ray.jobs import JobState, write_record, write_state
@@ -111,6 +111,17 @@ def test_a_column_for_which_there_is_no_room_is_named(wide_root: object) -> None
         output = terminal.read_until()
     assert "80 columns have no room for: Cloud, Region, " in output
     assert "aws-80gb-h100-8g-us-east-1-spot" in output
+
+
+def test_no_field_is_folded_that_has_no_blank() -> None:
+    path = "/home/somebody/.local/state/periflow-ray/local-cluster/supervisor.log"
+    out = io.StringIO()
+    console = Console(file=out, width=80, force_terminal=True, markup=False, emoji=False, highlight=False)
+    draw_fields(console, {"Without a job for": "0s", "Log": path, "Text": "of many words " * 20})
+    draw_panels(console, {"Overview": build_fields({"Without a job for": "0s", "Log": path})})
+    lines = without_styles(out.getvalue()).splitlines()
+    assert len([line for line in lines if line.strip().endswith(path)]) == 2
+    assert len([line for line in lines if "of many words" in line]) > 1
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=60)
