@@ -263,8 +263,9 @@ class TorchTrainer:
         others = sorted(set(resources) - {"CPU", "GPU"})
         if others:
             raise UsageError(f"the trials of a sweep ask for CPUs and GPUs only, not for {', '.join(others)}.")
+        name = self._name or getattr(self._train_loop, "__name__", None)
         template = {
-            "name": self._name or getattr(self._train_loop, "__name__", None),
+            "name": name,
             "experiment": self._experiment,
             "vm": self._vm_names or ["local"],
             "num_devices": self._num_devices,
@@ -283,10 +284,11 @@ class TorchTrainer:
             },
             "plugin": self._plugin,
         }
-        torch_config = self._torch_config
-        if torch_config is None:
-            return template, FunctionCommand(self._train_loop, self._config)
-        return template, FunctionCommand(self._train_loop, self._config, torch_config.backend, torch_config.timeout_s)
+        command = FunctionCommand(self._train_loop, self._config, name or "")
+        if self._torch_config is not None:
+            chosen = {"backend": self._torch_config.backend, "timeout_s": self._torch_config.timeout_s}
+            command = dataclasses.replace(command, **chosen)
+        return template, command
 
     @property
     def storage(self) -> tuple[str | None, str | None]:

@@ -114,7 +114,7 @@ def test_a_column_for_which_there_is_no_room_is_named(wide_root: object) -> None
 
 
 def test_no_field_is_folded_that_has_no_blank() -> None:
-    path = "/home/somebody/.local/state/periflow-ray/local-cluster/supervisor.log"
+    path = "/srv/users/somebody/.local/state/periflow-ray/local-cluster/supervisor.log"
     out = io.StringIO()
     console = Console(file=out, width=80, force_terminal=True, markup=False, emoji=False, highlight=False)
     draw_fields(console, {"Without a job for": "0s", "Log": path, "Text": "of many words " * 20})

@@ -109,7 +109,7 @@ def test_a_trainer_is_a_template_of_its_trials() -> None:
     assert (spec.job_setting.docker.env_var, spec.job_setting.launch_mode) == ({"TEAM": "ours"}, "device")
     assert spec.job_setting.resources is not None
     assert spec.job_setting.resources.cpus == 3
-    assert command == FunctionCommand(train, {"depth": 2})
+    assert command == FunctionCommand(train, {"depth": 2}, "digits")
 
 
 WRITER = """

@@ -31,6 +31,7 @@ class FunctionCommand:
     """What each rank calls.
 
     Args:
+        name: of the job, for ``ray.train.get_context().get_experiment_name()``.
         backend: of torch.distributed; None for nccl where the job has GPUs, else gloo.
         timeout_s: of its process group.
         modules_dir: where it finds the modules of its script; None for the folder of its own file.
@@ -38,6 +39,7 @@ class FunctionCommand:
 
     train_loop: Callable[..., Any]
     config: dict[str, Any] | None
+    name: str = ""
     backend: str | None = None
     timeout_s: float = 1800.0
     modules_dir: str | None = None
@@ -63,7 +65,7 @@ def main() -> None:
         from periflow_ray.runtime.function_jobs.local_words import LocalWords
         from periflow_ray.runtime.ray_private import answer_train_calls
 
-        answer_train_calls(LocalWords())
+        answer_train_calls(LocalWords(command.name))
     call_with_config(command.train_loop, {**(command.config or {}), **hparams()})
 
 

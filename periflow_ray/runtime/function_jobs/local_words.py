@@ -20,7 +20,7 @@ from periflow_ray.sdk import session
 class LocalWords(LocalTrainFnUtils):  # type: ignore[misc]
     """Answers them by the SDK and torch's process group; what is not here Ray's local mode answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, experiment_name: str) -> None:
         names = {
             "world_size": "WORLD_SIZE",
             "world_rank": "RANK",
@@ -29,7 +29,7 @@ class LocalWords(LocalTrainFnUtils):  # type: ignore[misc]
             "node_rank": "NODE_RANK",
         }
         places = {name: int(os.environ[variable]) for name, variable in names.items()}
-        super().__init__(experiment_name=os.environ.get("PERIFLOW_JOB_NAME", ""), **places)
+        super().__init__(experiment_name=experiment_name, **places)
         self._is_first_here = places["local_rank"] == 0
         self._output_dir = Path(os.environ["CKPT_DIR"])
         self._has_checkpoint = os.environ["PROCESSED_ITERS"] != "0"
