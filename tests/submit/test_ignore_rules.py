@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from periflow_ray.submit import ignore_rules
@@ -72,6 +72,7 @@ RULES = st.tuples(
 
 
 @settings(max_examples=80, deadline=None)
+@example(files=["a/a/a/a"], tracked=set(), rules={0: "/*"}, exclude=None, depth=1)
 @given(
     files=st.lists(PATHS, min_size=1, max_size=10),
     tracked=st.sets(st.integers(0, 9), max_size=2),
