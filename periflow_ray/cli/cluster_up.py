@@ -67,7 +67,7 @@ def up(
     \b
     Examples:
       periflow-ray cluster up --vm aws-24gb-a10g-1g-us-east-1-spot --autostop 30m
-      periflow-ray cluster up --vm azure-16gb-v100-4g-eastus-spot --vm azure-16gb-v100-4g-eastus --max-nodes 4
+      periflow-ray cluster up --vm azure-80gb-a100-4g-eastus-spot --vm azure-80gb-a100-4g-eastus --max-nodes 4
     """
     from periflow_ray.cli.cluster_making import choose_options, make_cluster
     from periflow_ray.cluster.records import find_cluster

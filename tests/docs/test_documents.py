@@ -186,6 +186,20 @@ def test_python_code_compiles_and_uses_calls_that_exist(code: str) -> None:
         assert re.search(rf'"{name}"|^(?:class|def) {name}\b', source, re.M), f"{module} has no {name}"
 
 
+def test_no_document_or_example_names_a_vm_that_cannot_be_had() -> None:
+    catalogue = load_catalogue()
+    sources = {name: document.text for name, document in MANUAL.items()}
+    sources |= {str(path): path.read_text(encoding="utf-8") for path in (ROOT_DIR / "examples").rglob("*.yml")}
+    named = {
+        (name, vm)
+        for name, text in sources.items()
+        for vm in re.findall(r"\b(?:aws|azure)-\d+gb-[a-z0-9-]+[a-z0-9]", text)
+    }
+
+    assert len(named) > 10
+    assert [(name, vm) for name, vm in named if vm not in catalogue or catalogue[vm].retired_on] == []
+
+
 def test_the_first_script_also_trains_without_a_job(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(read_document("README.md").find_blocks("python")[0], encoding="utf-8")
 
