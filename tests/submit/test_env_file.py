@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from periflow_ray.errors import UsageError
 from periflow_ray.submit.env_file import parse_assignments
@@ -48,6 +52,23 @@ CASES = [
 @pytest.mark.parametrize(("text", "expected"), CASES)
 def test_a_line_means_what_it_means_elsewhere(text, expected):
     assert {name: value for _, name, value in parse_assignments(text, "job.env")} == expected
+
+
+PARTS = [*"AB1=\"'#\\n \t$x", "\n", "export ", "A=", "${B}"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PARTS), max_size=25).map("".join))
+def test_any_text_means_what_it_means_to_python_dotenv(text: str) -> None:
+    dotenv = pytest.importorskip("dotenv", reason="pip install python-dotenv")
+    try:
+        ours = {name: value for _, name, value in parse_assignments(text, "job.env")}
+    except UsageError:
+        return
+    # Where it warns of a line, and of names that no shell has, submit refuses the file.
+    has_errors = any(binding.error for binding in dotenv.parser.parse_stream(io.StringIO(text)))
+    if not has_errors and all(name.isidentifier() for name in ours):
+        assert ours == dict(dotenv.dotenv_values(stream=io.StringIO(text), interpolate=False))
 
 
 def test_lines_are_counted_over_values_of_several_lines():
