@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -23,6 +24,24 @@ def workbench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
     wait_until(lambda: not find_drivers(cluster_dir), "the drivers end", 60)
     stop_local_cluster(LocalClusterDir(cluster_dir))
     wait_until(lambda: not processes_with(str(cluster_dir)), "the embedded cluster ends", 60)
+    require_json(base / "storage")
+
+
+def require_json(storage_dir: Path) -> None:
+    """Whatever the jobs did, all that they have stored is JSON, which has no NaN and no Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{path} has {constant}")
+
+    for path in storage_dir.rglob("*"):
+        parts = set(path.relative_to(storage_dir).parts)
+        if "files" in parts or not path.is_file():
+            continue
+        if path.suffix == ".json":
+            json.loads(path.read_bytes(), parse_constant=refuse)
+        elif {"metrics", "events", "journal"} & parts:
+            for line in path.read_bytes().splitlines():
+                json.loads(line, parse_constant=refuse)
 
 
 @pytest.fixture
