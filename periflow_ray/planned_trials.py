@@ -88,5 +88,9 @@ def _find_vms(spec: JobSpec, num_gpus: int) -> list[VmType]:
     names = [name for name in spec.vm_names if name != "local"]
     if names and has_labels():
         return [find_vm(name) for name in names]
-    per_node = num_gpus or spec.num_devices
-    return [local_vm(num_gpus=num_gpus, devices_per_node=min(per_node, spec.num_devices))]
+    # As few nodes as there is room for on each; where none has any yet, all on one.
+    resource = "GPU" if num_gpus else "CPU"
+    most = max((int(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"]), default=0)
+    fitting = [count for count in range(1, spec.num_devices + 1) if spec.num_devices % count == 0 and count <= most]
+    per_node = max(fitting, default=spec.num_devices) if num_gpus else spec.num_devices
+    return [local_vm(num_gpus=num_gpus, devices_per_node=per_node)]

@@ -261,8 +261,17 @@ class TorchTrainer:
         timeout_s = rules.hang_timeout_s
         resources = self._resources_per_device or {}
         others = sorted(set(resources) - {"CPU", "GPU"})
-        if others:
-            raise UsageError(f"the trials of a sweep ask for CPUs and GPUs only, not for {', '.join(others)}.")
+        if others or resources.get("GPU", 1) not in (0, 1):
+            raise UsageError(
+                f"the trials of a sweep ask for CPUs and whole GPUs only, not for {dict(resources)}. For a share of a "
+                "GPU give device to sweep."
+            )
+        scaling = self._scaling_config
+        if scaling.accelerator_type or scaling.label_selector or scaling.placement_strategy != "PACK":
+            raise UsageError(
+                "the trials of a sweep do not know accelerator_type, label_selector and placement_strategy of a "
+                "ScalingConfig; give vm to the trainer, or leave them out."
+            )
         name = self._name or getattr(self._train_loop, "__name__", None)
         template = {
             "name": name,

@@ -18,7 +18,7 @@ from periflow_ray.plan.trial import require_share
 from periflow_ray.planned_trials import plan_trials
 from periflow_ray.runtime.function_jobs.record import read_resumable_job, reopen_function_job
 from periflow_ray.runtime.job_state import StateKeeper
-from periflow_ray.runtime.ray_train.train_run import ensure_ray
+from periflow_ray.runtime.ray_train.train_run import ensure_ray, set_train_environment
 from periflow_ray.settings import ChosenRoot, choose_root
 from periflow_ray.spec import parse_sweep
 from periflow_ray.store.documents import read_document
@@ -87,12 +87,12 @@ def sweep(
 
     chosen = _choose_root(what, storage, storage_credential)
     if resume is not None:
-        if what is not None or parameters is not None:
-            raise UsageError(
-                f"sweep(resume={resume}) goes on with what was given before; leave what and parameters out."
-            )
-        plan, record = _reopen(chosen.root, resume)
+        given = what, parameters, metric, mode, num_trials, max_concurrent, stop, time_budget, max_cost, workspace_dir
+        if any(value is not None for value in given):
+            raise UsageError(f"sweep(resume={resume}) goes on with what was given before; leave all but storage out.")
+        set_train_environment()
         ensure_ray()
+        plan, record = _reopen(chosen.root, resume)
     else:
         spec = parse_sweep(
             {
@@ -204,7 +204,9 @@ def _run(root: StorageRoot, plan: JobPlan, record: JobRecord, how: str) -> None:
             state.enter_failure(err)
             raise
         if state.status == "stopped":
-            raise JobStoppedError(f"Sweep ({sweep_id}) is {state.message}. Go on with it: sweep(resume={sweep_id})")
+            raise JobStoppedError(
+                f"Sweep ({sweep_id}) is {state.message}. Go on with it: sweep(resume={sweep_id}, storage={root.uri!r})"
+            )
         if not succeeded:
             raise JobFailedError(state.message or f"sweep {sweep_id} failed")
 

@@ -64,10 +64,11 @@ def read_shell_environment() -> dict[str, str]:
         return {}
     path = Path(given)
     try:
-        variables = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        path.unlink()
+        variables = json.loads(text)
         shell: dict[str, str] = variables["shell"]
         driver: dict[str, str] = variables["driver"]
-        path.unlink()
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise StorageError(
             f"the variables of the submitting shell cannot be read from '{path}' ({type(err).__name__}). "

@@ -72,10 +72,12 @@ _LEAD = r"""(?P<lead>["'`\\]*(?:-[A-Za-z]["'`\\]*)?)"""
 # "*" and "$X" make it another name.
 _AFTER = r"""(?=$|[\s/"'`:,;)\]}<>|&]|\\["'\n])"""
 
-# What may stand before the path of another machine: a name, not the first word of a command, or anything with "@".
-_HOST = re.compile(r"""(?<=[\s"'`(])(?:\w[\w.-]*|\[[\da-fA-F:.]+\]|[^\s"'`(/=,]*@[^\s"'`(/=,]+):\Z""")
-# Programs for which the name of that machine may also be a variable.
-_COPY_TO_HOST = re.compile(r"(?:\A|[;&|(\n])\s*(?:\S*=\S*\s+)*(?:\S*/)?(?:scp|sftp|rsync|sshfs)\s[^;&|\n]*?[^\s/=]+:\Z")
+# What stands before the path of another machine, and is no name of a search path's first part.
+_HOST = re.compile(r"""(?<=[\s"'`(])(?:\[[\da-fA-F:.]+\]|[^\s"'`(/=,]*@[^\s"'`(/=,]+):\Z""")
+# Programs for which it may be any name, also a variable.
+_COPY_TO_HOST = re.compile(
+    r"(?:\A|[;&|(\n])\s*(?:[^\s=]*=\S*\s+)*(?:\S*/)?(?:scp|sftp|rsync|sshfs)\s[^;&|\n]*?[^\s/=]+:\Z"
+)
 # A path inside a container, as docker, podman and apptainer take it.
 _CONTAINER = re.compile(r"(?<!\S)(?:(?:-v|--volume|-B|--bind)[\s=]*\S*:|--mount[\s=]+\S*(?:dst|target|destination)=)\Z")
 

@@ -56,15 +56,16 @@ def plan_trial(
 
 
 def require_share(plan: JobPlan, device_share: float) -> None:
-    """Refuse to share devices between trials of several nodes.
+    """Refuse to share devices between trials of several nodes, or of several GPUs, which no two ranks can share.
 
     Raises:
         UsageError: they would.
     """
-    if plan.num_nodes > 1 and device_share < 1:
+    is_shareable = plan.num_nodes == 1 and (plan.num_devices == 1 or not plan.gpus_per_device)
+    if device_share < 1 and not is_shareable:
         raise UsageError(
             f"resources.device is {device_share:g}, and a trial has {plan.num_devices} devices on {plan.num_nodes} "
-            "nodes; only trials of one node share devices. Leave resources.device out, or lower num_devices."
+            "nodes; only trials of one device share it. Leave resources.device out, or lower num_devices."
         )
 
 

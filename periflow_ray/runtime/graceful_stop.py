@@ -131,8 +131,12 @@ def on_stop_signals(stop: Callable[[str], None], *, is_interactive: bool = False
     if threading.current_thread() is not threading.main_thread():
         yield taken
         return
-    former = {signum: signal.signal(signum, take) for signum in _SIGNALS}
+    former = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+    # None is one that is not Python's own; what is ignored stays so.
+    former = {signum: handler for signum, handler in former.items() if handler not in (None, signal.SIG_IGN)}
     try:
+        for signum in former:
+            signal.signal(signum, take)
         yield taken
     finally:
         for signum, handler in former.items():

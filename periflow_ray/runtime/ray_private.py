@@ -409,6 +409,7 @@ class TrialResults:
     """
 
     trial_id: str
+    job_id: int
     config: Mapping[str, Any]
     reports: Sequence[Mapping[str, Any]]
     path: str
@@ -445,7 +446,8 @@ def make_result_grid(trials: Sequence[TrialResults], path: str, filesystem: Any,
     class Grid(ResultGrid):  # type: ignore[misc]
         def _trial_to_result(self, trial: Any) -> Any:
             known = facts[trial.trial_id]
-            last = {"config": dict(known.config), "trial_id": known.trial_id, **(known.reports or [{}])[-1]}
+            last = {"config": dict(known.config), "trial_id": known.trial_id, "job_id": known.job_id}
+            last |= (known.reports or [{}])[-1]
             checkpoints = [] if known.checkpoint is None else [(known.checkpoint, last)]
             return Result(
                 metrics=last,

@@ -58,7 +58,9 @@ def is_of_launcher(name: str) -> bool:
 
     One that is the same for all processes of a job, from the machine or the template's ``env_var``, cannot be true.
     """
-    return name in _LAUNCHER_NAMES or name.startswith(_LAUNCHER_PREFIXES)
+    # Settings of Open MPI's own, which are the same for all processes.
+    is_setting = name.startswith("PMIX_MCA_")
+    return not is_setting and (name in _LAUNCHER_NAMES or name.startswith(_LAUNCHER_PREFIXES))
 
 
 def find_foreign_variables(

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -82,6 +83,7 @@ class Session:
         self._channel: Channel | None = None
         self._channel_factory: ChannelFactory | None = None
         self._hello: Hello | None = None
+        self._settling = threading.Lock()
         self._sender: BackgroundLoop | None = None
         self._faults = _new_faults()
 
@@ -291,11 +293,13 @@ class Session:
                 return
 
     def _settle_rank(self, channel: Channel) -> None:
-        hello = self._hello
-        if hello is not None and hello.is_guess and has_process_group():
-            # It was made after init, as scripts do that torch.multiprocessing.spawn starts.
-            self._hello = Hello(*find_rank(), hello.total_train_steps, hello.pid)
-            channel.greet(self._hello)
+        # The sender and a save come here, and it is said once.
+        with self._settling:
+            hello = self._hello
+            if hello is not None and hello.is_guess and has_process_group():
+                # It was made after init, as scripts do that torch.multiprocessing.spawn starts.
+                self._hello = Hello(*find_rank(), hello.total_train_steps, hello.pid)
+                channel.greet(self._hello)
 
     def _take_records(self, num_records: int) -> list[MetricRecord]:
         records = []
@@ -326,6 +330,7 @@ class Session:
         # must not speak in its name.
         self._channel = None
         self._sender = None
+        self._settling = threading.Lock()
         self._append_metric = None
         self._is_in_step = False
         self._metrics.clear()

@@ -211,7 +211,7 @@ def _wait_until_idle(jobs: RayJobs, directory: LocalClusterDir, ending: threadin
 def _is_over(jobs: RayJobs, directory: LocalClusterDir, idle_limit_s: float) -> bool:
     if not _is_current(directory):
         # Somebody has started another cluster in this directory; nobody finds this one any more.
-        return True
+        return not jobs.has_running_jobs()
     if jobs.has_running_jobs():
         directory.touch()
     if directory.idle_s() < idle_limit_s:

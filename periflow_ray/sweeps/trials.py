@@ -51,6 +51,7 @@ def make_trial_job(
 
 def make_lone_trial_job(
     root: StorageRoot,
+    job_id: int,
     plan: JobPlan,
     like: JobRecord,
     *,
@@ -59,16 +60,16 @@ def make_lone_trial_job(
     device_share: float,
     start_from: str | None = None,
     workspace: bytes | None = None,
-) -> int:
-    """Store the job of a trial that no sweep of ours has, and that Ray Tune calls ``tune_id``; returns its number.
+) -> None:
+    """Store the job of a trial that no sweep of ours has, and that Ray Tune calls ``tune_id``.
 
     Args:
+        job_id: as it was claimed.
         plan: of any such trial.
         like: the record of any such trial.
         start_from: id of another trial's checkpoint to go on from.
         workspace: the archive that its command finds.
     """
-    job_id = jobs.claim_job_id(root)
     own_plan = plan_trial(
         plan,
         sweep=None,
@@ -78,7 +79,6 @@ def make_lone_trial_job(
         start_from=start_from,
     )
     _store_trial(root, job_id, own_plan, like, workspace)
-    return job_id
 
 
 def _store_trial(

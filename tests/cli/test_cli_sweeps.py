@@ -324,5 +324,5 @@ def test_what_is_wrong_with_a_sweep_is_told_before_anything_runs(
     assert (result.exit_code, "s.yml:1:" in result.stderr) == (2, True)
     shared = write(resources={"device": 0.5})
     result = run_cli("sweep", "run", "--local", "--num-devices", "2", "--devices-per-node", "1", *shared)
-    assert (result.exit_code, "only trials of one node share devices" in result.stderr) == (2, True)
+    assert (result.exit_code, "only trials of one device share it" in result.stderr) == (2, True)
     assert list_jobs(root) == []

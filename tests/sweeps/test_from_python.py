@@ -74,9 +74,10 @@ def trainer_of(function: Callable[..., Any] = train, **given: Any) -> periflow_r
         (trainer_of(resume=3), {"lr": 0.1}, {}, "has resume, datasets or min_devices"),
         (trainer_of(datasets={"train": []}), {"lr": 0.1}, {}, "has resume, datasets or min_devices"),
         (trainer_of(resources_per_device={"CPU": 1, "TPU": 1}), {"lr": 0.1}, {}, "not for TPU"),
+        (trainer_of(resources_per_device={"GPU": 2}), {"lr": 0.1}, {}, "give device to sweep"),
         (7, {"lr": 0.1}, {}, "what must be a periflow_ray.TorchTrainer or the path of a template, not 7"),
         ("nowhere.yml", {"lr": 0.1}, {}, "cannot read the template 'nowhere.yml'"),
-        (trainer_of(), None, {"resume": 3}, "leave what and parameters out"),
+        (trainer_of(), None, {"resume": 3}, "leave all but storage out"),
     ],
 )
 def test_mistakes_are_told_before_ray_starts(
@@ -154,9 +155,9 @@ def test_ray_tunes_result_grid_has_what_the_trials_reported() -> None:
     better = [{"loss": 1.0, "step": 10, "training_iteration": 1}, {"loss": 2.5, "step": 20, "training_iteration": 2}]
     grid = make_result_grid(
         [
-            TrialResults("trial-1", {"lr": 0.1}, reports, "/jobs/2", None, True, None),
-            TrialResults("trial-2", {"lr": 0.2}, better, "/jobs/3", None, True, None),
-            TrialResults("trial-3", {"lr": 0.3}, [], "/jobs/4", UsageError("no"), True, None),
+            TrialResults("trial-1", 2, {"lr": 0.1}, reports, "/jobs/2", None, True, None),
+            TrialResults("trial-2", 3, {"lr": 0.2}, better, "/jobs/3", None, True, None),
+            TrialResults("trial-3", 4, {"lr": 0.3}, [], "/jobs/4", UsageError("no"), True, None),
         ],
         "/jobs/1",
         None,
@@ -168,4 +169,5 @@ def test_ray_tunes_result_grid_has_what_the_trials_reported() -> None:
     assert grid.get_best_result(scope="all").config == {"lr": 0.2}
     assert list(grid[1].metrics_dataframe["loss"]) == [1.0, 2.5]
     assert [str(error) for error in grid.errors] == ["no"]
+    assert [result.metrics["job_id"] for result in grid] == [2, 3, 4]
     assert list(grid.get_dataframe()["config/lr"])[:2] == [0.1, 0.2]

@@ -234,8 +234,9 @@ class CommandShell:
             checkpoints.restore(self._root, manifest, self._node_rank, target)
             return [file.path for file in manifest.files]
 
-        # Once per node: a later attempt neither fetches it again nor needs it to be there still.
-        if self._sandbox.fill("input", target, restore):
+        # Once per node: a later attempt neither fetches it again nor needs it to be there still. Of these files the
+        # command may have deleted or moved some itself.
+        if self._sandbox.fill("input", target, restore, is_gone=lambda is_there: not any(is_there)):
             self._tell_deleted(f"checkpoint {checkpoint_input.id}")
 
     def _tell_deleted(self, what: str) -> None:

@@ -57,6 +57,8 @@ def main() -> None:
     """Call the function as the rank that the environment names, with the trial's parameters in its config."""
     path = Path(sys.argv[1])
     modules_dir, packed = pickle.loads(path.read_bytes())
+    if modules_dir is not None and not Path(modules_dir).is_dir():
+        print(f"the folder of the script, '{modules_dir}', is not on this machine; its modules are missing", flush=True)
     sys.path.insert(0, modules_dir or str(path.parent.resolve()))
     command: FunctionCommand = cloudpickle.loads(packed)
     _join_others(command)

@@ -12,13 +12,16 @@ import ray.train
 import torch.distributed as dist
 
 from periflow_ray.errors import UsageError
-from periflow_ray.runtime.function_jobs.ray_words import bring, flatten, refuse_foreign
+from periflow_ray.runtime.function_jobs.ray_words import bring, flatten, is_local, refuse_foreign
 from periflow_ray.runtime.ray_private import LocalTrainFnUtils
 from periflow_ray.sdk import session
 
 
 class LocalWords(LocalTrainFnUtils):  # type: ignore[misc]
-    """Answers them by the SDK and torch's process group; what is not here Ray's local mode answers."""
+    """Answers them by the SDK and torch's process group; what is not here Ray's local mode answers.
+
+    ``is_distributed`` stays its own False: true would let Ray ask a worker of its own for the devices.
+    """
 
     def __init__(self, experiment_name: str) -> None:
         names = {
@@ -60,7 +63,9 @@ class LocalWords(LocalTrainFnUtils):  # type: ignore[misc]
             session.end_step()
         if self._is_any(checkpoint is not None):
             self._save(checkpoint)
-        if checkpoint is not None and delete_local_checkpoint_after_upload:
+        if delete_local_checkpoint_after_upload is None:
+            delete_local_checkpoint_after_upload = checkpoint_upload_mode == ray.train.CheckpointUploadMode.ASYNC
+        if checkpoint is not None and delete_local_checkpoint_after_upload and is_local(checkpoint):
             shutil.rmtree(checkpoint.path, ignore_errors=True)
 
     def get_checkpoint(self) -> ray.train.Checkpoint | None:
@@ -72,10 +77,6 @@ class LocalWords(LocalTrainFnUtils):  # type: ignore[misc]
         raise UsageError(
             "ray.train.get_dataset_shard: a trial of a sweep has no datasets; read the data in the function."
         )
-
-    def is_distributed(self) -> bool:
-        """Whether there are other ranks."""
-        return bool(dist.get_world_size() > 1)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -93,13 +94,21 @@ class LocalWords(LocalTrainFnUtils):  # type: ignore[misc]
         return any(values)
 
     def _save(self, checkpoint: ray.train.Checkpoint | None) -> None:
-        # The files of the report are the checkpoint, and nothing of the one before.
+        # Aside first: what is reported may be the output folder itself, or lie in it.
+        staged = self._output_dir.with_name(f"{self._output_dir.name}.reported")
         if self._is_first_here:
-            for path in self._output_dir.iterdir():
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.mkdir()
         dist.barrier()
         if checkpoint is not None:
-            bring(checkpoint, self._output_dir)
+            bring(checkpoint, staged)
+        dist.barrier()
+        if self._is_first_here:
+            # The files of the report are the checkpoint, and nothing of the one before.
+            for path in self._output_dir.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            for path in staged.iterdir():
+                path.rename(self._output_dir / path.name)
         dist.barrier()
         # One that is asked for because a machine goes is this one.
         session.is_emergency_save()

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from typing import TextIO
 
+from periflow_ray.loops import Faults
 from periflow_ray.processes import OutputLines
 from periflow_ray.runtime.member.log import MemberLog
 
@@ -86,12 +87,12 @@ class _Stream:
         """Let the output lead where it did; a child that still runs keeps the pipe."""
         os.dup2(self.original_fd, self._fd)
 
-    def read(self) -> bool:
-        """Take what was printed; False where nothing is there, or nobody can print any more."""
+    def read(self, *, is_last: bool) -> bool:
+        """Take what was printed; False where nobody can print any more, and at the last where nothing is there."""
         try:
             content = os.read(self.read_fd, _READ_BYTES)
         except BlockingIOError:
-            return False
+            return not is_last
         self._lines.feed(self._decoder.decode(content))
         return bool(content)
 
@@ -112,6 +113,7 @@ class _Reader:
 
     def __init__(self, streams: list[_Stream]) -> None:
         self._streams = streams
+        self._faults = Faults("copying the output into the job's log")
         self._ending_fd, self._end_fd = os.pipe()
         self._thread = threading.Thread(target=self._read, name="output", daemon=True)
 
@@ -134,9 +136,18 @@ class _Reader:
                 for key, _ in selector.select():
                     if key.data is None:
                         is_ending = True
-                    else:
-                        key.data.read()
+                    elif not self._take(key.data):
+                        # Nobody prints into it any more.
+                        selector.unregister(key.fileobj)
         for stream in self._streams:
-            while stream.read():
+            while self._take(stream, is_last=True):
                 pass
             stream.finish()
+
+    def _take(self, stream: _Stream, *, is_last: bool = False) -> bool:
+        """Take what was printed; False where there is an end of it. No fault of the log may stop the rank."""
+        try:
+            return stream.read(is_last=is_last)
+        except Exception as err:
+            self._faults.take(err)
+            return not is_last

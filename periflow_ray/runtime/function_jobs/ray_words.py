@@ -139,7 +139,7 @@ class RayWords(DistributedTrainFnUtils):  # type: ignore[misc]
             self._save(source, is_awaited=checkpoint_upload_mode != _ASYNC)
         if delete_local_checkpoint_after_upload is None:
             delete_local_checkpoint_after_upload = checkpoint_upload_mode == _ASYNC
-        if checkpoint is not None and delete_local_checkpoint_after_upload and _is_local(checkpoint):
+        if checkpoint is not None and delete_local_checkpoint_after_upload and is_local(checkpoint):
             shutil.rmtree(checkpoint.path, ignore_errors=True)
         if self._setup.has_callbacks:
             committed = self.get_checkpoint() if has_files and self._is_first_rank() else None
@@ -267,7 +267,8 @@ def _link_or_copy(source: str, target: str) -> str:
     return target
 
 
-def _is_local(checkpoint: ray.train.Checkpoint) -> bool:
+def is_local(checkpoint: ray.train.Checkpoint) -> bool:
+    """Whether its files are on this machine."""
     return isinstance(checkpoint.filesystem, pyarrow.fs.LocalFileSystem)
 
 

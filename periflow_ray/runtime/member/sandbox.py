@@ -115,17 +115,24 @@ class Sandbox:
 
         return self.fill("workspace", target, unpack)
 
-    def fill(self, name: str, target: Path, fill: Callable[[bool], Iterable[str]]) -> bool:
+    def fill(
+        self,
+        name: str,
+        target: Path,
+        fill: Callable[[bool], Iterable[str]],
+        is_gone: Callable[[Iterable[bool]], bool] = lambda is_there: not all(is_there),
+    ) -> bool:
         """Fill a directory once per node, and again where something that it was filled with has been deleted since.
 
         Args:
             name: by which the sandbox remembers what was in it.
             fill: fills it, and gives the paths of what is in it; its argument is whether it was filled before.
+            is_gone: decides by whether each of them is there; usually one that is missing is enough.
         Returns:
             Whether something had been deleted.
         """
         paths = self.filled_with(name)
-        if paths is not None and all(os.path.lexists(target / path) for path in paths):
+        if paths is not None and not (paths and is_gone(os.path.lexists(target / path) for path in paths)):
             return False
         self._mark_of(name).write_text(json.dumps(list(fill(paths is not None))))
         return paths is not None
@@ -197,6 +204,8 @@ def _is_held(directory: Path) -> bool:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError:  # A file system without locks.
+        return False
     finally:
         os.close(fd)
     return False

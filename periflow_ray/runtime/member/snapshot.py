@@ -109,7 +109,8 @@ class Snapshots:
         return snapshot
 
     def _copy_moment(self, source: Path, target: Path) -> Snapshot:
-        deadline_s = time.monotonic() + _UNREST_TIMEOUT_S
+        # Counted without the copying, which takes long where files are large.
+        deadline_s: float | None = None
         copied: dict[str, _Stamp | None] | None = None
         while True:
             files, entries = list_tree(source, on_skipped=self._on_skipped)
@@ -118,7 +119,9 @@ class Snapshots:
                 if not changed:
                     stamps = {path: stamp for path, stamp in copied.items() if stamp is not None}
                     return Snapshot(source, target, stamps, files, entries)
-                if time.monotonic() >= deadline_s:
+                now_s = time.monotonic()
+                deadline_s = deadline_s or now_s + _UNREST_TIMEOUT_S
+                if now_s >= deadline_s:
                     raise OSError(
                         f"files in '{source}' come and go all the time, '{min(changed)}' for example, so that a "
                         f"checkpoint would have some of them only (tried for {_UNREST_TIMEOUT_S:.0f} s). Write and "
@@ -129,7 +132,10 @@ class Snapshots:
             for path in copied.keys() & changed:
                 del copied[path]
                 os.unlink(target / path)
+            began_s = time.monotonic()
             copied |= _copy_files([file for file in files if file.path in changed], source, target, self._newest)
+            if deadline_s is not None:
+                deadline_s += time.monotonic() - began_s
 
     def describe(self, snapshot: Snapshot) -> Content:
         """Every file with size and checksum, by path; a file that was linked is not read again."""

@@ -29,10 +29,16 @@ from periflow_ray.runtime.sweeps.trainable import ENDED, FAILS, IS_THERE, LACKS_
 from periflow_ray.runtime.sweeps.trial_book import TrialBook
 from periflow_ray.runtime.sweeps.trial_job import SweepTask
 from periflow_ray.runtime.sweeps.trial_runner import is_worst
-from periflow_ray.runtime.sweeps.tuning import describe_end, describe_trials, resources_of, tune_environment
+from periflow_ray.runtime.sweeps.tuning import (
+    TUNE_DIR,
+    describe_end,
+    describe_trials,
+    make_run_config,
+    resources_of,
+    tune_environment,
+)
 from periflow_ray.runtime.sweeps.vm_types import TrialMachines
 from periflow_ray.spec.sweep import STEP, SweepSpec
-from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
@@ -42,8 +48,6 @@ from periflow_ray.sweeps.journal import TrialStatus, find_best
 
 FLUSH_INTERVAL_S = 0.5
 ASK_INTERVAL_S = 2.0
-# Of Tune's own directory below the sweep's, which nobody reads again.
-_TUNE_DIR = "tune"
 
 
 def run_sweep(
@@ -109,6 +113,7 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         self._asked_s = 0.0
         self._stop_timeout_s = SIGNAL_SAVE_TIMEOUT_S
         self._is_stopped = threading.Event()
+        self._is_any_running = False
         self._is_at_limit = False
         self._why_over: str | None = None
         self._error: str | None = None
@@ -119,7 +124,7 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
         return {}
 
     def run(self, task: SweepTask) -> bool:
-        spec, plan = self._spec, self._plan
+        spec, plan, record = self._spec, self._plan, self._record
         num_ended = self._book.num_final
         again = f"; {num_ended} have ended before" if self._book.trials else ""
         if self._why_over is None:
@@ -141,23 +146,26 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
                 scheduler=make_scheduler(spec, self._book.trials, self._book),
                 reuse_actors=True,
             ),
-            run_config=tune.RunConfig(
-                name=_TUNE_DIR,
-                storage_path=self._root.path_of(job_key(self._record.job_id)),
-                storage_filesystem=open_arrow_filesystem(self._root),
-                # A trial whose job failed is not tried again, see on_trial_result; one that lost its agent is.
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(max_failures=-1),
-                callbacks=[self],
-                verbose=0,
+            run_config=make_run_config(
+                self._root, record.job_id, self, lambda: self._is_stopped.is_set() and not self._is_any_running
             ),
         )
         with self._machines.open(resources.bundles[0]):
-            tuner.fit()
+            self._fit(tuner)
+        self._book.stop_waiting()
         patience.insist(self._book.flush)
         patience.insist(lambda: self._book.settle_pins(is_over=self._why_over is None or self._is_at_limit))
-        self._root.delete(job_key(self._record.job_id, _TUNE_DIR))
+        self._root.delete(job_key(record.job_id, TUNE_DIR))
         return self._conclude()
+
+    def _fit(self, tuner: tune.Tuner) -> None:
+        try:
+            tuner.fit()
+        except BaseException:
+            # A second Ctrl-C: in a notebook the agents would live on.
+            for actor in self._actors.values():
+                ray.kill(actor)
+            raise
 
     def carry_out(self, request: Request) -> None:
         """What a user asks of the sweep."""
@@ -192,6 +200,7 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         now_s = time.monotonic()
+        self._is_any_running = any(trial.status == TuneTrial.RUNNING for trial in trials)
         if now_s - self._flushed_s > FLUSH_INTERVAL_S:
             self._flushed_s = now_s
             try:
@@ -239,7 +248,7 @@ class _Sweep(tune.Callback):  # type: ignore[misc]
             why, save_timeout_s = f"came to its end at step {step}", SAVE_TIMEOUT_S
         else:
             status, why, save_timeout_s = "early", f"stopped early by {self._spec.scheduler.name} at step {step}", 0.0
-        self._actors[trial.trial_id].end_trial.remote(why, save_timeout_s)
+        self._actors[trial.trial_id].end_trial.remote(trial.trial_id, why, save_timeout_s)
         self._end(trial.trial_id, status, why)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -43,8 +43,11 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]
         self._forget_trial("paused by the sweep", SAVE_TIMEOUT_S)
         self._runner.close()
 
-    def end_trial(self, reason: str, save_timeout_s: float) -> None:
-        """End the processes of the trial, of which no more results are wanted; 0 saves nothing."""
+    def end_trial(self, trial_id: str, reason: str, save_timeout_s: float) -> None:
+        """End the processes of a trial of which no more results are wanted; 0 saves nothing."""
+        if trial_id != self._trial_id:
+            # It was paused meanwhile, and this agent has another one.
+            return
         if save_timeout_s > 0:
             self._runner.wait_for_last_step()
         self._forget_trial(reason, save_timeout_s)

@@ -114,6 +114,12 @@ class TrialBook:
             self.flush()
         return trial
 
+    def stop_waiting(self) -> None:
+        """Trials that were to begin, and for which there was no room when the sweep ended, go on when it does."""
+        for place in self._places.values():
+            if self.trials[place.number].status == "running":
+                self._journal.end(place.number, "stopped", "it had not begun to run", None)
+
     def flush(self) -> None:
         """Make all changes visible; a driver that was overtaken by another one ends here.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from periflow_ray.errors import JobFailedError
 from periflow_ray.jobs import read_claim
@@ -228,7 +229,8 @@ class _Here:
 @contextlib.contextmanager
 def _open_line(take: Callable[[Report], None]) -> Iterator[Callable[[Report], None]]:
     """A line from the monitor's process to this one: what is handed on there has been taken here at the end."""
-    line = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    line = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
     def forward() -> None:
         while (report := line.get()) is not None:
@@ -239,9 +241,10 @@ def _open_line(take: Callable[[Report], None]) -> Iterator[Callable[[Report], No
     try:
         yield line.put
     finally:
-        line.put(None)
-        thread.join(_END_TIMEOUT_S)
-        line.shutdown()
+        with contextlib.suppress(ray.exceptions.RayError):
+            line.put(None)
+            thread.join(_END_TIMEOUT_S)
+            line.shutdown()
 
 
 def _describe() -> MemberFacts:

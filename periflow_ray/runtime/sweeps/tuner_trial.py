@@ -11,14 +11,21 @@ from ray import tune
 from ray.tune.result import RESULT_DUPLICATE
 
 from periflow_ray.errors import NotFoundError, PeriflowRayError
-from periflow_ray.jobs import JobRecord
+from periflow_ray.jobs import JobRecord, claim_job_id
 from periflow_ray.jobs.stop_times import SAVE_TIMEOUT_S
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.sweeps.trial_job import TrialTask
 from periflow_ray.runtime.sweeps.trial_runner import TrialMovedError, TrialRunner
 from periflow_ray.spec.sweep import STEP
-from periflow_ray.store.checkpoints import Manifest, find_checkpoint, latest_committed
+from periflow_ray.store.checkpoints import (
+    Manifest,
+    find_checkpoint,
+    latest_committed,
+    parse_checkpoint_id,
+    read_manifest,
+)
 from periflow_ray.store.checkpoints.pins import pin, unpin
+from periflow_ray.store.documents import read_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.sweeps.documents import LonePlace, find_lone_place, write_lone_place
 from periflow_ray.sweeps.trials import make_lone_trial_job
@@ -52,9 +59,8 @@ class TunerTrial(tune.Trainable):  # type: ignore[misc]
         self._task = task
         self._runner = TrialRunner(task, metric, mode)
         self._told_step = 0
-        # Another trial's checkpoint, from which the trial is to go on; and one that is kept for it.
+        # Another trial's checkpoint, from which the trial is to go on.
         self._source: Manifest | None = None
-        self._pinned: Manifest | None = None
         self._is_saved = False
 
     def step(self) -> dict[str, Any]:
@@ -90,9 +96,13 @@ class TunerTrial(tune.Trainable):  # type: ignore[misc]
         return {_JOB: job_id, _CHECKPOINT: None if newest is None else newest.checkpoint_id}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Go on from another trial's checkpoint; the trial's own job has its own."""
-        if checkpoint and checkpoint[_JOB] not in (None, self._find_job()):
-            self._source = self._find_source(checkpoint)
+        """Go on from another trial's checkpoint; the trial's own job has its own, once it has begun from there."""
+        if not checkpoint or checkpoint[_JOB] is None:
+            return
+        own = self._find_job()
+        if own is not None and checkpoint[_JOB] in (own, self._read_source_job(own)):
+            return
+        self._source = self._find_source(checkpoint)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._forget_trial("Ray Tune gives its place to another trial", SAVE_TIMEOUT_S if self._is_saved else 0.0)
@@ -108,14 +118,34 @@ class TunerTrial(tune.Trainable):  # type: ignore[misc]
         if self._source is not None:
             return None
         place = find_lone_place(self._task.root, self.trial_id)
-        # It may have been deleted meanwhile.
-        is_there = place is not None and self._task.root.exists(job_key(place.job_id, "job.json"))
-        return place.job_id if place is not None and is_there else None
+        if place is None:
+            return None
+        # One that has other parameters is of a trial before it was copied, or of another search's trial of this name.
+        with contextlib.suppress(NotFoundError):
+            if self._read_plan(place.job_id).hparams == _flatten(self.config):
+                return place.job_id
+        return None
+
+    def _read_plan(self, job_id: int) -> JobPlan:
+        return read_document(self._task.root, job_key(job_id, "plan.json"), JobPlan)
+
+    def _read_source_job(self, job_id: int) -> int | None:
+        """The job from whose checkpoint a job has begun."""
+        start_from = self._read_plan(job_id).start_from
+        source = None if start_from is None else parse_checkpoint_id(start_from)
+        return None if source is None else source[0]
 
     def _make_job(self) -> int:
         task, source = self._task, self._source
-        job_id = make_lone_trial_job(
+        job_id = claim_job_id(task.root)
+        if source is not None and source.job_id is not None:
+            # The retention rules of its own job would delete it, and may have done so before.
+            pin(task.root, source.job_id, source.checkpoint, job_id)
+            with contextlib.suppress(NotFoundError):
+                source = read_manifest(task.root, source.job_id, source.checkpoint)
+        make_lone_trial_job(
             task.root,
+            job_id,
             task.plan,
             task.record,
             tune_id=self.trial_id,
@@ -124,10 +154,6 @@ class TunerTrial(tune.Trainable):  # type: ignore[misc]
             start_from=None if source is None else source.checkpoint_id,
             workspace=task.workspace,
         )
-        if source is not None and source.job_id is not None:
-            # The retention rules of its own job would delete it.
-            pin(task.root, source.job_id, source.checkpoint, job_id)
-            self._pinned = source
         write_lone_place(task.root, self.trial_id, LonePlace(job_id))
         self._source = None
         return job_id
@@ -140,15 +166,16 @@ class TunerTrial(tune.Trainable):  # type: ignore[misc]
         return latest_committed(self._task.root, checkpoint[_JOB])
 
     def _forget_trial(self, reason: str, save_timeout_s: float) -> None:
-        job_id, pinned = self._runner.job_id, self._pinned
+        job_id = self._runner.job_id
         self._runner.end(reason, save_timeout_s)
-        if job_id is None or pinned is None or pinned.job_id is None:
+        if job_id is None:
             return
         with contextlib.suppress(OSError, PeriflowRayError):
+            start_from = self._read_plan(job_id).start_from
+            source = None if start_from is None else parse_checkpoint_id(start_from)
             # Once the job has its own: one that was paused before that begins with the other one's again.
-            if latest_committed(self._task.root, job_id) is not None:
-                unpin(self._task.root, pinned.job_id, pinned.checkpoint, job_id)
-                self._pinned = None
+            if source is not None and source[0] is not None and latest_committed(self._task.root, job_id) is not None:
+                unpin(self._task.root, source[0], source[1], job_id)
 
 
 def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:

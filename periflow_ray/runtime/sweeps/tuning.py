@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 from ray import tune
 
@@ -13,7 +14,13 @@ from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.ray_train.train_run import set_train_environment
 from periflow_ray.runtime.sweeps.vm_types import select_labels
 from periflow_ray.spec.sweep import SweepSpec
+from periflow_ray.store.arrow import open_arrow_filesystem
+from periflow_ray.store.keys import job_key
+from periflow_ray.store.root import StorageRoot
 from periflow_ray.sweeps.journal import Trial
+
+# Tune's own directory below the sweep's, which nobody reads again.
+TUNE_DIR = "tune"
 
 
 def describe_end(trial: Trial, spec: SweepSpec) -> str:
@@ -36,6 +43,23 @@ def describe_trials(trials: Collection[Trial], best: Trial | None, spec: SweepSp
     if best is not None:
         text += f"; the best {spec.metric} is {best.best(spec.mode):g}, of trial {best.number}"
     return text
+
+
+def make_run_config(
+    root: StorageRoot, sweep_id: int, callback: tune.Callback, is_over: Callable[[], bool]
+) -> tune.RunConfig:
+    """How Tune runs a sweep: it keeps nothing, and asks ``is_over`` whether to end."""
+    return tune.RunConfig(
+        name=TUNE_DIR,
+        storage_path=root.path_of(job_key(sweep_id)),
+        storage_filesystem=open_arrow_filesystem(root),
+        # A trial whose job failed is not tried again, see the driver; one that lost its agent is.
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        failure_config=tune.FailureConfig(max_failures=-1),
+        callbacks=[callback],
+        stop=_StoppedSweep(is_over),
+        verbose=0,
+    )
 
 
 def resources_of(plan: JobPlan, share: float) -> tune.PlacementGroupFactory:
@@ -90,3 +114,20 @@ def tune_environment() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+class _StoppedSweep(tune.Stopper):  # type: ignore[misc]
+    """Ends Tune's loop when the sweep was stopped and no trial runs: one may wait for machines that never come."""
+
+    def __init__(self, is_over: Callable[[], bool]) -> None:
+        self._is_over = is_over
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For the copy that Tune makes of all it is given, and that nobody restores.
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._is_over()

@@ -30,6 +30,7 @@ from periflow_ray.store.checkpoints.manifest import (
     StoredFile,
     UploadNote,
     checkpoint_key,
+    parse_checkpoint_id,
 )
 from periflow_ray.store.checkpoints.restoring import restore
 from periflow_ray.store.checkpoints.verifying import verify
@@ -58,6 +59,7 @@ __all__ = [
     "map_names",
     "mark_failed",
     "merge_contents",
+    "parse_checkpoint_id",
     "put_into_trash",
     "read_manifest",
     "read_summaries",
