@@ -76,7 +76,7 @@ _AFTER = r"""(?=$|[\s/"'`:,;)\]}<>|&]|\\["'\n])"""
 _HOST = re.compile(r"""(?<=[\s"'`(])(?:\[[\da-fA-F:.]+\]|[^\s"'`(/=,]*@[^\s"'`(/=,]+):\Z""")
 # Programs for which it may be any name, also a variable.
 _COPY_TO_HOST = re.compile(
-    r"(?:\A|[;&|(\n])\s*(?:[^\s=]*=\S*\s+)*(?:\S*/)?(?:scp|sftp|rsync|sshfs)\s[^;&|\n]*?[^\s/=]+:\Z"
+    r"(?:\A|[;&|(\n])\s*(?:[^\s=]*=\S*\s+)*(?:\S*/)?(?:scp|sftp|rsync|sshfs|mount)\s[^;&|\n]*?[^\s/=]+:\Z"
 )
 # A path inside a container, as docker, podman and apptainer take it.
 _CONTAINER = re.compile(r"(?<!\S)(?:(?:-v|--volume|-B|--bind)[\s=]*\S*:|--mount[\s=]+\S*(?:dst|target|destination)=)\Z")

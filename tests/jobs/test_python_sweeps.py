@@ -35,6 +35,7 @@ from ray.tune.schedulers import PopulationBasedTraining
 def train(config):
     import ray.train.torch, torch
     model = ray.train.torch.prepare_model(torch.nn.Linear(1, 1))
+    assert not ray.is_initialized()
     context = ray.train.get_context()
     print("rank", context.get_world_rank(), "of", context.get_world_size(), type(model).__name__, config)
     if config["lr"] < 0:
@@ -62,6 +63,8 @@ def train_in_rays_words(config):
         time.sleep(config["pause_s"])
         lrs.append(config["lr"])
         with tempfile.TemporaryDirectory() as folder:
+            if len(lrs) % 10 == 0:
+                folder = os.environ["CKPT_DIR"]
             (Path(folder) / "lrs.json").write_text(json.dumps(lrs))
             saved = ray.train.Checkpoint.from_directory(folder) if len(lrs) % 5 == 0 else None
             ray.train.report({{"loss": 1 - sum(lrs), "count": len(lrs)}}, checkpoint=saved)

@@ -46,6 +46,10 @@ REWRITTEN = [
         "docker run --mount type=bind,src=/box/workspace,dst=/workspace i",
     ),
     ("rsync -a /workspace/ckpt host:/workspace/ckpt", "rsync -a /box/workspace/ckpt host:/workspace/ckpt"),
+    ('export PYTHONPATH="src:/workspace/lib"', 'export PYTHONPATH="src:/box/workspace/lib"'),
+    ("main.py --path src:/workspace/lib", "main.py --path src:/box/workspace/lib"),
+    # Soon read, whatever comes before.
+    ("A=--x=y=z " * 50 + "main.py --o=/workspace/x", "A=--x=y=z " * 50 + "main.py --o=/box/workspace/x"),
     (
         "cd /workspace; scp $MASTER_ADDR:/workspace/a /workspace/a",
         "cd /box/workspace; scp $MASTER_ADDR:/workspace/a /box/workspace/a",

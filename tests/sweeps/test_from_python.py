@@ -73,7 +73,7 @@ def trainer_of(function: Callable[..., Any] = train, **given: Any) -> periflow_r
         (trainer_of(lambda: None), {"lr": 0.1}, {}, "takes no config"),
         (trainer_of(resume=3), {"lr": 0.1}, {}, "has resume, datasets or min_devices"),
         (trainer_of(datasets={"train": []}), {"lr": 0.1}, {}, "has resume, datasets or min_devices"),
-        (trainer_of(resources_per_device={"CPU": 1, "TPU": 1}), {"lr": 0.1}, {}, "not for TPU"),
+        (trainer_of(resources_per_device={"CPU": 1, "TPU": 1}), {"lr": 0.1}, {}, "CPUs and whole GPUs only"),
         (trainer_of(resources_per_device={"GPU": 2}), {"lr": 0.1}, {}, "give device to sweep"),
         (7, {"lr": 0.1}, {}, "what must be a periflow_ray.TorchTrainer or the path of a template, not 7"),
         ("nowhere.yml", {"lr": 0.1}, {}, "cannot read the template 'nowhere.yml'"),

@@ -175,12 +175,7 @@ class SessionServer:
         """
         with self._lock:
             total = self._total_train_steps
-            # Without a total, one that ended without a word may have been through (os._exit).
-            failed = [
-                end
-                for end in self._ends.values()
-                if end.has_failed and (end.was_caught if total is None else end.step < total)
-            ]
+            failed = [end for end in self._ends.values() if end.has_failed and (total is None or end.step < total)]
         # Who says it itself is rather the cause than who was ended.
         first = min(failed, key=lambda end: (not end.was_caught, end.rank), default=None)
         return None if first is None else first.describe(total)
