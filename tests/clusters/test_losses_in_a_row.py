@@ -108,7 +108,11 @@ def test_a_job_outlives_two_notices_a_lost_machine_and_its_head(
     wait_until(lambda: jobs.read_state(cluster.root, job_id).status == "allocating", "the job asks for machines")
     wait_until(lambda: jobs.read_state(cluster.root, job_id).message is not None, "it says what it waits for")
     state = jobs.read_state(cluster.root, job_id)
-    assert (state.attempt, state.message) == (3, "waits for 2 x (1 CPU, 1 GPU); the cluster has 1 CPU, 1 GPU free")
+    assert (state.attempt, state.message) == (
+        3,
+        "waits for 2 x (1 CPU, 1 GPU); the cluster has 1 CPU, 1 GPU free, and a job that asks for less may start "
+        "before it",
+    )
     assert state.message in cluster.run("job", "view", job_id).stdout.replace("\n", " ")
     cluster.start_machines(1)
     *_, third, fourth = wait_for_attempt(cluster, job_id, 4)

@@ -142,7 +142,9 @@ def _run_and_kill_once(bench: Workbench, example: str, text: str, tmp_path: Path
     assert sum(losses[-3:]) < sum(losses[:3])
     # From a new shell: every view knows them, and every byte in the bucket is what was saved.
     listed = json.loads(bench.run("checkpoint", "list", "--job", job_id, "-o", "json").stdout)
-    assert [(row["id"], row["status"]) for row in listed] == [(m.checkpoint_id, "committed") for m in committed]
+    assert [(row["id"], row["status"]) for row in listed] == [
+        (m.checkpoint_id, "committed") for m in reversed(committed)
+    ]
     verified = bench.run("checkpoint", "verify", job_id, "-o", "json")
     assert (verified.exit_code, json.loads(verified.stdout)["is_intact"]) == (0, True), verified
     return job_id

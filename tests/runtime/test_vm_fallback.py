@@ -112,7 +112,9 @@ class RayStandIn:
         return alive + [{"Alive": False, "Labels": labels} for labels in self.dead_labels]
 
     def wait_for_group(self) -> None:
-        self.groups = [PlacementGroupFacts(b"1" * 18, "controller", is_pending=True, is_rescheduling=False, held={})]
+        self.groups = [
+            PlacementGroupFacts(b"1" * 18, "controller", "job", is_pending=True, is_rescheduling=False, held={})
+        ]
 
     def remove_group(self, group: object) -> None:
         self.groups = []

@@ -70,7 +70,7 @@ def test_a_local_driver_gets_what_it_reads_itself_from_the_submitting_shell(root
     monkeypatch.setenv("PERIFLOW_SLACK_API", "http://127.0.0.1:9/api")
     submit(root, server, cloud_environment_dir=tmp_path / "cloud")
     (path,) = (tmp_path / "cloud").iterdir()
-    assert json.loads(path.read_text())["PERIFLOW_SLACK_API"] == "http://127.0.0.1:9/api"
+    assert json.loads(path.read_text())["driver"]["PERIFLOW_SLACK_API"] == "http://127.0.0.1:9/api"
 
 
 def test_the_key_of_the_secrets_reaches_a_local_driver_in_that_file_and_another_on_its_request(root, server, tmp_path):
