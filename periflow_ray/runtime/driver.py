@@ -20,6 +20,7 @@ import ray
 import ray.train
 
 from periflow_ray.credentials.cloud_environment import read_shell_environment
+from periflow_ray.credentials.credential_types import secret_values
 from periflow_ray.errors import DocumentError, NotFoundError, StorageError
 from periflow_ray.jobs import JobRecord, key_handover, read_claim, read_record, sealed_secrets
 from periflow_ray.jobs.succession import Ownership, leave_to_successor
@@ -83,7 +84,7 @@ def main() -> None:
             from periflow_ray.runtime.sweeps.driver import run_sweep
             from periflow_ray.runtime.sweeps.trial_job import SweepTask
 
-            state.hide((*secrets.values(), secrets_key))
+            state.hide((*secrets.values(), secrets_key, *secret_values(shell_variables)))
             task = SweepTask(
                 root=root,
                 sweep_id=options.job_id,
@@ -114,7 +115,7 @@ class _Inputs:
 def _run(inputs: _Inputs, root: StorageRoot, state: StateKeeper, driver_id: str | None) -> bool:
     plan, record = inputs.plan, inputs.record
     job_id = record.job_id
-    state.hide((*inputs.secrets.values(), inputs.secrets_key))
+    state.hide((*inputs.secrets.values(), inputs.secrets_key, *secret_values(inputs.shell_variables)))
     set_train_environment(is_elastic=plan.min_num_nodes < plan.num_nodes)
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = plan.resources_per_node

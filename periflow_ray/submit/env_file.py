@@ -1,4 +1,4 @@
-"""Files of variables, ``NAME=value`` a line, as docker's ``--env-file`` and python-dotenv read them.
+"""Files of variables, ``NAME=value`` a line, as python-dotenv reads them.
 
 ``export`` may stand before a name, and blanks around ``=``. A value in quotes may have several lines; in double quotes
 a backslash begins an escape as in most languages, in single quotes only before a quote or a backslash. Without quotes

@@ -138,9 +138,12 @@ def start_driver(
         cluster.submit(_entrypoint(root, plan, record, python, cloud_path), record.ray_submission_id)
         if key is not None and cloud_path is None:
             _give_key(root, record, cluster, key)
-    except (PeriflowRayError, OSError) as err:
+    except BaseException as err:
+        # Nobody reads it any more, and it has all that the shell knows.
         if cloud_path is not None:
             cloud_path.unlink(missing_ok=True)
+        if not isinstance(err, PeriflowRayError | OSError):
+            raise
         ended = dataclasses.replace(
             jobs.read_state(root, job_id), status="failed", ended_unix_s=time.time(), message=str(err)
         )

@@ -81,6 +81,8 @@ def main() -> None:
     finally:
         if _is_current(directory):
             directory.forget()
+            # Of jobs whose drivers did not come to read them.
+            shutil.rmtree(directory.cloud_environment_dir, ignore_errors=True)
         head.stop()
         head.wait()
         shutil.rmtree(temp_dir, ignore_errors=True)

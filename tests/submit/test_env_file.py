@@ -1,4 +1,4 @@
-"""Files of variables mean what they mean to docker's ``--env-file`` and to python-dotenv, where these two agree."""
+"""Files of variables mean what they mean to python-dotenv."""
 
 from __future__ import annotations
 

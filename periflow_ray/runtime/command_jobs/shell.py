@@ -246,7 +246,7 @@ class CommandShell:
         )
 
     def _tell_left_files(self) -> None:
-        """Once, and not for each node: they do the same."""
+        """By one node, because all do the same."""
         if self._node_rank != 0:
             return
         sandbox, plan = self._sandbox, self._plan
