@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,22 @@ def test_a_file_that_comes_and_goes_between_two_looks_does_no_harm(output_dir, s
     unrest = Unrest(monkeypatch, (output_dir / "model.pt.tmp").unlink)
     assert read_all(snapshots.take(output_dir, "1-1")) == {"model.pt": b"model"}
     assert unrest.num_looks == 2
+
+
+def test_the_time_that_large_files_take_is_no_unrest(output_dir, snapshots, monkeypatch):
+    monkeypatch.setattr(snapshot_module, "_UNREST_TIMEOUT_S", 0.05)
+    copy_files = snapshot_module._copy_files
+
+    def copy_slowly(*arguments):
+        # Longer than unrest may last.
+        time.sleep(0.1)
+        return copy_files(*arguments)
+
+    monkeypatch.setattr(snapshot_module, "_copy_files", copy_slowly)
+    write(output_dir / "model.pt", b"model")
+    write(output_dir / "model.pt.tmp", b"half")
+    Unrest(monkeypatch, (output_dir / "model.pt.tmp").unlink)
+    assert read_all(snapshots.take(output_dir, "1-1")) == {"model.pt": b"model"}
 
 
 def test_a_folder_without_a_moment_of_rest_makes_no_checkpoint(output_dir, snapshots, tmp_path, monkeypatch):
