@@ -114,8 +114,13 @@ class Losses:
         return jobs.read_state(self._cluster.root, sweep_id).has_ended
 
     def _resume(self, sweep_id: int) -> None:
-        outcome = self._cluster.run("sweep", "resume", sweep_id, "--address", self._cluster.address, "--no-follow")
-        assert outcome.exit_code == 0, outcome
+        def is_taken_up() -> bool:
+            outcome = self._cluster.run("sweep", "resume", sweep_id, "--address", self._cluster.address, "--no-follow")
+            # A driver that was lost before its first heartbeat may still be on its way, for all that anybody knows.
+            assert outcome.exit_code == 0 or "is waiting" in outcome.stderr, outcome
+            return outcome.exit_code == 0
+
+        wait_until(is_taken_up, "the sweep is taken up", 120)
 
 
 def kill(pid: int | None) -> bool:
