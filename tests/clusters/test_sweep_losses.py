@@ -18,6 +18,7 @@ from uuid import uuid4
 import pytest
 from support.hash_chain import VM
 from support.machines import Cluster, run_cluster
+from support.storage_servers import StorageServer
 from support.swept_chain import assert_sound, write_sweep_files
 from support.workbench import find_agent, find_driver, processes_with, wait_until
 
@@ -32,12 +33,18 @@ NUM_MACHINES = 2
 STORAGES = ["folder", "s3", "abfs"]
 
 
-@pytest.fixture(params=STORAGES)
-def swept(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+# Of the module's scope, so that a server starts before a test's children are looked at.
+@pytest.fixture(scope="module", params=[None, "moto_server", "azurite_server"], ids=STORAGES)
+def server(request: pytest.FixtureRequest) -> StorageServer | None:
+    """The one with the storage root; None for a folder."""
+    return None if request.param is None else request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def swept(server: StorageServer | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A cluster of its own, because its machines reach the storage as they were started."""
     storage: Any = tmp_path / "storage"
-    if request.param != "folder":
-        server = request.getfixturevalue({"s3": "moto_server", "abfs": "azurite_server"}[request.param])
+    if server is not None:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         storage = server.make_uri(f"sweeps/{uuid4().hex}")
