@@ -18,7 +18,7 @@ from periflow_ray.runtime.ray_train.train_run import ensure_ray, has_other_machi
 from periflow_ray.runtime.ray_train.vm_choice import has_labels
 from periflow_ray.settings import ChosenRoot
 from periflow_ray.spec import JobSpec, load_template, parse_job
-from periflow_ray.submit.modules import find_modules
+from periflow_ray.submit.modules import find_modules, scan_modules
 from periflow_ray.submit.workspace import Workspace, scan_workspace, workspace_name
 from periflow_ray.torch_trainer import TorchTrainer
 
@@ -65,13 +65,13 @@ def plan_trials(
 
 def _lay_function(command: FunctionCommand, target: Path) -> None:
     """Make the workspace of a function: with the modules beside its script, where a machine does not have those."""
-    modules = find_modules()
     if not has_other_machines():
-        write_function(dataclasses.replace(command, modules_dir=str(modules)), target)
+        write_function(dataclasses.replace(command, modules_dir=str(find_modules())), target)
         return
-    for path in scan_workspace(modules).files:
+    modules = scan_modules()
+    for path in modules.files:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(modules / path, target / path)
+        shutil.copy2(modules.directory / path, target / path)
     write_function(command, target)
 
 

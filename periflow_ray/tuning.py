@@ -163,13 +163,7 @@ def trainable(
             packed = (Path(scratch) / WORKSPACE_FILE).read_bytes()
     record = JobRecord(
         job_id=0,
-        name=plan.name,
-        experiment=plan.experiment,
-        vm=plan.vm.name,
-        accelerator=plan.vm.accelerator,
-        num_devices=plan.num_devices,
-        num_nodes=plan.num_nodes,
-        dataset=plan.data.name if plan.data else None,
+        **plan.record_fields,
         created_by=user_name(),
         created_unix_s=time.time(),
     )

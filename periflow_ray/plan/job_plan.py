@@ -104,6 +104,19 @@ class JobPlan(BaseModel):
         return self.num_nodes if self.elastic is None else self.elastic.min_num_nodes
 
     @property
+    def record_fields(self) -> dict[str, Any]:
+        """What the record of a job says of its plan."""
+        return {
+            "name": self.name,
+            "experiment": self.experiment,
+            "vm": self.vm.name,
+            "accelerator": self.vm.accelerator,
+            "num_devices": self.num_devices,
+            "num_nodes": self.num_nodes,
+            "dataset": self.data.name if self.data else None,
+        }
+
+    @property
     def vm_names(self) -> tuple[str, ...]:
         """The VM types that the job may run on, the first choice first."""
         return tuple(vm.name for vm in (self.vm, *self.fallback_vms))

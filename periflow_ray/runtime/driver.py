@@ -190,13 +190,7 @@ def _read_record(root: StorageRoot, job_id: int, plan: JobPlan, note: Callable[[
         note(f"the job goes on without its record: {err}")
         return JobRecord(
             job_id=job_id,
-            name=plan.name,
-            experiment=plan.experiment,
-            vm=plan.vm.name,
-            accelerator=plan.vm.accelerator,
-            num_devices=plan.num_devices,
-            num_nodes=plan.num_nodes,
-            dataset=plan.data.name if plan.data else None,
+            **plan.record_fields,
             created_by="-",
             created_unix_s=0.0,
         )

@@ -86,13 +86,7 @@ def store_job(
     job_id = jobs.claim_job_id(root)
     record = JobRecord(
         job_id=job_id,
-        name=plan.name,
-        experiment=plan.experiment,
-        vm=plan.vm.name,
-        accelerator=plan.vm.accelerator,
-        num_devices=plan.num_devices,
-        num_nodes=plan.num_nodes,
-        dataset=plan.data.name if plan.data else None,
+        **plan.record_fields,
         created_by=created_by,
         created_unix_s=time.time(),
         ray_address=None if cluster is None else cluster.reference,

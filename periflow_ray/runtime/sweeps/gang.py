@@ -82,14 +82,7 @@ class _Member:
         outcome = run_member(
             task,
             rank,
-            describe=lambda: MemberFacts(
-                rank,
-                num_members,
-                rank,
-                ray.util.get_node_ip_address(),
-                find_free_port(),
-                ray.get_runtime_context().get_node_id(),
-            ),
+            describe=lambda: describe_node(rank, num_members),
             group=group,
             on_join=lambda start: lifeline.keep_pace(start.report_interval_s),
         )
@@ -147,3 +140,9 @@ class GangRun:
 
     def release(self) -> None:
         """What the actors have is the trial's own."""
+
+
+def describe_node(rank: int, num_members: int) -> MemberFacts:
+    """This process as a node of a trial."""
+    node_id = ray.get_runtime_context().get_node_id()
+    return MemberFacts(rank, num_members, rank, ray.util.get_node_ip_address(), find_free_port(), node_id)

@@ -21,7 +21,7 @@ from periflow_ray.jobs import read_claim
 from periflow_ray.jobs.metrics import Metric
 from periflow_ray.jobs.succession import driver_id_of
 from periflow_ray.plan.trial import TRIAL_REPORT_INTERVAL_S
-from periflow_ray.runtime.command_jobs.node import NodeTask, find_free_port, run_member
+from periflow_ray.runtime.command_jobs.node import NodeTask, run_member
 from periflow_ray.runtime.graceful_stop import GracefulStop
 from periflow_ray.runtime.job_driver import JobSetup, run_job
 from periflow_ray.runtime.job_end import JobEnd
@@ -29,13 +29,12 @@ from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.monitor.actor import Monitor
 from periflow_ray.runtime.monitor.client import MonitorClient
-from periflow_ray.runtime.monitor.contract import MemberFacts
 from periflow_ray.runtime.monitor.in_process import InProcessMonitor
 from periflow_ray.runtime.monitor.kept_checkpoints import Retention
 from periflow_ray.runtime.monitor.rules import JobRules
 from periflow_ray.runtime.monitor.sinks import MetricSink, plan_sinks, sink_variables, with_hparams
 from periflow_ray.runtime.ray_train.group_policy import LeaveGroupError
-from periflow_ray.runtime.sweeps.gang import Gang, GangRun
+from periflow_ray.runtime.sweeps.gang import Gang, GangRun, describe_node
 from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.sweeps.trials import take_up_trial
@@ -213,7 +212,7 @@ class _Here:
         self._task = task
 
     def fit(self) -> None:
-        outcome = run_member(self._task, 0, describe=_describe, group=str(id(self)))
+        outcome = run_member(self._task, 0, describe=lambda: describe_node(0, 1), group=str(id(self)))
         if outcome.following == "new_group":
             raise LeaveGroupError("this machine is taken away; the trial goes on elsewhere")
         if outcome.failure is not None:
@@ -245,11 +244,6 @@ def _open_line(take: Callable[[Report], None]) -> Iterator[Callable[[Report], No
             line.put(None)
             thread.join(_END_TIMEOUT_S)
             line.shutdown()
-
-
-def _describe() -> MemberFacts:
-    context = ray.get_runtime_context()
-    return MemberFacts(0, 1, 0, ray.util.get_node_ip_address(), find_free_port(), context.get_node_id())
 
 
 class _Reports:

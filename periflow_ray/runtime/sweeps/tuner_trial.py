@@ -100,8 +100,10 @@ class TunerTrial(tune.Trainable):  # type: ignore[misc]
         if not checkpoint or checkpoint[_JOB] is None:
             return
         own = self._find_job()
-        if own is not None and checkpoint[_JOB] in (own, self._read_source_job(own)):
-            return
+        if own is not None:
+            source = self._read_source(own)
+            if checkpoint[_JOB] in (own, None if source is None else source[0]):
+                return
         self._source = self._find_source(checkpoint)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -129,11 +131,10 @@ class TunerTrial(tune.Trainable):  # type: ignore[misc]
     def _read_plan(self, job_id: int) -> JobPlan:
         return read_document(self._task.root, job_key(job_id, "plan.json"), JobPlan)
 
-    def _read_source_job(self, job_id: int) -> int | None:
-        """The job from whose checkpoint a job has begun."""
+    def _read_source(self, job_id: int) -> tuple[int | None, str] | None:
+        """The job and the name of the checkpoint from which a job has begun, if it was another one's."""
         start_from = self._read_plan(job_id).start_from
-        source = None if start_from is None else parse_checkpoint_id(start_from)
-        return None if source is None else source[0]
+        return None if start_from is None else parse_checkpoint_id(start_from)
 
     def _make_job(self) -> int:
         task, source = self._task, self._source
@@ -171,8 +172,7 @@ class TunerTrial(tune.Trainable):  # type: ignore[misc]
         if job_id is None:
             return
         with contextlib.suppress(OSError, PeriflowRayError):
-            start_from = self._read_plan(job_id).start_from
-            source = None if start_from is None else parse_checkpoint_id(start_from)
+            source = self._read_source(job_id)
             # Once the job has its own: one that was paused before that begins with the other one's again.
             if source is not None and source[0] is not None and latest_committed(self._task.root, job_id) is not None:
                 unpin(self._task.root, source[0], source[1], job_id)
