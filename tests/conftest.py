@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from support.children import find_child_pids, wait_for_new_children
+from support.container_images import Podman, serve_podman
 from support.storage_servers import (
     AZURITE_MISSING,
     StorageServer,
@@ -69,6 +72,32 @@ def azurite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage
         pytest.skip(AZURITE_MISSING)
     with serve_azurite(tmp_path_factory.mktemp("azurite")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def served_podman() -> Iterator[tuple[Podman, str]]:
+    # The paths of its sockets must be short.
+    with (
+        tempfile.TemporaryDirectory(prefix="pf-podman-", dir="/tmp", ignore_cleanup_errors=True) as directory,
+        serve_podman(Path(directory)) as served,
+    ):
+        yield served
+
+
+@pytest.fixture
+def podman(served_podman: tuple[Podman, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Podman]:
+    """Podman as the engine that jobs find; afterwards there must be no container."""
+    podman = served_podman[0]
+    for name, value in podman.environment.items():
+        monkeypatch.setenv(name, value)
+    yield podman
+    assert podman.list_containers() == []
+
+
+@pytest.fixture
+def image(served_podman: tuple[Podman, str]) -> str:
+    """An image with bash and Python; its user is not root."""
+    return served_podman[1]
 
 
 @pytest.fixture

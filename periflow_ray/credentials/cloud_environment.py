@@ -87,12 +87,13 @@ def set_cloud_environment(shell: Mapping[str, str]) -> None:
     """
     if not shell:
         return
-    for name in [name for name in os.environ if _is_cloud_variable(name)]:
+    for name in [name for name in os.environ if is_cloud_variable(name)]:
         del os.environ[name]
-    os.environ.update({name: value for name, value in shell.items() if _is_cloud_variable(name)})
+    os.environ.update({name: value for name, value in shell.items() if is_cloud_variable(name)})
 
 
-def _is_cloud_variable(name: str) -> bool:
+def is_cloud_variable(name: str) -> bool:
+    """Whether a variable is one of a cloud's, by which its libraries find their keys."""
     return name.startswith(_PREFIXES) or name == CREDENTIALS_FILE_VARIABLE
 
 

@@ -63,6 +63,8 @@ class JobPlan(BaseModel):
     secret_names: tuple[str, ...]
     image: str | None
     image_credential_id: str | None
+    image_options: tuple[str, ...] = ()
+    require_image: bool = False
     workspace_mount_path: str
     workspace_dir_name: str | None
     mounts: tuple[Mount, ...]
@@ -158,6 +160,7 @@ def build_plan(
     extra_env: Mapping[str, str] | None = None,
     secret_names: Sequence[str] = (),
     wait_s: float | None = None,
+    require_image: bool = False,
     num_local_cpus: int | None = None,
     num_local_gpus: int | None = None,
 ) -> JobPlan:
@@ -179,6 +182,7 @@ def build_plan(
         extra_env: environment variables that win over the template's.
         secret_names: variables whose values reach the job by another way; they are removed from the plan's ``env``.
         wait_s: for how long the job waits for machines before it fails; None forever.
+        require_image: a node without a container engine fails instead of running the command without the image.
         num_local_cpus: CPUs of this machine; None if unknown.
         num_local_gpus: GPUs of this machine; None if unknown.
     Raises:
@@ -208,6 +212,8 @@ def build_plan(
         secret_names=tuple(dict.fromkeys(secret_names)),
         image=docker.image,
         image_credential_id=docker.credential_id,
+        image_options=tuple(docker.options),
+        require_image=require_image,
         workspace_mount_path=spec.job_setting.workspace.mount_path,
         workspace_dir_name=workspace_dir_name,
         mounts=declare_mounts(spec, workspace_dir_name),

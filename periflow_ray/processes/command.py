@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +64,8 @@ class Command:
         grace_s: seconds between SIGTERM and SIGKILL when it has to end.
         on_line: called from a reader thread with each line of its output (standard output and error together).
         mask: whose secrets no piece of a very long line is cut through.
+        finish: where the command is only the client of what runs elsewhere, such as a container: a program that ends
+            that one, and is run whenever the command has ended or has to.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Command:
         grace_s: float,
         on_line: Callable[[str], None],
         mask: SecretMask | None = None,
+        finish: Sequence[str] = (),
     ) -> None:
         self._argv = argv
         self._env = env
@@ -82,6 +85,7 @@ class Command:
         self._grace_s = grace_s
         self._on_line = on_line
         self._mask = mask
+        self._finish = list(finish)
         self._marker = (_MARKER_VARIABLE, uuid.uuid4().hex)
         self._faults = Faults("taking in a command's output")
         self._waiting = threading.Lock()
@@ -93,7 +97,15 @@ class Command:
         self._result_pipe = os.fdopen(result_read, "rb")
         try:
             self._keeper = subprocess.Popen(
-                [sys.executable, "-I", keeper.__file__, str(result_write), str(self._grace_s), *self._argv],
+                [
+                    sys.executable,
+                    "-I",
+                    keeper.__file__,
+                    str(result_write),
+                    str(self._grace_s),
+                    json.dumps(self._finish),
+                    *self._argv,
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -128,6 +140,8 @@ class Command:
         self._keeper.wait()
         if not document:
             # The keeper was killed: what it kept may still run, and holds the output open.
+            if self._finish:
+                keeper.run_finish(self._finish)
             leftovers = end_leftovers(self._marker)
             self._reader.join(_LAST_OUTPUT_TIMEOUT_S)
             left = tuple(leftover.description for leftover in leftovers if leftover.is_left)

@@ -2,7 +2,7 @@
 
 Run as a script with a bare interpreter (standard library only, so that it starts in milliseconds):
 
-    python -I keeper.py RESULT_FD GRACE_S COMMAND [ARG ...]
+    python -I keeper.py RESULT_FD GRACE_S FINISH COMMAND [ARG ...]
 
 It makes itself the "child subreaper": every orphaned descendant of the command becomes its child, so none can hide
 by starting a session of its own, as torchrun's workers do. Its standard input is a pipe from the member: a line
@@ -10,6 +10,10 @@ by starting a session of its own, as torchrun's workers do. Its standard input i
 the command has ended and nothing of it is left, or what is left cannot be ended, the keeper writes one JSON line to the
 file descriptor RESULT_FD: ``{"exit_code": int | null, "signal": int | null, "peak_memory_bytes": int, "left":
 [description, ...]}``. Orphans are waited for as soon as they end, so that none stays a zombie while the command runs.
+
+FINISH is a JSON list, mostly an empty one. Otherwise the command is the client of something that does not run below it,
+such as a container: SIGTERM goes to the client alone, which passes it on, and when the client has ended, or the grace
+time is over, the program FINISH has to end the rest.
 """
 
 import contextlib
@@ -30,10 +34,12 @@ _POLL_S = 0.02
 # A process that holds a GPU or a network disk may take seconds to die; one of another user never does.
 KILL_TIMEOUT_S = 15.0
 _REAP_TIMEOUT_S = 1.0
+# An engine that has much to do takes seconds to end a container; one that is stuck never does.
+FINISH_TIMEOUT_S = 60.0
 _MAX_COMMAND_CHARS = 100
 
 
-def main(result_fd: int, grace_s: float, command: list[str]) -> None:
+def main(result_fd: int, grace_s: float, finish: list[str], command: list[str]) -> None:
     """Run the command to its end, or end it when asked to or when the member dies."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
@@ -50,7 +56,16 @@ def main(result_fd: int, grace_s: float, command: list[str]) -> None:
     threading.Thread(target=_wait_for_member, args=(asked_grace_s, ending), daemon=True).start()
     # The command ended, the member sent a line, or its end of the pipe closed: whichever comes first.
     ending.wait()
-    left = end_descendants(os.getpid(), asked_grace_s[0] if asked_grace_s else grace_s)
+    grace_s = asked_grace_s[0] if asked_grace_s else grace_s
+    if finish:
+        if not status:
+            _send(child.pid, signal.SIGTERM)
+            reaper_deadline = time.monotonic() + grace_s
+            while not status and time.monotonic() < reaper_deadline:
+                time.sleep(_POLL_S)
+        run_finish(finish)
+        grace_s = _REAP_TIMEOUT_S
+    left = end_descendants(os.getpid(), grace_s)
     # What is left may be the command itself.
     reaper.join(_REAP_TIMEOUT_S)
     code = os.waitstatus_to_exitcode(status[0]) if status else None
@@ -125,6 +140,19 @@ def describe_process(pid: int) -> str:
     return f"{pid} ({shown or 'unknown'})"
 
 
+def run_finish(finish: list[str]) -> None:
+    """Run the program that ends what does not run below this process; not for ever."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(
+            finish,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=FINISH_TIMEOUT_S,
+            check=False,
+        )
+
+
 def _wait_for_member(asked_grace_s: list[float], ending: threading.Event) -> None:
     # Unbuffered, because a thread that holds the buffered reader's lock breaks the interpreter's exit.
     words = os.read(0, 64).split()
@@ -158,4 +186,4 @@ def _send(pid: int, number: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])
+    main(int(sys.argv[1]), float(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4:])

@@ -86,12 +86,14 @@ def diagnose(
     peak_memory_bytes: int = 0,
     node_memory_bytes: int = 0,
     rank: int | None = None,
+    is_container_full: bool = False,
 ) -> Failure:
     """Find the failing rank, the lines worth showing and, where the cause is known, what to do.
 
     Args:
         exit_code: the run's own; the launcher's report on its processes knows more where it says something.
         rank: the run's own, where the run is one rank.
+        is_container_full: the kernel ended something in its container, for want of memory.
     """
     if report.exit_code is not None or report.signal is not None:
         exit_code, signal_number = report.exit_code, report.signal
@@ -102,7 +104,9 @@ def diagnose(
         signal=signal_number,
         time_unix_s=time_unix_s,
         last_lines=report.lines[-NUM_SHOWN_LINES:],
-        hint=_find_hint(report.lines, exit_code, signal_number, peak_memory_bytes, node_memory_bytes),
+        hint=_CONTAINER_FULL
+        if is_container_full
+        else _find_hint(report.lines, exit_code, signal_number, peak_memory_bytes, node_memory_bytes),
     )
 
 
@@ -172,6 +176,10 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "'{0}' is not there. A workspace given with -d DIR appears as <mount_path>/<name of DIR>.",
         ),
     )
+)
+_CONTAINER_FULL = (
+    "the memory of its container was full, and the kernel ended a process. Use less, or a larger VM; or allow the "
+    "container more, if job_setting.docker.options limits it (--memory)."
 )
 # A shell goes on after a command that it does not find, so only the exit code tells that it was the cause.
 _COMMAND_NOT_FOUND = re.compile(r"(\S+): command not found")

@@ -59,7 +59,13 @@ class DockerSpec(Section):
     """What runs: a container image and the command in it."""
 
     image: Text | None = Field(
-        default=None, description="Container image of the job; the command runs without a container for now."
+        default=None,
+        description="Container image in which the command runs, on nodes that have Docker or Podman. Periflow-ray need "
+        "not be in it.",
+    )
+    options: tuple[Text, ...] = Field(
+        default=(),
+        description="More options of 'docker run' or 'podman run', for example [--memory=64g, --cap-add=SYS_PTRACE].",
     )
     command: Annotated[
         Annotated[Command, Tag(COMMAND_TEXT_TAG)] | Annotated[SetupAndRun, Tag(COMMAND_STEPS_TAG)],

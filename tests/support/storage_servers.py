@@ -66,7 +66,7 @@ def serve_moto(directory: Path) -> Iterator[StorageServer]:
     """S3 by moto: keeps everything in memory and accepts every key."""
     port = find_free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with _run_server("moto", command, directory, port) as pid:
+    with run_server("moto", command, directory, port) as pid:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_DEADLINE_S)
         connection.request("PUT", f"/{CONTAINER}")
         answer = connection.getresponse()
@@ -84,7 +84,7 @@ def serve_rclone(directory: Path) -> Iterator[StorageServer]:
     rclone = str(Path(sys.executable).with_name("rclone"))
     command = [rclone, "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{port}"]
     command += ["--auth-key", f"{_ACCESS_KEY},{_SECRET_KEY}", str(data_dir)]
-    with _run_server("rclone", command, directory, port) as pid:
+    with run_server("rclone", command, directory, port) as pid:
         yield StorageServer("rclone", "s3", port, make_s3_environment(port), pid)
 
 
@@ -101,7 +101,7 @@ def serve_azurite(directory: Path) -> Iterator[StorageServer]:
     command = [node, str(AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(data_dir)]
     # The SDK speaks versions of the protocol that are newer than this Azurite.
     command += ["--silent", "--skipApiVersionCheck", "--disableTelemetry"]
-    with _run_server("azurite", command, directory, port, AZURITE_ACCOUNTS=f"{_ACCOUNT}:{_ACCOUNT_KEY}") as pid:
+    with run_server("azurite", command, directory, port, AZURITE_ACCOUNTS=f"{_ACCOUNT}:{_ACCOUNT_KEY}") as pid:
         environment = make_azure_environment(port)
         with BlobServiceClient.from_connection_string(environment["AZURE_STORAGE_CONNECTION_STRING"]) as service:
             service.create_container(CONTAINER)
@@ -145,7 +145,8 @@ def find_free_port() -> int:
 
 
 @contextlib.contextmanager
-def _run_server(name: str, command: Sequence[str], directory: Path, port: int, **variables: str) -> Iterator[int]:
+def run_server(name: str, command: Sequence[str], directory: Path, port: int, **variables: str) -> Iterator[int]:
+    """A server, from when it answers at a port until the block ends; gives its process id."""
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / f"{name}.log"
     # A home of its own: a server reads no configuration of the user's and leaves nothing there.

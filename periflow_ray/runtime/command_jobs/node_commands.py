@@ -24,6 +24,7 @@ from periflow_ray.runtime.command_jobs import warm_launcher
 from periflow_ray.runtime.command_jobs.launchers import LAUNCHERS, Run
 from periflow_ray.runtime.command_jobs.launchers.torchrun_stop import StopFilter
 from periflow_ray.runtime.diagnosis import Failure, diagnose
+from periflow_ray.runtime.environments.container import Container, Start, inherited
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.monitor.contract import AttemptStart
@@ -50,6 +51,7 @@ _DROPPED_NAMES = frozenset(
     }
 )
 # Ray gives a worker its GPUs, of which the shell knows nothing, and a trial of a sweep as many threads as it has CPUs.
+_SHIM_DIR = Path(periflow_ray.sdk.__file__).parent / "shim"
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _THREADS = "OMP_NUM_THREADS"
 
@@ -70,6 +72,7 @@ class NodeCommands:
 
     Args:
         environ: what the commands inherit: this process's variables, or those of the shell that submitted the job.
+        container: what they run in; None for this machine as it is.
     """
 
     def __init__(
@@ -81,12 +84,14 @@ class NodeCommands:
         environ: Mapping[str, str],
         node_rank: int,
         start: AttemptStart,
+        container: Container | None = None,
     ) -> None:
         self._plan = plan
         self._sandbox = sandbox
         self._log = log
         self._secrets = secrets
         self._environ = environ
+        self._container = container
         self._launcher = LAUNCHERS[plan.launch_mode]
         self._node = NodeFacts(
             num_nodes=start.num_members,
@@ -146,23 +151,54 @@ class NodeCommands:
 
     def _start(self, run: Run) -> _Running:
         lines: deque[str] = deque(maxlen=NUM_KEPT_LINES)
-        env = self._build_env(run.environment)
         output = StopFilter(lambda text: lines.append(self._log.write(text)))
+        start = self._start_here(run) if self._container is None else self._start_in(self._container, run)
         command = Command(
-            ["bash", "-c", self._bash_text],
-            env=env,
+            start.argv,
+            env=start.env,
             working_dir=self._sandbox.path_of(self._plan.workspace_mount_path),
             grace_s=COMMAND_GRACE_S,
             on_line=output.take,
             mask=self._log.mask,
+            finish=start.finish,
         )
         try:
             command.start()
         except OSError as err:
             if err.errno != errno.E2BIG:
                 raise
-            raise JobFailedError(describe_large_environment(env)) from err
-        return _Running(command, run.rank, lines, output)
+            raise JobFailedError(describe_large_environment(start.env)) from err
+        return _Running(command, run.rank, lines, output, start.memory_mark)
+
+    def _start_here(self, run: Run) -> Start:
+        built = self._inherit()
+        given = self._job_variables(run.environment)
+        if self._num_runs > 1:
+            # As torchrun does for several processes: each of them would start a thread for every processor.
+            built.setdefault(_THREADS, "1")
+        program_path = [str(Path(sys.executable).parent), given.get("PATH", built.get("PATH", os.defpath))]
+        python_path = [str(_SHIM_DIR), given.get("PYTHONPATH", built.get("PYTHONPATH", ""))]
+        env = {
+            **built,
+            **given,
+            warm_launcher.VARIABLE: str(self._sandbox.launcher_path),
+            "PYTHONPATH": os.pathsep.join(part for part in python_path if part),
+            "PATH": os.pathsep.join(program_path),
+        }
+        return Start(["bash", "-c", self._bash_text], env, [])
+
+    def _start_in(self, container: Container, run: Run) -> Start:
+        built = self._inherit()
+        given = inherited(built)
+        if self._num_runs > 1:
+            given.setdefault(_THREADS, "1")
+        return container.start(
+            self._bash_text,
+            {**given, **self._job_variables(run.environment)},
+            client_environment=built,
+            working_dir=self._plan.workspace_mount_path,
+            python_path=str(_SHIM_DIR),
+        )
 
     def _write_command(self) -> str:
         """The command, or what makes bash read it where it is too long for an argument."""
@@ -183,10 +219,12 @@ class NodeCommands:
             time_unix_s=time.time(),
             peak_memory_bytes=result.peak_memory_bytes,
             node_memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            is_container_full=running.memory_mark is not None and running.memory_mark.exists(),
             rank=running.rank,
         )
 
-    def _build_env(self, env: Mapping[str, str]) -> dict[str, str]:
+    def _inherit(self) -> dict[str, str]:
+        """What is left of the surrounding variables."""
         built = {
             name: value
             for name, value in drop_internal_variables(self._environ).items()
@@ -196,33 +234,30 @@ class NodeCommands:
             built[_DEVICES] = os.environ[_DEVICES]
         if _THREADS in os.environ:
             built.setdefault(_THREADS, os.environ[_THREADS])
-        shim_dir = Path(periflow_ray.sdk.__file__).parent / "shim"
+        return built
+
+    def _job_variables(self, env: Mapping[str, str]) -> dict[str, str]:
+        """What the job itself sets, wherever its command runs."""
         # A template's env_var is the same for all processes, too.
         rewritten = {name: self._rewrite(value) for name, value in env.items() if not is_of_launcher(name)}
-        if self._num_runs > 1:
-            # As torchrun does for several processes: each of them would start a thread for every processor.
-            built.setdefault("OMP_NUM_THREADS", "1")
-        python_path = [str(shim_dir), rewritten.get("PYTHONPATH", built.get("PYTHONPATH", ""))]
-        program_path = [str(Path(sys.executable).parent), rewritten.get("PATH", built.get("PATH", os.defpath))]
         marker_name, marker_value = self._sandbox.marker
         return {
-            **built,
             **rewritten,
             **self._secrets,
             marker_name: marker_value,
             "PERIFLOW_SESSION": str(self._sandbox.socket_path),
-            warm_launcher.VARIABLE: str(self._sandbox.launcher_path),
             wire.VERSION_VARIABLE: str(wire.PROTOCOL_VERSION),
             # For periflow_ray.dataset(): the root that this job is in.
             "PERIFLOW_STORAGE": self._plan.storage_uri,
             "PERIFLOW_STORAGE_CREDENTIAL": self._plan.storage_credential or "",
-            "PYTHONPATH": os.pathsep.join(part for part in python_path if part),
-            "PATH": os.pathsep.join(program_path),
             # Lines must reach the log when they are printed, not when a buffer is full.
             "PYTHONUNBUFFERED": rewritten.get("PYTHONUNBUFFERED", "1"),
         }
 
     def _rewrite(self, text: str) -> str:
+        # In a container the mount paths are real.
+        if self._container is not None:
+            return text
         return rewrite_paths(text, self._plan.mount_paths, str(self._sandbox.root_dir))
 
 
@@ -232,3 +267,4 @@ class _Running:
     rank: int | None
     lines: deque[str]
     output: StopFilter
+    memory_mark: Path | None

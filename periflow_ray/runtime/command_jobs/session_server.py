@@ -58,6 +58,7 @@ _POLL_S = 0.02
 class RankState:
     """What the member knows of one connected rank.
 
+    ``host_pid`` is its process for this machine, which counts otherwise than a container; None if it is not known.
     ``is_guess``: it has only guessed that it is this rank; ``has_trained`` if it has made a step, or has recorded or
     saved something. ``waiting_step`` is the checkpoint step at which it waits for the other ranks, if any;
     ``is_saving`` lasts until its files are copied.
@@ -68,6 +69,7 @@ class RankState:
     local_world_size: int | None
     total_train_steps: int | None
     pid: int
+    host_pid: int | None = None
     is_guess: bool = False
     has_trained: bool = False
     farewell: Farewell | None = None
@@ -204,9 +206,9 @@ class SessionServer:
 
     @property
     def pids(self) -> dict[int, int]:
-        """Process id of each connected rank."""
+        """Process id of each connected rank, as this machine counts."""
         with self._lock:
-            return {rank.rank: rank.pid for rank in self._ranks.values()}
+            return {rank.rank: rank.host_pid for rank in self._ranks.values() if rank.host_pid is not None}
 
     def announce(self, step: int) -> None:
         """Tell every rank, also later ones, the step of an emergency save (-1 means now, -2 not at all)."""
@@ -376,6 +378,7 @@ class SessionServer:
             local_world_size=greeting.local_world_size,
             total_train_steps=greeting.total_train_steps,
             pid=greeting.pid,
+            host_pid=_find_host_pid(connection, greeting.pid),
             is_guess=greeting.is_guess,
             connection=connection,
         )
@@ -540,3 +543,20 @@ def _send(connection: socket.socket | None, message: bytes) -> None:
         connection.sendall(message)
     except OSError:  # The rank is gone; its end is noticed where its connection is read.
         return
+
+
+def _find_host_pid(connection: socket.socket, pid: int) -> int | None:
+    """The peer's process id here, of which it says that it is ``pid``; None where it cannot be known.
+
+    In a container it is another one, and a connection may have come down from a process to its child.
+    """
+    size = struct.calcsize("3i")
+    peer, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    if peer == pid:
+        return pid
+    try:
+        with open(f"/proc/{peer}/status") as status:
+            ids = next((line.split()[1:] for line in status if line.startswith("NSpid:")), [])
+    except OSError:
+        return None
+    return peer if len(ids) > 1 else pid
