@@ -33,6 +33,8 @@ def _own_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     os.environ["PERIFLOW_STORAGE"] = str(tmp_path_factory.mktemp("storage"))
     os.environ["PERIFLOW_CREDENTIALS_FILE"] = str(tmp_path_factory.mktemp("config") / "credentials.json")
     os.environ["PERIFLOW_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    # No test fetches the image that a template names, unless it has an engine of its own.
+    os.environ["PERIFLOW_CONTAINER_ENGINE"] = ""
     os.environ["PERIFLOW_LOCAL_CLUSTER_DIR"] = str(tmp_path_factory.mktemp("local-cluster"))
     yield
     _restore_environment(before)

@@ -57,6 +57,7 @@ class Submission:
             upload_bandwidth_bytes_per_s=given.upload_bandwidth_bytes_per_s,
             fsync=given.fsync,
             wait_s=given.wait_s,
+            use_image=given.use_image,
             workspace_dir_name=workspace_name(given.workspace_dir) if given.workspace_dir is not None else None,
             extra_env=env,
             secret_names=tuple(self._secrets),

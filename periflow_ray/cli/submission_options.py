@@ -35,6 +35,7 @@ class SubmissionOptions:
     upload_bandwidth_bytes_per_s: int | None
     fsync: bool
     wait_s: float | None
+    use_image: bool | None
     makes_cluster: bool
 
 
@@ -100,6 +101,13 @@ _OPTIONS = (
         metavar="TIME",
         callback=duration_callback,
         help="Fail if the machines are not there after this time: 20m.  [default: wait forever]",
+    ),
+    click.option(
+        "--require-image/--no-image",
+        "use_image",
+        default=None,
+        help="Fail where the template's image cannot be used; or do without it.  [default: use it on nodes that have "
+        "Docker or Podman, and on this machine if it is there]",
     ),
     click.option(
         "--up", "makes_cluster", is_flag=True, help="Make a cluster for the VM type if none is up; see cluster up."

@@ -12,8 +12,6 @@ def describe_unused(plan: JobPlan) -> list[str]:
     notes = []
     if plan.workspace_dir_name is None:
         notes.append(f"no workspace directory was given (-d DIR); {plan.workspace_mount_path} is empty in the job.")
-    if plan.image is not None:
-        notes.append(f"the image '{plan.image}' is not used: the command runs in the cluster's Python environment.")
     return [*notes, *_describe_unfit_credentials(plan)]
 
 
@@ -27,8 +25,4 @@ def _describe_unfit_credentials(plan: JobPlan) -> list[str]:
         unfit = describe_unfit(wanted)
     except StorageError as err:
         return [str(err)]
-    notes = list(unfit.values())
-    if image_credential is not None and "job_setting.docker" not in unfit:
-        start = f"job_setting.docker.credential_id names '{image_credential}', and"
-        notes.insert(0, f"{start} nothing uses it yet: no image is fetched.")
-    return notes
+    return list(unfit.values())

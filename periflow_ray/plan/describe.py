@@ -13,7 +13,6 @@ from periflow_ray.plan.masking import mask_address, mask_environment, mask_text
 from periflow_ray.plan.mounts import Mount, rewrite_paths
 
 SANDBOX_PLACEHOLDER = "<sandbox>"
-UNUSED_IMAGE_NOTE = "not used on bare nodes: the command runs in the cluster's Python environment"
 
 
 def describe_plan(plan: JobPlan) -> list[tuple[str, str]]:
@@ -49,7 +48,7 @@ def _rows(plan: JobPlan) -> Iterator[tuple[str, str]]:
     else:
         yield "Elastic", "no: waits until it has all of its devices"
     yield "Per device", _describe_resources(plan)
-    yield "Image", f"{plan.image} ({UNUSED_IMAGE_NOTE})" if plan.image else "-"
+    yield "Image", _describe_image(plan)
     yield f"Command (once per {plan.launch_mode})", mask_text(_as_seen(plan, plan.command))
     yield "Mounts", "\n".join(f"{_as_seen(plan, mount.path)}  {_describe_source(plan, mount)}" for mount in plan.mounts)
     yield "Environment", "\n".join(f"{name}={value}" for name, value in _shown_environment(plan).items())
@@ -66,6 +65,19 @@ def _rows(plan: JobPlan) -> Iterator[tuple[str, str]]:
     if plan.plugin:
         yield "Plugins", ", ".join(plan.plugin.model_dump(exclude_none=True)) or "-"
     yield "Price per hour", _describe_price(plan)
+
+
+def _describe_image(plan: JobPlan) -> str:
+    if plan.image is None:
+        return "-: the command runs in the cluster's Python environment"
+    options = f", with {' '.join(plan.image_options)}" if plan.image_options else ""
+    if plan.require_image:
+        where = "a node where it cannot be used fails"
+    elif plan.vm.is_local:
+        where = "if this machine has it, and Docker or Podman"
+    else:
+        where = "on nodes with Docker or Podman"
+    return f"{plan.image} ({where}){options}"
 
 
 def _describe_vm(plan: JobPlan) -> str:

@@ -160,7 +160,7 @@ def build_plan(
     extra_env: Mapping[str, str] | None = None,
     secret_names: Sequence[str] = (),
     wait_s: float | None = None,
-    require_image: bool = False,
+    use_image: bool | None = None,
     num_local_cpus: int | None = None,
     num_local_gpus: int | None = None,
 ) -> JobPlan:
@@ -182,7 +182,8 @@ def build_plan(
         extra_env: environment variables that win over the template's.
         secret_names: variables whose values reach the job by another way; they are removed from the plan's ``env``.
         wait_s: for how long the job waits for machines before it fails; None forever.
-        require_image: a node without a container engine fails instead of running the command without the image.
+        use_image: True for a job that fails where its image cannot be used, False for one that does without it. By
+            default a cluster's nodes use it if they have a container engine; this machine if it has the image, too.
         num_local_cpus: CPUs of this machine; None if unknown.
         num_local_gpus: GPUs of this machine; None if unknown.
     Raises:
@@ -210,10 +211,10 @@ def build_plan(
         command=_one_bash_text(docker.command),
         env={name: value for name, value in env.items() if name not in secret_names},
         secret_names=tuple(dict.fromkeys(secret_names)),
-        image=docker.image,
+        image=docker.image if use_image is not False else None,
         image_credential_id=docker.credential_id,
         image_options=tuple(docker.options),
-        require_image=require_image,
+        require_image=use_image is True and docker.image is not None,
         workspace_mount_path=spec.job_setting.workspace.mount_path,
         workspace_dir_name=workspace_dir_name,
         mounts=declare_mounts(spec, workspace_dir_name),

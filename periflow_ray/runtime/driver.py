@@ -27,6 +27,7 @@ from periflow_ray.jobs.succession import Ownership, leave_to_successor
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.command_jobs.node import NodeTask, run_node
 from periflow_ray.runtime.driver_keeper import AGAIN_OPTION, KeeperLine
+from periflow_ray.runtime.environments.login import read_login
 from periflow_ray.runtime.job_driver import JobSetup, run_job
 from periflow_ray.runtime.job_state import StateKeeper
 from periflow_ray.runtime.monitor.client import RayMonitor
@@ -124,6 +125,8 @@ def _run(inputs: _Inputs, root: StorageRoot, state: StateKeeper, driver_id: str 
     plan = plan.model_copy(update={"env": {**variables.settings, **plan.env}})
     secrets = {**variables.secrets, **inputs.secrets}
 
+    login = read_login(plan, state.note)
+
     def make_trainer(monitor: RayMonitor) -> MonitoredTrainer:
         task = NodeTask(
             plan.model_dump_json(),
@@ -134,6 +137,7 @@ def _run(inputs: _Inputs, root: StorageRoot, state: StateKeeper, driver_id: str 
             secrets,
             inputs.shell_variables,
             inputs.secrets_key,
+            login,
         )
         # The monitor decides on restarts; Ray's own counters stay out of it.
         return _NodeTrainer(

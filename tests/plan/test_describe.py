@@ -45,10 +45,7 @@ def test_a_plan_for_a_cluster_in_rows() -> None:
         ("Devices", "16"),
         ("Elastic", "no: waits until it has all of its devices"),
         ("Per device", "1 GPU, 23.875 CPUs, 100 GiB memory"),
-        (
-            "Image",
-            "friendliai/periflow:sdk (not used on bare nodes: the command runs in the cluster's Python environment)",
-        ),
+        ("Image", "friendliai/periflow:sdk (on nodes with Docker or Podman)"),
         (
             "Command (once per node)",
             "cd /workspace/cifar && WANDB_API_KEY=*** torchrun main.py --save /workspace/ckpt",
@@ -82,7 +79,7 @@ def test_on_this_machine_mount_paths_appear_below_the_sandbox() -> None:
         ("Devices", "2"),
         ("Elastic", "no: waits until it has all of its devices"),
         ("Per device", "1 CPU"),
-        ("Image", "-"),
+        ("Image", "-: the command runs in the cluster's Python environment"),
         ("Command (once per device)", "python <sandbox>/workspace/job/main.py"),
         ("Mounts", "<sandbox>/workspace  workspace, as <sandbox>/workspace/job"),
         (

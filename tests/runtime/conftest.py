@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import ray
 from injected_errors import TIMES, Turns
+from node_run import NodeRun, make_node_run
 from ray.experimental import internal_kv
 from simulated_cluster import FakeCluster, SlowRoot
 from simulated_nodes import Node, ObservedMonitor
 
+from periflow_ray.runtime.member import sandbox as sandbox_module
 from periflow_ray.runtime.monitor import actor as monitor_module
 from periflow_ray.runtime.monitor import attempt as attempt_module
 from periflow_ray.runtime.monitor import membership as membership_module
@@ -28,6 +32,20 @@ DEADLINE_S = 60.0
 def root(tmp_path: Path) -> StorageRoot:
     """An empty storage root."""
     return StorageRoot(str(tmp_path / "storage"))
+
+
+@pytest.fixture
+def sandboxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Sandboxes of the test's own, for whose sockets the path of ``tmp_path`` may be too long."""
+    with tempfile.TemporaryDirectory(prefix="pf-", dir="/tmp") as directory:
+        monkeypatch.setattr(sandbox_module, "_base_dir", lambda: Path(directory) / "sandboxes")
+        yield
+
+
+@pytest.fixture
+def make_run(root: StorageRoot) -> Callable[..., NodeRun]:
+    """Makes a node's run of a command: ``make_run("echo $A", image, env_var={"A": "b"})``."""
+    return functools.partial(make_node_run, root)
 
 
 @pytest.fixture

@@ -167,7 +167,7 @@ class TrainingShell:
         self._is_ended, self._is_over = threading.Event(), threading.Event()
         self._failure: Failure | None = None
 
-    def prepare(self, attempt: int) -> Path:
+    def prepare(self, attempt: int, tell: Callable[[str], None]) -> Path:
         return self._snapshots_dir / str(attempt)
 
     def start(self, start: AttemptStart, links: Links) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.links import NO_LINKS
+from support.links import NO_LINKS, TELLS_NOBODY
 
 from periflow_ray.jobs import claim_job_id, read_claim
 from periflow_ray.jobs.logs import LogWriter
@@ -60,7 +60,7 @@ def run(root: StorageRoot, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         snapshots: list[int] = []
         with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
             shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), {}, log, lambda text: None)
-            shell.prepare(1)
+            shell.prepare(1, TELLS_NOBODY)
             shell.start(
                 AttemptStart(1, 1),
                 dataclasses.replace(NO_LINKS, save=lambda step, replace_waiting: snapshots.append(step)),

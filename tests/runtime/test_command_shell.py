@@ -6,12 +6,11 @@ import fcntl
 import os
 import re
 import signal
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from support.links import NO_LINKS
+from support.links import NO_LINKS, TELLS_NOBODY
 from support.powerless_keeper import use_powerless_keeper
 
 from periflow_ray.errors import JobFailedError
@@ -19,20 +18,11 @@ from periflow_ray.jobs import claim_job_id, read_claim
 from periflow_ray.jobs.logs import LogWriter, read_logs
 from periflow_ray.plan import build_plan, find_vm
 from periflow_ray.runtime.command_jobs.shell import CommandShell
-from periflow_ray.runtime.member import sandbox as sandbox_module
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.monitor.contract import AttemptStart
 from periflow_ray.spec import JobSpec
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit.workspace import pack_workspace, scan_workspace
-
-
-@pytest.fixture
-def sandboxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sandboxes of the test's own, for whose sockets the path of ``tmp_path`` may be too long."""
-    with tempfile.TemporaryDirectory(prefix="pf-", dir="/tmp") as directory:
-        monkeypatch.setattr(sandbox_module, "_base_dir", lambda: Path(directory) / "sandboxes")
-        yield
 
 
 @pytest.mark.usefixtures("sandboxes")
@@ -53,7 +43,7 @@ def test_a_process_that_cannot_be_ended_is_told_and_the_next_attempt_has_other_d
     claim_job_id(root)
     with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
         shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), {}, log, notes.append)
-        shell.prepare(1)
+        shell.prepare(1, TELLS_NOBODY)
         first = shell.output_dir
         shell.start(
             AttemptStart(1, 1),
@@ -66,7 +56,7 @@ def test_a_process_that_cannot_be_ended_is_told_and_the_next_attempt_has_other_d
         assert failure.exit_code == 3
         left = re.fullmatch(r"process (\d+) \(sleep 1000\) on node 0 cannot be ended, .*", notes[-1])
         assert left is not None, notes
-        shell.prepare(2)
+        shell.prepare(2, TELLS_NOBODY)
         assert first is not None
         assert shell.output_dir == Path(str(first).replace("/node-0/", "/node-0.1/"))
     os.kill(int(left[1]), signal.SIGKILL)
@@ -89,7 +79,7 @@ def run_command(
     with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
         shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), secrets or {}, log, log.write)
         try:
-            shell.prepare(1)
+            shell.prepare(1, TELLS_NOBODY)
             shell.start(AttemptStart(1, 1), NO_LINKS)
             failure = shell.wait() or shell.check()
         finally:
@@ -131,7 +121,7 @@ def test_while_a_job_runs_what_clears_out_tmp_leaves_its_sandbox_alone(root: Sto
     with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
         plan = build_plan(spec, find_vm("local"), storage_uri=root.uri)
         shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), {}, log, print)
-        directory = shell.prepare(1).parent
+        directory = shell.prepare(1, TELLS_NOBODY).parent
         assert not can_be_cleaned(directory)
         shell.close()
         assert can_be_cleaned(directory)
@@ -204,7 +194,7 @@ def test_the_command_inherits_the_variables_of_the_shell_that_submitted_it(root,
             monkeypatch.setattr(log, "write", lambda text: lines.append(text) or text)
             secrets = {"SECRET": "stored"}
             shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), secrets, log, print, shell_variables)
-            shell.prepare(1)
+            shell.prepare(1, TELLS_NOBODY)
             shell.start(AttemptStart(1, 1), NO_LINKS)
             assert shell.wait() is None
             shell.close()

@@ -3,111 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.container_images import Podman, serve_registry
-from support.links import NO_LINKS
+from node_run import NodeRun
+from support.container_images import Podman
+from support.links import TELLS_NOBODY
 
 from periflow_ray.errors import JobFailedError
-from periflow_ray.jobs import claim_job_id, read_claim
-from periflow_ray.jobs.logs import LogWriter, read_logs
-from periflow_ray.plan import build_plan, find_vm
 from periflow_ray.processes import keeper
-from periflow_ray.runtime.command_jobs.shell import CommandShell
-from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.environments.container import label_of
-from periflow_ray.runtime.environments.engine import Login, find_engine
-from periflow_ray.runtime.member import sandbox as sandbox_module
-from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.member.stacks import dump_stacks
-from periflow_ray.runtime.monitor.contract import AttemptStart, EndAttempt
-from periflow_ray.spec import JobSpec
-from periflow_ray.store.root import StorageRoot
+from periflow_ray.runtime.monitor.contract import EndAttempt
 
 pytestmark = pytest.mark.usefixtures("sandboxes")
-
-
-@pytest.fixture
-def sandboxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sandboxes of the test's own, for whose sockets the path of ``tmp_path`` may be too long."""
-    with tempfile.TemporaryDirectory(prefix="pf-", dir="/tmp") as directory:
-        monkeypatch.setattr(sandbox_module, "_base_dir", lambda: Path(directory) / "sandboxes")
-        yield
-
-
-@pytest.fixture(scope="session")
-def served_registry(served_podman: tuple[Podman, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    podman, image = served_podman
-    with serve_registry(tmp_path_factory.mktemp("registry"), image, podman) as address:
-        yield address
-
-
-@pytest.fixture
-def registry(podman: Podman, served_registry: str) -> str:
-    """The address of a private registry, which lets in "someone" with the password "right"."""
-    return served_registry
-
-
-@dataclass
-class NodeRun:
-    """A node's command while it runs, and what became of it."""
-
-    root: StorageRoot
-    log: MemberLog
-    shell: CommandShell
-    notes: list[str]
-    failures: list[Failure | None] = field(default_factory=list)
-
-    def start(self, attempt: int = 1) -> None:
-        self.shell.prepare(attempt)
-        self.shell.start(AttemptStart(attempt, 1), NO_LINKS)
-        self._thread = threading.Thread(target=lambda: self.failures.append(self.shell.wait() or self.shell.check()))
-        self._thread.start()
-
-    def finish(self) -> Failure | None:
-        self._thread.join(60)
-        assert not self._thread.is_alive()
-        self.shell.close()
-        self.shell.close_launcher()
-        return self.failures[-1]
-
-    def lines(self) -> list[str]:
-        self.log.flush()
-        return [line.text for line in read_logs(self.root, 1)]
-
-
-@pytest.fixture
-def make_run(root: StorageRoot) -> Any:
-    def make(command: str, image: str | None, login: Login | None = None, **docker: object) -> NodeRun:
-        requires = bool(docker.pop("require_image", False))
-        spec = JobSpec.model_validate(
-            {
-                "vm": "local",
-                "num_devices": 1,
-                "job_setting": {"type": "custom", "docker": {"image": image, "command": command, **docker}},
-                **({"checkpoint": {"output_checkpoint_dir": "/workspace/ckpt"}} if "CKPT_DIR" in command else {}),
-            }
-        )
-        plan = build_plan(spec, find_vm("local"), storage_uri=root.uri, require_image=requires)
-        claim_job_id(root)
-        notes: list[str] = []
-        log = MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True)
-        shell = CommandShell(
-            plan, root, 1, 0, read_claim(root, 1), {"MY_SECRET": "of the job"}, log, notes.append, login=login
-        )
-        return NodeRun(root, log, shell, notes)
-
-    return make
 
 
 SEES = """
@@ -207,7 +120,7 @@ def test_a_container_that_a_killed_agent_left_is_ended_by_the_next_attempt(
     podman: Podman, image: str, make_run: Callable[..., NodeRun]
 ) -> None:
     run = make_run("true", image)
-    run.shell.prepare(1)
+    run.shell.prepare(1, TELLS_NOBODY)
     label = label_of(Sandbox(run.root.uri, 1, 0).directory)
     podman.run("run", "--detach", "--network=host", "--label", label, image, "sleep", "1000")
     run.start(attempt=2)
@@ -281,57 +194,9 @@ def test_without_an_engine_the_image_is_not_used_or_the_job_fails(
     run.finish()
     assert run.lines() == ["here"]
     assert run.notes[0] == (
-        "the image 'an/image:1' is not used on node 0: no-such-engine is not installed. The command runs in the "
-        "cluster's Python environment"
+        "the image 'an/image:1' is not used on node 0: no-such-engine is not installed. Install Docker or Podman "
+        "there. The command runs in the cluster's Python environment"
     )
-
-
-@pytest.mark.parametrize(
-    ("password", "tag", "message"),
-    [
-        ("right", "1", None),
-        ("wrong", "1", "the registry refuses access. Name a credential"),
-        (None, "1", "the registry refuses access. Name a credential"),
-        ("right", "2", "there is no such image or tag in the registry"),
-    ],
-    ids=["right", "wrong", "none", "missing-tag"],
-)
-def test_an_image_of_a_private_registry_is_fetched_by_its_credential(
-    podman: Podman,
-    image: str,
-    make_run: Callable[..., NodeRun],
-    registry: str,
-    password: str | None,
-    tag: str,
-    message: str | None,
-) -> None:
-    login = None if password is None else Login("someone", password)
-    run = make_run("echo $FROM_IMAGE", f"{registry}/private/image:{tag}", login=login)
-    if message is not None:
-        with pytest.raises(JobFailedError, match=message):
-            run.start()
-        run.shell.close()
-    else:
-        run.start()
-        assert run.finish() is None
-        assert run.lines() == ["yes"]
-        podman.run("rmi", f"{registry}/private/image:{tag}")
-    assert run.notes[0] == f"node 0 fetches the image '{registry}/private/image:{tag}' with podman"
-    assert not list(Path("/dev/shm").glob("periflow-login-*"))
-
-
-def test_the_password_of_a_registry_is_in_no_command_line(
-    podman: Podman, image: str, registry: str, tmp_path: Path
-) -> None:
-    # The engine is a script that notes what it is started with.
-    program = tmp_path / "podman"
-    program.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/arguments\nenv >>{tmp_path}/arguments\nexec podman "$@"\n')
-    program.chmod(0o755)
-    engine = dataclasses.replace(find_engine(), program=str(program))
-    engine.pull(f"{registry}/private/image:1", Login("someone", "right"), lambda line: None)
-    podman.run("rmi", f"{registry}/private/image:1")
-    assert " --authfile /dev/shm/periflow-login-" in (tmp_path / "arguments").read_text()
-    assert "right" not in (tmp_path / "arguments").read_text()
 
 
 def find_process(*words: str) -> int:

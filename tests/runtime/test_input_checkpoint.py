@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.links import TELLS_NOBODY
 from support.trees import read_tree, write_tree
 
 from periflow_ray.jobs import claim_job_id, read_claim
@@ -40,22 +41,22 @@ def shell(root, tmp_path, monkeypatch):
 
 
 def test_it_is_fetched_once_and_may_be_gone_when_the_job_starts_again(shell, root):
-    shell.prepare(1)
+    shell.prepare(1, TELLS_NOBODY)
     base: Path = shell._sandbox.path_of("/workspace/base")
     assert read_tree(base) == {"model.pt": b"base"}
     (base / "model.pt").touch()
     fetched_at = base.stat().st_mtime_ns
     destroy(root, None, "base")
     root.delete("checkpoints/base")
-    shell.prepare(2)
+    shell.prepare(2, TELLS_NOBODY)
     assert read_tree(base) == {"model.pt": b"base"}
     assert base.stat().st_mtime_ns == fetched_at
 
 
 def test_it_is_fetched_again_where_a_file_of_it_was_deleted(shell):
-    shell.prepare(1)
+    shell.prepare(1, TELLS_NOBODY)
     base: Path = shell._sandbox.path_of("/workspace/base")
     (base / "model.pt").unlink()
     shell.close()
-    shell.prepare(2)
+    shell.prepare(2, TELLS_NOBODY)
     assert read_tree(base) == {"model.pt": b"base"}

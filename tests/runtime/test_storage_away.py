@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -138,12 +138,12 @@ class HesitantShell(TrainingShell):
     root: StorageRoot
     told: list[str]
 
-    def prepare(self, attempt: int) -> Path:
+    def prepare(self, attempt: int, tell: Callable[[str], None]) -> Path:
         self.told.append("prepare")
         if len(self.told) == 1:
             with unmounted(self.root):
                 jobs.require_job(self.root, 1, jobs.read_claim(self.root, 1) + "?")
-        return super().prepare(attempt)
+        return super().prepare(attempt, tell)
 
     def close(self) -> None:
         self.told.append("close")

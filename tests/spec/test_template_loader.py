@@ -38,7 +38,7 @@ def test_the_minimal_template_takes_every_default() -> None:
         "num_devices": 2,
         "job_setting": {
             "type": "custom",
-            "docker": {"image": None, "command": "python main.py", "credential_id": None, "env_var": {}},
+            "docker": {"image": None, "options": (), "command": "python main.py", "credential_id": None, "env_var": {}},
             "workspace": {"mount_path": "/workspace"},
             "launch_mode": "node",
             "resources": None,

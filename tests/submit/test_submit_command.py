@@ -113,7 +113,6 @@ def test_notes_say_which_credentials_of_the_template_are_not_there(tmp_path: Pat
     result = submit(template, *options)
     assert (result.exit_code, result.stdout) == (0, "Job (1) started successfully.\n")
     assert [line for line in result.stderr.splitlines() if "credential" in line] == [
-        "Note: job_setting.docker.credential_id names 'registry', and nothing uses it yet: no image is fetched.",
         "Note: plugin.slack.credential_id names 'chat', and that credential is of type wandb, not slack.",
         "Note: plugin.webhook.credential_id names 'chat', and that credential is of type wandb, not webhook.",
         "Note: plugin.wandb.credential_id names 'nowhere', and there is no such credential on this machine. "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from periflow_ray.runtime.member.shell import Links
 
 NO_LINKS = Links(
@@ -11,3 +13,5 @@ NO_LINKS = Links(
     meet_at_report=lambda number, has_files: has_files,
     newest_commit=lambda: None,
 )
+# Of what a shell does while it prepares itself.
+TELLS_NOBODY: Callable[[str], None] = lambda text: None  # noqa: E731

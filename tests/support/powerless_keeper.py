@@ -19,6 +19,6 @@ def use_powerless_keeper(directory: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "spec.loader.exec_module(keeper)\n"
         "keeper._send = lambda pid, number: None\n"
         "keeper.KILL_TIMEOUT_S = 0.1\n"
-        "keeper.main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])\n"
+        "keeper.main(int(sys.argv[1]), float(sys.argv[2]), [], sys.argv[4:])\n"
     )
     monkeypatch.setattr(keeper, "__file__", str(script))

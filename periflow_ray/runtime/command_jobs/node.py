@@ -18,6 +18,7 @@ from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.logs import LogWriter
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.command_jobs.shell import CommandShell
+from periflow_ray.runtime.environments.engine import Login
 from periflow_ray.runtime.member.lifeline import Lifeline
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.member import Member, Outcome
@@ -41,6 +42,8 @@ class NodeTask:
     shell_variables: Mapping[str, str] = field(repr=False)
     # Only to be masked, in case it gets into an output after all; empty without secrets.
     secrets_key: str = field(repr=False, default="")
+    # For the registry of the job's image.
+    login: Login | None = field(repr=False, default=None)
 
 
 def run_node(task: NodeTask) -> None:
@@ -103,6 +106,7 @@ def run_member(
                 secrets=(
                     *task.secrets.values(),
                     task.secrets_key,
+                    "" if task.login is None else task.login.password,
                     # The command has them as well; what it prints of its environment is no place for keys.
                     *secret_values({**os.environ, **task.shell_variables, **plan.env}),
                 ),
@@ -114,7 +118,16 @@ def run_member(
             log.note(text, attempt)
 
         shell = CommandShell(
-            plan, task.root, task.job_id, node_rank, task.claim, task.secrets, log, note, task.shell_variables
+            plan,
+            task.root,
+            task.job_id,
+            node_rank,
+            task.claim,
+            task.secrets,
+            log,
+            note,
+            task.shell_variables,
+            task.login,
         )
         stack.callback(shell.close_launcher)
         return Member(

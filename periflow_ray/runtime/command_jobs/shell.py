@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from periflow_ray.errors import JobFailedError
 from periflow_ray.jobs.stop_times import COMMAND_GRACE_S
 from periflow_ray.plan import JobPlan, rewritten_mounts
 from periflow_ray.private_files import make_private_directories
@@ -23,8 +22,9 @@ from periflow_ray.runtime.command_jobs.node_commands import LOST_GRACE_S, NodeCo
 from periflow_ray.runtime.command_jobs.session_server import SessionServer
 from periflow_ray.runtime.command_jobs.warm_launcher import WarmLauncher
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.runtime.environments.container import Container, binds_of, label_of, prepare_image
-from periflow_ray.runtime.environments.engine import Engine, Login, NoEngineError, find_engine
+from periflow_ray.runtime.environments.container import Container
+from periflow_ray.runtime.environments.engine import Login
+from periflow_ray.runtime.environments.job_image import JobImage
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.open_watch import OpenWatch
 from periflow_ray.runtime.member.sandbox import Sandbox
@@ -72,7 +72,7 @@ class CommandShell:
         self._claim = claim
         self._secrets = secrets
         self._environ = environ or os.environ
-        self._login = login
+        self._image = JobImage(plan, node_rank, login, note)
         self._container: Container | None = None
         self._log = log
         self._note = note
@@ -81,15 +81,12 @@ class CommandShell:
         self._commands: NodeCommands | None = None
         self._warm: WarmLauncher | None = None
         self._has_warmed = False
-        self._has_told_engine = False
         self._opens: OpenWatch | None = None
         self.output_dir: Path | None = None
         self._find_sandbox()
 
-    def prepare(self, attempt: int) -> Path:
-        engine = self._find_engine()
-        if engine is not None and engine.remove_labelled(label_of(self._sandbox.directory)):
-            self._note("ended a container, left over from an earlier attempt on this node")
+    def prepare(self, attempt: int, tell: Callable[[str], None]) -> Path:
+        self._image.end_leftovers(self._sandbox.directory)
         for leftover in end_leftovers(self._sandbox.marker):
             if leftover.is_left:
                 self._leave_behind(leftover.description)
@@ -106,7 +103,8 @@ class CommandShell:
             self._tell_deleted("the workspace")
         for mount in self._plan.mounts:
             self._fill_mount(mount.kind, self._sandbox.path_of(mount.path))
-        self._container = None if engine is None else self._prepare_container(engine)
+        dataset = None if self._dataset is None else self._dataset.source
+        self._container = self._image.open(self._sandbox, dataset, tell)
         return self._sandbox.snapshots_dir
 
     def start(self, start: AttemptStart, links: Links) -> None:
@@ -219,33 +217,6 @@ class CommandShell:
             with contextlib.suppress(OSError):
                 warm = WarmLauncher(path, str(self._sandbox.directory), lambda text: print(text, file=sys.stderr))
                 self._warm = warm.start()
-
-    def _find_engine(self) -> Engine | None:
-        if self._plan.image is None:
-            return None
-        try:
-            return find_engine()
-        except NoEngineError as err:
-            text = f"the image '{self._plan.image}' is not used on node {self._node_rank}: {err}"
-            if self._plan.require_image:
-                raise JobFailedError(f"{text}. Install Docker or Podman there") from None
-            if not self._has_told_engine:
-                self._has_told_engine = True
-                self._note(f"{text}. The command runs in the cluster's Python environment")
-            return None
-
-    def _prepare_container(self, engine: Engine) -> Container:
-        assert self._plan.image is not None
-        image = prepare_image(
-            engine,
-            self._plan.image,
-            self._login,
-            lambda text: self._note(f"node {self._node_rank} {text}"),
-            lambda line: print(line, file=sys.stderr),
-        )
-        dataset = None if self._dataset is None else self._dataset.source
-        binds = binds_of(self._plan, self._sandbox.path_of, dataset)
-        return Container(engine, image, self._sandbox.directory, binds, self._plan.image_options)
 
     def _find_sandbox(self) -> None:
         self._sandbox = Sandbox(self._root.uri, self._job_id, self._node_rank)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import periflow_ray
+import periflow_ray.sdk
 from periflow_ray.plan import JobPlan
-from periflow_ray.runtime.environments.engine import Engine, Image, Login
+from periflow_ray.runtime.environments.engine import Engine, Image
 
 _LABEL = "periflow.sandbox"
 # An image may have no bash.
@@ -86,21 +86,6 @@ class Start:
     memory_mark: Path | None = None
 
 
-def prepare_image(
-    engine: Engine, name: str, login: Login | None, note: Callable[[str], None], on_line: Callable[[str], None]
-) -> Image:
-    """The job's image on this node, fetched where the node does not have it.
-
-    Raises:
-        JobFailedError: it cannot be fetched.
-    """
-    found = engine.find_image(name)
-    if found is not None:
-        return found
-    note(f"fetches the image '{name}' with {engine.name}")
-    return engine.pull(name, login, on_line)
-
-
 @dataclass(frozen=True)
 class Container:
     """What a job's commands on this node run in.
@@ -135,7 +120,7 @@ class Container:
             python_path: put in front of the image's.
         """
         name = f"periflow-{uuid.uuid4().hex[:12]}"
-        package = Path(periflow_ray.__file__).parent
+        package = Path(periflow_ray.sdk.__file__).parent.parent
         memory_mark = self.sandbox / f"memory-full-{name}"
         given = {**environment, "PERIFLOW_PYTHON_PATH": python_path, "PERIFLOW_MEMORY_MARK": str(memory_mark)}
         explicit = {key: value for key, value in given.items() if _is_of_client(key)}

@@ -89,7 +89,7 @@ class FunctionShell:
         self.error: BaseException | None = None
         """What the function raised."""
 
-    def prepare(self, attempt: int) -> Path:
+    def prepare(self, attempt: int, tell: Callable[[str], None]) -> Path:
         if self.brings_files:
             self._sandbox.create(self._claim)
             self._sandbox.hold()

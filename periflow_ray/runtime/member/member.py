@@ -182,10 +182,14 @@ class Member:
 
     def _prepare(self, attempt: int) -> Path:
         try:
-            return self._shell.prepare(attempt)
+            return self._shell.prepare(attempt, functools.partial(self._tell_doing, attempt))
         except BaseException:  # It may be tried again.
             self._shell.close()
             raise
+
+    def _tell_doing(self, attempt: int, text: str) -> None:
+        with contextlib.suppress(Exception):  # It is a word for those who wait, and no more.
+            self._monitor.tell_doing(attempt, self._facts.member, text)
 
     def _restore(self, checkpoint: Manifest | None, patience: Patience) -> Manifest | None:
         """Fill the output folder with the newest checkpoint that all members can restore; returns that one."""

@@ -70,9 +70,11 @@ class Shell(Protocol):
     restarts_in_place: bool
     meets_others: bool
 
-    def prepare(self, attempt: int) -> Path:
+    def prepare(self, attempt: int, tell: Callable[[str], None]) -> Path:
         """Make ready what the user's code needs but the checkpoint; returns the directory for snapshots.
 
+        Args:
+            tell: takes what is done now where that may last: ``fetches the image 'a'``.
         Raises:
             OSError, PeriflowRayError: it cannot be made ready.
         """

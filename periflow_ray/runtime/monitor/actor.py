@@ -83,6 +83,10 @@ class Monitor:
     async def start(self, attempt: int, member: int) -> None:
         self._membership.start(attempt, member)
 
+    async def tell_doing(self, attempt: int, member: int, text: str) -> None:
+        if self._is_current(attempt):
+            self._context.attempt.doing[member] = text
+
     async def wait_for_start(self, attempt: int) -> None:
         await self._membership.wait_for_start(attempt)
 

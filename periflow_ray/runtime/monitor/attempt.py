@@ -60,6 +60,8 @@ class Attempt:
     progress: dict[int, MemberProgress] = field(default_factory=dict)
     answered: set[int] = field(default_factory=set)
     """Members that answered the newest ``ReportSteps``."""
+    doing: dict[int, str] = field(default_factory=dict)
+    """What each member that prepares itself says that it does: ``fetches the image 'a'``."""
     failures: dict[int, Failure] = field(default_factory=dict)
     """Each failed member's failure."""
     orders: list[Order] = field(default_factory=list)

@@ -79,6 +79,9 @@ class MonitorClient(Protocol):
     def start(self, attempt: int, member: int) -> None:
         """A member is prepared and the user's code starts."""
 
+    def tell_doing(self, attempt: int, member: int, text: str) -> None:
+        """A member that prepares itself says what takes its time: ``fetches the image 'a'``."""
+
     def wait_for_start(self, attempt: int) -> None:
         """Wait until all members of this attempt run the user's code, or the attempt is over."""
 
@@ -203,6 +206,9 @@ class MonitorCalls:
 
     def start(self, attempt: int, member: int) -> None:
         self._ask(Monitor.start, attempt, member)
+
+    def tell_doing(self, attempt: int, member: int, text: str) -> None:
+        self._ask(Monitor.tell_doing, attempt, member, text)
 
     def wait_for_start(self, attempt: int) -> None:
         self._ask(Monitor.wait_for_start, attempt)

@@ -90,7 +90,9 @@ class Waits:
         if attempt.has_all_members and preparing and attempt.cause is None:
             others = staying & attempt.started
             waiting = f"; {_names(attempt, others)} has started and may wait for it" if others else ""
-            text = f"{_names(attempt, preparing)} still prepares its workspace, dataset or checkpoint{waiting}"
+            doing = ", ".join(dict.fromkeys(attempt.doing[member] for member in sorted(preparing & set(attempt.doing))))
+            what = doing or "still prepares its workspace, dataset or checkpoint"
+            text = f"{_names(attempt, preparing)} {what}{waiting}"
             yield Wait("start", "start", text)
 
     def _find_waits_for_checkpoints(self, attempt: Attempt) -> Iterator[Wait]:

@@ -22,6 +22,7 @@ from periflow_ray.jobs.metrics import Metric
 from periflow_ray.jobs.succession import driver_id_of
 from periflow_ray.plan.trial import TRIAL_REPORT_INTERVAL_S
 from periflow_ray.runtime.command_jobs.node import NodeTask, run_member
+from periflow_ray.runtime.environments.login import read_login
 from periflow_ray.runtime.graceful_stop import GracefulStop
 from periflow_ray.runtime.job_driver import JobSetup, run_job
 from periflow_ray.runtime.job_end import JobEnd
@@ -181,6 +182,7 @@ class TrialJob:
                     {**variables.secrets, **task.secrets},
                     task.shell_variables,
                     task.secrets_key,
+                    read_login(plan, state.note),
                 )
                 return _Here(node) if gang is None else GangRun(gang, node)
 

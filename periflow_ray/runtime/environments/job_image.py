@@ -1,0 +1,78 @@
+"""The image that a job's commands on this node run in: found, fetched, or done without."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from periflow_ray.errors import JobFailedError
+from periflow_ray.plan import JobPlan
+from periflow_ray.runtime.environments.container import Container, binds_of, label_of
+from periflow_ray.runtime.environments.engine import Engine, Login, NoEngineError, find_engine
+from periflow_ray.runtime.member.sandbox import Sandbox
+
+
+class JobImage:
+    """One node's share of it.
+
+    Args:
+        login: for the image's registry.
+        note: takes a sentence that the user should read.
+    """
+
+    def __init__(self, plan: JobPlan, node_rank: int, login: Login | None, note: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._node_rank = node_rank
+        self._login = login
+        self._note = note
+        self._engine: Engine | None = None
+        self._has_told = False
+
+    def end_leftovers(self, sandbox: Path) -> None:
+        """End the containers that an agent which was killed has left in a sandbox.
+
+        Raises:
+            JobFailedError: the job requires its image, and there is no engine.
+        """
+        if self._plan.image is None:
+            return
+        try:
+            self._engine = find_engine()
+        except NoEngineError as err:
+            self._engine = None
+            self._do_without(f"{err}. Install Docker or Podman there")
+            return
+        if self._engine.remove_labelled(label_of(sandbox)):
+            self._note("ended a container, left over from an earlier attempt on this node")
+
+    def open(self, sandbox: Sandbox, dataset: Path | None, tell: Callable[[str], None]) -> Container | None:
+        """What the commands run in; None for this machine as it is.
+
+        Args:
+            dataset: where the files of the job's dataset are.
+            tell: takes what is done now.
+        Raises:
+            JobFailedError: the image cannot be fetched, or the job requires it and it is not here.
+        """
+        engine, plan = self._engine, self._plan
+        if plan.image is None or engine is None:
+            return None
+        image = engine.find_image(plan.image)
+        if image is None and plan.vm.is_local and not plan.require_image:
+            self._do_without("this machine does not have it, and without --require-image a local job fetches none")
+            return None
+        if image is None:
+            doing = f"fetches the image '{plan.image}' with {engine.name}"
+            tell(doing)
+            self._note(f"node {self._node_rank} {doing}")
+            image = engine.pull(plan.image, self._login, lambda line: print(line, file=sys.stderr))
+        return Container(engine, image, sandbox.directory, binds_of(plan, sandbox.path_of, dataset), plan.image_options)
+
+    def _do_without(self, why: str) -> None:
+        text = f"the image '{self._plan.image}' is not used on node {self._node_rank}: {why}"
+        if self._plan.require_image:
+            raise JobFailedError(text)
+        if not self._has_told:
+            self._has_told = True
+            self._note(f"{text}. The command runs in the cluster's Python environment")

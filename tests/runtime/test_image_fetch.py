@@ -1,0 +1,77 @@
+"""An image that a node does not have: fetched from a private registry, or not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from node_run import NodeRun
+from support.container_images import Podman, serve_registry
+
+from periflow_ray.errors import JobFailedError
+from periflow_ray.runtime.environments.engine import Login, find_engine
+
+pytestmark = pytest.mark.usefixtures("sandboxes")
+
+
+@pytest.fixture(scope="session")
+def served_registry(served_podman: tuple[Podman, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    podman, image = served_podman
+    with serve_registry(tmp_path_factory.mktemp("registry"), image, podman) as address:
+        yield address
+
+
+@pytest.fixture
+def registry(podman: Podman, served_registry: str) -> str:
+    """The address of a private registry, which lets in "someone" with the password "right"."""
+    return served_registry
+
+
+@pytest.mark.parametrize(
+    ("password", "tag", "message"),
+    [
+        ("right", "1", None),
+        ("wrong", "1", "the registry refuses access. Name a credential"),
+        (None, "1", "the registry refuses access. Name a credential"),
+        ("right", "2", "there is no such image or tag in the registry"),
+    ],
+    ids=["right", "wrong", "none", "missing-tag"],
+)
+def test_an_image_of_a_private_registry_is_fetched_by_its_credential(
+    podman: Podman,
+    image: str,
+    make_run: Callable[..., NodeRun],
+    registry: str,
+    password: str | None,
+    tag: str,
+    message: str | None,
+) -> None:
+    login = None if password is None else Login("someone", password)
+    run = make_run("echo $FROM_IMAGE", f"{registry}/private/image:{tag}", login=login, require_image=True)
+    if message is not None:
+        with pytest.raises(JobFailedError, match=message):
+            run.start()
+        run.shell.close()
+    else:
+        run.start()
+        assert run.finish() is None
+        assert run.lines() == ["yes"]
+        podman.run("rmi", f"{registry}/private/image:{tag}")
+    assert run.notes[0] == f"node 0 fetches the image '{registry}/private/image:{tag}' with podman"
+    assert not list(Path("/dev/shm").glob("periflow-login-*"))
+
+
+def test_the_password_of_a_registry_is_in_no_command_line(
+    podman: Podman, image: str, registry: str, tmp_path: Path
+) -> None:
+    # The engine is a script that notes what it is started with.
+    program = tmp_path / "podman"
+    program.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/arguments\nenv >>{tmp_path}/arguments\nexec podman "$@"\n')
+    program.chmod(0o755)
+    engine = dataclasses.replace(find_engine(), program=str(program))
+    engine.pull(f"{registry}/private/image:1", Login("someone", "right"), lambda line: None)
+    podman.run("rmi", f"{registry}/private/image:1")
+    assert " --authfile /dev/shm/periflow-login-" in (tmp_path / "arguments").read_text()
+    assert "right" not in (tmp_path / "arguments").read_text()
