@@ -7,8 +7,8 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench_figures.programs import clean_environment, note, run_program, venv_program
@@ -25,6 +25,7 @@ class EmbeddedCluster:
     """Where the cluster, its jobs and whatever a figure writes live; the first job starts the cluster."""
 
     directory: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def env(self) -> dict[str, str]:
@@ -34,6 +35,7 @@ class EmbeddedCluster:
                 DIR_VARIABLE: str(self.directory / "cluster"),
                 "PERIFLOW_STORAGE": str(self.directory / "storage"),
                 "PERIFLOW_LOCAL_IDLE_S": str(IDLE_S),
+                **self.variables,
             }
         )
 
@@ -114,10 +116,14 @@ class EmbeddedCluster:
 
 
 @contextlib.contextmanager
-def embedded_cluster() -> Iterator[EmbeddedCluster]:
-    """A cluster for one figure; its directory is removed with everything in it."""
+def embedded_cluster(variables: Mapping[str, str] | None = None) -> Iterator[EmbeddedCluster]:
+    """A cluster for one figure; its directory is removed with everything in it.
+
+    Args:
+        variables: more of its environment.
+    """
     with tempfile.TemporaryDirectory(prefix="periflow-bench-", ignore_cleanup_errors=True) as directory:
-        cluster = EmbeddedCluster(Path(directory))
+        cluster = EmbeddedCluster(Path(directory), variables or {})
         try:
             yield cluster
         finally:

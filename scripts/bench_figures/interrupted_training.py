@@ -48,7 +48,8 @@ job_setting:
   type: custom
   launch_mode: {launch_mode}
   docker:
-    image: python:3.11
+    image: {image}
+    options: [{options}]
     env_var:
       OMP_NUM_THREADS: {num_threads}
     command: cd /workspace/{workspace} && {command}
@@ -61,6 +62,15 @@ _TORCHRUN = (
     "torchrun --nnodes $NUM_NODES --node_rank $NODE_RANK --master_addr $MASTER_ADDR --master_port $MASTER_PORT "
     "--nproc_per_node $NPROC_PER_NODE main.py"
 )
+
+
+@dataclass(frozen=True)
+class ImageSetup:
+    """An image, the options that bring torch into its containers, and the Python that finds it there."""
+
+    name: str
+    options: tuple[str, ...]
+    python: str
 
 
 @dataclass(frozen=True)
@@ -82,15 +92,16 @@ class InterruptedTraining(abc.ABC):
 
     Args:
         steps_per_checkpoint: every so many steps there is one.
+        step_time_s: how long a step takes at least.
     """
 
-    def __init__(self, cluster: EmbeddedCluster, steps_per_checkpoint: int) -> None:
+    def __init__(self, cluster: EmbeddedCluster, steps_per_checkpoint: int, step_time_s: float = STEP_TIME_S) -> None:
         self.cluster = cluster
         self.steps_per_checkpoint = steps_per_checkpoint
         self.directory = Path(tempfile.mkdtemp(prefix="training-", dir=cluster.directory))
         self.marks_dir = self.directory / "marks"
         self.marks_dir.mkdir()
-        self._arguments = [str(self.marks_dir), str(STEP_TIME_S), str(steps_per_checkpoint)]
+        self._arguments = [str(self.marks_dir), str(step_time_s), str(steps_per_checkpoint)]
 
     def __enter__(self) -> InterruptedTraining:
         self.start()
@@ -183,16 +194,28 @@ class JobTraining(InterruptedTraining):
 
     Args:
         uses_torchrun: whether its command is a torchrun rather than Python.
+        image: what it runs in; None for this machine as it is.
     """
 
-    def __init__(self, cluster: EmbeddedCluster, steps_per_checkpoint: int, *, uses_torchrun: bool = False) -> None:
-        super().__init__(cluster, steps_per_checkpoint)
+    def __init__(
+        self,
+        cluster: EmbeddedCluster,
+        steps_per_checkpoint: int,
+        step_time_s: float = STEP_TIME_S,
+        *,
+        uses_torchrun: bool = False,
+        image: ImageSetup | None = None,
+    ) -> None:
+        super().__init__(cluster, steps_per_checkpoint, step_time_s)
+        self._image = image
         self.job_id = 0
         self._uses_torchrun = uses_torchrun
 
     def start(self) -> None:
         """See ``InterruptedTraining``."""
-        program = _TORCHRUN if self._uses_torchrun else "python main.py"
+        image = self._image
+        program = _TORCHRUN if self._uses_torchrun else f"{image.python if image else 'python'} main.py"
+        options = [] if image is None else [*image.options, f"--volume={self.directory}:{self.directory}"]
         template = self.directory / "pf-template.yml"
         template.write_text(
             _TEMPLATE.format(
@@ -201,9 +224,12 @@ class JobTraining(InterruptedTraining):
                 workspace=_WORKSPACE.name,
                 command=" ".join([program, *self._arguments]),
                 num_threads=_NUM_THREADS,
+                image="none" if image is None else image.name,
+                options=", ".join(options),
             )
         )
-        self.job_id = self.cluster.start(template, _WORKSPACE, timeout_s=START_TIMEOUT_S)
+        use = "--no-image" if image is None else "--require-image"
+        self.job_id = self.cluster.start(template, _WORKSPACE, use, timeout_s=START_TIMEOUT_S)
 
     def stop(self) -> None:
         """See ``InterruptedTraining``."""

@@ -25,13 +25,13 @@ def measure_recovery() -> list[Row]:
         for repeat in range(min(2, NUM_KILLS)):
             num_kills = (NUM_KILLS + 1 - repeat) // 2
             with JobTraining(cluster, STEPS_PER_CHECKPOINT) as job:
-                ours += _time_recoveries(job, num_kills, is_described=repeat == 0)
+                ours += time_recoveries(job, num_kills, is_described=repeat == 0)
             with RayTraining(cluster, STEPS_PER_CHECKPOINT) as baseline:
-                ray_train += _time_recoveries(baseline, num_kills)
+                ray_train += time_recoveries(baseline, num_kills)
             with JobTraining(cluster, STEPS_PER_CHECKPOINT, uses_torchrun=True) as job:
-                our_torchrun += _time_recoveries(job, num_kills)
+                our_torchrun += time_recoveries(job, num_kills)
             with TorchrunTraining(cluster, STEPS_PER_CHECKPOINT) as reference:
-                torchrun += _time_recoveries(reference, num_kills)
+                torchrun += time_recoveries(reference, num_kills)
     note(f"recovery: ours {_list(ours)}; a job with torchrun {_list(our_torchrun)}; Ray Train {_list(ray_train)}")
     note(f"recovery: a bare torchrun --max-restarts takes {median(torchrun):.2f} s ({_list(torchrun)})")
     return [
@@ -40,7 +40,8 @@ def measure_recovery() -> list[Row]:
     ]
 
 
-def _time_recoveries(training: InterruptedTraining, num_kills: int, is_described: bool = False) -> list[float]:
+def time_recoveries(training: InterruptedTraining, num_kills: int, is_described: bool = False) -> list[float]:
+    """How long the training takes after each SIGKILL of a rank until all ranks have made a new step, in seconds."""
     training.wait_for_new_processes()
     seconds = []
     for _ in range(num_kills):

@@ -15,6 +15,7 @@ from bench_figures.dataset_small_files import measure_dataset_small_files
 from bench_figures.ddp_throughput import measure_ddp_throughput
 from bench_figures.goodput import measure_goodput
 from bench_figures.healthy_overhead import measure_healthy_overhead
+from bench_figures.image_overhead import measure_image_overhead
 from bench_figures.monitor_scale import measure_monitor_scale
 from bench_figures.notice_to_save import measure_notice_to_save
 from bench_figures.recovery import measure_recovery
@@ -42,6 +43,7 @@ FIGURES: dict[str, Callable[[], list[Row]]] = {
     "goodput": measure_goodput,
     "notice_to_save": measure_notice_to_save,
     "healthy_overhead": measure_healthy_overhead,
+    "image_overhead": measure_image_overhead,
     "sweep": measure_sweep,
     "sweep_10000": measure_sweep_10000,
     "cluster": measure_cluster,

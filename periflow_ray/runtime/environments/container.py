@@ -27,7 +27,8 @@ _FIRST_PROCESS = """\
 export PYTHONPATH="$PERIFLOW_PYTHON_PATH${PYTHONPATH:+:$PYTHONPATH}"
 mark=$PERIFLOW_MEMORY_MARK
 unset PERIFLOW_PYTHON_PATH PERIFLOW_MEMORY_MARK
-trap 'kill -TERM -1 2>/dev/null' TERM
+# With other processes' numbers (--pid=host) -1 would be all of the machine.
+trap 'if [ $$ = 1 ]; then kill -TERM -1; else kill -TERM $pid; fi 2>/dev/null' TERM
 # What a shell starts in the background ignores Ctrl-C.
 (trap - INT QUIT; exec "$(command -v bash || echo sh)" -c "$0") </dev/null &
 pid=$!
