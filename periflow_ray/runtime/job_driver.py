@@ -13,7 +13,9 @@ import ray
 import ray.train
 
 from periflow_ray.errors import PeriflowRayError, StorageError
+from periflow_ray.jobs.logs import read_last_lines
 from periflow_ray.jobs.requests import KillNodeDrill, KillRankDrill, NoticeDrill, Request, StopRequest, UnknownRequest
+from periflow_ray.runtime.diagnosis import NUM_SHOWN_LINES
 from periflow_ray.runtime.graceful_stop import GracefulStop
 from periflow_ray.runtime.job_end import JobEnd, describe_early_end, describe_error, find_loss
 from periflow_ray.runtime.job_requests import JobRequests
@@ -207,10 +209,16 @@ class _Driver:
                 return None
             ending = ending or Ending()
             if error is not None or ending.why_over is not None:
-                self._state.enter("failed", describe_error(ending, error))
+                self._state.enter("failed", describe_error(ending, error, self._read_last_lines))
                 return JobEnd("failed", error=error)
             self._state.enter("success", describe_early_end(ending))
             return JobEnd("success", result)
+
+    def _read_last_lines(self, rank: int) -> list[str]:
+        # They only help to find the cause; the end of the job is told without them as well.
+        with contextlib.suppress(OSError, StorageError):
+            return read_last_lines(self._root, self._job_id, rank, NUM_SHOWN_LINES)
+        return []
 
     def _enter_stopped(self, error: BaseException | None) -> JobEnd:
         self._state.enter("stopped", f"stopped: {self._stop.reason}")
