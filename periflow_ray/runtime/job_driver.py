@@ -35,6 +35,9 @@ from periflow_ray.store.root import StorageRoot
 LONG_LIFE_S = 60.0
 MAX_QUICK_DEATHS = 3
 REMOVE_TIMEOUT_S = 30.0
+# The keeper of a dead rank's log writes what is left in a moment, unless the machine is busy or the storage slow.
+LAST_LINES_TIMEOUT_S = 10.0
+LAST_LINES_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class JobSetup:
         wait_s: for how long the job waits for machines before it fails; None forever.
         num_sandboxes: sandboxes that one machine may hold of the job.
         is_interactive: whether the driver is a person's own process.
+        members_are_ranks: whether each member is a rank with a log of its own: a function job's.
         notifier: told what happens to the job; it is closed at the end.
         open_monitor: starts the job's monitor; None for an actor of Ray beside the driver.
         remove_sandboxes: deletes the job's folders at its end; None to do so on all machines of the cluster.
@@ -63,6 +67,7 @@ class JobSetup:
     vm_names: Sequence[str] = ()
     wait_s: float | None = None
     is_interactive: bool = False
+    members_are_ranks: bool = False
     notifier: Notifier | None = None
     on_attempt: Callable[[AttemptNews], None] = lambda news: None
     open_monitor: Callable[[], JobMonitor] | None = None
@@ -215,10 +220,18 @@ class _Driver:
             return JobEnd("success", result)
 
     def _read_last_lines(self, rank: int) -> list[str]:
-        # They only help to find the cause; the end of the job is told without them as well.
-        with contextlib.suppress(OSError, StorageError):
-            return read_last_lines(self._root, self._job_id, rank, NUM_SHOWN_LINES)
-        return []
+        """What a dead rank printed at last, when no more comes: who sees the job's end has seen these lines, too."""
+        lines: list[str] = []
+        deadline_s = time.monotonic() + LAST_LINES_TIMEOUT_S
+        while self._setup.members_are_ranks and time.monotonic() < deadline_s:
+            before = lines
+            # They only help to find the cause; the end of the job is told without them as well.
+            with contextlib.suppress(OSError, StorageError):
+                lines = read_last_lines(self._root, self._job_id, rank, NUM_SHOWN_LINES)
+            if lines and lines == before:
+                break
+            time.sleep(LAST_LINES_INTERVAL_S)
+        return lines
 
     def _enter_stopped(self, error: BaseException | None) -> JobEnd:
         self._state.enter("stopped", f"stopped: {self._stop.reason}")

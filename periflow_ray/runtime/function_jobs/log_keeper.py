@@ -168,7 +168,7 @@ class LogKeeper:
         *words, self._half_word = (self._half_word + content).split(b"\n")
         for word in words:
             # Half a word at the beginning: a keeper that died had the other half.
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, TypeError):
                 self._take_word(*json.loads(word))
         return bool(content)
 
