@@ -1,4 +1,7 @@
-"""What a rank prints is in its log, however the rank ends: the log's keeper is a process beside it."""
+"""What a rank prints is in its log, however the rank ends: the log's keeper is a process beside it.
+
+Long because every way to print, and every way to end, is tried here.
+"""
 
 from __future__ import annotations
 

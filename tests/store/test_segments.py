@@ -1,3 +1,8 @@
+"""Lines in segments: written, followed and read, also while the storage fails.
+
+Long because writer and readers are tried against each other.
+"""
+
 from __future__ import annotations
 
 import resource
