@@ -351,6 +351,7 @@ class TorchTrainer:
             vm_names=self._vm_names,
             rules=dataclasses.replace(self._rules, sinks=sinks, driver_id=driver_id_of(record)),
             is_interactive=True,
+            members_are_ranks=True,
             notifier=make_notifier(self._plugin, record, state.note),
             on_attempt=lambda news: record_num_nodes(root, job_id, news.num_nodes),
         )

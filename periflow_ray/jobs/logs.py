@@ -22,7 +22,7 @@ from periflow_ray.store.segments import SEGMENT_BYTES, SegmentFollower, SegmentW
 
 # Of each stream. More than this nobody reads, and a script that prints without end must not fill the storage.
 MAX_LOG_BYTES = 2 << 30
-_STREAM_NAME = re.compile(r"node-(?P<node_rank>\d+)(-rank-\d+)?")
+_STREAM_NAME = re.compile(r"node-(?P<node_rank>\d+)(-rank-(?P<rank>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,17 @@ def iterate_logs(root: StorageRoot, job_id: int) -> Iterator[LogLine]:
 def read_logs(root: StorageRoot, job_id: int, num_last_lines: int | None = None) -> list[LogLine]:
     """Lines of a job in time order: all of them, or at least the last so many, and little more is read."""
     return LogFollower(root, job_id, num_last_lines).read_new()
+
+
+def read_last_lines(root: StorageRoot, job_id: int, rank: int, num_lines: int) -> list[str]:
+    """The last lines of a function job's rank, at most so many, from whichever node it was on."""
+    prefix = job_key(job_id, "logs")
+    found = []
+    for name in root.list_names(prefix):
+        if (matched := _STREAM_NAME.fullmatch(name)) and matched["rank"] == str(rank):
+            lines = SegmentFollower(root, f"{prefix}/{name}", num_lines).read_new()
+            found += [line for stored in lines if (line := _parse_line(stored, int(matched["node_rank"])))]
+    return [line.text for line in sorted(found, key=lambda line: line.time_unix_ms)[-num_lines:]]
 
 
 def _iterate_stream(root: StorageRoot, prefix: str, node_rank: int) -> Iterator[LogLine]:

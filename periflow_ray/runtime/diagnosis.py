@@ -47,9 +47,7 @@ class Failure:
         text = f"{where}: {how}."
         if self.hint:
             text += f"\nHint: {shorten(self.hint, MAX_SUMMARY_CHARS)}"
-        if self.last_lines:
-            text += "\nLast lines:\n" + "\n".join(f"  {shorten(line, MAX_LINE_CHARS)}" for line in self.last_lines)
-        return text
+        return text + describe_last_lines(self.last_lines)
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,13 @@ class FailureReport:
     rank: int | None = None
     exit_code: int | None = None
     signal: int | None = None
+
+
+def describe_last_lines(lines: Sequence[str]) -> str:
+    """What a diagnosis goes on with, where there are lines worth showing."""
+    if not lines:
+        return ""
+    return "\nLast lines:\n" + "\n".join(f"  {shorten(line, MAX_LINE_CHARS)}" for line in lines)
 
 
 def describe_exit(exit_code: int | None, signal_number: int | None) -> str:

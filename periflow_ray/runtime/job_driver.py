@@ -13,7 +13,9 @@ import ray
 import ray.train
 
 from periflow_ray.errors import PeriflowRayError, StorageError
+from periflow_ray.jobs.logs import read_last_lines
 from periflow_ray.jobs.requests import KillNodeDrill, KillRankDrill, NoticeDrill, Request, StopRequest, UnknownRequest
+from periflow_ray.runtime.diagnosis import NUM_SHOWN_LINES
 from periflow_ray.runtime.graceful_stop import GracefulStop
 from periflow_ray.runtime.job_end import JobEnd, describe_early_end, describe_error, find_loss
 from periflow_ray.runtime.job_requests import JobRequests
@@ -33,6 +35,9 @@ from periflow_ray.store.root import StorageRoot
 LONG_LIFE_S = 60.0
 MAX_QUICK_DEATHS = 3
 REMOVE_TIMEOUT_S = 30.0
+# The keeper of a dead rank's log writes what is left in a moment, unless the machine is busy or the storage slow.
+LAST_LINES_TIMEOUT_S = 10.0
+LAST_LINES_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class JobSetup:
         wait_s: for how long the job waits for machines before it fails; None forever.
         num_sandboxes: sandboxes that one machine may hold of the job.
         is_interactive: whether the driver is a person's own process.
+        members_are_ranks: whether each member is a rank with a log of its own: a function job's.
         notifier: told what happens to the job; it is closed at the end.
         open_monitor: starts the job's monitor; None for an actor of Ray beside the driver.
         remove_sandboxes: deletes the job's folders at its end; None to do so on all machines of the cluster.
@@ -61,6 +67,7 @@ class JobSetup:
     vm_names: Sequence[str] = ()
     wait_s: float | None = None
     is_interactive: bool = False
+    members_are_ranks: bool = False
     notifier: Notifier | None = None
     on_attempt: Callable[[AttemptNews], None] = lambda news: None
     open_monitor: Callable[[], JobMonitor] | None = None
@@ -207,10 +214,24 @@ class _Driver:
                 return None
             ending = ending or Ending()
             if error is not None or ending.why_over is not None:
-                self._state.enter("failed", describe_error(ending, error))
+                self._state.enter("failed", describe_error(ending, error, self._read_last_lines))
                 return JobEnd("failed", error=error)
             self._state.enter("success", describe_early_end(ending))
             return JobEnd("success", result)
+
+    def _read_last_lines(self, rank: int) -> list[str]:
+        """What a dead rank printed at last, when no more comes: who sees the job's end has seen these lines, too."""
+        lines: list[str] = []
+        deadline_s = time.monotonic() + LAST_LINES_TIMEOUT_S
+        while self._setup.members_are_ranks and time.monotonic() < deadline_s:
+            before = lines
+            # They only help to find the cause; the end of the job is told without them as well.
+            with contextlib.suppress(OSError, StorageError):
+                lines = read_last_lines(self._root, self._job_id, rank, NUM_SHOWN_LINES)
+            if lines and lines == before:
+                break
+            time.sleep(LAST_LINES_INTERVAL_S)
+        return lines
 
     def _enter_stopped(self, error: BaseException | None) -> JobEnd:
         self._state.enter("stopped", f"stopped: {self._stop.reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ import ray
 import ray.train
 
 from periflow_ray.errors import PeriflowRayError
+from periflow_ray.runtime.diagnosis import describe_last_lines
 from periflow_ray.runtime.monitor.contract import Ending
 from periflow_ray.runtime.ray_private import find_cause
 
@@ -53,17 +55,20 @@ def describe_early_end(ending: Ending) -> str | None:
     )
 
 
-def describe_error(ending: Ending, error: BaseException | None) -> str:
+def describe_error(ending: Ending, error: BaseException | None, read_last_lines: Callable[[int], Sequence[str]]) -> str:
     """Why a job failed: a worker that died, else the first member's diagnosis, else what Ray or the monitor says.
 
     Args:
         error: what Ray raised; None if all workers left as they were told.
+        read_last_lines: gives what a worker printed at last.
     """
-    text = _describe_cause(ending, error)
+    text = _describe_cause(ending, error, read_last_lines)
     return text if ending.why_over is None else f"{text}\nNot started again: {ending.why_over}."
 
 
-def _describe_cause(ending: Ending, error: BaseException | None) -> str:
+def _describe_cause(
+    ending: Ending, error: BaseException | None, read_last_lines: Callable[[int], Sequence[str]]
+) -> str:
     causes = getattr(error, "worker_failures", None) or {}
     for rank in sorted(causes):
         cause = find_cause(causes[rank])
@@ -75,7 +80,8 @@ def _describe_cause(ending: Ending, error: BaseException | None) -> str:
             )
         if isinstance(cause, ray.exceptions.RayActorError):
             # A worker never dies because of another one, so this comes before what the others report.
-            return f"worker {rank} died: its process was killed, or its machine was lost.\n{_first_lines(str(cause))}"
+            text = f"worker {rank} died: its process was killed, or its machine was lost.\n{_first_lines(str(cause))}"
+            return text + describe_last_lines(read_last_lines(rank))
     if ending.failures:
         return ending.failures[0].describe()
     if error is None:

@@ -38,7 +38,8 @@ class SegmentWriter:
         self._max_segments = max_segments
         self.has_deleted = False
         """Whether lines in the middle are deleted."""
-        self._index = last_segment(root, prefix) + 1
+        # Known when the first segment begins: a writer is made without asking the storage.
+        self._index: int | None = None
         # Appended, and not yet taken into the segment: whoever appends does not wait for a flush.
         self._appended: deque[bytes] = deque()
         self._segment = bytearray()
@@ -64,10 +65,14 @@ class SegmentWriter:
         while self._appended:
             self._segment += self._appended.popleft()
         if self._num_flushed < len(self._segment):
+            if self._index is None:
+                self._index = last_segment(self._root, self._prefix) + 1
             if self._num_flushed == 0:
-                self._begin_segment()
+                self._index = self._begin_segment(self._index)
             if self._num_flushed < len(self._segment):
-                self._extend_segment()
+                self._extend_segment(self._index)
+        if self._index is None:
+            return
         if is_durable and self._num_flushed:
             self._root.sync([segment_key(self._prefix, self._index)])
         if self._num_flushed >= SEGMENT_BYTES:
@@ -75,11 +80,15 @@ class SegmentWriter:
             self._segment.clear()
             self._num_flushed = 0
 
-    def _begin_segment(self) -> None:
-        """Create the next segment that nobody has; one that a failed try did create is gone on with."""
+    def _begin_segment(self, index: int) -> int:
+        """Create the first segment from ``index`` on that nobody has; one that a failed try did create is gone on with.
+
+        Returns:
+            Its number.
+        """
         content = bytes(self._segment)
         while True:
-            key = segment_key(self._prefix, self._index)
+            key = segment_key(self._prefix, index)
             may_be_begun, self._may_be_begun = self._may_be_begun, True
             if self._root.create_exclusive(key, content):
                 self._num_flushed = len(content)
@@ -88,15 +97,15 @@ class SegmentWriter:
                 self._num_flushed = len(begun)
             self._may_be_begun = False
             if self._num_flushed:
-                self._delete_middle()
-                return
-            self._index += 1
+                self._delete_middle(index)
+                return index
+            index += 1
 
-    def _delete_middle(self) -> None:
+    def _delete_middle(self, index: int) -> None:
         if self._max_segments is None:
             return
         num_first = self._max_segments // 8
-        too_many = self._index - (self._max_segments - num_first)
+        too_many = index - (self._max_segments - num_first)
         if too_many < num_first:
             return
         self.has_deleted = True
@@ -104,8 +113,8 @@ class SegmentWriter:
         with contextlib.suppress(OSError, StorageError):
             self._root.delete(segment_key(self._prefix, too_many))
 
-    def _extend_segment(self) -> None:
-        key = segment_key(self._prefix, self._index)
+    def _extend_segment(self, index: int) -> None:
+        key = segment_key(self._prefix, index)
         if self._root.is_local:
             path = self._root.local_path(key)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,8 @@ from periflow_ray.store.root import StorageRoot
 
 pytestmark = pytest.mark.ray
 
-# Three jobs from one script, because starting it takes as long as a job does.
-FAILS_ONCE, ELASTIC, FAILS = 1, 2, 3
+# Four jobs from one script, because starting it takes as long as a job does.
+FAILS_ONCE, ELASTIC, DIES, FAILS = 1, 2, 3, 4
 SCRIPT = """
 import json, os, sys
 import periflow_ray as pf
@@ -56,6 +56,12 @@ def count_ranks():
             pass
     return ray.train.get_context().get_world_size()
 
+def die():
+    for number in range(30):
+        print("word", number)
+    os.write(2, b"the last word of hunter2\\n")
+    os._exit(7)
+
 if __name__ == "__main__":
     services = {"plugin": json.loads(sys.argv[1]), "env_var": {"WANDB_ENTITY": "our-team"}}
     result = pf.TorchTrainer(train, {"fails": True}, num_devices=2, name="fn", max_failures=1, **services).fit()
@@ -66,6 +72,11 @@ if __name__ == "__main__":
     more_than_half = ray.cluster_resources()["CPU"] // 2 + 1
     trainer = pf.TorchTrainer(count_ranks, num_devices=2, min_devices=1, resources_per_device={"CPU": more_than_half})
     print("WORLD SIZE", trainer.fit().return_value)
+
+    try:
+        pf.TorchTrainer(die, num_devices=1, env_var={"WANDB_API_KEY": "hunter2"}, max_failures=0).fit()
+    except Exception as err:
+        print("RAISED", type(err).__name__)
 
     pf.TorchTrainer(train, {"fails": True}, num_devices=2, name="fn", max_failures=0).fit()
 """
@@ -172,6 +183,17 @@ def test_a_function_job_tells_its_services_and_shows_none_of_their_keys(ended: E
 def test_an_elastic_function_job_starts_with_what_there_is(ended: Ended) -> None:
     assert "WORLD SIZE 1" in ended.stdout, ended
     assert jobs.read_job(ended.root, ELASTIC).state.status == "success"
+
+
+def test_the_last_words_of_a_rank_that_dies_are_in_the_log_and_in_the_diagnosis(ended: Ended) -> None:
+    assert "RAISED" in ended.stdout
+    last_words = [*(f"word {number}" for number in range(30)), "the last word of ***"]
+    assert [line.text for line in read_logs(ended.root, DIES) if line.node_rank is not None] == last_words
+    state = jobs.read_job(ended.root, DIES).state
+    assert state.status == "failed"
+    assert (state.message or "").startswith("worker 0 died: its process was killed, or its machine was lost.\n")
+    shown = "".join(f"  {line}\n" for line in last_words[-20:])
+    assert f"\nLast lines:\n{shown}" in f"{state.message}\n"
 
 
 def test_a_failing_function_raises_and_the_job_has_the_diagnosis(ended: Ended) -> None:

@@ -26,6 +26,7 @@ from periflow_ray.jobs.attempts import read_attempts
 from periflow_ray.jobs.logs import LogWriter, read_logs
 from periflow_ray.jobs.metrics import read_metrics
 from periflow_ray.runtime.function_jobs import shell as shell_module
+from periflow_ray.runtime.function_jobs.rank_log import RankLog, ThreadKeeper
 from periflow_ray.runtime.function_jobs.ray_words import RaySetup
 from periflow_ray.runtime.function_jobs.shell import FunctionShell
 from periflow_ray.runtime.member import log as log_module
@@ -88,7 +89,8 @@ def run_function(
     load: Callable[[], tuple[Callable[..., object], None]] | None = None,
 ) -> tuple[Outcome, FunctionShell]:
     """The only rank's part in job 1."""
-    with MemberLog(LogWriter(log_root or root, 1, 0, 0), "rank 0", is_local=True, secrets=secrets) as log:
+    kept = MemberLog(LogWriter(log_root or root, 1, 0, 0), "rank 0", is_local=True, secrets=secrets)
+    with RankLog(kept.mask, [ThreadKeeper(kept)]) as log:
         shell = FunctionShell(
             load or (lambda: (function, None)),
             root,

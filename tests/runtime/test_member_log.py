@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import logging
-import os
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +12,6 @@ import pytest
 from periflow_ray.errors import StorageError
 from periflow_ray.jobs.events import EventWriter, read_events
 from periflow_ray.jobs.logs import LogWriter, read_logs
-from periflow_ray.runtime.function_jobs.output import copy_output
 from periflow_ray.runtime.member import log as log_module
 from periflow_ray.runtime.member.line_buffer import LineBuffer
 from periflow_ray.runtime.member.log import MemberLog
@@ -66,10 +60,8 @@ def test_writing_a_line_never_waits_for_the_storage(root, log, wait_until):
     root.on_flush = hold
     log.write("first")
     assert is_held.wait(30)
-    # Far more than a pipe holds, while the flush stands still.
-    with copy_output(log):
-        for number in range(1000):
-            print(f"line {number} {'x' * 300}")
+    for number in range(1000):
+        log.write(f"line {number}")
     assert not is_free.is_set()
     is_free.set()
     wait_until(lambda: len(read_lines(root)) == 1001)
@@ -99,16 +91,6 @@ def test_a_storage_that_is_gone_at_the_end_is_told_and_not_raised(root, capfd, e
         log.write("lost")
     log.flush()
     assert str(error) in capfd.readouterr().err
-
-
-def test_a_very_long_line_that_a_function_prints_comes_in_pieces_and_whole(root):
-    """As a command's."""
-    with MemberLog(LogWriter(root, 1, 0), "rank 0", is_local=True) as log, copy_output(log):
-        print("x" * 1_000_000)
-        print("\nnext")
-    *pieces, empty, last = read_lines(root)
-    assert ("".join(pieces), empty, last) == ("x" * 1_000_000, "", "next")
-    assert max(map(len, pieces)) <= 65_536
 
 
 def test_secrets_are_masked_before_anything_is_stored(root):
@@ -160,66 +142,6 @@ def test_a_full_buffer_holds_no_more_than_its_bounds():
     # One line that is too long by itself is kept.
     buffer.add((1, "x" * 1_000_000))
     assert buffer.take().last == [(1, "x" * 1_000_000)]
-
-
-def test_several_lines_of_a_secret_are_masked_one_by_one(root):
-    key = "-----BEGIN KEY-----\nMIIEvQIBADANBgkqh\n-----END KEY-----"
-    with MemberLog(LogWriter(root, 1, 0), "rank 0", is_local=True, secrets=[key]) as log, copy_output(log):
-        print("the key:", key)
-        print("hunt", end="", flush=True)
-        print("er2", end="")
-    assert read_lines(root) == ["the key: ***", "***", "***", "hunter2"]
-
-
-def test_ray_gets_no_secret_that_is_printed_in_pieces(root, capfd):
-    with MemberLog(LogWriter(root, 1, 0), "rank 0", is_local=True, secrets=["hunter2"]) as log, copy_output(log):
-        print("hunt", end="", flush=True)
-        print("er2!")
-    assert capfd.readouterr().out == "***!\n"
-
-
-def test_the_log_has_whatever_a_function_its_libraries_and_its_commands_print(root, capfd):
-    with MemberLog(LogWriter(root, 1, 0), "rank 0", is_local=True) as log:
-        former = sys.stdout, sys.stderr, sys.__stderr__
-        with copy_output(log):
-            sys.stdout.buffer.write("바이트\n".encode())
-            sys.stdout.flush()
-            sys.stdout.reconfigure(line_buffering=True)
-            print(sys.stdout.encoding, sys.stdout.isatty(), sys.stdout.fileno())
-            os.write(1, b"of a library\n")
-            subprocess.run(["echo", "of a command"], check=True)
-            subprocess.run("printf 'an error' >&2", shell=True, check=True)
-            for step in range(3):
-                print(f"\r{step + 1}/3", end="", file=sys.stdout)
-            logging.StreamHandler().emit(logging.makeLogRecord({"msg": "of a logger"}))
-            for _ in range(2):
-                print("\udcff no text")
-        assert (sys.stdout, sys.stderr, sys.__stderr__) == former
-    printed = capfd.readouterr()
-    lines = printed.out.splitlines()
-    assert lines == ["바이트", "utf-8 False 1", "of a library", "of a command", "3/3\\udcff no text", "\\udcff no text"]
-    assert printed.err == "an errorof a logger\n"
-    assert sorted(read_lines(root)) == sorted([*lines, "an errorof a logger"])
-
-
-def test_a_command_that_outlives_the_function_holds_nothing_up(root):
-    with MemberLog(LogWriter(root, 1, 0), "rank 0", is_local=True) as log:
-        with copy_output(log):
-            command = subprocess.Popen("echo begins; read line; echo goes on", shell=True, stdin=subprocess.PIPE)
-            print("the function ends")
-        assert command.poll() is None
-        command.communicate(b"\n", timeout=30)
-    assert "the function ends" in read_lines(root)
-
-
-def test_more_than_a_pipe_holds_is_printed_while_nobody_else_runs(root):
-    """C code that holds Python's lock keeps the thread that reads from running."""
-    printf = ctypes.PyDLL(None).printf
-    flush = ctypes.PyDLL(None).fflush
-    with MemberLog(LogWriter(root, 1, 0), "rank 0", is_local=True) as log, copy_output(log):
-        printf(b"%s\n", b"x" * 500_000)
-        flush(None)
-    assert "".join(read_lines(root)) == "x" * 500_000
 
 
 @pytest.mark.parametrize("held_part", ["/logs/", "/events/"])

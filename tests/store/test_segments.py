@@ -1,3 +1,8 @@
+"""Lines in segments: written, followed and read, also while the storage fails.
+
+Long because writer and readers are tried against each other.
+"""
+
 from __future__ import annotations
 
 import resource
@@ -292,3 +297,22 @@ def test_of_too_many_segments_those_in_the_middle_are_deleted(root, monkeypatch)
     assert read_lines(root, "logs") == [*lines[:2], *lines[-14:]]
     assert SegmentFollower(root, "logs", 15).read_new() == [*lines[1:2], *lines[-14:]]
     assert not SegmentWriter(root, "others").has_deleted
+
+
+def test_a_writer_is_made_and_takes_lines_while_the_storage_is_away(root: StorageRoot, monkeypatch: pytest.MonkeyPatch):
+    SegmentWriter(root, "logs").append(b"never flushed\n")
+    with monkeypatch.context() as away:
+        away.setattr(StorageRoot, "list_names", _refuse)
+        writer = SegmentWriter(root, "logs")
+        writer.append(b"first\n")
+        with pytest.raises(StorageError):
+            writer.flush()
+    other = SegmentWriter(root, "logs")
+    other.append(b"of another one\n")
+    other.flush()
+    writer.flush()
+    assert read_lines(root, "logs") == [b"of another one", b"first"]
+
+
+def _refuse(root: StorageRoot, prefix: str) -> list[str]:
+    raise StorageError("503 SlowDown")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import functools
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,13 +13,12 @@ import ray.train
 
 from periflow_ray.credentials.credential_types import secret_values
 from periflow_ray.errors import PeriFlowError
-from periflow_ray.jobs.events import EventWriter
-from periflow_ray.jobs.logs import LogWriter
+from periflow_ray.runtime.function_jobs.log_keeper import LogTask
+from periflow_ray.runtime.function_jobs.rank_log import RankLog
 from periflow_ray.runtime.function_jobs.ray_words import RaySetup
 from periflow_ray.runtime.function_jobs.result import RankResult
 from periflow_ray.runtime.function_jobs.shell import FunctionShell
 from periflow_ray.runtime.member.lifeline import Lifeline
-from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.member import Member
 from periflow_ray.runtime.monitor.client import RayMonitor
 from periflow_ray.runtime.ray_train.group_policy import LeaveGroupError
@@ -59,16 +57,14 @@ def run_function(task: FunctionTask) -> RankResult:
         LeaveGroupError: the job goes on with other workers, or is over.
         BaseException: what the function raised.
     """
-    # Python's last words go to Ray's log, whatever the outputs lead to by then: nobody would read them from a pipe.
-    faulthandler.enable(os.dup(sys.stderr.fileno()), all_threads=False)
+    # Python's last words, at a segmentation fault, go where the standard error leads to by then.
+    faulthandler.enable(2, all_threads=False)
     lifeline = Lifeline(task.monitor)
     lifeline.start()
     context = ray.train.get_context()
     rank, node_rank = context.get_world_rank(), context.get_node_rank()
-    events = EventWriter(task.root, task.job_id, f"rank-{rank}")
-    writer = LogWriter(task.root, task.job_id, node_rank, rank)
-    secrets = [*task.secrets.values(), *secret_values({**os.environ, **task.environment})]
-    with MemberLog(writer, f"rank {rank}", is_local=task.root.is_local, secrets=secrets, events=events) as log:
+    secrets = (*task.secrets.values(), *secret_values({**os.environ, **task.environment}))
+    with RankLog.of(LogTask(task.root, task.job_id, node_rank, rank, secrets)) as log:
         shell = FunctionShell(
             functools.partial(ray.cloudpickle.loads, task.function),
             task.root,

@@ -13,9 +13,8 @@ from typing import Any
 from periflow_ray.runtime.diagnosis import NUM_SHOWN_LINES, Failure
 from periflow_ray.runtime.function_jobs.call import call_with_config
 from periflow_ray.runtime.function_jobs.channel import FunctionChannel
-from periflow_ray.runtime.function_jobs.output import copy_output
+from periflow_ray.runtime.function_jobs.rank_log import RankLog
 from periflow_ray.runtime.function_jobs.ray_words import RaySetup, RayWords
-from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.member.shell import Links, Records
 from periflow_ray.runtime.monitor.contract import AttemptStart, Departure, EndAttempt
@@ -60,7 +59,7 @@ class FunctionShell:
         node_rank: int,
         claim: str,
         storage_credential: str | None,
-        log: MemberLog,
+        log: RankLog,
         environment: Mapping[str, str],
         ray: RaySetup,
         has_modules: bool = False,
@@ -130,7 +129,7 @@ class FunctionShell:
 
     def wait(self) -> Failure | None:
         try:
-            with copy_output(self._log):
+            with self._log.copy_output():
                 self.result = _call_and_trace(self._load)
             use_channel_factory(None)
         except BaseException as err:

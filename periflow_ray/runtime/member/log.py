@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable
 from types import TracebackType
+from typing import Protocol
 
 from periflow_ray.errors import StorageError
 from periflow_ray.jobs.events import EventWriter
@@ -18,6 +19,23 @@ from periflow_ray.secret_mask import SecretMask
 LOCAL_FLUSH_INTERVAL_S = 0.5
 # Each flush to an object store is a request, and rewrites the last segment.
 REMOTE_FLUSH_INTERVAL_S = 3.0
+
+
+class Log(Protocol):
+    """What a member does with its log, from any thread."""
+
+    @property
+    def mask(self) -> SecretMask:
+        """What hides the secrets."""
+
+    def write(self, text: str) -> object:
+        """Add a line."""
+
+    def note(self, text: str, attempt: int = 0) -> None:
+        """A sentence that the user should read, as an event of the job."""
+
+    def flush(self) -> object:
+        """Make everything written so far visible to readers, as far as the storage takes it; never raises."""
 
 
 class MemberLog:
@@ -80,8 +98,12 @@ class MemberLog:
             self._events.add("note", self.mask.apply(text), attempt)
             self._flush_soon()
 
-    def flush(self) -> None:
-        """Make everything written so far visible to readers, as far as the storage takes it; never raises."""
+    def flush(self) -> bool:
+        """Make everything written so far visible to readers, as far as the storage takes it; never raises.
+
+        Returns:
+            Whether it took everything.
+        """
         with self._flushing:
             is_refused, self._is_refused = self._is_refused, True
             try:
@@ -100,6 +122,7 @@ class MemberLog:
                     print(f"log lines of {self._name} are delayed: {err}", file=sys.__stderr__)
             except Exception as err:
                 self._faults.take(err)
+            return not self._is_refused
 
     def _flush_soon(self) -> None:
         # A storage that refuses is not asked again before the interval is over.

@@ -22,7 +22,7 @@ from periflow_ray.jobs import require_job
 from periflow_ray.jobs.attempts import EndCause
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.member.insistent import InsistentMonitor
-from periflow_ray.runtime.member.log import MemberLog
+from periflow_ray.runtime.member.log import Log
 from periflow_ray.runtime.member.orders import OrderFollower
 from periflow_ray.runtime.member.reporter import Reporter
 from periflow_ray.runtime.member.restoring import restore_agreed
@@ -92,7 +92,7 @@ class Member:
         describe: Callable[[], MemberFacts],
         group: str,
         shell: Shell,
-        log: MemberLog,
+        log: Log,
         note: Callable[[str], None],
         bandwidth_bytes_per_s: int | None = None,
         on_join: Callable[[AttemptStart], None] = lambda start: None,
@@ -231,7 +231,7 @@ class _Running:
         self,
         monitor: MonitorClient,
         shell: Shell,
-        log: MemberLog,
+        log: Log,
         facts: MemberFacts,
         note: Callable[[str], None],
         start: AttemptStart,
