@@ -96,7 +96,7 @@ def test_every_example_explains_itself_in_both_languages(directory: Path):
 DISTRIBUTION_OF = {"yaml": "PyYAML", "azure": "azure-identity", "grpc": "grpcio"}
 # Parts of declared distributions, and what is looked for in the user's environment and not required.
 # Pandas is Ray Tune's own way to give results.
-UNDECLARED = {"pydantic_core", "lightning", "periflow_launcher", "pandas"}
+UNDECLARED = {"pydantic_core", "lightning", "periflow_launcher", "periflow_exit", "pandas"}
 
 
 def test_what_the_package_imports_is_declared():

@@ -63,5 +63,5 @@ class Channel(Protocol):
     def close(self, has_failed: bool = False) -> None:
         """Say goodbye; what was sent before is delivered first.
 
-        ``has_failed``: this process ends by an exception that nobody caught.
+        ``has_failed``: this process ends by an exception that nobody caught, or with an exit code other than 0.
         """

@@ -39,10 +39,12 @@ MAX_RECORDS_PER_MESSAGE = 1000
 SAVE_NOW = -1
 NO_STEP = -2
 _NEVER = -1
-# Files beside the session's socket, which the shim reads at the start of a process: the step of the newest snapshot,
-# and that a process that had called init came to its end without a failure.
+# Files beside the session's socket. The shim reads the step of the newest snapshot at the start of a process; the file
+# has the other name once every rank that had called init came to its end without a failure. The last one is of one
+# rank, from init to such an end.
 SAVED_STEP_MARK = "saved-step"
-ENDED_WELL_MARK = "ended-well"
+ENDED_STEP_MARK = "ended-step"
+UNFINISHED_MARK = "unfinished-"
 
 if TYPE_CHECKING:
     # Python 3.8, which a command may use, cannot evaluate it.
@@ -202,6 +204,7 @@ class Session:
         channel = (self._channel_factory or _default_channel)(local_log_name)
         self._hello = Hello(*find_rank(), total_train_steps, os.getpid(), is_guess=not is_rank_known())
         channel.open(self._hello, self._set_announced_step, lambda: self._step)
+        _mark_unfinished(self._hello.rank)
         _close_in_child()
         self._step = resumed_step
         self._is_in_step = False
@@ -300,6 +303,8 @@ class Session:
                 # It was made after init, as scripts do that torch.multiprocessing.spawn starts.
                 self._hello = Hello(*find_rank(), hello.total_train_steps, hello.pid)
                 channel.greet(self._hello)
+                _unmark_unfinished(hello.rank)
+                _mark_unfinished(self._hello.rank)
 
     def _take_records(self, num_records: int) -> list[MetricRecord]:
         records = []
@@ -382,20 +387,54 @@ def _new_faults() -> Faults:
     )
 
 
-def _leave_mark(name: str) -> None:
+def _find_mark(name: str) -> Path | None:
     socket_path = os.environ.get("PERIFLOW_SESSION")
-    if socket_path:
+    return Path(socket_path).with_name(name) if socket_path else None
+
+
+def _leave_mark(name: str) -> None:
+    if mark := _find_mark(name):
         with contextlib.suppress(OSError):
-            open(os.path.join(os.path.dirname(socket_path), name), "w").close()
+            mark.touch()
+
+
+def _mark_unfinished(rank: int) -> None:
+    _leave_mark(f"{UNFINISHED_MARK}{rank}")
+    if (ended := _find_mark(ENDED_STEP_MARK)) and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        # It was another program's.
+        with contextlib.suppress(OSError):
+            ended.unlink()
+
+
+def _unmark_unfinished(rank: int) -> None:
+    if mark := _find_mark(f"{UNFINISHED_MARK}{rank}"):
+        with contextlib.suppress(OSError):
+            mark.unlink()
+
+
+def _mark_ended(rank: int) -> None:
+    _unmark_unfinished(rank)
+    saved = _find_mark(SAVED_STEP_MARK)
+    if saved and not any(saved.parent.glob(f"{UNFINISHED_MARK}*")):
+        with contextlib.suppress(OSError):
+            saved.rename(saved.with_name(ENDED_STEP_MARK))
 
 
 def _end_at_exit() -> None:
-    # The interpreter keeps an exception that nobody caught; multiprocessing still handles one in a child's end.
-    kind = sys.exc_info()[0] or getattr(sys, "last_type", None)
-    has_failed = kind is not None and not _is_clean_exit(sys.exc_info()[1])
-    if _session.is_initialized() and not has_failed:
-        _leave_mark(ENDED_WELL_MARK)
+    has_failed = _has_failed()
+    if _session._hello is not None and _session.is_initialized() and not has_failed:
+        _mark_ended(_session._hello.rank)
     _session._close(has_failed)
+
+
+def _has_failed() -> bool:
+    # multiprocessing still handles an exception in a child's end.
+    kind, error, _ = sys.exc_info()
+    if kind is not None:
+        return not _is_clean_exit(error)
+    # The interpreter keeps an exception that nobody caught; the code of an exit the shim has noted.
+    noted = sys.modules.get("periflow_exit")
+    return hasattr(sys, "last_type") or getattr(noted, "ended_with", None) is not None
 
 
 def _close_in_child() -> None:

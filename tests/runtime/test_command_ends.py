@@ -114,8 +114,17 @@ KILLED = THREE_OF_500 + "pf.upload_checkpoint()\nos.kill(os.getpid(), signal.SIG
         (in_a_fork(THREE_OF_500 + "raise RuntimeError('boom')\n"), "python $MAIN"),
         (in_a_fork(THREE_OF_500 + "sys.exit(3)\n"), "python $MAIN"),
         (KILLED.replace("total_train_steps=500", ""), "python $MAIN | cat"),
+        (THREE_OF_500 + "sys.exit(1)\n", "python $MAIN; true"),
+        (THREE_OF_500 + "sys.exit('no data')\n", "python $MAIN | cat"),
+        ("from sys import exit as leave\n" + THREE_OF_500 + "leave(2)\n", "python $MAIN; true"),
+        (THREE_OF_500 + "exit(1)\n", "python $MAIN; true"),
+        (THREE_OF_500 + "import argparse\nargparse.ArgumentParser().parse_args(['--no'])\n", "python $MAIN; true"),
+        # Only the first of two programs has come to its end.
+        (THREE_OF_500 + "sys.exit(os.path.exists('x') or open('x', 'w').close())\n",
+         "python $MAIN && python $MAIN; true"),
     ],
-    ids=["tee", "echo", "true", "killed", "os._exit", "sigterm", "background", "fork", "fork-exit", "without-total"],
+    ids=["tee", "echo", "true", "killed", "os._exit", "sigterm", "background", "fork", "fork-exit", "without-total",
+         "exit-code", "exit-text", "imported-exit", "builtin-exit", "argparse", "second-program"],
 )  # fmt: skip
 def test_a_rank_that_failed_is_not_hidden_by_the_exit_code(run, script, command):
     ended = run(script, command)
@@ -142,12 +151,12 @@ def test_the_lines_of_what_is_hidden_are_shown(run):
         ),
         (KILLED.replace("500", "3"), "python $MAIN; true"),
         (in_a_fork(THREE_OF_500), "python $MAIN"),
+        (THREE_OF_500 + "try:\n    sys.exit(1)\nexcept SystemExit as end:\n    assert end.code == 1\n", "python $MAIN"),
         # The last process of a rank counts.
-        (THREE_OF_500 + "sys.exit(1)\n", "python $MAIN; true"),
         (THREE_OF_500 + "if not os.path.exists('x'):\n    open('x', 'w')\n    raise RuntimeError('boom')\n",
          "python $MAIN || python $MAIN"),
     ],
-    ids=["early", "exit", "sigterm-caught", "last-step", "fork", "exit-code", "again"],
+    ids=["early", "exit", "sigterm-caught", "last-step", "fork", "exit-caught", "again"],
 )  # fmt: skip
 def test_a_script_that_comes_to_its_end_has_succeeded(run, script, command):
     assert run(script, command).summary == ""
@@ -184,6 +193,7 @@ LOOP = "until python $MAIN; do :; done"
         (LIKE_TORCHRUN, "sys.exit(1)"),
         (LIKE_TORCHRUN, "raise RuntimeError"),
         (LOOP, "raise RuntimeError"),
+        (LOOP, "sys.exit(1)"),
         (LOOP, "os.kill(os.getpid(), signal.SIGKILL)"),
     ],
 )
@@ -199,6 +209,24 @@ def test_a_process_that_is_started_again_in_the_command_counts_on(run, command, 
 def test_a_program_after_another_one_begins_anew(run):
     ended = run(THREE_OF_500.replace("500", "3") + "pf.upload_checkpoint()\n", "python $MAIN && python $MAIN")
     assert (ended.summary, ended.snapshots) == ("", [3, 3])
+
+
+@pytest.mark.parametrize("failure", ["sys.exit(1)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_a_program_that_came_to_its_end_does_not_let_the_next_one_count_anew_after_a_failure(run, failure):
+    warm_up = "python -c 'import periflow_ray as pf; pf.init(1); pf.upload_checkpoint()'"
+    ended = run(FAILS_ONCE.format(failure=failure), f"{warm_up} && until python $MAIN; do :; done")
+    assert (ended.summary, ended.snapshots) == ("", [0, 2, 4, 6, 8])
+    assert run.directory.joinpath("begins").read_text().splitlines() == ["0 0 False", "4 4 True"]
+
+
+def test_a_rank_that_came_to_its_end_does_not_let_the_others_count_anew(run):
+    # Both end after step 5; only the second one has failed.
+    script = FAILS_ONCE.format(failure="sys.exit(rank)").replace('"failed"', '"failed" + str(rank)')
+    as_rank = "RANK={0} LOCAL_RANK={0} LOCAL_WORLD_SIZE=2 WORLD_SIZE=2 python $MAIN"
+    command = f"until {as_rank.format(0)} & {as_rank.format(1)}; do wait; done; wait"
+    ended = run("rank = int(os.environ['RANK'])\n" + script, command)
+    assert (ended.summary, ended.snapshots) == ("", [2, 4, 6, 8])
+    assert run.directory.joinpath("begins").read_text().splitlines() == ["0 0 False"] * 2 + ["4 4 True"] * 2
 
 
 def test_processes_of_a_job_are_not_told_which_process_of_a_launcher_they_are(run, monkeypatch):

@@ -65,7 +65,7 @@ class SaveRequest:
 
 @dataclass(frozen=True)
 class Farewell:
-    """The rank closes its session; ``has_failed`` if it ends by an exception that nobody caught."""
+    """The rank closes its session; ``has_failed`` if it ends by an exception that nobody caught or a failing exit."""
 
     has_failed: bool = False
 

@@ -97,7 +97,7 @@ class RankEnd:
         """As the middle of a sentence."""
         of = "" if total_train_steps is None else f" of {total_train_steps}"
         how = (
-            "an exception that nobody caught"
+            "an exception that nobody caught, or by sys.exit() with another code than 0"
             if self.was_caught
             else "a signal or os._exit(), or because the command did not wait for it"
         )
@@ -413,7 +413,7 @@ class SessionServer:
                     self._forget_guess(key)
                     self._ranks[key] = rank
                     former_end = self._ends.pop(rank.rank, None)
-                    if former_end is not None and former_end.has_failed:
+                    if former_end is not None and (former_end.has_failed or former_end.pid != rank.pid):
                         # A launcher starts all of them again, so the other ones are on their way.
                         self._greeted = {other.rank for other in self._ranks.values()}
                     self._greeted.add(rank.rank)

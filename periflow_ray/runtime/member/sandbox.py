@@ -25,7 +25,7 @@ from pathlib import Path
 from periflow_ray.errors import StorageError
 from periflow_ray.jobs import require_job
 from periflow_ray.private_files import hold_directory, is_own_directory, make_own_directory, make_private_directories
-from periflow_ray.sdk.session import ENDED_WELL_MARK, SAVED_STEP_MARK
+from periflow_ray.sdk.session import ENDED_STEP_MARK, SAVED_STEP_MARK, UNFINISHED_MARK
 from periflow_ray.store.keys import WORKSPACE_FILE, job_key, leads_out
 from periflow_ray.store.read_only import remove_tree
 from periflow_ray.store.root import StorageRoot
@@ -70,7 +70,8 @@ class Sandbox:
         make_private_directories(self.root_dir)
         shutil.rmtree(self.snapshots_dir, ignore_errors=True)
         make_private_directories(self.snapshots_dir)
-        for mark in (self.socket_path, self.directory / SAVED_STEP_MARK, self.directory / ENDED_WELL_MARK):
+        steps = (self.directory / SAVED_STEP_MARK, self.directory / ENDED_STEP_MARK)
+        for mark in (self.socket_path, *steps, *self.directory.glob(f"{UNFINISHED_MARK}*")):
             mark.unlink(missing_ok=True)
 
     def hold(self) -> None:

@@ -9,7 +9,7 @@ The SDK is found from any Python, as far back as 3.8.
 A process that takes the place of one that failed, as torchrun's ``--max-restarts`` or a loop in the command start it,
 finds in the output folder what was saved since the attempt began; from there it has to count.
 
-For a torchrun see ``periflow_launcher``.
+For a torchrun see ``periflow_launcher``, and for the code of ``sys.exit()`` see ``periflow_exit``.
 """
 
 import _thread
@@ -96,15 +96,18 @@ class _OwnPackage:
 
 def _count_on_after_restart() -> None:
     marks_dir = os.path.dirname(os.environ.get("PERIFLOW_SESSION", ""))
+    if not marks_dir:
+        return
     is_torchruns = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    # A program that follows one that came to its end begins anew.
-    if not marks_dir or (not is_torchruns and os.path.exists(os.path.join(marks_dir, "ended-well"))):
-        return
-    try:
-        with open(os.path.join(marks_dir, "saved-step")) as mark:
-            os.environ["PROCESSED_ITERS"] = str(int(mark.read()))
-    except (OSError, ValueError):  # Nothing was saved yet.
-        return
+    # A program that follows one that came to its end begins anew; where torchrun starts all ranks again because one
+    # of another node failed, those of this node may have come to theirs.
+    for name in ("saved-step", "ended-step") if is_torchruns else ("saved-step",):
+        try:
+            with open(os.path.join(marks_dir, name)) as mark:
+                os.environ["PROCESSED_ITERS"] = str(int(mark.read()))
+            return
+        except (OSError, ValueError):  # Nothing was saved yet.
+            continue
 
 
 def _run_shadowed() -> None:
@@ -117,6 +120,13 @@ def _run_shadowed() -> None:
         spec.loader.exec_module(module)
 
 
+def _note_exits() -> None:
+    if os.environ.get("PERIFLOW_SESSION"):
+        import periflow_exit  # type: ignore[import-not-found]
+
+        periflow_exit.note_exits()
+
+
 def _hand_over() -> None:
     if "PERIFLOW_LAUNCHER" in os.environ and "torch" in "".join(getattr(sys, "orig_argv", ())[1:5]):
         import periflow_launcher  # type: ignore[import-not-found]
@@ -127,5 +137,6 @@ def _hand_over() -> None:
 _write_whole_lines()
 sys.meta_path.append(_OwnPackage)
 _count_on_after_restart()
+_note_exits()
 _hand_over()
 _run_shadowed()
