@@ -7,7 +7,7 @@ import html
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import quote, quote_plus
 
 from periflow_ray.errors import MASK
@@ -16,6 +16,18 @@ from periflow_ray.errors import MASK
 MIN_SECRET_CHARS = 4
 # Where `base64` and `openssl base64` begin a new line.
 _BASE64_WIDTHS = (76, 64)
+# TOKENIZERS_PARALLELISM and its like are settings that people need to see.
+SECRET_WORD = r"(?:KEY|TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|CREDENTIAL)"
+_SECRET_NAME = re.compile(SECRET_WORD, re.IGNORECASE)
+_PASSWORD_NAME = re.compile(r"PASSWORD|PASSWD", re.IGNORECASE)
+# A variable may have such a name and hold a setting; a shorter value could be a part of ordinary output.
+MIN_GUESSED_CHARS = 12
+_PATH = re.compile(r"(?:~|\.{1,2})?(?:/[\w@.+-]+)*/[\w@.+-]+\.\w+|(?:~|\.{1,2})?(?:/[\w@.+-]+){2,}/?|file://.*")
+_ADDRESS_WITHOUT_LOGIN = re.compile(r"[A-Za-z][\w+.-]*://[^@?]*")
+# Names and phrases consist of words, numbers and what is short; keys do not.
+_WORD = re.compile(r"(?:[a-z]{1,20}|[A-Z]{1,20}|(?:[A-Z]?[a-z]{2,}){1,4}|\w{1,7}|\d+)")
+_MAX_WORD_CHARS = 40
+_WORD_ENDS = re.compile(r"[^A-Za-z0-9]+")
 _LINE_ENDS = re.compile(r"[\r\n]+")
 _PERCENT_CODE = re.compile(r"%[0-9A-F]{2}")
 # Names of a JSON document's fields whose values are secrets by themselves, as a service account's private key.
@@ -25,6 +37,28 @@ _SECRET_FIELD = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IG
 def can_be_masked(secret: str) -> bool:
     """Whether a value is long enough to be hidden; of one with several lines, at least one line is."""
     return any(len(line.strip()) >= MIN_SECRET_CHARS for line in _LINE_ENDS.split(secret))
+
+
+def looks_secret(name: str) -> bool:
+    """Whether an environment variable's name says that its value is a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def guess_secrets(environ: Mapping[str, str]) -> list[str]:
+    """Values of variables that are called like a secret and look like one.
+
+    Paths, addresses and ordinary words are left out, because hiding them would hide what people need to read.
+    """
+    return [value for name, value in environ.items() if looks_secret(name) and _may_be_secret(name, value.strip())]
+
+
+def _may_be_secret(name: str, value: str) -> bool:
+    if len(value) < MIN_GUESSED_CHARS or _PATH.fullmatch(value) or _ADDRESS_WITHOUT_LOGIN.fullmatch(value):
+        return False
+    words = [word for word in _WORD_ENDS.split(value) if word]
+    is_phrase = all(len(word) <= _MAX_WORD_CHARS and _WORD.fullmatch(word) for word in words)
+    # People make passwords of several words; one word alone is rather the name of something.
+    return not is_phrase or (len(words) > 1 and _PASSWORD_NAME.search(name) is not None)
 
 
 class SecretMask:

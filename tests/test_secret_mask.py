@@ -11,7 +11,7 @@ from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
 
-from periflow_ray.secret_mask import SecretMask, can_be_masked
+from periflow_ray.secret_mask import SecretMask, can_be_masked, guess_secrets
 
 AWKWARD = "p@ss\"w\\ord/+ %é'$&<x"
 PEM = (
@@ -131,3 +131,39 @@ def test_masking_a_text_without_secrets_gives_it_back():
     text = "step 1 loss 2.5" * 100
     assert SecretMask(["hunter2"]).apply(text) is text
     assert SecretMask().apply(text) is text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GITHUB_TOKEN", "ghp_16C7e42F292c6912E7710c838347Ae178B4a"),
+        ("HF_TOKEN", "hf_FpZXqWmnBvKjLoPqRsTuVwXyZaBcDeFgHi"),
+        ("OPENAI_API_KEY", "sk-proj-AbC123dEf456GhI789"),
+        ("API_TOKEN", "123e4567-e89b-12d3-a456-426614174000"),
+        ("SIGNING_KEY", "/9j+Zb3Kd8Qw7Lm2Xc4Vt5"),
+        ("MY_PASSWORD", "hunter2isgreat"),
+        ("MY_PASSWORD", "correct horse battery"),
+    ],
+)
+def test_a_variable_that_is_called_like_a_secret_and_looks_like_one_is_a_secret(name, value):
+    assert guess_secrets({name: value, "HOME": value}) == [value]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MY_PASSWORD", "hunter2"),
+        ("PASSWORD_MODE", "authentication"),
+        ("KEY_COLUMN", "customer_identifier"),
+        ("TOKEN_MODEL", "meta-llama/Llama-3-8B"),
+        ("IMAGE_KEY", "image_224x224"),
+        ("MAX_TOKENS", "123456789012"),
+        ("TOKEN_TYPE", "DistributedTraining"),
+        ("TOKEN_FILE", "/run/secrets/hf-token-2024a1b2c3"),
+        ("SSH_KEY", "~/.ssh/id_ed25519"),
+        ("API_KEY_URL", "https://api.example.com/v1beta3/chat"),
+        ("TOKENIZERS_PARALLELISM", "ghp_16C7e42F292c6912E7710c838347Ae178B4a"),
+    ],
+)
+def test_settings_of_such_names_are_no_secrets(name, value):
+    assert guess_secrets({name: value}) == []

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from periflow_ray.errors import UsageError
 from periflow_ray.names import suggest_names
+from periflow_ray.secret_mask import guess_secrets
 from periflow_ray.urls import judge_http_url
 
 
@@ -134,7 +135,9 @@ _MORE_SECRET_VARIABLES = ("AZURE_CLIENT_SECRET", "AZURE_PASSWORD", "AZURE_CLIENT
 
 
 def secret_values(environ: Mapping[str, str]) -> list[str]:
-    """What an environment has of keys of clouds and services, in the variables in which people usually have them."""
+    """What an environment has of secrets: keys of clouds and services in the variables in which people usually have
+    them, and what other variables say by their names that they hold.
+    """
     names = [
         name
         for each in CREDENTIAL_TYPES.values()
@@ -142,7 +145,8 @@ def secret_values(environ: Mapping[str, str]) -> list[str]:
         if value.is_secret and not value.is_document
         for name in value.variables
     ]
-    return [environ[name] for name in (*names, *_MORE_SECRET_VARIABLES) if environ.get(name)]
+    known = [environ[name] for name in (*names, *_MORE_SECRET_VARIABLES) if environ.get(name)]
+    return list(dict.fromkeys([*known, *guess_secrets(environ)]))
 
 
 def find_credential_type(name: str) -> CredentialType:

@@ -5,22 +5,15 @@ from __future__ import annotations
 import re
 
 from periflow_ray.errors import MASK
+from periflow_ray.secret_mask import SECRET_WORD, looks_secret
 
-# TOKENIZERS_PARALLELISM and its like are settings that people need to see.
-_SECRET_WORD = r"(?:KEY|TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|CREDENTIAL)"
-_SECRET_NAME = re.compile(_SECRET_WORD, re.IGNORECASE)
 # A value that is itself a variable ($WANDB_API_KEY) tells nothing and is left alone.
 _VALUE = r"""(?P<value>(?!["']?\$)(?:"[^"]*"|'[^']*'|[^\s&;"']+))"""
-_ASSIGNMENT = re.compile(rf"(?P<name>(?<![\w-])[A-Za-z_]*{_SECRET_WORD}\w*=){_VALUE}", re.IGNORECASE)
+_ASSIGNMENT = re.compile(rf"(?P<name>(?<![\w-])[A-Za-z_]*{SECRET_WORD}\w*=){_VALUE}", re.IGNORECASE)
 _FLAG = re.compile(
     rf"(?P<name>(?<![\w-])--?[\w-]*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)(?:=|\s+)){_VALUE}", re.IGNORECASE
 )
 _URL_LOGIN = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)[^/\s@:\"']*:[^/\s@\"']+@")
-
-
-def looks_secret(name: str) -> bool:
-    """Whether an environment variable's name says that its value is a secret."""
-    return _SECRET_NAME.search(name) is not None
 
 
 def mask_text(text: str) -> str:

@@ -85,7 +85,7 @@ def main() -> None:
             from periflow_ray.runtime.sweeps.driver import run_sweep
             from periflow_ray.runtime.sweeps.trial_job import SweepTask
 
-            state.hide((*secrets.values(), secrets_key, *secret_values(shell_variables)))
+            state.hide((*secrets.values(), secrets_key, *secret_values({**shell_variables, **plan.env})))
             task = SweepTask(
                 root=root,
                 sweep_id=options.job_id,
@@ -116,7 +116,7 @@ class _Inputs:
 def _run(inputs: _Inputs, root: StorageRoot, state: StateKeeper, driver_id: str | None) -> bool:
     plan, record = inputs.plan, inputs.record
     job_id = record.job_id
-    state.hide((*inputs.secrets.values(), inputs.secrets_key, *secret_values(inputs.shell_variables)))
+    state.hide((*inputs.secrets.values(), inputs.secrets_key, *secret_values({**inputs.shell_variables, **plan.env})))
     set_train_environment(is_elastic=plan.min_num_nodes < plan.num_nodes)
     ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
     resources = plan.resources_per_node

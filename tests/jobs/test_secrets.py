@@ -24,6 +24,7 @@ pytestmark = pytest.mark.ray
 
 WriteJob = Callable[..., tuple[Path, Path]]
 SECRET = "correct-horse-battery"
+TOKEN = "hf_" + "a1B2c3D4" * 4
 
 # Looks into every process of its cluster that has the key's name in its environment, as a curious script would.
 SCRIPT = """
@@ -76,6 +77,7 @@ def test_variables_and_secrets_reach_a_command_without_the_sdk_and_no_worker_has
     workbench: Workbench, write_job: WriteJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(workbench.env, "MY_SECRET", SECRET)
+    monkeypatch.setitem(workbench.env, "HF_TOKEN", TOKEN)
     template, workspace = write_job(SCRIPT, command="cd /workspace/app && env && python main.py")
     # It asks for no checkpoints, and need not report steps either.
     template.write_text(template.read_text().split("checkpoint:")[0])
@@ -84,10 +86,12 @@ def test_variables_and_secrets_reach_a_command_without_the_sdk_and_no_worker_has
     assert outcome.exit_code == 0, outcome
     assert f"plain value secret *** {len(SECRET)}" in outcome.stdout
     assert "MY_SECRET=***" in outcome.stdout
+    assert "HF_TOKEN=***" in outcome.stdout
     assert "workers above: 1" in outcome.stdout
     assert "ray::JobSupervisor" in outcome.stdout
     stored = read_stored(workbench.root, job.record.job_id)
     assert SECRET not in outcome.stdout + outcome.stderr + stored
+    assert TOKEN not in outcome.stdout + outcome.stderr + stored
     assert KEY_VARIABLE not in outcome.stdout + outcome.stderr + stored
     assert not opens(workbench.root, job.record.job_id, outcome.stdout + outcome.stderr + stored)
     # Ray's own logs and records neither.

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from periflow_ray.plan import build_plan, describe_plan, find_vm, local_vm, plan_document
-from periflow_ray.plan.masking import looks_secret, mask_address, mask_text
+from periflow_ray.plan.masking import mask_address, mask_text
+from periflow_ray.secret_mask import looks_secret
 from periflow_ray.spec import JobSpec
 
 TEMPLATE: dict[str, Any] = {

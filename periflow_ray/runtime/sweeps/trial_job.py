@@ -16,6 +16,7 @@ import ray
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from periflow_ray.credentials.credential_types import secret_values
 from periflow_ray.errors import JobFailedError
 from periflow_ray.jobs import read_claim
 from periflow_ray.jobs.metrics import Metric
@@ -155,7 +156,8 @@ class TrialJob:
         driver_id = driver_id_of(record)
         claim = patience.insist(lambda: read_claim(root, job_id))
         with patience.insist(lambda: StateKeeper(root, job_id, driver_id=driver_id)) as state:
-            state.hide((*task.secrets.values(), task.secrets_key))
+            guessed = secret_values({**task.shell_variables, **plan.env})
+            state.hide((*task.secrets.values(), task.secrets_key, *guessed))
             sinks = with_hparams(
                 plan_sinks(plan.plugin, record, plan.env, state.note), plan.hparams or {}, self._metric
             )

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from periflow_ray.jobs import JobRecord
 from periflow_ray.loops import describe_error, tell
-from periflow_ray.plan.masking import looks_secret
 from periflow_ray.runtime.monitor.sinks.sink import ChooseSink, MetricSink, SinkPlan
 from periflow_ray.runtime.monitor.sinks.stored import StoredMetrics
 from periflow_ray.runtime.monitor.sinks.tensorboard import TensorBoardFiles
 from periflow_ray.runtime.monitor.sinks.wandb import WandbRun, read_wandb_run
+from periflow_ray.secret_mask import looks_secret
 from periflow_ray.store.root import StorageRoot
 
 if TYPE_CHECKING:
