@@ -12,6 +12,7 @@ class Hello:
     """What a rank says of itself when it opens its session; ranks and sizes as torchrun counts them.
 
     ``is_guess``: nothing has said yet which rank it is; a process group may.
+    ``resumed_step``: where it begins to count.
     """
 
     rank: int
@@ -20,6 +21,7 @@ class Hello:
     total_train_steps: int | None
     pid: int
     is_guess: bool = False
+    resumed_step: int | None = None
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,9 @@ class Session:
         self._announced = [NO_STEP, _NEVER]
         self._asked_step = _NEVER
         channel = (self._channel_factory or _default_channel)(local_log_name)
-        self._hello = Hello(*find_rank(), total_train_steps, os.getpid(), is_guess=not is_rank_known())
+        self._hello = Hello(
+            *find_rank(), total_train_steps, os.getpid(), is_guess=not is_rank_known(), resumed_step=resumed_step
+        )
         channel.open(self._hello, self._set_announced_step, lambda: self._step)
         _mark_unfinished(self._hello.rank)
         _close_in_child()
@@ -301,7 +303,7 @@ class Session:
             hello = self._hello
             if hello is not None and hello.is_guess and has_process_group():
                 # It was made after init, as scripts do that torch.multiprocessing.spawn starts.
-                self._hello = Hello(*find_rank(), hello.total_train_steps, hello.pid)
+                self._hello = Hello(*find_rank(), hello.total_train_steps, hello.pid, resumed_step=hello.resumed_step)
                 channel.greet(self._hello)
                 _unmark_unfinished(hello.rank)
                 _mark_unfinished(self._hello.rank)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from simulated_nodes import Node, ObservedMonitor, failure_of, join_all, save_all
@@ -11,7 +12,7 @@ from simulated_nodes import Node, ObservedMonitor, failure_of, join_all, save_al
 from periflow_ray.jobs.events import read_events
 from periflow_ray.runtime.member import open_watch
 from periflow_ray.runtime.member.open_watch import OpenWatch
-from periflow_ray.runtime.monitor.contract import Report
+from periflow_ray.runtime.monitor.contract import Beginning, Report
 
 
 @pytest.fixture
@@ -63,3 +64,59 @@ def test_it_is_told_where_no_node_has_read_anything(run_monitor, root, tmp_path,
     told = [event.text for event in read_events(root, 1) if "without opening a file" in event.text]
     assert len(told) == is_told
     assert all(text.startswith("the script went on from step 10 without opening a file of ") for text in told)
+
+
+def tell_of(run_monitor, root, tmp_path, *reports: dict[str, Any]) -> list[str]:
+    """What is said when the nodes of a job that resumes at step 10 of 20 report this, one after the other."""
+
+    async def scenario(monitor: ObservedMonitor) -> None:
+        nodes = [Node(monitor, root, tmp_path, rank) for rank in (0, 1)]
+        for node in nodes:
+            (node.output_dir / "model.pt").write_text("ten steps")
+        await join_all(nodes)
+        assert await save_all(nodes, (10, 1)) == [None, None]
+        for node in nodes:
+            await node.leave(failure_of(node.node_rank))
+        await join_all(nodes, "group-2")
+        for number, report in enumerate(reports, 1):
+            for node in nodes:
+                if node.node_rank in report:
+                    await monitor.report(
+                        Report(
+                            node.attempt,
+                            node.node_rank,
+                            number,
+                            total_train_steps=20,
+                            **{"steps": {}, **report[node.node_rank]},
+                        )
+                    )
+
+    run_monitor(scenario)
+    return [event.text for event in read_events(root, 1) if "began at" in event.text or "it loaded" in event.text]
+
+
+def first(*steps: int, number: int = 1, first_rank: int = 0) -> dict[str, Any]:
+    ranks = enumerate(steps, first_rank)
+    return {"beginnings": {rank: Beginning(number, 100 * number + rank, step) for rank, step in ranks}}
+
+
+def test_ranks_that_begin_at_different_steps_are_told_once(run_monitor, root, tmp_path):
+    started_again = {0: first(14, 14, number=2), 1: first(12, number=2, first_rank=2)}
+    together = {0: first(10, 10), 1: first(10, first_rank=2)}
+    assert tell_of(run_monitor, root, tmp_path, together, started_again, started_again) == [
+        "the ranks began at different steps: ranks 0, 1 at step 14, rank 2 at step 12. Their states do not belong "
+        "together: end the job, and let all ranks load the checkpoint of one step"
+    ]
+
+
+def test_a_rank_that_was_started_again_is_not_compared_with_those_that_will_be(run_monitor, root, tmp_path):
+    together = {0: first(10, 10), 1: first(10, first_rank=2)}
+    assert tell_of(run_monitor, root, tmp_path, together, {0: first(14, 14, number=2)}) == []
+
+
+def test_a_rank_that_makes_more_steps_than_there_are_has_loaded_an_earlier_one(run_monitor, root, tmp_path):
+    reports = [{0: {"steps": {0: 20, 1: step}}} for step in (20, 21, 22)]
+    assert tell_of(run_monitor, root, tmp_path, *reports) == [
+        "rank 1 makes step 21 of 20: it loaded an earlier step than 10, from which its steps are counted, or "
+        "total_train_steps is too small"
+    ]

@@ -203,6 +203,7 @@ def test_a_process_that_is_started_again_in_the_command_counts_on(run, command, 
     # No step is saved twice.
     assert ended.snapshots == [2, 4, 6, 8]
     assert ended.records.steps == {0: 8}
+    assert [(each.number, each.resumed_step) for each in ended.records.beginnings.values()] == [(2, 4)]
     assert run.directory.joinpath("begins").read_text().splitlines() == ["0 0 False", "4 4 True"]
 
 

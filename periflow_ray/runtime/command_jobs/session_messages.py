@@ -19,7 +19,7 @@ MAX_STEP = 1 << 62
 
 @dataclass(frozen=True)
 class Greeting:
-    """The first message of a process: who it is."""
+    """The first message of a process: who it is, and where it begins to count."""
 
     rank: int
     local_rank: int
@@ -27,6 +27,7 @@ class Greeting:
     total_train_steps: int | None
     pid: int
     is_guess: bool = False
+    resumed_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ def parse_message(message: Mapping[str, Any]) -> RankMessage:
     kind = message.get("kind")
     match kind:
         case "hello":
+            # Earlier versions do not say where they begin.
+            is_told = message.get("resumed_step") is not None
             return Greeting(
                 rank=_read_int(message, "rank", 0, MAX_RANKS),
                 local_rank=_read_int(message, "local_rank", 0, MAX_RANKS),
@@ -89,6 +92,7 @@ def parse_message(message: Mapping[str, Any]) -> RankMessage:
                 total_train_steps=_read_optional_int(message, "total_train_steps", 1, MAX_STEP),
                 pid=_read_int(message, "pid", 1, MAX_STEP),
                 is_guess=_read_flag(message, "is_guess"),
+                resumed_step=_read_int(message, "resumed_step", 0, MAX_STEP) if is_told else None,
             )
         case "records":
             asked_step = _read_int(message, "asked_step", -1, MAX_STEP) if "asked_step" in message else -1

@@ -35,6 +35,7 @@ from periflow_ray.runtime.command_jobs.session_messages import (
     parse_message,
 )
 from periflow_ray.runtime.member.shell import Records
+from periflow_ray.runtime.monitor.contract import Beginning
 from periflow_ray.sdk import wire
 from periflow_ray.sdk.session import NO_STEP, SAVE_NOW, SAVED_STEP_MARK
 
@@ -71,6 +72,7 @@ class RankState:
     pid: int
     host_pid: int | None = None
     is_guess: bool = False
+    resumed_step: int | None = None
     has_trained: bool = False
     farewell: Farewell | None = None
     step: int = 0
@@ -140,6 +142,7 @@ class SessionServer:
         self._saved_step_path = socket_path.with_name(SAVED_STEP_MARK)
         self._metrics: list[Metric] = []
         self._last_steps: dict[int, int] = {}
+        self._beginnings: dict[int, Beginning] = {}
         self._total_train_steps: int | None = None
         self._asks_for_saves = False
         self._total_rank = 0
@@ -189,7 +192,12 @@ class SessionServer:
             num_steps = self._total_train_steps or math.inf
             is_pausing = all(rank.is_saving or rank.step >= num_steps for rank in self._ranks.values())
             return Records(
-                dict(self._last_steps), self._total_train_steps, tuple(metrics), is_pausing, self._asks_for_saves
+                dict(self._last_steps),
+                self._total_train_steps,
+                tuple(metrics),
+                is_pausing,
+                self._asks_for_saves,
+                beginnings=dict(self._beginnings),
             )
 
     def ask_steps(self, timeout_s: float) -> None:
@@ -380,6 +388,7 @@ class SessionServer:
             pid=greeting.pid,
             host_pid=_find_host_pid(connection, greeting.pid),
             is_guess=greeting.is_guess,
+            resumed_step=greeting.resumed_step,
             connection=connection,
         )
         self._has_had_session = True
@@ -412,6 +421,7 @@ class SessionServer:
                     self._unplaced.pop(key, None)
                     self._forget_guess(key)
                     self._ranks[key] = rank
+                    self._note_beginning(rank)
                     former_end = self._ends.pop(rank.rank, None)
                     if former_end is not None and (former_end.has_failed or former_end.pid != rank.pid):
                         # A launcher starts all of them again, so the other ones are on their way.
@@ -435,11 +445,18 @@ class SessionServer:
         )
         raise _SentAwayError
 
+    def _note_beginning(self, rank: RankState) -> None:
+        former = self._beginnings.get(rank.rank)
+        if rank.resumed_step is not None and (former is None or former.pid != rank.pid):
+            number = 1 if former is None else former.number + 1
+            self._beginnings[rank.rank] = Beginning(number, rank.pid, rank.resumed_step)
+
     def _forget_guess(self, key: int) -> None:
         former = self._ranks.get(key)
         if former is not None and former.is_guess and not former.has_trained:
             self._greeted.discard(former.rank)
             self._last_steps.pop(former.rank, None)
+            self._beginnings.pop(former.rank, None)
 
     def _save_if_all_wait(self) -> None:
         with self._lock:

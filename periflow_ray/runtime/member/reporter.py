@@ -111,6 +111,7 @@ class Reporter:
             is_pausing=records.is_pausing or self.is_finishing,
             asks_for_saves=records.asks_for_saves,
             has_read_checkpoint=records.has_read_checkpoint,
+            beginnings=records.beginnings,
             is_answer=is_answer,
             given_up=given_up,
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from periflow_ray.jobs.metrics import Metric
 from periflow_ray.runtime.diagnosis import Failure
-from periflow_ray.runtime.monitor.contract import AttemptStart, Departure, EndAttempt
+from periflow_ray.runtime.monitor.contract import AttemptStart, Beginning, Departure, EndAttempt
 from periflow_ray.store.checkpoints import Manifest
 
 
@@ -21,7 +21,7 @@ class Records:
         steps: each rank's current step.
         is_pausing: no rank has a step to make now: each is in ``upload_checkpoint``, at its last step, or has ended.
         asks_for_saves: some rank has asked ``is_emergency_save``.
-        has_read_checkpoint: see ``Report``.
+        has_read_checkpoint, beginnings: see ``Report``.
     """
 
     steps: Mapping[int, int]
@@ -30,6 +30,7 @@ class Records:
     is_pausing: bool = False
     asks_for_saves: bool = False
     has_read_checkpoint: bool | None = None
+    beginnings: Mapping[int, Beginning] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from periflow_ray.jobs.attempts import EndCause
@@ -87,6 +87,19 @@ class GivenUpSnapshot:
 
 
 @dataclass(frozen=True)
+class Beginning:
+    """Where a rank began to count.
+
+    Args:
+        number: counts the rank's processes in this attempt, which torchrun or a loop may have started again.
+    """
+
+    number: int
+    pid: int
+    resumed_step: int
+
+
+@dataclass(frozen=True)
 class Report:
     """What a member's ranks did since its last report.
 
@@ -96,6 +109,7 @@ class Report:
         is_pausing: none of the ranks has a step to make now.
         asks_for_saves: some rank has asked ``is_emergency_save`` in this attempt.
         has_read_checkpoint: whether a file of the restored checkpoint was opened since then; None where nobody knows.
+        beginnings: of ranks in the shell's own processes, as far as they have said it.
         is_answer: it was asked for by ``ReportSteps``.
         given_up: what its node has given up. A report is sent until it arrives, so the other nodes do hear of it.
     """
@@ -109,6 +123,7 @@ class Report:
     is_pausing: bool = False
     asks_for_saves: bool = False
     has_read_checkpoint: bool | None = None
+    beginnings: Mapping[int, Beginning] = field(default_factory=dict)
     is_answer: bool = False
     given_up: tuple[GivenUpSnapshot, ...] = ()
 
