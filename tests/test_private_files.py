@@ -56,7 +56,7 @@ def test_sandboxes_are_for_this_user_alone(tmp_path, umask, monkeypatch):
 
 def test_the_embedded_clusters_directory_and_token_are_for_this_user_alone(tmp_path, umask):
     directory = LocalClusterDir(tmp_path / "state" / "periflow-ray" / "local-cluster")
-    with directory.lock():
+    with directory.lock("tests"):
         directory.create_token()
     assert open_directories(tmp_path) == []
     assert mode_of(directory.token_path) == 0o600
@@ -145,12 +145,12 @@ def test_a_sandbox_below_somebody_elses_directory_is_neither_used_nor_removed(tm
 
 def test_an_embedded_cluster_of_somebody_else_is_not_talked_to(tmp_path):
     directory = LocalClusterDir(tmp_path / "cluster")
-    with directory.lock():
+    with directory.lock("tests"):
         directory.write(LocalCluster("http://127.0.0.1:1", os.getpid()))
     assert directory.read() == LocalCluster("http://127.0.0.1:1", os.getpid())
     directory.path.chmod(0o777)
     assert directory.read() is None
-    with pytest.raises(PermissionError, match="cannot be trusted"), directory.lock():
+    with pytest.raises(PermissionError, match="cannot be trusted"), directory.lock("tests"):
         pass
 
 

@@ -82,5 +82,5 @@ def stop(is_confirmed: bool) -> None:
         confirm(f"{number} on the embedded cluster. End it nevertheless?")
     if jobs is not None:
         talk_console().print("Ending the embedded Ray cluster ...")
-    has_ended = stop_local_cluster(LocalClusterDir())
+    has_ended = stop_local_cluster(LocalClusterDir(), lambda text: talk_console().print(text, soft_wrap=True))
     click.echo("The embedded cluster has ended." if has_ended else "The embedded cluster does not run.", err=True)

@@ -33,7 +33,7 @@ def connect_target(root: StorageRoot, is_local: bool, address: str | None) -> Ra
     if is_local:
         from periflow_ray.submit.local_cluster import ensure_local_cluster
 
-        return ensure_local_cluster(lambda text: talk_console().print(text, soft_wrap=True))
+        return ensure_local_cluster(_talk)
     from periflow_ray.submit.clusters import connect_by_address
 
     assert address is not None
@@ -46,10 +46,18 @@ def driver_options(is_local: bool) -> dict[str, Any]:
     """How the target's driver is started: its Python, and where this shell's variables are put for it."""
     if not is_local:
         return {"python": "python", "cloud_environment_dir": None}
-    from periflow_ray.submit.local_cluster import LocalClusterDir
+    from periflow_ray.submit.local_cluster import LocalClusterDir, hold_local_cluster
 
     # The embedded cluster runs this very Python; a remote one has its own.
-    return {"python": sys.executable, "cloud_environment_dir": LocalClusterDir().cloud_environment_dir}
+    return {
+        "python": sys.executable,
+        "cloud_environment_dir": LocalClusterDir().cloud_environment_dir,
+        "hold_cluster": lambda: hold_local_cluster(_talk),
+    }
+
+
+def _talk(text: str) -> None:
+    talk_console().print(text, soft_wrap=True)
 
 
 def count_gpus() -> int:

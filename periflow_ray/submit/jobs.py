@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import shlex
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from periflow_ray import jobs
@@ -36,6 +38,7 @@ SUSPECT_AFTER_S = 3 * HEARTBEAT_INTERVAL_S
 # A new job's driver needs a few seconds to its first heartbeat.
 DRIVER_START_S = 10.0
 NUM_OUTPUT_LINES = 15
+HoldCluster = Callable[[], AbstractContextManager[RayJobs]]
 
 
 def submit_job(
@@ -48,6 +51,7 @@ def submit_job(
     created_by: str,
     python: str = "python",
     cloud_environment_dir: Path | None = None,
+    hold_cluster: HoldCluster | None = None,
     sweep: SweepSpec | None = None,
 ) -> JobRecord:
     """Store the job and start its driver on the cluster.
@@ -58,13 +62,13 @@ def submit_job(
         python: the cluster's Python that has periflow-ray.
         cloud_environment_dir: directory of this machine through which the driver gets this process's variables; None
             where the cluster has its own.
+        hold_cluster: gives the cluster that takes the job now, and keeps it; None where it is ``cluster`` in any case.
     Raises:
         ClusterError: the cluster refused, or the driver did not fetch its secrets; the job is recorded as failed.
         StorageError, WorkspaceError: the job could not be stored.
     """
     record = store_job(root, plan, workspace=workspace, created_by=created_by, sweep=sweep, cluster=cluster)
-    start_driver(root, plan, record, cluster, secrets, python, cloud_environment_dir)
-    return record
+    return start_driver(root, plan, record, cluster, secrets, python, cloud_environment_dir, hold_cluster)
 
 
 def store_job(
@@ -110,39 +114,49 @@ def start_driver(
     secrets: Mapping[str, str],
     python: str,
     cloud_environment_dir: Path | None,
-) -> None:
+    hold_cluster: HoldCluster | None = None,
+) -> JobRecord:
     """Start the driver of a job that is stored and waits; see ``submit_job`` for the arguments.
 
+    Returns:
+        The job's record, with the cluster that took it.
     Raises:
         ClusterError: the cluster refused, or the driver did not fetch its secrets; the job is recorded as failed.
         StorageError: the secrets could not be stored; so is it then.
     """
-    job_id = record.job_id
-    assert record.ray_submission_id is not None
+    job_id, submission_id = record.job_id, record.ray_submission_id
+    assert submission_id is not None
     cloud_path = None
-    try:
-        key = sealed_secrets.seal(root, job_id, secrets) if secrets else None
-        if cloud_environment_dir is not None:
-            driver_env = {name: os.environ[name] for name in DRIVER_VARIABLES if name in os.environ}
-            if key is not None:
-                driver_env[sealed_secrets.KEY_VARIABLE] = key
-            cloud_path = cloud_environment.write_shell_environment(cloud_environment_dir, os.environ, driver_env)
-        elif key is not None:
-            key_handover.forget_asked(root, job_id)
-        cluster.submit(_entrypoint(root, plan, record, python, cloud_path), record.ray_submission_id)
-        if key is not None and cloud_path is None:
-            _give_key(root, record, cluster, key)
-    except BaseException as err:
-        # Nobody reads it any more, and it has all that the shell knows.
-        if cloud_path is not None:
-            cloud_path.unlink(missing_ok=True)
-        if not isinstance(err, PeriflowRayError | OSError):
+    with contextlib.ExitStack() as stack:
+        try:
+            if hold_cluster is not None:
+                cluster = stack.enter_context(hold_cluster())
+                if cluster.reference != record.ray_address:
+                    record = dataclasses.replace(record, ray_address=cluster.reference)
+                    jobs.write_record(root, record)
+            key = sealed_secrets.seal(root, job_id, secrets) if secrets else None
+            if cloud_environment_dir is not None:
+                driver_env = {name: os.environ[name] for name in DRIVER_VARIABLES if name in os.environ}
+                if key is not None:
+                    driver_env[sealed_secrets.KEY_VARIABLE] = key
+                cloud_path = cloud_environment.write_shell_environment(cloud_environment_dir, os.environ, driver_env)
+            elif key is not None:
+                key_handover.forget_asked(root, job_id)
+            cluster.submit(_entrypoint(root, plan, record, python, cloud_path), submission_id)
+            if key is not None and cloud_path is None:
+                _give_key(root, record, cluster, key)
+        except BaseException as err:
+            # Nobody reads it any more, and it has all that the shell knows.
+            if cloud_path is not None:
+                cloud_path.unlink(missing_ok=True)
+            if not isinstance(err, PeriflowRayError | OSError):
+                raise
+            ended = dataclasses.replace(
+                jobs.read_state(root, job_id), status="failed", ended_unix_s=time.time(), message=str(err)
+            )
+            jobs.write_state(root, job_id, ended)
             raise
-        ended = dataclasses.replace(
-            jobs.read_state(root, job_id), status="failed", ended_unix_s=time.time(), message=str(err)
-        )
-        jobs.write_state(root, job_id, ended)
-        raise
+    return record
 
 
 def _give_key(root: StorageRoot, record: JobRecord, cluster: RayJobs, key: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import secrets
 import shutil
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from periflow_ray.errors import ClusterError, DamagedDocumentError
 from periflow_ray.private_files import create_private, is_own_directory, make_own_directory
@@ -32,6 +34,8 @@ START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 90.0
 _SUPERVISOR = "periflow_ray.submit.local_supervisor"
 _POLL_S = 0.1
+# Most hold the lock for less.
+_LOCK_PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -91,17 +95,26 @@ class LocalClusterDir:
         self._used_path = self.path / "last-used"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, doing: str, tell: Callable[[str], None] = lambda text: None) -> Iterator[None]:
         """Keep other submitters and the supervisor's decision to end out.
 
+        Args:
+            doing: what for, as others who wait are told: ``ends the embedded cluster``.
+            tell: takes a sentence about whom this one waits for.
         Raises:
             PermissionError: the directory is another user's, or others may write to it.
         """
         # A link is the user's own; what it leads to is looked at.
         make_own_directory(Path(os.path.realpath(self.path)))
-        with (self.path / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        with (self.path / "lock").open("a+") as file:
+            _take_lock(file, tell)
+            file.truncate(0)
+            file.write(f"process {os.getpid()}, which {doing}")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
 
     def read(self) -> LocalCluster | None:
         """The cluster that was started last, whether or not it still lives.
@@ -155,8 +168,20 @@ def ensure_local_cluster(tell: Callable[[str], None] = lambda text: None) -> Ray
     Raises:
         ClusterError: it did not start, and the message has the end of its log, or it is another shell's and busy.
     """
+    with hold_local_cluster(tell, doing="looks for the embedded cluster, or starts it") as jobs:
+        return jobs
+
+
+@contextmanager
+def hold_local_cluster(
+    tell: Callable[[str], None] = lambda text: None, doing: str = "submits a job"
+) -> Iterator[RayJobs]:
+    """As ``ensure_local_cluster``; nobody replaces or ends the cluster meanwhile.
+
+    A job is submitted in it: an idle cluster may have been given up since it was asked for.
+    """
     directory = LocalClusterDir()
-    with directory.lock():
+    with directory.lock(doing, tell):
         cluster = directory.read()
         if cluster is None or not _answers(cluster, directory):
             tell("Starting the embedded Ray cluster on this machine ...")
@@ -172,7 +197,7 @@ def ensure_local_cluster(tell: Callable[[str], None] = lambda text: None) -> Ray
             # Its supervisor sees that it is not the current one any more, and ends it.
             cluster = _start(directory)
         directory.touch()
-        return connect(cluster.address, directory.token_path)
+        yield connect(cluster.address, directory.token_path)
 
 
 def find_local_cluster() -> RayJobs | None:
@@ -184,14 +209,15 @@ def find_local_cluster() -> RayJobs | None:
     return connect(cluster.address, directory.token_path)
 
 
-def stop_local_cluster(directory: LocalClusterDir) -> bool:
+def stop_local_cluster(directory: LocalClusterDir, tell: Callable[[str], None] = lambda text: None) -> bool:
     """Stop the jobs on the embedded cluster, end it and wait until it has ended; False if it does not run.
 
     Raises:
         ClusterError: it has not ended in time.
     """
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    with directory.lock():
+    doing = f"ends the embedded cluster, whose jobs may take {STOP_TIMEOUT_S:.0f} s to save"
+    with directory.lock(doing, tell):
         cluster = directory.read()
         if cluster is None or not _is_supervisor(cluster.supervisor_pid):
             directory.forget()
@@ -213,6 +239,20 @@ def stop_local_cluster(directory: LocalClusterDir) -> bool:
             )
         time.sleep(_POLL_S)
     return True
+
+
+def _take_lock(file: TextIO, tell: Callable[[str], None]) -> None:
+    tells_at_s = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > tells_at_s:
+                tells_at_s = math.inf
+                file.seek(0)
+                tell(f"Waiting for {file.read() or 'another process, which uses the embedded cluster'} ...")
+            time.sleep(_POLL_S)
 
 
 def _is_supervisor(pid: int) -> bool:

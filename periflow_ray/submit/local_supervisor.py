@@ -218,7 +218,7 @@ def _is_over(jobs: RayJobs, directory: LocalClusterDir, idle_limit_s: float) -> 
         directory.touch()
     if directory.idle_s() < idle_limit_s:
         return False
-    with directory.lock():
+    with directory.lock("ends the idle cluster"):
         # A submitter may have come in meanwhile.
         if directory.idle_s() < idle_limit_s:
             return False

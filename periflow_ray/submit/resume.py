@@ -22,7 +22,7 @@ from periflow_ray.ray_jobs import RayJobs
 from periflow_ray.store.documents import read_document, write_private_document
 from periflow_ray.store.keys import job_key
 from periflow_ray.store.root import StorageRoot
-from periflow_ray.submit.jobs import choose_submission_id, settle_state, start_driver
+from periflow_ray.submit.jobs import HoldCluster, choose_submission_id, settle_state, start_driver
 
 
 def read_resumable_plan(root: StorageRoot, job_id: int) -> JobPlan:
@@ -60,13 +60,14 @@ def resume_job(
     secrets: Mapping[str, str],
     python: str = "python",
     cloud_environment_dir: Path | None = None,
+    hold_cluster: HoldCluster | None = None,
 ) -> JobRecord:
     """Start an ended job's driver again; of several who do so at once only one succeeds.
 
     Args:
         plan: from ``read_resumable_plan``, moved to where it is to run now.
         secrets: values of ``plan.secret_names``.
-        python, cloud_environment_dir: see ``submit_job``.
+        python, cloud_environment_dir, hold_cluster: see ``submit_job``.
     Raises:
         NotFoundError: there is no such job.
         UsageError: it has not ended or has succeeded, or somebody else is resuming it.
@@ -93,5 +94,4 @@ def resume_job(
     )
     write_private_document(root, job_key(job_id, "plan.json"), plan)
     reopen_job(root, record, state)
-    start_driver(root, plan, record, cluster, secrets, python, cloud_environment_dir)
-    return record
+    return start_driver(root, plan, record, cluster, secrets, python, cloud_environment_dir, hold_cluster)

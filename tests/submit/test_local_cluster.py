@@ -5,14 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from support.job_server import JobServer
+from support.job_server import JobServer, serve_jobs
 
 from periflow_ray.errors import ClusterError
+from periflow_ray.jobs import read_record
+from periflow_ray.plan import build_plan, local_vm
+from periflow_ray.ray_jobs import RayJobs
+from periflow_ray.spec import JobSpec
+from periflow_ray.store.root import StorageRoot
 from periflow_ray.submit import local_cluster, local_supervisor
-from periflow_ray.submit.local_cluster import ClusterFacts, LocalCluster, LocalClusterDir, ensure_local_cluster
+from periflow_ray.submit.jobs import submit_job
+from periflow_ray.submit.local_cluster import (
+    ClusterFacts,
+    LocalCluster,
+    LocalClusterDir,
+    ensure_local_cluster,
+    hold_local_cluster,
+)
 
 THIS = ClusterFacts(sys.prefix, None)
 
@@ -22,7 +35,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalClusterDi
     monkeypatch.setenv(local_cluster.DIR_VARIABLE, str(tmp_path / "cluster"))
     monkeypatch.setattr(local_cluster.ClusterFacts, "of_this_process", classmethod(lambda cls: THIS))
     directory = LocalClusterDir()
-    with directory.lock():
+    with directory.lock("tests"):
         directory.create_token()
     return directory
 
@@ -77,6 +90,46 @@ def test_a_cluster_of_another_python_or_other_gpus_is_replaced_when_it_is_idle(
     said: list[str] = []
     ensure_local_cluster(said.append)
     assert (len(started), said) == (1, [f"Starting another embedded Ray cluster: the idle one has {difference} ..."])
+
+
+def test_a_job_goes_to_the_cluster_that_took_the_place_of_the_one_that_was_asked(directory, server, started, tmp_path):
+    root = StorageRoot(str(tmp_path / "storage"))
+    with serve_jobs() as former:
+        asked = RayJobs(former.address)
+    # Meanwhile a shell with another Python found it idle, and started its own, which has ended since.
+    directory.write(LocalCluster(asked.address, os.getpid(), THIS))
+    spec = JobSpec.model_validate(
+        {"vm": "local", "num_devices": 1, "job_setting": {"type": "custom", "docker": {"command": "true"}}}
+    )
+    record = submit_job(
+        root,
+        build_plan(spec, local_vm(), storage_uri=root.uri),
+        asked,
+        workspace=None,
+        secrets={},
+        created_by="ada",
+        cloud_environment_dir=directory.cloud_environment_dir,
+        hold_cluster=hold_local_cluster,
+    )
+    assert (len(started), list(server.jobs)) == (1, [record.ray_submission_id])
+    assert read_record(root, record.job_id).ray_address == record.ray_address == server.address
+    # Its driver finds the shell's variables.
+    assert len(list(directory.cloud_environment_dir.iterdir())) == 1
+
+
+def test_nobody_replaces_a_cluster_while_a_job_is_submitted_and_who_waits_is_told_for_whom(
+    directory, server, started, wait_until
+):
+    directory.write(LocalCluster(server.address, os.getpid(), THIS))
+    said: list[str] = []
+    with hold_local_cluster():
+        waiting = threading.Thread(target=ensure_local_cluster, args=(said.append,))
+        waiting.start()
+        wait_until(lambda: bool(said))
+        assert said == [f"Waiting for process {os.getpid()}, which submits a job ..."]
+        assert waiting.is_alive()
+    waiting.join()
+    assert (started, len(said)) == ([], 1)
 
 
 def test_the_facts_of_a_cluster_are_in_its_record(directory):
