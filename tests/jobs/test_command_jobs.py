@@ -145,6 +145,7 @@ def test_restarts_resume_from_the_committed_checkpoint_and_come_to_the_end_after
 ) -> None:
     script = """
 import os, sys
+import helper
 import periflow_sdk as pf
 start, save = int(os.environ["PROCESSED_ITERS"]), os.environ["CKPT_DIR"]
 found = sorted(os.listdir(save))
@@ -158,15 +159,20 @@ for step in range(start + 1, 11):
         pf.upload_checkpoint()
     if step == 6 and start == 0:
         open(os.path.join(save, "never-uploaded.txt"), "w").close()
+        # As what clears out /tmp does.
+        os.remove(helper.__file__)
         sys.exit(3)
 if start < 10:
     pf.upload_checkpoint()
     sys.exit("no memory is left to evaluate")
 pf.metric({"accuracy": 0.9})
 """
-    outcome, job = workbench.submit(*write_job(script, extra="max_failures: 2\n"))
+    template, workspace = write_job(script, extra="max_failures: 2\n")
+    (workspace / "helper.py").touch()
+    outcome, job = workbench.submit(template, workspace)
 
     assert (outcome.exit_code, job.state.status, job.state.attempt) == (0, "success", 3), outcome
+    assert outcome.stdout.count("files of the workspace had been deleted on node 0") == 1
     job_id = job.record.job_id
     printed = [line.text for line in read_logs(workbench.root, job_id) if line.text.startswith("starts")]
     assert printed == [
