@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from support.powerless_keeper import use_powerless_keeper
 from periflow_ray.errors import JobFailedError
 from periflow_ray.jobs import claim_job_id, read_claim
 from periflow_ray.jobs.logs import LogWriter, read_logs
-from periflow_ray.plan import build_plan, find_vm
+from periflow_ray.plan import build_plan, find_vm, local_vm
 from periflow_ray.runtime.command_jobs.shell import CommandShell
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.monitor.contract import AttemptStart
@@ -74,7 +75,7 @@ def run_command(
             **template,
         }
     )
-    plan = build_plan(spec, find_vm("local"), storage_uri=root.uri)
+    plan = build_plan(spec, local_vm(devices_per_node=spec.num_devices), storage_uri=root.uri)
     claim_job_id(root)
     with MemberLog(LogWriter(root, 1, 0), "node 0", is_local=True) as log:
         shell = CommandShell(plan, root, 1, 0, read_claim(root, 1), secrets or {}, log, log.write)
@@ -100,6 +101,16 @@ def test_a_command_of_any_length_runs(root: StorageRoot) -> None:
         "mount paths in the command are rewritten (here on node 0): /workspace -> <root>/workspace",
         "bash 0 <root>/workspace",
     ]
+
+
+@pytest.mark.usefixtures("sandboxes")
+def test_long_lines_of_ranks_that_are_no_python_programs_do_not_mix(root: StorageRoot) -> None:
+    # Beyond what a pipe takes at once; bash's printf writes it in pieces.
+    command = 'line=$(printf "%20000s" | tr " " $RANK); for _ in $(seq 100); do printf "%s\\n" $line; done'
+    docker = {"type": "custom", "launch_mode": "device", "docker": {"command": command}}
+    failure, lines = run_command(root, command, num_devices=4, job_setting=docker)
+    assert failure is None
+    assert Counter(lines) == {str(rank) * 20_000: 100 for rank in range(4)}
 
 
 @pytest.mark.usefixtures("sandboxes")
