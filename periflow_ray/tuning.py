@@ -191,7 +191,11 @@ def _run(root: StorageRoot, plan: JobPlan, record: JobRecord, how: str) -> None:
     with StateKeeper(root, sweep_id, driver_id=driver_id_of(record)) as state:
         try:
             task = SweepTask(
-                root=root, sweep_id=sweep_id, num_nodes=plan.num_nodes, node_resources=plan.resources_per_node
+                root=root,
+                sweep_id=sweep_id,
+                sweep_plan=plan,
+                num_nodes=plan.num_nodes,
+                node_resources=plan.resources_per_node,
             )
             succeeded = run_sweep(root, state, plan, record, task, is_interactive=True)
         except Exception as err:

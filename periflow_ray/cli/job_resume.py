@@ -61,8 +61,10 @@ def resume(
     """
     from periflow_ray.jobs import read_record
     from periflow_ray.plan import LOCAL_VM_NAME
+    from periflow_ray.plan.trial import require_share
     from periflow_ray.submit.clusters import require_vms
     from periflow_ray.submit.resume import read_resumable_plan, resume_job
+    from periflow_ray.sweeps.documents import has_sweep, read_sweep
 
     if is_local and (address or vm_name):
         raise UsageError("--local means this machine; it cannot be used with --address or --vm.")
@@ -71,6 +73,8 @@ def resume(
     if devices_per_node is not None and not runs_here:
         raise UsageError("--devices-per-node is for this machine; elsewhere the VM type decides.")
     plan = _move(before, runs_here, vm_name, num_devices, devices_per_node, root.uri)
+    if has_sweep(root, job_id):
+        require_share(plan, read_sweep(root, job_id).resources.device)
     secrets = _collect_secrets(job_id, plan)
     cluster_address = None if runs_here else address or os.environ.get("RAY_ADDRESS")
     if not runs_here and not cluster_address:

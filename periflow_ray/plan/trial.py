@@ -13,6 +13,20 @@ HPARAMS_VARIABLE = "PERIFLOW_HPARAMS"
 # How long what a rank reports may wait on its way, in the processes of a trial.
 REPORT_INTERVAL_VARIABLE = "PERIFLOW_REPORT_INTERVAL_S"
 TRIAL_REPORT_INTERVAL_S = 0.05
+# What ``relocate`` changes of a plan, but for the CPUs, of which a trial has its share.
+_PLACE_FIELDS = (
+    "vm",
+    "fallback_vms",
+    "num_devices",
+    "num_nodes",
+    "devices_per_node",
+    "memory_bytes_per_device",
+    "gpus_per_device",
+    "storage_uri",
+    "storage_credential",
+    "elastic",
+    "price_per_hour_usd",
+)
 
 
 def plan_trial(
@@ -53,6 +67,23 @@ def plan_trial(
             "cpus_per_device": plan.cpus_per_device * device_share,
         }
     )
+
+
+def move_trial(plan: JobPlan, sweep_plan: JobPlan, device_share: float) -> JobPlan:
+    """The plan of a trial that goes on where its sweep runs now, and with as many devices as the sweep's trials have.
+
+    Args:
+        plan: of the trial, as it began.
+        sweep_plan: of the sweep's template, as it was resumed.
+        device_share: see ``plan_trial``.
+    """
+    place = {name: getattr(sweep_plan, name) for name in _PLACE_FIELDS}
+    return plan.model_copy(update={**place, "cpus_per_device": sweep_plan.cpus_per_device * device_share})
+
+
+def is_elsewhere(plan: JobPlan, sweep_plan: JobPlan) -> bool:
+    """Whether a trial began on other machines, or with other devices, than its sweep has now."""
+    return any(getattr(plan, name) != getattr(sweep_plan, name) for name in _PLACE_FIELDS)
 
 
 def require_share(plan: JobPlan, device_share: float) -> None:

@@ -89,6 +89,7 @@ def main() -> None:
             task = SweepTask(
                 root=root,
                 sweep_id=options.job_id,
+                sweep_plan=plan,
                 secrets=secrets,
                 shell_variables=shell_variables,
                 secrets_key=secrets_key,

@@ -10,11 +10,12 @@ from periflow_ray import jobs
 from periflow_ray.jobs import JobRecord, JobState
 from periflow_ray.jobs.resumes import reopen_job
 from periflow_ray.plan import JobPlan
-from periflow_ray.plan.trial import plan_trial
+from periflow_ray.plan.trial import is_elsewhere, move_trial, plan_trial
 from periflow_ray.spec.sweep_parameters import Value
 from periflow_ray.store.documents import read_document, write_private_document
 from periflow_ray.store.keys import WORKSPACE_FILE, job_key
 from periflow_ray.store.root import StorageRoot
+from periflow_ray.sweeps.documents import read_sweep
 
 
 def make_trial_job(
@@ -102,10 +103,18 @@ def _store_trial(
     jobs.write_record(root, record)
 
 
-def take_up_trial(root: StorageRoot, job_id: int) -> tuple[JobPlan, JobRecord]:
-    """The plan and the record of a trial's job for its new driver, which is the only one from now on."""
+def take_up_trial(root: StorageRoot, job_id: int, sweep_plan: JobPlan | None = None) -> tuple[JobPlan, JobRecord]:
+    """The plan and the record of a trial's job for its new driver, which is the only one from now on.
+
+    Args:
+        sweep_plan: where its sweep runs now; None for a trial that no sweep of ours has.
+    """
     plan = read_document(root, job_key(job_id, "plan.json"), JobPlan)
     record = dataclasses.replace(jobs.read_record(root, job_id), resumed_unix_s=time.time())
+    if record.sweep is not None and sweep_plan is not None and is_elsewhere(plan, sweep_plan):
+        plan = move_trial(plan, sweep_plan, read_sweep(root, record.sweep).resources.device)
+        write_private_document(root, job_key(job_id, "plan.json"), plan)
+        record = dataclasses.replace(record, **plan.record_fields)
     state = jobs.read_written_state(root, job_id)
     if state.status == "waiting" and not state.attempt:
         # An agent of an earlier driver may be about to begin it, too.

@@ -20,6 +20,7 @@ import pytest
 from click.testing import Result
 from support.sample_jobs import build_record
 
+from periflow_ray.cli import job_resume
 from periflow_ray.cli.sweep_pictures import KINDS
 from periflow_ray.jobs import (
     JobState,
@@ -232,6 +233,17 @@ def test_a_trial_alone_is_not_resumed(run_cli: RunCli, sweep: StorageRoot) -> No
     assert result.exit_code == 2
     assert f"job 14 is trial 4 of sweep {SWEEP_ID}" in result.stderr
     assert f"periflow-ray sweep resume {SWEEP_ID}" in result.stderr
+
+
+def test_a_sweep_whose_trials_share_a_device_does_not_go_on_with_trials_of_two_gpus(
+    run_cli: RunCli, sweep: StorageRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_state(sweep, SWEEP_ID, JobState("stopped", 100.0, 200.0, 200.0))
+    write_sweep(sweep, SWEEP_ID, SweepSpec.model_validate({**SWEEP, "resources": {"device": 0.5}}))
+    monkeypatch.setattr(job_resume, "count_gpus", lambda: 2)
+    result = run_cli("sweep", "resume", str(SWEEP_ID), "--local", "--num-devices", "2")
+    assert result.exit_code == 2
+    assert "resources.device is 0.5, and a trial has 2 devices on 1 nodes" in result.stderr
 
 
 def test_a_sweep_is_deleted_with_its_trials_and_no_other_way(run_cli: RunCli, sweep: StorageRoot) -> None:

@@ -28,6 +28,8 @@ from periflow_ray.jobs import (
 )
 from periflow_ray.jobs.metrics import Metric, MetricsWriter
 from periflow_ray.plan import build_plan, local_vm
+from periflow_ray.plan.relocate import move_plan
+from periflow_ray.plan.trial import plan_trial
 from periflow_ray.runtime.sweeps import trial_book
 from periflow_ray.runtime.sweeps.trial_book import TrialBook
 from periflow_ray.spec import SweepSpec, load_template
@@ -38,7 +40,7 @@ from periflow_ray.store.keys import job_key
 from periflow_ray.store.patience import Patience
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.segments import read_lines, segment_key
-from periflow_ray.sweeps.documents import read_place
+from periflow_ray.sweeps.documents import read_place, write_sweep
 from periflow_ray.sweeps.journal import read_trials
 from periflow_ray.sweeps.trials import take_up_trial
 
@@ -335,3 +337,21 @@ def test_nothing_goes_on_from_a_last_step_or_from_a_checkpoint_that_is_deleted_m
     monkeypatch.setattr(trial_book, "pin", pin_late)
     assert book.find_source("a") is None
     assert list_committed(root, job_id) == []
+
+
+def test_a_trial_that_began_with_other_devices_goes_on_with_those_of_the_resumed_sweep(
+    new_uri: Callable[[], str],
+) -> None:
+    root = StorageRoot(new_uri())
+    write_sweep(root, SWEEP_ID, SPEC)
+    book = open_book(root)
+    book.begin(1, {"x": 1.0}, "first-1")
+    (job_id,) = book.trials[1].job_ids
+    write_state(root, job_id, JobState("stopped", attempt=1))
+    moved = move_plan(PLAN, vm=local_vm(num_gpus=0), num_devices=2, storage_uri="/elsewhere", num_local_cpus=2)
+
+    plan, record = take_up_trial(root, job_id, moved)
+    assert (record.sweep, record.trial, record.num_devices) == (SWEEP_ID, 1, 2)
+    assert plan == plan_trial(moved, sweep=SWEEP_ID, name="book-1", hparams={"x": 1.0})
+    # The next one finds nothing to change.
+    assert take_up_trial(root, job_id, moved)[0] == plan

@@ -21,6 +21,7 @@ from periflow_ray.errors import JobFailedError
 from periflow_ray.jobs import read_claim
 from periflow_ray.jobs.metrics import Metric
 from periflow_ray.jobs.succession import driver_id_of
+from periflow_ray.plan import JobPlan
 from periflow_ray.plan.trial import TRIAL_REPORT_INTERVAL_S
 from periflow_ray.runtime.command_jobs.node import NodeTask, run_member
 from periflow_ray.runtime.environments.login import read_login
@@ -52,9 +53,11 @@ class TrialTask:
     Args:
         num_nodes: of each trial.
         node_resources: what each node of several asks Ray for.
+        sweep_plan: of the sweep as it runs now; None where there is none of ours.
     """
 
     root: StorageRoot
+    sweep_plan: JobPlan | None = None
     num_nodes: int = 1
     node_resources: Mapping[str, float] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(repr=False, default_factory=dict)
@@ -151,7 +154,7 @@ class TrialJob:
     def _run_job(self, hand_on: Callable[[Report], None]) -> JobEnd:
         task, job_id, gang = self._task, self.job_id, self._gang
         patience = Patience(print, is_cancelled=self._is_over.is_set)
-        plan, record = patience.insist(lambda: take_up_trial(task.root, job_id))
+        plan, record = patience.insist(lambda: take_up_trial(task.root, job_id, task.sweep_plan))
         root = task.root if plan.fsync else task.root.without_fsync()
         driver_id = driver_id_of(record)
         claim = patience.insist(lambda: read_claim(root, job_id))
