@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from periflow_ray.cli.checkpoint import resolve_id
 from periflow_ray.cli.complete import complete_checkpoint, complete_credential
 from periflow_ray.cli.options import storage_option
-from periflow_ray.cli.output import output_option, talk_console, tell_skipped, write_output
+from periflow_ray.cli.output import is_drawable, output_option, talk_console, tell_skipped, write_output
 from periflow_ray.cli.tables import draw_table
 from periflow_ray.errors import CorruptCheckpointError, StorageError, UsageError
 from periflow_ray.jobs.user import user_name
@@ -195,7 +195,7 @@ def _progress(text: str, size: int) -> Iterator[Callable[[int], None]]:
     """A bar with bytes per second on a terminal; yields what to call with each number of bytes."""
     console = talk_console()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not is_drawable(console)) as progress:
         task = progress.add_task(text, total=size)
         yield lambda num_bytes: progress.advance(task, num_bytes)
 

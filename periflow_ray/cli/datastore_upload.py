@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from periflow_ray.cli.complete import complete_file
 from periflow_ray.cli.dataset_metadata import metadata_file_option, read_metadata
 from periflow_ray.cli.options import storage_option
-from periflow_ray.cli.output import talk_console, tell_skipped
+from periflow_ray.cli.output import is_drawable, talk_console, tell_skipped
 from periflow_ray.store.datasets import UploadProgress, upload_dataset
 from periflow_ray.store.root import StorageRoot
 from periflow_ray.store.size_text import format_size
@@ -64,7 +64,7 @@ def _show_progress() -> Iterator[UploadProgress]:
         DownloadColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not is_drawable(console),
         transient=True,
     )
     tasks: dict[str, TaskID] = {}

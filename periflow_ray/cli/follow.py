@@ -17,7 +17,7 @@ from rich.console import Console
 
 from periflow_ray.cli.log_view import LogView
 from periflow_ray.cli.main import INTERRUPTED_EXIT_CODE
-from periflow_ray.cli.output import tell_left_out
+from periflow_ray.cli.output import is_drawable, tell_left_out
 from periflow_ray.cli.progress import LiveProgress, PlainProgress, ProgressDisplay
 from periflow_ray.errors import ClusterError, JobFailedError, JobStoppedError, NewerFormatError, StorageError
 from periflow_ray.jobs import JobProgress, JobState, read_progress, read_record
@@ -65,7 +65,7 @@ def follow_job(
     awaits_init = not has_sweep(root, job_id)
     display: ProgressDisplay = (
         LiveProgress(console, awaits_init=awaits_init)
-        if console.is_terminal
+        if is_drawable(console)
         else PlainProgress(console, job_id, awaits_init=awaits_init)
     )
     view = view or LogView(shows_node=record.num_nodes > 1)

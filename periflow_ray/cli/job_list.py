@@ -13,7 +13,7 @@ from periflow_ray.cli.choice import Choice
 from periflow_ray.cli.complete import complete_experiment, complete_job_name, complete_sweep, complete_vm
 from periflow_ray.cli.job_table import draw_jobs, job_document
 from periflow_ray.cli.options import find_sweep, since_option, storage_option, until_option
-from periflow_ray.cli.output import output_option, tell_empty, tell_left_out, write_output
+from periflow_ray.cli.output import clear_screen, output_option, tell_empty, tell_left_out, write_output
 from periflow_ray.errors import UsageError
 from periflow_ray.jobs import JOB_STATUSES, Job, list_jobs, read_jobs
 from periflow_ray.store.root import StorageRoot
@@ -86,7 +86,7 @@ def list_command(
         if not watch:
             return
         time.sleep(_WATCH_INTERVAL_S)
-        click.clear()
+        clear_screen()
 
 
 def _show(root: StorageRoot, shown: Sequence[Job], num_found: int, num_listed: int, output: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.theme import Theme
 
 from periflow_ray.cli.choice import Choice
 from periflow_ray.cli.plain_text import escape_cell, escape_controls, escape_json
@@ -60,6 +61,12 @@ def tell_left_out(err: DocumentError) -> None:
     click.echo(escape_controls(f"Left out: {err}"), err=True)
 
 
+# Rich's own colours of progress bars, some of which cannot be read on a light ground.
+_THEME = Theme(
+    {f"progress.{name}": "none" for name in ("remaining", "elapsed", "percentage", "download", "data.speed")}
+)
+
+
 def tell_empty(root: StorageRoot, what: str, how: str) -> None:
     """Say that a list has nothing in it and what to do next, and name the storage root: perhaps it is another one.
 
@@ -93,7 +100,7 @@ def tell_ignored(paths: Sequence[str], git_trouble: str | None) -> None:
 
 def data_console() -> Console:
     """A console on standard output; it shows text as it is and never cuts it off when piped."""
-    console = _PlainConsole(markup=False, highlight=False, emoji=False, soft_wrap=False)
+    console = _PlainConsole(markup=False, highlight=False, emoji=False, soft_wrap=False, theme=_THEME)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     return console
@@ -101,7 +108,20 @@ def data_console() -> Console:
 
 def talk_console() -> Console:
     """A console on standard error, for what is not the command's result."""
-    return _PlainConsole(stderr=True, markup=False, highlight=False, emoji=False)
+    return _PlainConsole(stderr=True, markup=False, highlight=False, emoji=False, theme=_THEME)
+
+
+def is_drawable(console: Console) -> bool:
+    """Whether lines may be drawn anew: on a terminal that knows how."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def clear_screen() -> None:
+    """Make room for the next picture; below the former one where a terminal cannot be cleared."""
+    if is_drawable(data_console()):
+        click.clear()
+    else:
+        click.echo()
 
 
 class _PlainConsole(Console):

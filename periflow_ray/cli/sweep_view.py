@@ -11,7 +11,7 @@ import click
 
 from periflow_ray.cli.format import NOTHING, format_duration, format_time, iso_time
 from periflow_ray.cli.options import storage_option, sweep_argument
-from periflow_ray.cli.output import output_option, tell_empty, tell_left_out, write_output
+from periflow_ray.cli.output import clear_screen, output_option, tell_empty, tell_left_out, write_output
 from periflow_ray.cli.tables import draw_fields, draw_table
 from periflow_ray.errors import UsageError
 from periflow_ray.jobs import JobState, list_jobs, read_state
@@ -99,7 +99,7 @@ def view(sweep_id: int, limit: int, shows_all: bool, watch: bool, root: StorageR
         raise UsageError("--watch is for people; it cannot be used with -o json or -o yaml.")
     while not _show(root, sweep_id, None if shows_all else limit, output) and watch:
         time.sleep(_WATCH_INTERVAL_S)
-        click.clear()
+        clear_screen()
 
 
 def _show(root: StorageRoot, sweep_id: int, limit: int | None, output: str) -> bool:

@@ -20,6 +20,8 @@ from periflow_ray.cli.plain_text import escape_block, escape_cell
 
 # Sentences that are narrower than this are hard to read.
 _MIN_TEXT_WIDTH = 24
+# Blanks between columns that have no lines between them.
+_GAP = 2
 _STATUS_STYLES = {
     "success": "green",
     "committed": "green",
@@ -39,8 +41,8 @@ def draw_table(
 ) -> None:
     """Draw a table with bold headings, in which no name, number or address is ever folded: people copy them.
 
-    Where the terminal is too narrow, columns are left out, and a line says so; where that is not enough, each row
-    becomes a list of lines. Very long cells lose their middle.
+    Where the terminal is too narrow, columns are left out, and a line says so; where that is not enough, so is the
+    frame, or each row becomes a list of lines. Very long cells lose their middle.
 
     Args:
         text_column: the column of sentences, which fold between words and may have several lines.
@@ -64,7 +66,12 @@ def draw_table(
     widths = [widths[index] for index in shown]
     rows = [[row[index] for index in shown] for row in rows]
     if _table_width([least[index] for index in shown]) > console.width:
-        _draw_records(console, columns, rows)
+        if sum(widths) + _GAP * (len(widths) - 1) <= console.width and not any(
+            "\n" in cell for row in rows for cell in row
+        ):
+            _draw_unframed(console, columns, rows, widths)
+        else:
+            _draw_records(console, columns, rows)
     elif _table_width(widths) <= console.width and not any("\n" in cell for row in rows for cell in row):
         console.print(_UnfoldedTable(columns, rows, [2 + width for width in widths]))
     else:
@@ -75,9 +82,7 @@ def draw_table(
             table.add_row(*(Text(cell, _style_of(column, cell)) for column, cell in zip(columns, row, strict=True)))
         console.print(table)
     if left_out:
-        console.print(
-            f"{console.width} columns have no room for: {', '.join(left_out)}. With them: -o json", soft_wrap=True
-        )
+        console.print(f"{console.width} columns have no room for: {', '.join(left_out)}. With them: -o json")
 
 
 def _fit_columns(columns: Sequence[str], widths: Sequence[int], dropped_first: Sequence[str], limit: int) -> list[int]:
@@ -102,6 +107,18 @@ def _least_text_width(cells: Sequence[str]) -> int:
     """How narrow sentences may be drawn: words stay whole."""
     longest_word = max((cell_len(word) for cell in cells for word in cell.split()), default=0)
     return max(longest_word, min(_MIN_TEXT_WIDTH, max(map(_width, cells))))
+
+
+def _draw_unframed(
+    console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int]
+) -> None:
+    for number, row in enumerate([columns, *rows]):
+        line = Text()
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            line.append(cell, "bold" if number == 0 else _style_of(columns[index], cell))
+            if index < len(row) - 1:
+                line.append(" " * (width - cell_len(cell) + _GAP))
+        console.print(line, soft_wrap=True)
 
 
 def _draw_records(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

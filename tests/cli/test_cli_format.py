@@ -5,11 +5,13 @@ import math
 
 import pytest
 from rich.console import Console
+from rich.default_styles import DEFAULT_STYLES
 from rich.table import Table
 
 from periflow_ray.cli.file_tree import build_file_tree
 from periflow_ray.cli.format import format_duration, format_time, format_value, iso_time
-from periflow_ray.cli.tables import draw_table
+from periflow_ray.cli.output import is_drawable, talk_console
+from periflow_ray.cli.tables import _STATUS_STYLES, draw_table
 from periflow_ray.store.size_text import format_size
 
 
@@ -70,10 +72,39 @@ def test_where_a_table_does_not_fit_columns_go_first_and_nothing_folds():
 ┡━━━━━━╇━━━━━━━━━━━━━━━━━┩
 │ a    │ azure-16gb-v100 │
 └──────┴─────────────────┘
-26 columns have no room for: Region. With them: -o json
+26 columns have no room \nfor: Region. With them: -o\njson
 """
     )
     assert draw(columns, [row, row], 25) == "\n".join(["Name    a\nVM      azure-16gb-v100\nRegion  eastus\n"] * 2)
+
+
+def test_where_a_frame_has_no_room_the_columns_stand_without_it():
+    rows = [("azure-16gb-v100", "1.25"), ("local", "-")]
+    assert (
+        draw(["VM", "USD/hour"], rows, 25)
+        == """\
+VM               USD/hour
+azure-16gb-v100  1.25
+local            -
+"""
+    )
+    assert draw(["VM", "USD/hour"], rows[:1], 24) == "VM        azure-16gb-v100\nUSD/hour  1.25\n"
+
+
+def test_colours_can_be_read_on_a_light_and_on_a_dark_ground():
+    console = talk_console()
+    names = [name for name in DEFAULT_STYLES if name.startswith("progress.")]
+    # Yellow and cyan are too light for a white ground, blue is too dark for a black one.
+    assert {"yellow", "cyan"} <= {str(DEFAULT_STYLES[name]) for name in names}
+    assert {str(console.get_style(name)) for name in names} <= {"none", "green"}
+    assert {style.split()[-1] for style in _STATUS_STYLES.values()} == {"green", "bold", "red"}
+
+
+def test_a_terminal_that_cannot_draw_gets_plain_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    assert is_drawable(Console(force_terminal=True))
+    monkeypatch.setenv("TERM", "dumb")
+    assert not is_drawable(Console(force_terminal=True))
 
 
 def test_sentences_fold_between_words_beside_names_that_do_not():
