@@ -449,7 +449,7 @@ def test_closing_hangs_up_and_lets_nobody_in(server, connect, monkeypatch):
     server.close()
 
 
-def test_processes_that_only_guess_who_they_are_are_told_when_both_train(server, connect, notes):
+def test_processes_that_only_guess_who_they_are_are_told_when_both_train(server, connect, notes, wait_until):
     first, second, idle = connect(), connect(), connect()
     for rank, pid in ((first, 11), (second, 12), (idle, 13)):
         rank.say(
@@ -457,6 +457,7 @@ def test_processes_that_only_guess_who_they_are_are_told_when_both_train(server,
         )
         rank.say("records", step=0, metrics=[])
     first.say("records", step=1, metrics=[])
+    wait_until(lambda: server.take_records().steps == {0: 1})
     second.say("records", step=1, metrics=[[1, 1.0, {"loss": 2.0}]])
     assert second.hear() is None
     idle.say("bye", has_failed=False)
