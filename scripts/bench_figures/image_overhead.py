@@ -48,8 +48,7 @@ def measure_image_overhead() -> list[Row]:
 def _image() -> Iterator[tuple[ImageSetup, dict[str, str]]]:
     """An image that finds this environment's torch, and what a cluster has to know to use it."""
     packages, libraries = sysconfig.get_path("purelib"), f"/usr/lib/{platform.machine()}-linux-gnu"
-    # Processes are killed by the numbers that they know of themselves.
-    options = ("--pid=host", *(f"--volume={path}:{path}:ro" for path in (packages, libraries)))
+    options = tuple(f"--volume={path}:{path}:ro" for path in (packages, libraries))
     with (
         tempfile.TemporaryDirectory(prefix="pf-podman-", dir="/tmp", ignore_cleanup_errors=True) as directory,
         serve_podman(Path(directory)) as (podman, name),

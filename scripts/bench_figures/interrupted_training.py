@@ -3,6 +3,8 @@
 All three run ``measured/interrupted/training.py`` and write down each of their steps. Ray Train keeps its checkpoints
 on the same disk and looks after its workers as often as our jobs let it do, which is eight times its default; its
 workers and the job's nodes are on the same embedded cluster.
+
+Long because the trainings differ in how they start and stop, and in nothing else.
 """
 
 from __future__ import annotations
@@ -75,11 +77,11 @@ class ImageSetup:
 
 @dataclass(frozen=True)
 class Mark:
-    """What a process of a rank did when."""
+    """What a process of a rank did when; ``process`` is its number and when it began, since numbers come again."""
 
     what: str
     time_unix_s: float
-    pid: int
+    process: str
 
     @property
     def step(self) -> int | None:
@@ -128,7 +130,7 @@ class InterruptedTraining(abc.ABC):
             lines = (self.marks_dir / f"rank-{rank}").read_text().splitlines()
         except FileNotFoundError:
             return []
-        return [Mark(what, float(time_unix_s), int(pid)) for what, time_unix_s, pid in map(str.split, lines)]
+        return [Mark(what, float(time_unix_s), process) for what, time_unix_s, process in map(str.split, lines)]
 
     def wait_for_new_processes(self, after_unix_s: float = 0.0) -> float:
         """Wait until every rank has made a step in a process that began after a time; returns when all had."""
@@ -159,8 +161,8 @@ class InterruptedTraining(abc.ABC):
         steps = [0]
         for rank in range(NUM_RANKS):
             marks = self.marks(rank)
-            old_pids = {mark.pid for mark in marks if mark.time_unix_s <= after_unix_s}
-            steps += [mark.step for mark in marks if mark.pid in old_pids and mark.step is not None]
+            old = {mark.process for mark in marks if mark.time_unix_s <= after_unix_s}
+            steps += [mark.step for mark in marks if mark.process in old and mark.step is not None]
         return max(steps)
 
     def last_step(self) -> int:
@@ -169,16 +171,26 @@ class InterruptedTraining(abc.ABC):
 
     def kill_rank(self, rank: int) -> float:
         """SIGKILL the process of a rank; returns when."""
-        pid = self.marks(rank)[-1].pid
+        pid = self._find_process(rank)
         now_unix_s = time.time()
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         return now_unix_s
 
+    def _find_process(self, rank: int) -> int:
+        """The process of a rank, which a container counts otherwise."""
+        for directory in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                arguments = (directory / "cmdline").read_bytes().split(b"\0")
+                is_training = str(self.marks_dir).encode() in arguments and arguments[0].endswith(b"python")
+                if is_training and f"RANK={rank}".encode() in (directory / "environ").read_bytes().split(b"\0"):
+                    return int(directory.name)
+        return int(self.marks(rank)[-1].process.partition(".")[0])
+
     def _first_new_step(self, rank: int, after_unix_s: float) -> float | None:
         marks = self.marks(rank)
-        old_pids = {mark.pid for mark in marks if mark.time_unix_s <= after_unix_s}
-        return next((mark.time_unix_s for mark in marks if mark.step is not None and mark.pid not in old_pids), None)
+        old = {mark.process for mark in marks if mark.time_unix_s <= after_unix_s}
+        return next((mark.time_unix_s for mark in marks if mark.step is not None and mark.process not in old), None)
 
     def _wait_for(self, find: Callable[[], T | None]) -> T:
         deadline_s = time.monotonic() + TIMEOUT_S

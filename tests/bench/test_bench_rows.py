@@ -75,6 +75,7 @@ def test_the_promised_figures_are_all_there():
         "goodput",
         "notice_to_save",
         "healthy_overhead",
+        "image_overhead",
         "sweep",
         "sweep_10000",
         "cluster",

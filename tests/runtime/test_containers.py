@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from node_run import NodeRun
 from support.container_images import Podman
-from support.links import TELLS_NOBODY
 
 from periflow_ray.errors import JobFailedError
 from periflow_ray.processes import keeper
@@ -120,10 +119,9 @@ def test_a_container_that_a_killed_agent_left_is_ended_by_the_next_attempt(
     podman: Podman, image: str, make_run: Callable[..., NodeRun]
 ) -> None:
     run = make_run("true", image)
-    run.shell.prepare(1, TELLS_NOBODY)
     label = label_of(Sandbox(run.root.uri, 1, 0).directory)
     podman.run("run", "--detach", "--network=host", "--label", label, image, "sleep", "1000")
-    run.start(attempt=2)
+    run.start()
     assert run.finish() is None
     assert "ended a container, left over from an earlier attempt on this node" in run.notes
 

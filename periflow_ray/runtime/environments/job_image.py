@@ -35,12 +35,12 @@ class JobImage:
         Raises:
             JobFailedError: the job requires its image, and there is no engine.
         """
-        if self._plan.image is None:
+        # Those of this agent's own attempts are gone when its commands have ended.
+        if self._plan.image is None or self._engine is not None:
             return
         try:
             self._engine = find_engine()
         except NoEngineError as err:
-            self._engine = None
             self._do_without(f"{err}. Install Docker or Podman there")
             return
         if self._engine.remove_labelled(label_of(sandbox)):

@@ -1,7 +1,7 @@
 """A small training over all ranks whose steps take as long as on a device that is faster than this machine's cores.
 
 What the computing does not need of a step's time is slept: the cores are free meanwhile, as beside a device. Every
-rank writes down when it did what, in ``<directory>/rank-<rank>``: lines of ``<what> <Unix seconds> <process id>``.
+rank writes down when it did what, in ``<directory>/rank-<rank>``: lines of ``<what> <Unix seconds> <process>``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 BATCH_SIZE, WIDTH = 16, 256
 FILE_NAME = "training.pt"
+_PROCESS = f"{os.getpid()}.{time.time_ns()}"
 
 
 class Marks:
@@ -27,7 +28,7 @@ class Marks:
 
     def write(self, what: object, time_unix_s: float | None = None) -> None:
         """A line of its own, also when the process is killed right after it."""
-        line = f"{what} {time.time() if time_unix_s is None else time_unix_s} {os.getpid()}\n"
+        line = f"{what} {time.time() if time_unix_s is None else time_unix_s} {_PROCESS}\n"
         os.write(self._file, line.encode())
 
 
