@@ -62,11 +62,11 @@ def follow_job(
     """
     record = read_record(root, job_id)
     # The trials of a sweep are the ones with scripts.
-    awaits_init = not has_sweep(root, job_id)
+    is_sweep = has_sweep(root, job_id)
     display: ProgressDisplay = (
-        LiveProgress(console, awaits_init=awaits_init)
+        LiveProgress(console, is_sweep=is_sweep)
         if is_drawable(console)
-        else PlainProgress(console, job_id, awaits_init=awaits_init)
+        else PlainProgress(console, job_id, is_sweep=is_sweep)
     )
     view = view or LogView(shows_node=record.num_nodes > 1)
     # Lines with a certain text may be anywhere.

@@ -32,7 +32,7 @@ def check_picture_path(path: Path) -> None:
     if path.suffix.lower() not in PICTURE_SUFFIXES:
         raise UsageError(f"--plot {path}: the name must end in .png or .html.")
     if path.suffix.lower() == ".png":
-        import_figure()
+        _import_figure_for_png()
 
 
 def write_picture(path: Path, title: str, series: Sequence[Series]) -> None:
@@ -47,7 +47,7 @@ def write_picture(path: Path, title: str, series: Sequence[Series]) -> None:
 
 def _write_png(path: Path, title: str, diagrams: Sequence[tuple[str, Sequence[Series]]]) -> None:
     # The Figure class alone: pyplot would look for a display.
-    figure = import_figure()(figsize=(9, 0.6 + 2.8 * len(diagrams)), layout="constrained")
+    figure = _import_figure_for_png()(figsize=(9, 0.6 + 2.8 * len(diagrams)), layout="constrained")
     figure.suptitle(title, parse_math=False)
     for index, (name, entries) in enumerate(diagrams):
         axes = figure.add_subplot(len(diagrams), 1, index + 1)
@@ -68,9 +68,11 @@ def _write_png(path: Path, title: str, diagrams: Sequence[tuple[str, Sequence[Se
     figure.savefig(path, dpi=120, format="png")
 
 
-def import_figure() -> type:
+def import_figure(needs_it: str = "a .png needs matplotlib", otherwise: str = "") -> type:
     """Matplotlib's ``Figure``.
 
+    Args:
+        needs_it, otherwise: what the error says of the picture, and of what goes without.
     Raises:
         PeriflowRayError: matplotlib is not installed.
     """
@@ -78,11 +80,14 @@ def import_figure() -> type:
         from matplotlib.figure import Figure
     except ImportError as err:
         raise PeriflowRayError(
-            "a .png needs matplotlib, which is not installed: pip install 'periflow-ray[plot]'. "
-            "A .html picture needs nothing: --plot metrics.html"
+            f"{needs_it}, which is not installed: pip install 'periflow-ray[plot]'.{otherwise}"
         ) from err
     figure_class: type = Figure
     return figure_class
+
+
+def _import_figure_for_png() -> type:
+    return import_figure(otherwise=" A .html picture needs nothing: --plot metrics.html")
 
 
 def _build_page(title: str, diagrams: Sequence[tuple[str, Sequence[Series]]]) -> str:

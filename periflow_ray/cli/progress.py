@@ -29,12 +29,12 @@ class ProgressDisplay(Protocol):
         """Show how far the job is now."""
 
 
-def describe_progress(progress: JobProgress) -> str:
+def describe_progress(progress: JobProgress, unit: str = "steps") -> str:
     """``120/1000 steps (12 %), 3.2 steps/s, ETA 4m 35s, loss 0.532``; empty before the first step."""
-    return ", ".join(_describe_parts(progress).values())
+    return ", ".join(_describe_parts(progress, unit).values())
 
 
-def _describe_parts(progress: JobProgress) -> dict[str, str]:
+def _describe_parts(progress: JobProgress, unit: str) -> dict[str, str]:
     if not progress.step and not progress.total_train_steps:
         return {}
     total = progress.total_train_steps
@@ -43,7 +43,7 @@ def _describe_parts(progress: JobProgress) -> dict[str, str]:
         more = progress.step - total
         parts = {"step": f"{progress.step} steps, {more} more than the {total} that pf.init was told"}
     elif total:
-        parts = {"step": f"{progress.step}/{total} steps ({100 * progress.step // total} %)"}
+        parts = {"step": f"{progress.step}/{total} {unit} ({100 * progress.step // total} %)"}
     else:
         parts = {"step": f"step {progress.step}"}
     if progress.steps_per_s:
@@ -69,12 +69,12 @@ class LiveProgress:
     """One line at the bottom of a terminal, redrawn below every new log line.
 
     Args:
-        awaits_init: whether the job is one whose script calls ``pf.init``.
+        is_sweep: whether the job is one that counts trials and has no script of its own.
     """
 
-    def __init__(self, console: Console, *, awaits_init: bool = True) -> None:
+    def __init__(self, console: Console, *, is_sweep: bool = False) -> None:
         self._console = console
-        self._awaits_init = awaits_init
+        self._is_sweep = is_sweep
         self._is_shown = False
 
     def hide(self) -> None:
@@ -89,11 +89,11 @@ class LiveProgress:
         self.hide()
         # One column short of the edge: a full line would wrap and could not be taken away.
         limit = self._console.width - 1
-        waits_for = state.message or (describe_first_wait(state, progress) if self._awaits_init else "")
+        waits_for = state.message or ("" if self._is_sweep else describe_first_wait(state, progress))
         if not progress.step and waits_for:
             text = f"{state.status}: {waits_for}".replace("\n", " ")
         else:
-            text = _fit_line(state, progress, limit)
+            text = _fit_line(state, progress, limit, _unit_of(self._is_sweep))
         self._console.file.write(set_cell_size(escape_cell(text), limit).rstrip())
         self._console.file.flush()
         self._is_shown = True
@@ -108,7 +108,7 @@ class PlainProgress:
         job_id: int,
         clock: Callable[[], float] = time.monotonic,
         *,
-        awaits_init: bool = True,
+        is_sweep: bool = False,
     ) -> None:
         self._console = console
         self._job_id = job_id
@@ -116,7 +116,7 @@ class PlainProgress:
         self._status: tuple[str, int, str | None] | None = None
         self._step = 0
         self._shown_s = -PLAIN_INTERVAL_S
-        self._awaits_init = awaits_init
+        self._is_sweep = is_sweep
         self._waiting_for = ""
         self._waiting_since_s = 0.0
 
@@ -131,10 +131,10 @@ class PlainProgress:
             message = f": {state.message}" if state.message else ""
             self._print(f"Job ({self._job_id}) {state.status}{attempt}{message}")
         self._status = status
-        if self._awaits_init:
+        if not self._is_sweep:
             self._show_first_wait(describe_first_wait(state, progress))
         if progress.step != self._step and self._is_due(state, progress):
-            self._print(f"Job ({self._job_id}) {describe_progress(progress)}")
+            self._print(f"Job ({self._job_id}) {describe_progress(progress, _unit_of(self._is_sweep))}")
             self._step = progress.step
             self._shown_s = self._clock()
 
@@ -157,9 +157,13 @@ class PlainProgress:
         self._console.file.flush()
 
 
-def _fit_line(state: JobState, progress: JobProgress, limit: int) -> str:
+def _unit_of(is_sweep: bool) -> str:
+    return "trials" if is_sweep else "steps"
+
+
+def _fit_line(state: JobState, progress: JobProgress, limit: int, unit: str) -> str:
     """Status, bar and progress in at most this many columns: the bar becomes short and goes first, the loss last."""
-    parts = _describe_parts(progress)
+    parts = _describe_parts(progress, unit)
     text = ", ".join(parts.values())
     for name in ("speed", "rest"):
         if len(state.status) + 1 + len(text) > limit:

@@ -79,7 +79,7 @@ def write_page(path: Path, kinds: Sequence[str], picture: SweepPicture) -> None:
 
 def _draw(kind: str, picture: SweepPicture) -> Any:
     # The Figure class alone: pyplot would look for a display.
-    figure = import_figure()(figsize=(9, 4.5), layout="constrained")
+    figure = import_figure("pictures of sweeps need matplotlib")(figsize=(9, 4.5), layout="constrained")
     figure.suptitle(f"{picture.title}: {kind}", parse_math=False)
     KINDS[kind](figure, picture)
     return figure

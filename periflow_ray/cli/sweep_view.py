@@ -120,7 +120,7 @@ def _show(root: StorageRoot, sweep_id: int, limit: int | None, output: str) -> b
             {**trial_document(trial, spec), "cost_usd": _round(cost_of([trial], plan, spec))} for trial in shown
         ],
     }
-    write_output(output, document, lambda console: _draw_trials(console, spec, state, trials, shown, plan))
+    write_output(output, document, lambda console: _draw_trials(console, sweep_id, spec, state, trials, shown, plan))
     if len(shown) < len(trials):
         click.echo(f"{len(trials) - len(shown)} more: periflow-ray sweep view {sweep_id} --all", err=True)
     return state.has_ended
@@ -198,6 +198,7 @@ def trial_document(trial: Trial, spec: SweepSpec) -> dict[str, Any]:
 
 def _draw_trials(
     console: Console,
+    sweep_id: int,
     spec: SweepSpec,
     state: JobState,
     trials: Sequence[Trial],
@@ -205,30 +206,39 @@ def _draw_trials(
     plan: JobPlan,
 ) -> None:
     num_ended = sum(trial.is_final for trial in trials)
-    console.print(f"Sweep is {state.status}: {num_ended} of {spec.num_wanted} trials have ended.")
+    goal = "highest" if spec.mode == "max" else "lowest"
+    console.print(
+        f"Sweep {sweep_id}: {state.status}. {num_ended} of {spec.num_wanted} trials have ended. "
+        f"Best: the {goal} {spec.metric}.",
+        soft_wrap=True,
+        markup=False,
+    )
     if state.message:
-        console.print(state.message, soft_wrap=True)
+        console.print(state.message, soft_wrap=True, markup=False)
     varying = [name for name in spec.parameters if len({repr(trial.parameters.get(name)) for trial in trials}) > 1]
     costs = () if usd_per_trial_hour(plan, spec) is None else ("Cost",)
-    columns = ("Trial", *varying, f"Best {spec.metric}", "Last", "Step", "Status", "Job", "Starts", "Time", *costs)
+    columns = ("Trial", *varying, "Best", "Last", "Step", "Status", "Job", "Starts", "Time", *costs, "Why")
     rows = []
     for trial in shown:
-        best, last = trial.best(spec.mode), trial.last
         rows.append(
             (
                 str(trial.number),
                 *(_show_value(trial.parameters.get(name)) for name in varying),
-                NOTHING if best is None else f"{best:g}",
-                NOTHING if last is None else f"{last:g}",
+                _show_value(trial.best(spec.mode)),
+                _show_value(trial.last),
                 str(trial.step),
-                trial.status if trial.why is None else f"{trial.status}: {trial.why}",
+                trial.status,
                 str(trial.job_ids[-1]) if trial.job_ids else NOTHING,
                 NOTHING if trial.num_attempts is None else str(trial.num_attempts),
                 format_duration(trial.duration_s),
                 *(f"${cost:.2f}" for cost in [cost_of([trial], plan, spec)] if cost is not None),
+                # The other lines, such as a traceback, are in the log of its job.
+                next(iter((trial.why or "").splitlines()), NOTHING),
             )
         )
-    draw_table(console, columns, rows, text_column="Status", dropped_first=("Starts", "Last", "Time", *costs))
+    # Rather fewer parameters than a list of lines for each trial, which nobody can compare.
+    dropped_first = ("Why", "Starts", "Last", "Time", *costs, "Job", *reversed(varying))
+    draw_table(console, columns, rows, text_column="Why", dropped_first=dropped_first)
 
 
 def _read_plan(root: StorageRoot, sweep_id: int) -> JobPlan:
@@ -246,4 +256,4 @@ def _round(cost_usd: float | None) -> float | None:
 def _show_value(value: Any) -> str:
     if value is None:
         return NOTHING
-    return f"{value:.6g}" if isinstance(value, float) else text_of(value)
+    return f"{value:.4g}" if isinstance(value, float) else text_of(value)

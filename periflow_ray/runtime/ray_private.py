@@ -9,9 +9,11 @@ Long because no other file may have any of it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,6 +267,18 @@ def asks_for_token(address: str, timeout_s: float) -> bool:
         except grpc.RpcError as err:
             return bool(err.code() == grpc.StatusCode.UNAUTHENTICATED)
     return False
+
+
+@contextlib.contextmanager
+def without_token_hint() -> Iterator[None]:
+    """While a cluster starts, Ray does not tell how to let everybody in: it would say so at the start of each job."""
+    logger = logging.getLogger("ray._private.authentication.authentication_token_setup")
+    former_level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(former_level)
 
 
 def enable_token_if_there() -> bool:

@@ -58,6 +58,7 @@ class Failures:
     no_connection: frozenset[str] = frozenset()
     bad_settings: frozenset[str] = frozenset()
     no_credential_texts: frozenset[str] = frozenset()
+    how_to_log_in: str = "make a credential: periflow-ray credential create NAME --type TYPE"
 
     def describe(self, err: BaseException) -> str:
         """The reason of a failure in one line, without addresses that may carry a signature."""
@@ -71,7 +72,7 @@ class Failures:
         if code in self.denied or status == 403:
             return f"access is denied ({code or status})"
         if self._has_no_credential(err):
-            return "no credential was found in this environment; make one: periflow-ray credential create"
+            return f"no keys were found here; {self.how_to_log_in}"
         if code or status:
             message = str(err) if answer.message is None else answer.message
             return _one_line(f"the server answers {code or status}: {message}")

@@ -28,7 +28,7 @@ def collect_env(assignments: Sequence[str], files: Sequence[Path], environ: Mapp
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as err:
-            raise UsageError(f"--env-file '{path}' cannot be read: {err}") from err
+            raise UsageError(f"--env-file '{path}' cannot be read: {getattr(err, 'strerror', None) or err}") from err
         for number, name, value in parse_assignments(text, str(path)):
             known, value = _complete(name, value, environ, f"{path}:{number}")
             env[known] = value

@@ -23,12 +23,24 @@ from periflow_ray.credentials import CREDENTIALS_FILE_VARIABLE, create_credentia
 from periflow_ray.jobs import JobState, write_record, write_state
 from periflow_ray.jobs.events import EventWriter
 from periflow_ray.jobs.experiments import create_experiment
+from periflow_ray.plan import build_plan, local_vm
+from periflow_ray.spec import SweepSpec, load_template
 from periflow_ray.store.datasets import upload_dataset
+from periflow_ray.store.documents import write_document
+from periflow_ray.store.keys import job_key
+from periflow_ray.sweeps.documents import write_sweep
+from periflow_ray.sweeps.journal import Journal
 
 # The longest of the catalogue.
 VM = "aws-16gb-t4-1g-g4dn-16xlarge-ap-northeast-1-spot"
 NAME = "resnet-50-of-the-vision-team-with-mixup-and-cutmix"
 SECOND_RUN = "second-run"
+
+TRIAL_TEMPLATE = """
+vm: local
+num_devices: 1
+job_setting: {type: custom, docker: {command: "python main.py $lr $momentum $width $dropout"}}
+"""
 
 # Runs each command line of its argument, with a line of its own before it.
 RUN_ALL = """
@@ -136,3 +148,36 @@ def test_whatever_the_names_a_table_keeps_each_in_one_piece(rows: list[tuple[str
     lines = without_styles(out.getvalue()).splitlines()
     for *kept, _ in rows:
         assert [cell for cell in kept if not any(cell in line for line in lines)] == []
+
+
+def test_the_trials_of_a_sweep_of_four_parameters_are_one_table(sample_root):
+    write_sweep_of_digits(sample_root)
+
+    argv = [sys.executable, "-m", "periflow_ray.cli.main", "sweep", "view", "20"]
+    with open_terminal(argv, os.environ) as terminal:
+        heading, _, head, _, first, *_ = terminal.read_until().splitlines()
+
+    assert heading == "Sweep 20: success. 12 of 12 trials have ended. Best: the highest accuracy."
+    assert re.split(" *[┃│] *", head)[1:-1] == ["Trial", "lr", "momentum", "width", "dropout", "Best", "Step", "Status"]
+    assert re.split(" *[┃│] *", first)[1:5] == ["12", "0.05574", "0.005624", "32"]
+
+
+def write_sweep_of_digits(root):
+    """A sweep as that of examples/sweep, whose last trial is the best; all others have failed with many lines."""
+    parameters = {"lr": {"uniform": [0, 1]}, "momentum": {"uniform": [0, 1]}, "width": {"choice": [16, 32]}}
+    parameters["dropout"] = {"uniform": [0, 1]}
+    write_record(root, build_record(20, name="digits-sweep", experiment=None))
+    write_state(root, 20, JobState("success", NEW_YEAR_UNIX_S, NEW_YEAR_UNIX_S + 30, attempt=1))
+    plan = build_plan(load_template(TRIAL_TEMPLATE).spec, local_vm(num_gpus=0), storage_uri="/s", num_local_cpus=2)
+    write_document(root, job_key(20, "plan.json"), plan)
+    sweep = {"metric": "accuracy", "mode": "max", "num_trials": 12, "parameters": parameters}
+    write_sweep(root, 20, SweepSpec.model_validate(sweep))
+    journal = Journal(root, 20)
+    for number in range(1, 13):
+        values = {"lr": 0.00464477 * number, "momentum": 0.06748425 / number, "dropout": number / 7}
+        journal.begin(number, 20 + number, {**values, "width": 16 if number == 1 else 32}, f"tune-{number}")
+        if number == 12:
+            journal.report(number, 600, 0.9427609443664551)
+        why = None if number == 12 else "it ended with exit code 1.\nLast lines:\n  Traceback (most recent call last):"
+        journal.end(number, "success" if number == 12 else "failed", why, 1)
+    journal.flush()

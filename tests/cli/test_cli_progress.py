@@ -103,8 +103,11 @@ def test_before_the_first_step_the_line_says_what_is_not_there_yet():
     LiveProgress(Console(file=live, force_terminal=True, width=80)).show(running, JobProgress())
     assert live.getvalue() == "running: no pf.init() yet: the script imports and prepares"
     live = io.StringIO()
-    LiveProgress(Console(file=live, force_terminal=True, width=80), awaits_init=False).show(running, JobProgress())
+    sweep = LiveProgress(Console(file=live, force_terminal=True, width=80), is_sweep=True)
+    sweep.show(running, JobProgress())
     assert live.getvalue() == "running"
+    sweep.show(running, JobProgress(11, 12))
+    assert live.getvalue().endswith(" 11/12 trials (91 %)")
 
 
 def test_the_live_line_says_why_a_job_waits():

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 from pydantic import BaseModel
+from support.commands import find_leaf_commands
 from support.documents import MANUAL, PRESENT_DOCUMENTS, ROOT_DIR, Document, read_document
 
 import periflow_ray
@@ -86,18 +87,6 @@ def find_blocks(language: str) -> dict[str, str]:
     """The fenced blocks of a language in README and docs, by a name for each."""
     blocks = [(name, document.find_blocks(language)) for name, document in MANUAL.items() if name != "README.ko.md"]
     return {f"{name}-{number}": block for name, found in blocks for number, block in enumerate(found, start=1)}
-
-
-def find_leaf_commands(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
-    """Every command that is not a group, with its name."""
-    if not isinstance(command, click.Group):
-        yield path, command
-        return
-    ctx = click.Context(command)
-    for name in command.list_commands(ctx):
-        inner = command.get_command(ctx, name)
-        assert inner is not None
-        yield from find_leaf_commands(inner, f"{path} {name}".strip())
 
 
 def parse_command_line(line: str) -> str:

@@ -42,6 +42,8 @@ def train(config):
         raise ValueError("a negative learning rate")
     path = Path(os.environ["CKPT_DIR"]) / "lrs.json"
     lrs = json.loads(path.read_text()) if path.exists() else []
+    # Else rank 0 may write it anew before rank 1 has read it.
+    torch.distributed.barrier()
     pf.init(total_train_steps={NUM_STEPS})
     assert len(lrs) == pf.resumed_step() and pf.hparams()["lr"] == config["lr"]
     while len(lrs) < {NUM_STEPS}:

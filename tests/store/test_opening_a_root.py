@@ -12,6 +12,7 @@ from periflow_ray.credentials import create_credential
 from periflow_ray.errors import StorageError, UsageError
 from periflow_ray.settings import resolve_storage_uri
 from periflow_ray.store.arrow import open_arrow_filesystem
+from periflow_ray.store.backends.azure import AzureBackend
 from periflow_ray.store.backends.s3 import S3Backend
 from periflow_ray.store.root import StorageRoot
 
@@ -110,6 +111,19 @@ def test_what_an_s3_server_answers_becomes_one_plain_line(code, status, reason):
         "ResponseMetadata": {"HTTPStatusCode": status},
     }
     assert S3Backend.failures.describe(botocore.exceptions.ClientError(answer, "PutObject")) == reason
+
+
+@pytest.mark.parametrize(
+    ("backend", "error", "hints"),
+    [
+        (S3Backend, "NoCredentialsError", ("'aws configure'", "periflow-ray credential create NAME --type s3")),
+        (AzureBackend, "CredentialUnavailableError", ("'az login'", "credential create NAME --type azure-blob")),
+    ],
+)
+def test_a_root_without_keys_says_how_to_log_in(backend, error, hints):
+    said = backend.failures.describe(type(error, (Exception,), {})("no keys"))
+
+    assert [hint for hint in hints if hint not in said] == []
 
 
 def test_a_root_opens_elsewhere_as_it_was_opened_here(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -33,6 +34,8 @@ class Terminal:
     def __init__(self, process: subprocess.Popen[bytes], fd: int) -> None:
         self.process = process
         self._fd = fd
+        # A letter of several bytes may come in two parts.
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.output = ""
 
     def type(self, text: str) -> None:
@@ -52,7 +55,7 @@ class Terminal:
                 if not new:
                     assert not texts, f"{texts} did not come: {self.output}"
                     return self.output
-                self.output += without_styles(new.decode(errors="replace"))
+                self.output += without_styles(self._decoder.decode(new))
         return self.output
 
 

@@ -116,7 +116,7 @@ def test_a_trainer_is_a_template_of_its_trials() -> None:
 WRITER = """
 import sys
 from pathlib import Path
-import ray, helper
+import helper
 from periflow_ray.runtime.function_jobs.command import FunctionCommand, write_function
 from periflow_ray.submit.modules import find_modules
 
@@ -128,26 +128,60 @@ write_function(FunctionCommand(train, {"x": 6}, modules_dir=str(find_modules()))
 """
 
 
+# The function is that of another module, and only it names Ray.
+TRAINING = """
+def train(config):
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    print(context.get_experiment_name(), context.get_world_rank(), context.get_world_size())
+"""
+WRITER_OF_TRAINING = """
+import sys
+from pathlib import Path
+import training
+from periflow_ray.runtime.function_jobs.command import FunctionCommand, write_function
+from periflow_ray.submit.modules import find_modules
+
+write_function(FunctionCommand(training.train, {}, "digits", modules_dir=str(find_modules())), Path(sys.argv[1]))
+"""
+
+
+def run_function(writer: Path, tmp_path: Path) -> str:
+    """Let a script write a function, then call it as the only rank; returns what it prints."""
+    # Not from its own folder.
+    subprocess.run([sys.executable, writer, tmp_path / "function"], cwd=tmp_path, check=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    node = {"LOCAL_WORLD_SIZE": "1", "NODE_RANK": "0", "CKPT_DIR": str(tmp_path / "ckpt"), "PROCESSED_ITERS": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "periflow_ray.runtime.function_jobs.command", tmp_path / "function" / FUNCTION_FILE],
+        env={**os.environ, **ranks, **node},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_a_function_is_called_by_a_command_with_the_modules_beside_its_script(tmp_path: Path) -> None:
     folder = tmp_path / "script"
     (folder / "package").mkdir(parents=True)
     (folder / "package" / "__init__.py").write_text("FACTOR = 7\n")
     (folder / "helper.py").write_text("import package\n\ndef scale(value):\n    return value * package.FACTOR\n")
     (folder / "script.py").write_text(WRITER)
-    # Not from its own folder.
-    subprocess.run([sys.executable, folder / "script.py", tmp_path / "function"], cwd=tmp_path, check=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    done = subprocess.run(
-        [sys.executable, "-m", "periflow_ray.runtime.function_jobs.command", tmp_path / "function" / FUNCTION_FILE],
-        env={**os.environ, **ranks},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.stdout, done.returncode) == ("42 gloo 1\n", 0), done.stderr
+
+    assert run_function(folder / "script.py", tmp_path) == "42 gloo 1\n"
+
+
+def test_rays_words_are_answered_in_a_function_of_another_module(tmp_path: Path) -> None:
+    (tmp_path / "training.py").write_text(TRAINING)
+    (tmp_path / "script.py").write_text(WRITER_OF_TRAINING)
+
+    assert run_function(tmp_path / "script.py", tmp_path) == "digits 0 1\n"
 
 
 def test_ray_tunes_result_grid_has_what_the_trials_reported() -> None:

@@ -5,14 +5,17 @@ python -m periflow_ray.runtime.function_jobs.command FILE
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.util
 import os
 import pickle
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cloudpickle
@@ -62,13 +65,47 @@ def main() -> None:
     sys.path.insert(0, modules_dir or str(path.parent.resolve()))
     command: FunctionCommand = cloudpickle.loads(packed)
     _join_others(command)
-    # Ray takes as long to import as a short trial runs.
-    if re.search(rb"(?<![a-z_])ray(?![a-z_])", packed) or "ray" in sys.modules:
-        from periflow_ray.runtime.function_jobs.local_words import LocalWords
-        from periflow_ray.runtime.ray_private import answer_train_calls
-
-        answer_train_calls(LocalWords(command.name))
+    if "ray.train" in sys.modules:
+        _answer_train_calls(command.name)
+    else:
+        sys.meta_path.insert(0, _RayTrainFinder(command.name))
     call_with_config(command.train_loop, {**(command.config or {}), **hparams()})
+
+
+class _RayTrainFinder(importlib.abc.MetaPathFinder):
+    """Has ``ray.train``'s calls answered once somebody imports it: that takes as long as a short trial runs.
+
+    Args:
+        name: of the job.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
+        if fullname != "ray.train":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        run_module = spec.loader.exec_module
+
+        def run_and_answer(module: ModuleType) -> None:
+            run_module(module)
+            # As the import itself does it a moment later.
+            sys.modules["ray"].train = module  # type: ignore[attr-defined]
+            _answer_train_calls(self._name)
+
+        spec.loader.exec_module = run_and_answer  # type: ignore[method-assign]
+        return spec
+
+
+def _answer_train_calls(name: str) -> None:
+    from periflow_ray.runtime.function_jobs.local_words import LocalWords
+    from periflow_ray.runtime.ray_private import answer_train_calls
+
+    answer_train_calls(LocalWords(name))
 
 
 def _join_others(command: FunctionCommand) -> None:

@@ -21,6 +21,7 @@ from periflow_ray.runtime.ray_private import (
     asks_for_token,
     enable_token_if_there,
     keep_to_loopback,
+    without_token_hint,
 )
 from periflow_ray.store.arrow import open_arrow_filesystem
 from periflow_ray.store.keys import job_key
@@ -75,7 +76,8 @@ def ensure_ray() -> None:
     # has done by now.
     keep_to_loopback()
     keep_token_private()
-    ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
+    with without_token_hint():
+        ray.init(address="local", include_dashboard=False, logging_level=logging.WARNING)
 
 
 def _join(address: str) -> None:

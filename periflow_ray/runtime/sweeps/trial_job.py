@@ -119,9 +119,10 @@ class TrialJob:
             raise outcome
         return outcome
 
-    def wait_for_end(self) -> None:
-        """Let a script that has made its last step come to its end by itself, for up to a minute."""
-        self._thread.join(_END_TIMEOUT_S)
+    def wait_for_end(self, timeout_s: float = _END_TIMEOUT_S) -> bool:
+        """Let a script that has made its last step come to its end by itself; whether it has."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def end(self, reason: str, save_timeout_s: float) -> None:
         """Stop it, and return when all is over.

@@ -7,6 +7,7 @@ import difflib
 import math
 import re
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,9 @@ from periflow_ray.store.patience import Patience
 # A number in place of NaN: it loses against every other one, and can be reckoned with.
 _WORST = sys.float_info.max / 1e10
 _LEAST_LIKENESS = 0.88
+# The monitor stores it every few seconds.
+_PROGRESS_TIMEOUT_S = 10.0
+_PROGRESS_INTERVAL_S = 0.2
 
 
 class TrialFailedError(PeriflowRayError):
@@ -118,10 +122,14 @@ class TrialRunner:
         """Let a script that has made its last step come to its end by itself."""
         if self._job is None:
             return
+        step, deadline = self.last.get(STEP, 0), time.monotonic() + _PROGRESS_TIMEOUT_S
         # Where the storage does not say, it is ended all the same.
         with contextlib.suppress(OSError, PeriflowRayError):
-            total = read_progress(self._task.root, self._job.job_id).total_train_steps
-            if total is not None and self.last.get(STEP, 0) >= total:
+            # The progress, and with it the total, is stored some time after the report.
+            while (progress := read_progress(self._task.root, self._job.job_id)).step < step:
+                if self._job.wait_for_end(_PROGRESS_INTERVAL_S) or time.monotonic() > deadline:
+                    return
+            if progress.total_train_steps is not None and step >= progress.total_train_steps:
                 self._job.wait_for_end()
 
     def close(self) -> None:

@@ -21,17 +21,31 @@ from periflow_ray.sweeps.journal import Trial
 
 # Tune's own directory below the sweep's, which nobody reads again.
 TUNE_DIR = "tune"
+_SILENCED_LOGGERS = {
+    # It misses Tune's own files, and says so at the end.
+    "ray.tune.analysis.experiment_analysis": logging.ERROR,
+    # A trial's failure is told in one line, and its log has the traceback; Tune would show its own with each.
+    "ray.tune.execution.tune_controller": logging.CRITICAL,
+    "ray.tune.tune": logging.CRITICAL,
+}
 
 
 def describe_end(trial: Trial, spec: SweepSpec) -> str:
+    """One line: of a cause with several, such as a traceback, the first one and where to read the others."""
     parameters = ", ".join(
         f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in trial.parameters.items()
     )
     best = trial.best(spec.mode)
     value = f"no {spec.metric}" if best is None else f"{spec.metric} {best:g}"
-    why = f" ({trial.why})" if trial.why else ""
-    what = f"trial {trial.number}, job {trial.job_ids[-1]}: {trial.status}{why}"
+    first, *more = (trial.why or "").splitlines() or [""]
+    hints = [line for line in more if line.startswith("Hint: ")]
+    shown = " ".join([first, *hints])
+    job_id = trial.job_ids[-1]
+    why = f" ({shown})" if shown else ""
+    what = f"trial {trial.number}, job {job_id}: {trial.status}{why}"
+    if more:
+        what += f", more: periflow-ray job log {job_id}"
     return f"{what}; {value} at step {trial.step}; {parameters}"
 
 
@@ -101,14 +115,14 @@ def tune_environment() -> Iterator[None]:
     }
     former = {name: os.environ.get(name) for name in own}
     os.environ.update(own)
-    # It misses those files, and says so at the end.
-    analysis = logging.getLogger("ray.tune.analysis.experiment_analysis")
-    former_level = analysis.level
-    analysis.setLevel(logging.ERROR)
+    former_levels = {name: logging.getLogger(name).level for name in _SILENCED_LOGGERS}
+    for name, level in _SILENCED_LOGGERS.items():
+        logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:
-        analysis.setLevel(former_level)
+        for name, level in former_levels.items():
+            logging.getLogger(name).setLevel(level)
         for name, value in former.items():
             if value is None:
                 del os.environ[name]

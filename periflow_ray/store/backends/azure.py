@@ -50,6 +50,8 @@ class AzureBackend(FsspecBackend):
         no_credential=frozenset({"CredentialUnavailableError"}),
         # DefaultAzureCredential has looked everywhere.
         no_credential_texts=frozenset({"failed to retrieve a token"}),
+        how_to_log_in="set AZURE_STORAGE_CONNECTION_STRING, log in with 'az login', or make a credential: "
+        "periflow-ray credential create NAME --type azure-blob",
         no_connection=frozenset({"ClientConnectorError", "ClientConnectorDNSError"}),
     )
 

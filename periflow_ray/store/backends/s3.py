@@ -67,6 +67,8 @@ class S3Backend(FsspecBackend):
         already_there=frozenset({"PreconditionFailed"}),
         past_the_end=frozenset({"InvalidRange"}),
         no_credential=frozenset({"NoCredentialsError", "PartialCredentialsError"}),
+        how_to_log_in="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, log in with 'aws configure', or make a "
+        "credential: periflow-ray credential create NAME --type s3",
         no_connection=frozenset({"EndpointConnectionError", "ClientConnectorError", "ClientConnectorDNSError"}),
         bad_settings=frozenset(
             {"InvalidConfigError", "ProfileNotFound", "ParamValidationError", "InvalidEndpointError"}
