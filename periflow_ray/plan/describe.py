@@ -28,6 +28,8 @@ def plan_document(plan: JobPlan) -> dict[str, Any]:
     document = plan.model_dump(mode="json")
     document["env"] = _masked_environment(plan, plan.env)
     document["command"] = mask_text(plan.command)
+    for key in ("install_setup", "teardown", "python"):
+        document[key] = _mask_texts(document[key])
     document["storage_uri"] = mask_text(plan.storage_uri)
     if plan.plugin and plan.plugin.webhook and plan.plugin.webhook.url:
         document["plugin"]["webhook"]["url"] = mask_address(plan.plugin.webhook.url)
@@ -49,7 +51,12 @@ def _rows(plan: JobPlan) -> Iterator[tuple[str, str]]:
         yield "Elastic", "no: waits until it has all of its devices"
     yield "Per device", _describe_resources(plan)
     yield "Image", _describe_image(plan)
+    yield "Python", _describe_python(plan)
     yield f"Command (once per {plan.launch_mode})", mask_text(_as_seen(plan, plan.command))
+    if plan.install_setup is not None:
+        yield "Setup", "only installs: not run again on a node where it succeeded"
+    if plan.teardown is not None:
+        yield "Teardown (once per node)", mask_text(_as_seen(plan, plan.teardown))
     yield "Mounts", "\n".join(f"{_as_seen(plan, mount.path)}  {_describe_source(plan, mount)}" for mount in plan.mounts)
     yield "Environment", "\n".join(f"{name}={value}" for name, value in _shown_environment(plan).items())
     if plan.keep_last or plan.keep_best:
@@ -99,6 +106,27 @@ def _describe_resources(plan: JobPlan) -> str:
     if plan.memory_bytes_per_device is not None:
         parts.append(f"{plan.memory_bytes_per_device / 2**30:.4g} GiB memory")
     return ", ".join(parts)
+
+
+def _mask_texts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _mask_texts(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_mask_texts(inner) for inner in value]
+    return mask_text(value) if isinstance(value, str) else value
+
+
+def _describe_python(plan: JobPlan) -> str:
+    python = plan.python
+    if python is None:
+        return "the cluster's; what the command installs is for this job alone"
+    named = [*([f"those of {python.requirements}"] if python.requirements else []), *map(mask_text, python.packages)]
+    packages = f"with {', '.join(named)}" if named else "without packages"
+    version = f"Python {python.version}" if python.version else "the cluster's version"
+    if python.system_packages is False:
+        return f"{version}, {packages} and nothing else"
+    unless = " if it is of that version" if python.version and python.system_packages is None else ""
+    return f"{version}, {packages}, above the cluster's packages{unless}"
 
 
 def _describe_source(plan: JobPlan, mount: Mount) -> str:

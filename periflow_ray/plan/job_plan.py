@@ -18,7 +18,9 @@ from periflow_ray.plan.resources import (
     require_local_gpus,
     require_same_shape,
 )
+from periflow_ray.plan.setup_lines import InstallSetup, find_install_setup
 from periflow_ray.spec.models import CheckpointInput, DataSpec, JobSpec, KeepBest, LaunchMode, PluginSpec, SetupAndRun
+from periflow_ray.spec.python import PythonSpec
 
 
 class ElasticPlan(BaseModel):
@@ -44,6 +46,7 @@ class JobPlan(BaseModel):
     ``price_per_hour_usd`` is for all nodes; None where it is unknown or moves (spot).
     ``workspace_of`` is the job that has the workspace, None for the job itself; ``hparams`` are the parameters of a
     sweep's trial; ``start_from`` is the id of another job's checkpoint, which this one resumes until it has its own.
+    ``install_setup`` is what ``command`` consists of where its first part only installs; ``teardown`` runs after it.
     """
 
     # A stored plan may be of a later version; what it has more is ignored, as in all stored documents.
@@ -89,6 +92,9 @@ class JobPlan(BaseModel):
     workspace_of: int | None = None
     hparams: dict[str, Any] | None = None
     start_from: str | None = None
+    install_setup: InstallSetup | None = None
+    teardown: str | None = None
+    python: PythonSpec | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -236,6 +242,9 @@ def build_plan(
         storage_credential=storage_credential,
         price_per_hour_usd=price,
         plugin=spec.plugin,
+        install_setup=_find_install_setup(docker.command),
+        teardown=docker.command.teardown if isinstance(docker.command, SetupAndRun) else None,
+        python=spec.job_setting.python,
     )
 
 
@@ -252,6 +261,12 @@ def _plan_elastic(spec: JobSpec, grid: WorkerGrid) -> ElasticPlan | None:
             ("elastic", "min_devices"),
         )
     return ElasticPlan(min_num_nodes=min_devices // per_node)
+
+
+def _find_install_setup(command: str | SetupAndRun) -> InstallSetup | None:
+    if isinstance(command, str) or command.setup is None:
+        return None
+    return find_install_setup(command.setup, command.run)
 
 
 def _one_bash_text(command: str | SetupAndRun) -> str:

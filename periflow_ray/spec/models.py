@@ -33,6 +33,7 @@ from periflow_ray.spec.fields import (
     parse_memory_bytes,
     refuse,
 )
+from periflow_ray.spec.python import PythonSpec
 from periflow_ray.spec.section import Section
 from periflow_ray.spec.sweep import SweepSpec
 
@@ -45,10 +46,19 @@ LaunchMode = Literal["node", "device"]
 
 
 class SetupAndRun(Section):
-    """A command in two parts."""
+    """A command in its parts."""
 
-    setup: Command | None = Field(default=None, description="Bash command that prepares the node, before 'run'.")
+    setup: Command | None = Field(
+        default=None,
+        description="Bash command that prepares the node, before 'run'; one that only installs is not run again where "
+        "it succeeded.",
+    )
     run: Command = Field(description="Bash command that trains.")
+    teardown: Command | None = Field(
+        default=None,
+        description="Bash command that tidies up on each node after 'run', however that ended; its own failure is only "
+        "told.",
+    )
 
 
 def _command_form(given: Any) -> str:
@@ -71,7 +81,7 @@ class DockerSpec(Section):
         Annotated[Command, Tag(COMMAND_TEXT_TAG)] | Annotated[SetupAndRun, Tag(COMMAND_STEPS_TAG)],
         Discriminator(_command_form),
     ] = Field(
-        description="Bash command, run once per node (or device, see launch_mode): text, or {setup, run}. "
+        description="Bash command, run once per node (or device, see launch_mode): text, or {setup, run, teardown}. "
         "Set for it: MASTER_ADDR, MASTER_PORT, WORLD_SIZE, NODE_RANK, NUM_NODES, NPROC_PER_NODE."
     )
     credential_id: Text | None = Field(default=None, description="Credential for a private image registry.")
@@ -119,6 +129,9 @@ class JobSetting(Section):
         "with RANK and LOCAL_RANK set, so that 'python main.py' is enough.",
     )
     resources: ResourcesSpec | None = Field(default=None, description="CPU cores and main memory per device.")
+    python: PythonSpec | None = Field(
+        default=None, description="Packages that the command finds, in an environment that is kept on each node."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -47,6 +47,7 @@ def test_a_plan_for_a_cluster_in_rows() -> None:
         ("Elastic", "no: waits until it has all of its devices"),
         ("Per device", "1 GPU, 23.875 CPUs, 100 GiB memory"),
         ("Image", "friendliai/periflow:sdk (on nodes with Docker or Podman)"),
+        ("Python", "the cluster's; what the command installs is for this job alone"),
         (
             "Command (once per node)",
             "cd /workspace/cifar && WANDB_API_KEY=*** torchrun main.py --save /workspace/ckpt",
@@ -81,6 +82,7 @@ def test_on_this_machine_mount_paths_appear_below_the_sandbox() -> None:
         ("Elastic", "no: waits until it has all of its devices"),
         ("Per device", "1 CPU"),
         ("Image", "-: the command runs in the cluster's Python environment"),
+        ("Python", "the cluster's; what the command installs is for this job alone"),
         ("Command (once per device)", "python <sandbox>/workspace/job/main.py"),
         ("Mounts", "<sandbox>/workspace  workspace, as <sandbox>/workspace/job"),
         (

@@ -42,6 +42,7 @@ def test_the_minimal_template_takes_every_default() -> None:
             "workspace": {"mount_path": "/workspace"},
             "launch_mode": "node",
             "resources": None,
+            "python": None,
         },
         "checkpoint": None,
         "data": None,

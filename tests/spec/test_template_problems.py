@@ -58,8 +58,8 @@ max_failures: -1
         "pf-template.yml:4:1: key 'name' is given twice, first on line 1; keep one of them",
         "pf-template.yml:6:3: job_setting.type is the text 'costum'; it must be 'custom'.",
         "pf-template.yml:7:3: job_setting.docker.command is missing; it is required: Bash command, run once per node "
-        "(or device, see launch_mode): text, or {setup, run}. Set for it: MASTER_ADDR, MASTER_PORT, WORLD_SIZE, "
-        "NODE_RANK, NUM_NODES, NPROC_PER_NODE.",
+        "(or device, see launch_mode): text, or {setup, run, teardown}. Set for it: MASTER_ADDR, MASTER_PORT, "
+        "WORLD_SIZE, NODE_RANK, NUM_NODES, NPROC_PER_NODE.",
         "pf-template.yml:8:5: job_setting.docker.image is a list; it must be text",
         "pf-template.yml:10:7: job_setting.docker.env_var.1ST is not a valid environment variable name: use letters, "
         "digits and underscores, and no digit first",
