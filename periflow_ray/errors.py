@@ -86,6 +86,23 @@ class JobFailedError(PeriflowRayError):
     """A job ended in a state other than success; the message is its diagnosis."""
 
 
+class HopelessError(JobFailedError):
+    """What a job cannot begin with, and what the next attempt would not find otherwise: it is not started again.
+
+    Args:
+        message: what is wrong, and what to do.
+        last_lines: of the program that failed.
+    """
+
+    def __init__(self, message: str, last_lines: tuple[str, ...] = ()) -> None:
+        super().__init__(message, last_lines)
+        self.message = message
+        self.last_lines = last_lines
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class JobStoppedError(JobFailedError):
     """A job that was stopped on request before its end; it can be resumed."""
 

@@ -24,7 +24,7 @@ class Failure:
     """What a member reports when its user code failed.
 
     ``time_unix_s`` orders failures of several nodes: the first is the cause, later ones are usually casualties.
-    ``summary`` is for failures other than a command's exit.
+    ``summary`` is for failures other than a command's exit. Of one that ``is_final`` another attempt would die as well.
     """
 
     node_rank: int
@@ -35,6 +35,7 @@ class Failure:
     last_lines: tuple[str, ...] = ()
     hint: str | None = None
     summary: str | None = None
+    is_final: bool = False
 
     def headline(self) -> str:
         """Where and how, in one line."""
@@ -134,8 +135,8 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (
             r"No module named '?([\w.]*\w)",
-            "the Python module '{0}' is missing on the node. Install it in the command (pip install ...), or on the "
-            "cluster.",
+            "the Python module '{0}' is missing on the node. Name it in job_setting.python, or install it in the "
+            "command (pip install ...).",
         ),
         (
             r"(?:EADDRINUSE|[Aa]ddress already in use)",

@@ -6,7 +6,8 @@ from periflow_ray.runtime.command_jobs.launchers.torchrun_report import read_tor
 from periflow_ray.runtime.diagnosis import diagnose
 
 MODULE_HINT = (
-    "the Python module '{0}' is missing on the node. Install it in the command (pip install ...), or on the cluster."
+    "the Python module '{0}' is missing on the node. Name it in job_setting.python, or install it in the command "
+    "(pip install ...)."
 )
 KILLED_HINT = (
     "somebody or something sent SIGKILL, often because the memory was full (its largest process used 0.0 GiB)."

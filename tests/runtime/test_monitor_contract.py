@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -164,6 +165,14 @@ def test_a_failed_attempt_is_followed_by_one_that_restores(client, ask, root, tm
     assert [(start.attempt, start.checkpoint) for start in starts] == [(2, committed)] * 2
     verdicts = [ask(client.settle_restore, member, committed.checkpoint, None) for member in range(2)]
     assert answers_of(verdicts) == [RestoreVerdict(True, committed)] * 2
+
+
+def test_after_a_failure_that_another_attempt_would_meet_as_well_there_is_none(client, ask):
+    join_both(client, ask)
+    client.leave(1, 0, dataclasses.replace(failure_of(0), is_final=True))
+    client.leave(1, 1, None)
+    assert answers_of([ask(client.decide, 1) for _ in range(2)]) == ["end", "end"]
+    assert client.describe_end().why_over == "another attempt would fail in the same way"
 
 
 def test_ranks_wait_for_each_other(client, ask):

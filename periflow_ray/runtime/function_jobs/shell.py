@@ -99,6 +99,9 @@ class FunctionShell:
                 self._sandbox.unpack_workspace(self._root, self._job_id, MODULES_MOUNT_PATH)
         return self._sandbox.snapshots_dir
 
+    def end_preparation(self) -> None:
+        raise AssertionError("a function cannot be ended from outside")
+
     def start(self, start: AttemptStart, links: Links) -> None:
         self._num_members = start.num_members
         self._sandbox.hold()

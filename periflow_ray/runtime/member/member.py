@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from periflow_ray.errors import PeriflowRayError
+from periflow_ray.errors import HopelessError, PeriflowRayError
 from periflow_ray.jobs import require_job
 from periflow_ray.jobs.attempts import EndCause
 from periflow_ray.runtime.diagnosis import Failure
@@ -145,6 +145,15 @@ class Member:
         try:
             with contextlib.ExitStack() as stack:
                 stack.callback(self._shell.close)
+                orders = _Orders(self._shell)
+                # Of this attempt alone: an order that ended one may still be on its way when the next one runs.
+                OrderFollower(
+                    self._monitor,
+                    start.attempt,
+                    orders.take,
+                    on_lost=lambda: orders.take(EndAttempt()),
+                    note=self._note,
+                ).start()
                 patience = Patience(self._note, look=lambda: require_job(self._root, self._job_id, start.claim))
                 snapshots_dir = patience.insist(lambda: self._prepare(start.attempt))
                 self._restored = self._restore(start.checkpoint, patience)
@@ -170,9 +179,14 @@ class Member:
                 self._monitor.start(start.attempt, self._facts.member)
                 if self._shell.meets_others:
                     self._monitor.wait_for_start(start.attempt)
-                return self._run_user_code(dataclasses.replace(start, checkpoint=self._restored), reporter, uploads)
+                start = dataclasses.replace(start, checkpoint=self._restored)
+                return self._run_user_code(start, reporter, uploads, orders)
         except MonitorLostError:
             raise
+        except HopelessError as err:
+            return dataclasses.replace(
+                self._failure(str(err)), last_lines=tuple(map(self._log.mask.apply, err.last_lines)), is_final=True
+            )
         except (OSError, PeriflowRayError) as err:
             return self._failure(describe_error(err))
         except Exception as err:
@@ -201,13 +215,12 @@ class Member:
         return restore_agreed(self._root, self._monitor, facts.member, facts.node_rank, checkpoint, target, patience)
 
     def _run_user_code(
-        self, start: AttemptStart, reporter: Reporter, uploads: CheckpointUploads | None
+        self, start: AttemptStart, reporter: Reporter, uploads: CheckpointUploads | None, orders: _Orders
     ) -> Failure | None:
-        # Of this attempt alone: an order that ended one may still be on its way when the next one runs.
         running = _Running(self._monitor, self._shell, self._log, self._facts, self._note, start, reporter, uploads)
         with reporter:
             self._shell.start(start, running.links())
-            running.follow()
+            orders.hand_to(running.carry_out)
             failure = self._shell.wait()
             reporter.is_finishing = True
             running.saving.release()
@@ -222,6 +235,37 @@ class Member:
     def _failure(self, text: str) -> Failure:
         rank = self._facts.member if self._facts.noun == "rank" else None
         return Failure(self._facts.node_rank, time.time(), rank=rank, summary=self._log.mask.apply(text))
+
+
+class _Orders:
+    """Keeps the orders of an attempt until the user's code runs, but for the one that ends the attempt.
+
+    Making ready what the code needs may take minutes, as packages do.
+    """
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+        self._lock = threading.Lock()
+        self._waiting: list[Order] = []
+        self._carry_out: Callable[[Order], None] | None = None
+
+    def take(self, order: Order) -> None:
+        """Carry out an order, or keep it."""
+        with self._lock:
+            carry_out = self._carry_out
+            if carry_out is None:
+                self._waiting.append(order)
+        if carry_out is not None:
+            carry_out(order)
+        elif isinstance(order, EndAttempt) and self._shell.restarts_in_place:
+            self._shell.end_preparation()
+
+    def hand_to(self, carry_out: Callable[[Order], None]) -> None:
+        """The code runs: carry out what was kept, and from now on each order at once."""
+        with self._lock:
+            self._carry_out, waiting = carry_out, self._waiting
+        for order in waiting:
+            carry_out(order)
 
 
 class _Running:
@@ -258,12 +302,6 @@ class _Running:
             self._monitor.newest_commit,
         )
 
-    def follow(self) -> None:
-        """Begin to carry out orders."""
-        OrderFollower(
-            self._monitor, self._attempt, self._carry_out, on_lost=lambda: self._end(EndAttempt()), note=self._note
-        ).start()
-
     def miss_save(self, step: int) -> None:
         """A rank was already beyond the announced step."""
         try:
@@ -271,7 +309,8 @@ class _Running:
         except Exception as err:  # Whoever heard it from the rank has to go on serving it.
             print(f"the monitor does not know that step {step} was missed: {err}", file=sys.stderr)
 
-    def _carry_out(self, order: Order) -> None:
+    def carry_out(self, order: Order) -> None:
+        """Do what the monitor orders."""
         match order:
             case ReportSteps():
                 self._shell.ask_steps(ANSWER_TIMEOUT_S)

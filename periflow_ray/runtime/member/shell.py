@@ -80,6 +80,9 @@ class Shell(Protocol):
             OSError, PeriflowRayError: it cannot be made ready.
         """
 
+    def end_preparation(self) -> None:
+        """Make ``prepare`` fail soon, from any thread, if it is at something that takes long. See ``end``."""
+
     def start(self, start: AttemptStart, links: Links) -> None:
         """Start the user's code, or make ready to; from now on orders may come.
 

@@ -284,6 +284,8 @@ class Membership:
 
     async def _may_restart(self, attempt: Attempt) -> bool:
         await self._record_end(attempt)
+        if any(failure.is_final for failure in attempt.failures.values()):
+            self._why_over = self._why_over or "another attempt would fail in the same way"
         self._why_over = self._why_over or self._history.refuse_restart()
         return self._why_over is None
 

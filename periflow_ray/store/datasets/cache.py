@@ -66,11 +66,13 @@ class DatasetCache:
         directory: default is ``PERIFLOW_CACHE_DIR``, else ``periflow-ray/datasets`` in the user's cache directory.
         max_bytes: bound of all entries together, those in use and being fetched included; default is
             ``PERIFLOW_CACHE_MAX_BYTES``, else 80 % of what the entries take and what is free beside them.
+        noun: what an entry is, in messages.
     Raises:
         UsageError: the variable is not a number of bytes.
     """
 
-    def __init__(self, directory: Path | None = None, max_bytes: int | None = None) -> None:
+    def __init__(self, directory: Path | None = None, max_bytes: int | None = None, noun: str = "dataset") -> None:
+        self._noun = noun
         default = cache_dir() / "datasets"
         self.directory = Path(directory or os.environ.get(DIR_VARIABLE) or default).absolute()
         self._max_bytes = _read_max_bytes() if max_bytes is None else max_bytes
@@ -110,6 +112,16 @@ class DatasetCache:
             os.close(lock)
             raise
         return CacheUse(self._entries / key / "files", lock)
+
+    def discard_unfinished(self) -> None:
+        """Delete what processes that have died left of entries that they were fetching."""
+        if not self._partial.is_dir():
+            return
+        for directory in self._partial.iterdir():
+            # Who fetches one holds its lock.
+            with self._try_lock(directory.name) as is_alone:
+                if is_alone:
+                    self._discard(directory)
 
     @contextlib.contextmanager
     def _fetching(self, key: str, on_wait: Callable[[], None] | None) -> Iterator[None]:
@@ -180,7 +192,7 @@ class DatasetCache:
             if used_bytes + num_bytes > max_bytes:
                 in_use = "" if num_bytes > max_bytes else f", and running jobs use {used_bytes:,} of them"
                 raise StorageError(
-                    f"the dataset takes {num_bytes:,} bytes, but the dataset cache {self.directory} may hold "
+                    f"the {self._noun} takes {num_bytes:,} bytes, but the {self._noun} cache {self.directory} may hold "
                     f"{max_bytes:,}{in_use}. Raise ${MAX_BYTES_VARIABLE}, or set ${DIR_VARIABLE} to a directory on a "
                     "larger disk."
                 )
