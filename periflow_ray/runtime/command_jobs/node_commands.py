@@ -1,4 +1,7 @@
-"""The processes of a command job on one node: one command, or one per device, with the environment it expects."""
+"""The processes of a command job on one node: one command, or one per device, with the environment it expects.
+
+Long because both places where a command may run are here, this machine and a container, and all that differs there.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,25 @@ import dataclasses
 import errno
 import os
 import shlex
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import periflow_ray.sdk
 from periflow_ray.errors import JobFailedError
-from periflow_ray.jobs.stop_times import COMMAND_GRACE_S
+from periflow_ray.jobs.stop_times import COMMAND_GRACE_S, HURRIED_TEARDOWN_S
 from periflow_ray.plan import JobPlan, NodeFacts, drop_internal_variables, rewrite_paths
 from periflow_ray.private_files import create_private
 from periflow_ray.processes import Command, CommandResult
 from periflow_ray.runtime.command_jobs import warm_launcher
 from periflow_ray.runtime.command_jobs.launchers import LAUNCHERS, Run
 from periflow_ray.runtime.command_jobs.launchers.torchrun_stop import StopFilter
-from periflow_ray.runtime.diagnosis import Failure, diagnose
+from periflow_ray.runtime.command_jobs.setup_once import build_command, rewrite_setup
+from periflow_ray.runtime.diagnosis import Failure, describe_exit, diagnose
+from periflow_ray.runtime.environments.command_python import CommandPython
 from periflow_ray.runtime.environments.container import Container, Start, inherited
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
@@ -67,11 +71,21 @@ def describe_large_environment(env: Mapping[str, str]) -> str:
     )
 
 
+def inherit_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a command inherits of an environment that is Ray's, or that of the shell which submitted the job."""
+    return {
+        name: value
+        for name, value in drop_internal_variables(environ).items()
+        if name not in _DROPPED_NAMES and not name.startswith(_DROPPED_PREFIXES) and not is_of_launcher(name)
+    }
+
+
 class NodeCommands:
     """Starts the plan's command as often as the launch mode says; ``wait`` for the end, or ``stop`` it.
 
     Args:
         environ: what the commands inherit: this process's variables, or those of the shell that submitted the job.
+        python: the Python that they find, where they run on this machine as it is.
         container: what they run in; None for this machine as it is.
     """
 
@@ -84,6 +98,7 @@ class NodeCommands:
         environ: Mapping[str, str],
         node_rank: int,
         start: AttemptStart,
+        python: CommandPython,
         container: Container | None = None,
     ) -> None:
         self._plan = plan
@@ -91,6 +106,7 @@ class NodeCommands:
         self._log = log
         self._secrets = secrets
         self._environ = environ
+        self._python = python
         self._container = container
         self._launcher = LAUNCHERS[plan.launch_mode]
         self._node = NodeFacts(
@@ -104,9 +120,11 @@ class NodeCommands:
         )
         self.left: list[str] = []
         """Processes that could not be ended, once ``wait`` has returned: ``1234 (sudo sleep 1000)``."""
-        self._bash_text = self._write_command()
+        self._bash_text = self._shorten(self._build_command(), "command")
         runs = self._launcher.runs(plan, self._node)
         self._num_runs = len(runs)
+        self._first_run = runs[0]
+        self._teardown: Command | None = None
         self._running = [self._start(run) for run in runs]
 
     def wait(self) -> Failure | None:
@@ -134,6 +152,45 @@ class NodeCommands:
         for running in self._running:
             running.output.begin()
             running.command.stop(grace_s)
+        if self._teardown is not None:
+            self._teardown.stop(HURRIED_TEARDOWN_S)
+
+    def tear_down(self, timeout_s: float) -> str | None:
+        """Run the template's teardown, after ``wait``.
+
+        Args:
+            timeout_s: how long it may take.
+        Returns:
+            What went wrong, for the user; None if nothing did.
+        """
+        if self._plan.teardown is None:
+            return None
+        text = self._shorten(self._rewrite(self._plan.teardown), "teardown")
+
+        def write(line: str) -> None:
+            self._log.write(line)
+
+        command = self._command(self._build_start(self._first_run, text), write)
+        is_late = threading.Event()
+
+        def end_it() -> None:
+            is_late.set()
+            command.stop(0.0)
+
+        timer = threading.Timer(timeout_s, end_it)
+        try:
+            command.start()
+            self._teardown = command
+            timer.start()
+            result = command.wait()
+        finally:
+            timer.cancel()
+        self.left += result.left
+        if result.is_success:
+            return None
+        how = describe_exit(result.exit_code, result.signal)
+        how = f"it was ended after {timeout_s:.0f} s" if is_late.is_set() else how
+        return f"the teardown on node {self._node.node_rank} failed: {how}. The job ends as it would have without it"
 
     def explain(self, summary: str) -> Failure:
         """A failure that no exit code tells, with the lines and the hint that belong to it."""
@@ -152,16 +209,8 @@ class NodeCommands:
     def _start(self, run: Run) -> _Running:
         lines: deque[str] = deque(maxlen=NUM_KEPT_LINES)
         output = StopFilter(lambda text: lines.append(self._log.write(text)))
-        start = self._start_here(run) if self._container is None else self._start_in(self._container, run)
-        command = Command(
-            start.argv,
-            env=start.env,
-            working_dir=self._sandbox.path_of(self._plan.workspace_mount_path),
-            grace_s=COMMAND_GRACE_S,
-            on_line=output.take,
-            mask=self._log.mask,
-            finish=start.finish,
-        )
+        start = self._build_start(run, self._bash_text)
+        command = self._command(start, output.take)
         try:
             command.start()
         except OSError as err:
@@ -170,42 +219,64 @@ class NodeCommands:
             raise JobFailedError(describe_large_environment(start.env)) from err
         return _Running(command, run.rank, lines, output, start.memory_mark)
 
-    def _start_here(self, run: Run) -> Start:
+    def _command(self, start: Start, on_line: Callable[[str], None]) -> Command:
+        return Command(
+            start.argv,
+            env=start.env,
+            working_dir=self._working_dir,
+            grace_s=COMMAND_GRACE_S,
+            on_line=on_line,
+            mask=self._log.mask,
+            finish=start.finish,
+        )
+
+    @property
+    def _working_dir(self) -> Path:
+        return self._sandbox.path_of(self._plan.workspace_mount_path)
+
+    def _build_start(self, run: Run, text: str) -> Start:
+        return self._start_here(run, text) if self._container is None else self._start_in(self._container, run, text)
+
+    def _start_here(self, run: Run, text: str) -> Start:
         built = self._inherit()
         given = self._job_variables(run.environment)
         if self._num_runs > 1:
             # As torchrun does for several processes: each of them would start a thread for every processor.
             built.setdefault(_THREADS, "1")
-        program_path = [str(Path(sys.executable).parent), given.get("PATH", built.get("PATH", os.defpath))]
         python_path = [str(_SHIM_DIR), given.get("PYTHONPATH", built.get("PYTHONPATH", ""))]
         env = {
-            **built,
-            **given,
+            **self._python.apply(built, given),
             warm_launcher.VARIABLE: str(self._sandbox.launcher_path),
             "PYTHONPATH": os.pathsep.join(part for part in python_path if part),
-            "PATH": os.pathsep.join(program_path),
         }
-        return Start(["bash", "-c", self._bash_text], env, [])
+        return Start(["bash", "-c", text], env, [])
 
-    def _start_in(self, container: Container, run: Run) -> Start:
+    def _start_in(self, container: Container, run: Run, text: str) -> Start:
         built = self._inherit()
         given = inherited(built)
         if self._num_runs > 1:
             given.setdefault(_THREADS, "1")
         return container.start(
-            self._bash_text,
+            text,
             {**given, **self._job_variables(run.environment)},
             client_environment=built,
             working_dir=self._plan.workspace_mount_path,
             python_path=str(_SHIM_DIR),
         )
 
-    def _write_command(self) -> str:
-        """The command, or what makes bash read it where it is too long for an argument."""
-        text = self._rewrite(self._plan.command)
+    def _build_command(self) -> str:
+        text = None
+        # Of a container nothing that a setup has installed is there in the next one.
+        if self._plan.install_setup is not None and self._container is None:
+            setup = rewrite_setup(self._plan.install_setup, self._rewrite)
+            text = build_command(setup, self._sandbox.python_dir, self._working_dir)
+        return self._rewrite(self._plan.command) if text is None else text
+
+    def _shorten(self, text: str, name: str) -> str:
+        """A text for bash, or what makes bash read it where it is too long for an argument."""
         if len(text.encode()) <= _MAX_ARGUMENT_BYTES:
             return text
-        path = self._sandbox.directory / "command"
+        path = self._sandbox.directory / name
         path.unlink(missing_ok=True)
         create_private(path, text.encode())
         return f". {shlex.quote(str(path))}"
@@ -225,11 +296,7 @@ class NodeCommands:
 
     def _inherit(self) -> dict[str, str]:
         """What is left of the surrounding variables."""
-        built = {
-            name: value
-            for name, value in drop_internal_variables(self._environ).items()
-            if name not in _DROPPED_NAMES and not name.startswith(_DROPPED_PREFIXES) and not is_of_launcher(name)
-        }
+        built = inherit_variables(self._environ)
         if _DEVICES in os.environ:
             built[_DEVICES] = os.environ[_DEVICES]
         if _THREADS in os.environ:

@@ -1,4 +1,7 @@
-"""The shell of a command job's member: the command's processes on one node, and the SDK sessions of its ranks."""
+"""The shell of a command job's member: the command's processes on one node, and the SDK sessions of its ranks.
+
+Long because all that a member asks of a command comes together here.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from periflow_ray.jobs.stop_times import COMMAND_GRACE_S
-from periflow_ray.plan import JobPlan, rewritten_mounts
+from periflow_ray.jobs.stop_times import COMMAND_GRACE_S, HURRIED_TEARDOWN_S, TEARDOWN_TIMEOUT_S
+from periflow_ray.plan import JobPlan, rewrite_paths, rewritten_mounts
 from periflow_ray.private_files import make_private_directories
 from periflow_ray.processes import end_leftovers
 from periflow_ray.runtime.command_jobs import warm_launcher
 from periflow_ray.runtime.command_jobs.data_mount import DatasetMount, mount_dataset
 from periflow_ray.runtime.command_jobs.left_files import describe_left_files
-from periflow_ray.runtime.command_jobs.node_commands import LOST_GRACE_S, NodeCommands
+from periflow_ray.runtime.command_jobs.node_commands import LOST_GRACE_S, NodeCommands, inherit_variables
 from periflow_ray.runtime.command_jobs.session_server import SessionServer
 from periflow_ray.runtime.command_jobs.warm_launcher import WarmLauncher
 from periflow_ray.runtime.diagnosis import Failure
+from periflow_ray.runtime.environments.command_python import CommandPython
 from periflow_ray.runtime.environments.container import Container
 from periflow_ray.runtime.environments.engine import Login
 from periflow_ray.runtime.environments.job_image import JobImage
+from periflow_ray.runtime.environments.job_python import JobPython
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.open_watch import OpenWatch
 from periflow_ray.runtime.member.sandbox import Sandbox
@@ -79,9 +84,12 @@ class CommandShell:
         self._dataset: DatasetMount | None = None
         self._server: SessionServer | None = None
         self._commands: NodeCommands | None = None
+        self._is_ended = False
         self._warm: WarmLauncher | None = None
         self._has_warmed = False
         self._opens: OpenWatch | None = None
+        self._job_python = JobPython(plan, root, job_id, node_rank, log, note)
+        self._python = CommandPython()
         self.output_dir: Path | None = None
         self._find_sandbox()
 
@@ -94,7 +102,7 @@ class CommandShell:
                 self._note(f"ended process {leftover.description}, left over from an earlier attempt on this node")
         self._find_sandbox()
         self._has_warmed = False
-        self._server, self._commands = None, None
+        self._server, self._commands, self._is_ended = None, None, False
         self._sandbox.create(self._claim)
         self._sandbox.hold()
         if self._sandbox.unpack_workspace(
@@ -105,7 +113,17 @@ class CommandShell:
             self._fill_mount(mount.kind, self._sandbox.path_of(mount.path))
         dataset = None if self._dataset is None else self._dataset.source
         self._container = self._image.open(self._sandbox, dataset, tell)
+        if self._container is None:
+            self._python = self._job_python.prepare(self._sandbox, self._variables(), tell)
+        elif self._plan.python is not None:
+            self._note(
+                f"job_setting.python is not used on node {self._node_rank}: the command runs in its image, with the "
+                "packages of that"
+            )
         return self._sandbox.snapshots_dir
+
+    def end_preparation(self) -> None:
+        self._job_python.end_installation()
 
     def start(self, start: AttemptStart, links: Links) -> None:
         if self._node_rank == 0:
@@ -124,14 +142,27 @@ class CommandShell:
         if self._plan.launch_mode == "node" and self._container is None:
             self._open_launcher()
         self._commands = NodeCommands(
-            self._plan, self._sandbox, self._log, self._secrets, self._environ, self._node_rank, start, self._container
+            self._plan,
+            self._sandbox,
+            self._log,
+            self._secrets,
+            self._environ,
+            self._node_rank,
+            start,
+            self._python,
+            self._container,
         )
 
     def wait(self) -> Failure | None:
         assert self._commands is not None
         failure = self._commands.wait()
+        problem = self._commands.tear_down(HURRIED_TEARDOWN_S if self._is_ended else TEARDOWN_TIMEOUT_S)
+        if problem is not None:
+            self._note(problem)
         for process in (*self._commands.left, *(self._warm.end_runs() if self._warm is not None else ())):
             self._leave_behind(process)
+        if self._container is None:
+            self._job_python.record_installed()
         return failure
 
     def take_records(self) -> Records:
@@ -154,6 +185,7 @@ class CommandShell:
         return {} if self._server is None else self._server.pids
 
     def end(self, order: EndAttempt) -> None:
+        self._is_ended = True
         if self._commands is not None:
             # A user who stops a job lets its script tidy up.
             self._commands.stop(COMMAND_GRACE_S if order.cause in (None, "stop") else LOST_GRACE_S)
@@ -199,6 +231,7 @@ class CommandShell:
         if self._dataset is not None:
             self._dataset.close()
             self._dataset = None
+        self._job_python.close()
         self._sandbox.release()
 
     def close_launcher(self) -> None:
@@ -217,6 +250,12 @@ class CommandShell:
             with contextlib.suppress(OSError):
                 warm = WarmLauncher(path, str(self._sandbox.directory), lambda text: print(text, file=sys.stderr))
                 self._warm = warm.start()
+
+    def _variables(self) -> dict[str, str]:
+        """What the command has in its environment, but for what depends on the attempt."""
+        paths, root_dir = self._plan.mount_paths, str(self._sandbox.root_dir)
+        given = {name: rewrite_paths(value, paths, root_dir) for name, value in self._plan.env.items()}
+        return {**inherit_variables(self._environ), **given, **self._secrets}
 
     def _find_sandbox(self) -> None:
         self._sandbox = Sandbox(self._root.uri, self._job_id, self._node_rank)

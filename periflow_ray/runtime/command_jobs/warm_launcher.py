@@ -31,6 +31,8 @@ _PASSING = frozenset({"MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "
     "_",
 }
 _OWN_PREFIX = "PERIFLOW_"
+# Of one that began before a `pip install` other packages are imported.
+_SAME = ("executable", "prefix", "installed_ns")
 
 
 class WarmLauncher:
@@ -139,7 +141,7 @@ class WarmLauncher:
             if self._line is not None and self._made_for is not None and _is_alike(task, self._made_for):
                 launcher.send(self._line, task, fds)
                 return True
-            self._wanted = {name: task[name] for name in ("executable", "prefix", "environ")}
+            self._wanted = {name: task[name] for name in (*_SAME, "environ")}
             return False
 
     def _notice_death(self) -> None:
@@ -157,7 +159,7 @@ class WarmLauncher:
 
 
 def _is_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    if (one["executable"], one["prefix"]) != (other["executable"], other["prefix"]):
+    if any(one[name] != other[name] for name in _SAME):
         return False
     return _lasting(one["environ"]) == _lasting(other["environ"])
 

@@ -5,6 +5,7 @@
     snapshots/                                        checkpoints on their way to the storage root
     claim                                             whose it is
     session                                           the socket of the SDK's sessions
+    python/                                           the command's Python, into which it installs
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Sandbox:
         # A Unix-domain socket's path may have 107 bytes at most, so it must not lie below a long TMPDIR.
         self.socket_path = self.directory / "session"
         self.launcher_path = self.directory / "warm"
+        self.python_dir = self.directory / "python"
         self.marker = ("PERIFLOW_SANDBOX", str(self.directory))
 
     def create(self, claim: str) -> None:

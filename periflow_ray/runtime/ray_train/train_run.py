@@ -89,10 +89,25 @@ def _join(address: str) -> None:
     try:
         ray.init(logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as err:
+        if (mismatch := describe_version_mismatch(str(err), address)) is not None:
+            raise ClusterError(mismatch) from err
         raise ClusterError(
             f"the Ray cluster at {address} ($RAY_ADDRESS) does not answer, or does not let this process in: "
             f"{_first_line(err)} If it is gone, unset RAY_ADDRESS. If it asks for a token: {_TOKEN_HINT}"
         ) from err
+
+
+def describe_version_mismatch(text: str, address: str) -> str | None:
+    """What Ray says where its version or Python's differs between this process and the cluster; None otherwise."""
+    found = re.findall(r"^ *(Ray|Python): (\S+)$", text, re.MULTILINE)
+    if "Version mismatch" not in text or [name for name, _ in found] != ["Ray", "Python", "Ray", "Python"]:
+        return None
+    cluster_ray, cluster_python, own_ray, own_python = (version for _, version in found)
+    return (
+        f"the Ray cluster at {address} ($RAY_ADDRESS) has Python {cluster_python} and Ray {cluster_ray}, and this "
+        f"process has Python {own_python} and Ray {own_ray}. A function travels only between the same ones: run the "
+        f"script with Python {cluster_python} and ray=={cluster_ray}, or unset RAY_ADDRESS."
+    )
 
 
 def _may_show_token(address: str) -> bool:

@@ -19,6 +19,7 @@ import signal
 import socket
 import struct
 import sys
+import sysconfig
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -63,6 +64,7 @@ def describe() -> dict[str, Any]:
     return {
         "executable": sys.executable,
         "prefix": sys.prefix,
+        "installed_ns": _read_time_installed(),
         "environ": dict(os.environ),
         "argv": sys.argv,
         "cwd": os.getcwd(),
@@ -108,6 +110,14 @@ def _stand_for(line: socket.socket) -> None:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
+
+
+def _read_time_installed() -> int:
+    """When a package was last put into this environment, or taken from it: a warm process has what was there before."""
+    try:
+        return os.stat(sysconfig.get_paths()["purelib"]).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _read_umask() -> int:
