@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from periflow_ray.jobs import JobRecord
     from periflow_ray.plan import JobPlan, VmType
     from periflow_ray.spec import SweepSpec, Template
+    from periflow_ray.spec.requirements import Requirements
     from periflow_ray.store.root import StorageRoot
     from periflow_ray.submit.workspace import Workspace
 
@@ -39,6 +40,8 @@ class Submission:
 
         self._root = root
         self._given = given
+        self.requirements: Requirements | None = None
+        """What the template's requirements file asks for, once ``check`` has read it."""
         overrides = {
             "name": given.name,
             "vm": list(given.vm_names) or None,
@@ -67,13 +70,20 @@ class Submission:
         """Look at what the job will need: the workspace, which is returned, its dataset and its checkpoint.
 
         Raises:
+            TemplateError: the workspace does not have the requirements file, or it cannot be read.
             WorkspaceError: the directory cannot be packaged.
             NotFoundError, StorageError: the storage root has no such dataset or checkpoint, or does not answer.
         """
+        from periflow_ray.submit.requirements import check_requirements
         from periflow_ray.submit.workspace import scan_workspace
 
         directory = self._given.workspace_dir
         workspace = scan_workspace(directory) if directory is not None else None
+        if self.plan.python is not None:
+            try:
+                self.requirements = check_requirements(self.plan.python, workspace)
+            except PlanError as err:
+                raise TemplateError(f"{self.template.locate(err.key_path)}: {err}") from err
         _check_inputs(self._root, self.plan)
         return workspace
 

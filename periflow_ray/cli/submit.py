@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -13,9 +15,7 @@ from periflow_ray.cli.submission_options import SubmissionOptions, submission_op
 from periflow_ray.cli.tables import draw_fields
 
 if TYPE_CHECKING:
-    from periflow_ray.plan import JobPlan
     from periflow_ray.store.root import StorageRoot
-    from periflow_ray.submit.workspace import Workspace
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,7 +44,7 @@ def submit(
     """
     submission = Submission(root, given)
     if dry_run:
-        _show_plan(submission.plan, submission.check(), output)
+        _show_plan(submission, output)
         return
     record = submission.start(is_confirmed=is_confirmed)
     job_id, is_for_people = record.job_id, output == "table"
@@ -67,11 +67,18 @@ def submit(
             write_output(output, job_document(read_job(root, job_id)), lambda console: None)
 
 
-def _show_plan(plan: JobPlan, workspace: Workspace | None, output: str) -> None:
+def _show_plan(submission: Submission, output: str) -> None:
     from periflow_ray.plan import describe_plan, plan_document
     from periflow_ray.store.size_text import format_size
 
+    workspace, plan = submission.check(), submission.plan
     document, fields = plan_document(plan), dict(describe_plan(plan))
+    if plan.vm.is_local:
+        fields["Python"] += f"\n{sys.executable} ({platform.python_version()})"
+    if submission.requirements is not None and submission.requirements.names:
+        names = submission.requirements.names
+        document["requirements"] = names
+        fields["Python"] += f"\n{plan.python.requirements}: {', '.join(names)}" if plan.python else ""
     if workspace is not None:
         files = f"{len(workspace.files)} file{'' if len(workspace.files) == 1 else 's'}"
         fields["Workspace"] = f"{files}, {format_size(workspace.size)}, from {workspace.directory}"
