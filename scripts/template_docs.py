@@ -88,6 +88,8 @@ def _describe_form(schema: Mapping[str, Any], form: Mapping[str, Any]) -> str:
         return " or ".join(f"`{value}`" for value in form["enum"])
     if form["type"] == "array":
         return f"a list of {_describe_form(schema, form['items'])}"
+    if form["type"] == "boolean":
+        return "`true` or `false`"
     if form["type"] == "object":
         return "`name: value` pairs"
     if form["type"] == "integer":
@@ -99,7 +101,7 @@ def _describe_form(schema: Mapping[str, Any], form: Mapping[str, Any]) -> str:
 
 def _describe_default(property_: Mapping[str, Any]) -> str:
     default = property_.get("default")
-    return "" if default is None else f"`{default}`"
+    return "" if default in (None, []) else f"`{default}`"
 
 
 def _cell(text: str) -> str:

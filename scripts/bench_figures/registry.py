@@ -13,6 +13,7 @@ from bench_figures.cli_start import measure_cli_start
 from bench_figures.cluster import measure_cluster
 from bench_figures.dataset_small_files import measure_dataset_small_files
 from bench_figures.ddp_throughput import measure_ddp_throughput
+from bench_figures.env_reuse import measure_env_reuse
 from bench_figures.goodput import measure_goodput
 from bench_figures.healthy_overhead import measure_healthy_overhead
 from bench_figures.image_overhead import measure_image_overhead
@@ -37,6 +38,7 @@ FIGURES: dict[str, Callable[[], list[Row]]] = {
     "ckpt_slow_store": measure_ckpt_slow_store,
     "ckpt_memory": measure_ckpt_memory,
     "monitor_scale": measure_monitor_scale,
+    "env_reuse": measure_env_reuse,
     "dataset_small_files": measure_dataset_small_files,
     "recovery": measure_recovery,
     "restart_cost": measure_restart_cost,

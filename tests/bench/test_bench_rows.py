@@ -69,6 +69,7 @@ def test_the_promised_figures_are_all_there():
         "ckpt_slow_store",
         "ckpt_memory",
         "monitor_scale",
+        "env_reuse",
         "dataset_small_files",
         "recovery",
         "restart_cost",
