@@ -253,6 +253,9 @@ def test_an_installation_ends_with_its_attempt(root: StorageRoot, wheels: Path) 
         index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
         variables = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": index, "PIP_FIND_LINKS": "", "PIP_CONSTRAINT": ""}
         with open_node(root, "true", python={"packages": ["tiny"]}, env_var=variables) as node:
+            node.shell.end_preparation()
+            with pytest.raises(JobFailedError, match="was ended, because the attempt is over"):
+                node.run()
 
             def end() -> None:
                 connection, _ = silent.accept()

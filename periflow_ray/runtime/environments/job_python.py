@@ -65,8 +65,7 @@ class JobPython:
             HopelessError: the packages cannot be installed, and could not be in another attempt.
             OSError, PeriflowRayError: it cannot be made for other reasons.
         """
-        self.close()
-        self._installing = Running()
+        self._release()
         directory, spec = sandbox.python_dir, self._plan.python
         cluster = below = find_cluster_python()
         if spec is not None:
@@ -102,7 +101,7 @@ class JobPython:
         )
 
     def end_installation(self) -> None:
-        """Let an installation that runs, or the next one, fail at once."""
+        """Let an installation that runs, or that this attempt comes to, fail at once."""
         self._installing.end()
 
     def record_installed(self) -> None:
@@ -112,7 +111,11 @@ class JobPython:
         self._record()
 
     def close(self) -> None:
-        """The environment may be removed from now on, where there is no room."""
+        """The attempt is over: the environment may be removed from now on, where there is no room."""
+        self._release()
+        self._installing = Running()
+
+    def _release(self) -> None:
         if self._environment is not None:
             self._environment.close()
             self._environment = None
