@@ -26,6 +26,7 @@ def environment_document(record: EnvironmentRecord) -> dict[str, Any]:
         "python": record.python,
         "version": record.version,
         "environment": record.environment,
+        "image": record.image,
         "has_cluster_packages": record.has_cluster_packages,
         "packages": list(record.packages),
         "installed_by_command": list(record.installed),
@@ -36,8 +37,8 @@ def list_packages(records: Sequence[EnvironmentRecord]) -> str:
     """Every package of each node's Python, as a requirements file has them; nodes that have the same share one list."""
     by_text: dict[str, list[int]] = {}
     for record in records:
-        source = "of the cluster" if record.environment is None else f"of environment {record.environment}"
-        lines = [f"# Python {record.version}, packages {source}", *record.packages]
+        source = _below(record) if record.environment is None else f"environment {record.environment}"
+        lines = [f"# Python {record.version}, packages of {source}", *record.packages]
         if record.installed:
             lines += ["# installed by the command", *record.installed]
         by_text.setdefault("\n".join(map(escape_block, lines)), []).append(record.node_rank)
@@ -46,13 +47,19 @@ def list_packages(records: Sequence[EnvironmentRecord]) -> str:
 
 
 def _describe(record: EnvironmentRecord) -> str:
+    if not record.python:
+        return f"none in {_below(record)}"
     text = f"{record.version} ({escape_cell(record.python)})"
     if record.environment is None:
-        text += f", {_count(record.packages)} of the cluster"
+        text += f", {_count(record.packages)} of {_below(record)}"
     else:
-        above = " above those of the cluster" if record.has_cluster_packages else ""
+        above = f" above those of {_below(record)}" if record.has_cluster_packages else ""
         text += f", environment {record.environment} with {_count(record.packages)}{above}"
     return text + (f", {_count(record.installed)} installed by the command" if record.installed else "")
+
+
+def _below(record: EnvironmentRecord) -> str:
+    return "the cluster" if record.image is None else f"the image {escape_cell(record.image)}"
 
 
 def _count(packages: Sequence[str]) -> str:

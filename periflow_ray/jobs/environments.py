@@ -17,12 +17,13 @@ class EnvironmentRecord:
     """The Python of a node's command.
 
     Args:
-        python: the interpreter.
+        python: the interpreter; empty where an image has none.
         version: ``3.11.7``.
         environment: hash by which the environment of ``job_setting.python`` is kept on the node; None without one.
         has_cluster_packages: whether the cluster's packages are found, too.
-        packages: ``name==version`` of the environment, or of the cluster where there is none.
+        packages: ``name==version`` of the environment; where there is none, of the image or of the cluster.
         installed: ``name==version`` of what the command itself installed.
+        image: the image that it ran in, by name and content: ``python:3.12 (sha256:...)``; None without one.
     """
 
     node_rank: int
@@ -32,6 +33,7 @@ class EnvironmentRecord:
     has_cluster_packages: bool
     packages: tuple[str, ...]
     installed: tuple[str, ...] = ()
+    image: str | None = None
 
 
 def write_environment(root: StorageRoot, job_id: int, record: EnvironmentRecord) -> None:

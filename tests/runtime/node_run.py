@@ -51,11 +51,12 @@ def make_node_run(
     root: StorageRoot, command: str, image: str | None, login: Login | None = None, **docker: object
 ) -> NodeRun:
     requires = bool(docker.pop("require_image", False))
+    more = {"python": docker.pop("python")} if "python" in docker else {}
     spec = JobSpec.model_validate(
         {
             "vm": "local",
             "num_devices": 1,
-            "job_setting": {"type": "custom", "docker": {"image": image, "command": command, **docker}},
+            "job_setting": {"type": "custom", "docker": {"image": image, "command": command, **docker}, **more},
             **({"checkpoint": {"output_checkpoint_dir": "/workspace/ckpt"}} if "CKPT_DIR" in command else {}),
         }
     )

@@ -258,10 +258,11 @@ class NodeCommands:
             given.setdefault(_THREADS, "1")
         return container.start(
             text,
-            {**given, **self._job_variables(run.environment)},
+            {**given, **self._python.variables, **self._job_variables(run.environment)},
             client_environment=built,
             working_dir=self._plan.workspace_mount_path,
-            python_path=str(_SHIM_DIR),
+            python_path=self._python.package_dirs,
+            program_path=self._python.program_dirs,
         )
 
     def _build_command(self) -> str:

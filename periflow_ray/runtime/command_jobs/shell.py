@@ -26,7 +26,7 @@ from periflow_ray.runtime.command_jobs.session_server import SessionServer
 from periflow_ray.runtime.command_jobs.warm_launcher import WarmLauncher
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.environments.command_python import CommandPython
-from periflow_ray.runtime.environments.container import Container
+from periflow_ray.runtime.environments.container import Container, inherited
 from periflow_ray.runtime.environments.engine import Login
 from periflow_ray.runtime.environments.job_image import JobImage
 from periflow_ray.runtime.environments.job_python import JobPython
@@ -112,14 +112,12 @@ class CommandShell:
         for mount in self._plan.mounts:
             self._fill_mount(mount.kind, self._sandbox.path_of(mount.path))
         dataset = None if self._dataset is None else self._dataset.source
-        self._container = self._image.open(self._sandbox, dataset, tell)
-        if self._container is None:
+        container = self._container = self._image.open(self._sandbox, dataset, tell)
+        if container is None:
             self._python = self._job_python.prepare(self._sandbox, self._variables(), tell)
-        elif self._plan.python is not None:
-            self._note(
-                f"job_setting.python is not used on node {self._node_rank}: the command runs in its image, with the "
-                "packages of that"
-            )
+        else:
+            variables = {**inherited(inherit_variables(self._environ)), **self._plan.env, **self._secrets}
+            self._python, self._container = self._job_python.prepare_in(container, self._sandbox, variables, tell)
         return self._sandbox.snapshots_dir
 
     def end_preparation(self) -> None:
@@ -161,8 +159,7 @@ class CommandShell:
             self._note(problem)
         for process in (*self._commands.left, *(self._warm.end_runs() if self._warm is not None else ())):
             self._leave_behind(process)
-        if self._container is None:
-            self._job_python.record_installed()
+        self._job_python.record_installed()
         return failure
 
     def take_records(self) -> Records:

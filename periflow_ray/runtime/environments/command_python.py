@@ -20,11 +20,14 @@ class CommandPython:
         program_dirs: first on its ``PATH``, in this order.
         hidden_dirs: not on its ``PATH``, even if the variables that it inherits have them there.
         variables: what its tools read, such as ``VIRTUAL_ENV``.
+        package_dirs: of packages that the programs of an image, too, have to find; elsewhere such programs are in
+            ``program_dirs`` once more.
     """
 
     program_dirs: tuple[str, ...] = ()
     hidden_dirs: frozenset[str] = frozenset()
     variables: Mapping[str, str] = field(default_factory=dict)
+    package_dirs: tuple[str, ...] = ()
 
     def apply(self, inherited: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
         """The variables of the command.

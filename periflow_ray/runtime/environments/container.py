@@ -7,6 +7,7 @@ runs in it; when the command has ended, the kernel ends the rest.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import os
 import uuid
@@ -18,6 +19,7 @@ import periflow_ray.sdk
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.environments.engine import Engine, Image
 
+_SHIM_DIR = Path(periflow_ray.sdk.__file__).parent / "shim"
 _LABEL = "periflow.sandbox"
 # An image may have no bash.
 _ENTRY = 'exec "$(command -v bash || echo sh)" -c "$0" "$1"'
@@ -25,8 +27,9 @@ _ENTRY = 'exec "$(command -v bash || echo sh)" -c "$0" "$1"'
 # ``kill -1`` reaches every other process of the container.
 _FIRST_PROCESS = """\
 export PYTHONPATH="$PERIFLOW_PYTHON_PATH${PYTHONPATH:+:$PYTHONPATH}"
+[ -z "$PERIFLOW_PROGRAM_PATH" ] || export PATH="$PERIFLOW_PROGRAM_PATH:$PATH"
 mark=$PERIFLOW_MEMORY_MARK
-unset PERIFLOW_PYTHON_PATH PERIFLOW_MEMORY_MARK
+unset PERIFLOW_PYTHON_PATH PERIFLOW_PROGRAM_PATH PERIFLOW_MEMORY_MARK
 # With other processes' numbers (--pid=host) -1 would be all of the machine.
 trap 'if [ $$ = 1 ]; then kill -TERM -1; else kill -TERM $pid; fi 2>/dev/null' TERM
 # What a shell starts in the background ignores Ctrl-C.
@@ -109,7 +112,8 @@ class Container:
         *,
         client_environment: Mapping[str, str],
         working_dir: str,
-        python_path: str,
+        python_path: Sequence[str] = (),
+        program_path: Sequence[str] = (),
     ) -> Start:
         """What starts a command in a container of its own.
 
@@ -118,12 +122,18 @@ class Container:
             environment: what the command gets beside the image's own variables.
             client_environment: of the engine's client.
             working_dir: path in the container.
-            python_path: put in front of the image's.
+            python_path: directories of modules, before the image's.
+            program_path: directories of programs, before the image's ``PATH``.
         """
         name = f"periflow-{uuid.uuid4().hex[:12]}"
         package = Path(periflow_ray.sdk.__file__).parent.parent
         memory_mark = self.sandbox / f"memory-full-{name}"
-        given = {**environment, "PERIFLOW_PYTHON_PATH": python_path, "PERIFLOW_MEMORY_MARK": str(memory_mark)}
+        given = {
+            **environment,
+            "PERIFLOW_PYTHON_PATH": os.pathsep.join([str(_SHIM_DIR), *python_path]),
+            "PERIFLOW_PROGRAM_PATH": os.pathsep.join(program_path),
+            "PERIFLOW_MEMORY_MARK": str(memory_mark),
+        }
         explicit = {key: value for key, value in given.items() if _is_of_client(key)}
         by_name = {key: value for key, value in given.items() if key not in explicit}
         argv = [
@@ -161,6 +171,10 @@ class Container:
             command,
         ]
         return Start(argv, {**client_environment, **by_name}, self.engine.remove_command(name), memory_mark)
+
+    def with_bind(self, bind: Bind) -> Container:
+        """The same, which sees one more directory."""
+        return dataclasses.replace(self, binds=(*self.binds, bind))
 
 
 def label_of(sandbox: Path) -> str:

@@ -15,16 +15,25 @@ _VERSION = re.compile(r"^__version__\s*=\s*['\"]([^'\"]+)", re.MULTILINE)
 _CUDA = re.compile(r"^cuda\s*(?::[^=\n]*)?=\s*['\"](\d+)\.(\d+)", re.MULTILINE)
 
 
-def find_torch(package_dirs: Iterable[str]) -> tuple[str, tuple[int, int]] | None:
+# The version of torch, and that of the CUDA that it is built for.
+TorchVersion = tuple[str, tuple[int, int]]
+
+
+def find_torch(package_dirs: Iterable[str]) -> TorchVersion | None:
     """Version of the torch that is found first, and the CUDA that it is built for; None without either of them."""
     for directory in package_dirs:
         try:
             text = (Path(directory) / "torch" / "version.py").read_text("utf-8")
         except (OSError, UnicodeDecodeError):
             continue
-        version, cuda = _VERSION.search(text), _CUDA.search(text)
-        return None if version is None or cuda is None else (version[1], (int(cuda[1]), int(cuda[2])))
+        return read_torch_version(text)
     return None
+
+
+def read_torch_version(text: str) -> TorchVersion | None:
+    """What torch's ``version.py`` says; None where it is not built for CUDA."""
+    version, cuda = _VERSION.search(text), _CUDA.search(text)
+    return None if version is None or cuda is None else (version[1], (int(cuda[1]), int(cuda[2])))
 
 
 def find_driver_cuda(library: str = "libcuda.so.1") -> tuple[int, int] | None:
@@ -38,9 +47,7 @@ def find_driver_cuda(library: str = "libcuda.so.1") -> tuple[int, int] | None:
     return number.value // 1000, number.value % 1000 // 10
 
 
-def describe_mismatch(
-    torch: tuple[str, tuple[int, int]] | None, driver_cuda: tuple[int, int] | None, node_rank: int
-) -> str | None:
+def describe_mismatch(torch: TorchVersion | None, driver_cuda: tuple[int, int] | None, node_rank: int) -> str | None:
     """What does not fit, and what to do; None where nothing is known to be wrong."""
     if torch is None or driver_cuda is None or torch[1][0] <= driver_cuda[0]:
         return None

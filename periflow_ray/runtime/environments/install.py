@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from pathlib import Path
 
 from periflow_ray.errors import HopelessError, JobFailedError
 from periflow_ray.processes import Command, CommandResult
+from periflow_ray.runtime.environments.container import Container, Start
 from periflow_ray.runtime.environments.layer import Layer, PythonBelow
 from periflow_ray.secret_mask import SecretMask
 
@@ -90,6 +93,7 @@ class Installer:
         write: takes each line of the installer's output.
         mask: whose secrets no line is cut through.
         running: by which it may be ended.
+        container: what it runs in; None for this machine as it is.
     """
 
     environ: Mapping[str, str]
@@ -97,6 +101,7 @@ class Installer:
     write: Callable[[str], object]
     mask: SecretMask | None = None
     running: Running = field(default_factory=Running)
+    container: Container | None = None
 
     def install(self, layer: Layer, arguments: Sequence[str], *, sees_below: bool) -> None:
         """Install into a layer what pip's arguments name.
@@ -107,7 +112,7 @@ class Installer:
             HopelessError: it cannot be installed.
             JobFailedError: the installer was killed.
         """
-        uv = None if sees_below else find_uv(self.environ)
+        uv = None if sees_below or self.container is not None else find_uv(self.environ)
         lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
 
         def take(line: str) -> None:
@@ -119,16 +124,7 @@ class Installer:
         command = self._uv_command(uv, layer) if uv is not None else [str(layer.python), "-m", "pip", "install"]
         options = [] if uv is not None else ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
         options += [] if uv is not None else ["--no-warn-script-location", "--no-warn-conflicts"]
-        result = self.running.run(
-            Command(
-                [*command, *options, *arguments],
-                env=self._environment(uv),
-                working_dir=self.working_dir,
-                grace_s=_GRACE_S,
-                on_line=take,
-                mask=self.mask,
-            )
-        )
+        result = self._run([*command, *options, *arguments], self._environment(uv), take)
         if self.running.is_ended:
             raise JobFailedError("the installation of packages was ended, because the attempt is over")
         if result.is_success:
@@ -141,6 +137,24 @@ class Installer:
             "the packages of job_setting.python cannot be installed"
             + (f": {reason}" if reason else f": {name} ended with exit code {result.exit_code}"),
             tuple(lines),
+        )
+
+    def _run(self, argv: list[str], env: dict[str, str], take: Callable[[str], None]) -> CommandResult:
+        start = Start(argv, env, [])
+        if self.container is not None:
+            start = self.container.start(
+                shlex.join(argv), env, client_environment=dict(os.environ), working_dir=str(self.working_dir)
+            )
+        return self.running.run(
+            Command(
+                start.argv,
+                env=start.env,
+                working_dir=self.working_dir,
+                grace_s=_GRACE_S,
+                on_line=take,
+                mask=self.mask,
+                finish=start.finish,
+            )
         )
 
     def find_interpreter(self, version: str) -> PythonBelow:

@@ -8,11 +8,13 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 
-from periflow_ray.errors import StorageError
+from periflow_ray.errors import HopelessError, StorageError
 from periflow_ray.jobs.environments import EnvironmentRecord, write_environment
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.environments.command_python import CommandPython
-from periflow_ray.runtime.environments.cuda import describe_mismatch, find_driver_cuda, find_torch
+from periflow_ray.runtime.environments.container import Bind, Container
+from periflow_ray.runtime.environments.cuda import TorchVersion, describe_mismatch, find_driver_cuda, find_torch
+from periflow_ray.runtime.environments.image_python import ImagePython, ask_image
 from periflow_ray.runtime.environments.install import Installer, Running
 from periflow_ray.runtime.environments.layer import Layer, PythonBelow, find_cluster_python
 from periflow_ray.runtime.environments.packages import list_packages
@@ -48,7 +50,8 @@ class JobPython:
         self._log = log
         self._note = note
         self._environment: OpenEnvironment | None = None
-        self._below: PythonBelow | None = None
+        # What the image of this id has answered.
+        self._asked: tuple[str, ImagePython | None] | None = None
         self._layer: Layer | None = None
         self._recorded: EnvironmentRecord | None = None
         self._recording: threading.Thread | None = None
@@ -66,39 +69,72 @@ class JobPython:
             OSError, PeriflowRayError: it cannot be made for other reasons.
         """
         self._release()
-        directory, spec = sandbox.python_dir, self._plan.python
-        cluster = below = find_cluster_python()
-        if spec is not None:
-            workspace_dir = sandbox.path_of(self._plan.workspace_mount_path) / (self._plan.workspace_dir_name or "")
-            installer = Installer(environ, workspace_dir, self._log.write, self._log.mask, self._installing)
-
-            def tell_all(text: str) -> None:
-                tell(text)
-                self._log.write(f"[environment] {text}")
-                self._note(f"node {self._node_rank} {text}")
-
-            self._environment = open_environment(spec, workspace_dir, installer, tell=tell_all)
-            below = self._environment.below
-        self._below = below
-        self._layer = layer = Layer(directory, below.minor_version)
-        self._write_layer(layer, below)
-        sees_cluster = self._environment is None or self._environment.has_cluster_packages
+        cluster = find_cluster_python()
+        environment = self._environment = self._open_environment(sandbox, environ, tell)
+        below = cluster if environment is None else environment.below
+        layer = self._open_layer(sandbox, below)
+        sees_cluster = environment is None or environment.has_cluster_packages
         cluster_dirs = cluster.own_program_dirs
-        if self._plan.gpus_per_device:
-            self._check_torch(sees_cluster)
-        # No command waits for it.
-        self._recording = threading.Thread(target=self._record, name="record-python", daemon=True)
-        self._recording.start()
+        dirs = [str(layer.package_dir), *below.package_dirs, *(sys.path if sees_cluster else ())]
+        self._check_torch(lambda: find_torch(dirs))
+        self._begin_record(
+            python=sys.executable if environment is None else below.interpreter,
+            version=below.version,
+            has_cluster_packages=sees_cluster,
+            # All that this process finds, as where a `.pth` file of the cluster's leads.
+            list_below=lambda: list_packages(sys.path),
+        )
         return CommandPython(
             program_dirs=(*layer.program_dirs, *(cluster_dirs if sees_cluster else ())),
             hidden_dirs=frozenset() if sees_cluster else frozenset(cluster_dirs),
             variables={
-                "VIRTUAL_ENV": str(directory),
-                "PYTHONUSERBASE": str(layer.user_dir),
+                **_variables_of(layer),
                 # An environment that is none, so that `conda install` refuses rather than change the cluster's.
-                **({"CONDA_PREFIX": str(directory)} if "CONDA_PREFIX" in environ else {}),
+                **({"CONDA_PREFIX": str(layer.directory)} if "CONDA_PREFIX" in environ else {}),
             },
         )
+
+    def prepare_in(
+        self, container: Container, sandbox: Sandbox, environ: Mapping[str, str], tell: Callable[[str], None]
+    ) -> tuple[CommandPython, Container]:
+        """As ``prepare``, for a command in a container, whose image has a Python or none.
+
+        Without ``job_setting.python`` the image's Python is taken as it is.
+
+        Returns:
+            Also the container, which sees the environment.
+        """
+        self._release()
+        if self._asked is None or self._asked[0] != container.image.id:
+            self._asked = container.image.id, ask_image(container, os.environ)
+        image, where = self._asked[1], f"{container.image.name} ({container.image.id})"
+        if image is None:
+            if self._plan.python is not None:
+                raise HopelessError(f"job_setting.python needs a Python, and the image {container.image.name} has none")
+            self._layer = None
+            self._begin_record("", "", True, image=where)
+            return CommandPython(), container
+        environment = self._environment = self._open_environment(sandbox, environ, tell, container, image)
+        layer = None if environment is None else self._open_layer(sandbox, environment.below)
+        if environment is None:
+            self._layer = None
+        self._check_torch(lambda: image.torch if environment is None else find_torch(environment.below.package_dirs))
+        self._begin_record(
+            image.below.interpreter,
+            image.below.version,
+            environment is None or environment.has_cluster_packages,
+            list_below=lambda: image.packages,
+            image=where,
+        )
+        if environment is None or layer is None:
+            return CommandPython(), container
+        python = CommandPython(
+            program_dirs=layer.program_dirs,
+            variables=_variables_of(layer),
+            package_dirs=(str(layer.package_dir), str(layer.user_package_dir), *environment.below.package_dirs),
+        )
+        directory = environment.use.path
+        return python, container.with_bind(Bind(directory, str(directory), is_read_only=True))
 
     def end_installation(self) -> None:
         """Let an installation that runs, or that this attempt comes to, fail at once."""
@@ -108,7 +144,7 @@ class JobPython:
         """Record what the command has installed, after its end; where the storage is away, nobody will know."""
         if self._recording is not None:
             self._recording.join()
-        self._record()
+            self._record()
 
     def close(self) -> None:
         """The attempt is over: the environment may be removed from now on, where there is no room."""
@@ -120,28 +156,68 @@ class JobPython:
             self._environment.close()
             self._environment = None
 
-    def _check_torch(self, sees_cluster: bool) -> None:
-        assert self._layer is not None
-        assert self._below is not None
-        dirs = [str(self._layer.package_dir), *self._below.package_dirs, *(sys.path if sees_cluster else ())]
-        problem = describe_mismatch(find_torch(dirs), find_driver_cuda(), self._node_rank)
+    def _open_environment(
+        self,
+        sandbox: Sandbox,
+        environ: Mapping[str, str],
+        tell: Callable[[str], None],
+        container: Container | None = None,
+        image: ImagePython | None = None,
+    ) -> OpenEnvironment | None:
+        spec = self._plan.python
+        if spec is None:
+            return None
+        workspace_dir = sandbox.path_of(self._plan.workspace_mount_path) / (self._plan.workspace_dir_name or "")
+        installer = Installer(environ, workspace_dir, self._log.write, self._log.mask, self._installing, container)
+
+        def tell_all(text: str) -> None:
+            tell(text)
+            self._log.write(f"[environment] {text}")
+            self._note(f"node {self._node_rank} {text}")
+
+        return open_environment(spec, workspace_dir, installer, tell=tell_all, image=image)
+
+    def _open_layer(self, sandbox: Sandbox, below: PythonBelow) -> Layer:
+        self._layer = layer = Layer(sandbox.python_dir, below.minor_version)
+        self._write_layer(layer, below)
+        return layer
+
+    def _check_torch(self, find: Callable[[], TorchVersion | None]) -> None:
+        if not self._plan.gpus_per_device:
+            return
+        problem = describe_mismatch(find(), find_driver_cuda(), self._node_rank)
         if problem is not None:
             self._note(problem)
 
+    def _begin_record(
+        self,
+        python: str,
+        version: str,
+        has_cluster_packages: bool,
+        list_below: Callable[[], tuple[str, ...]] = tuple,
+        image: str | None = None,
+    ) -> None:
+        """Record it, for which no command waits."""
+        environment, layer = self._environment, self._layer
+
+        def make() -> EnvironmentRecord:
+            return EnvironmentRecord(
+                node_rank=self._node_rank,
+                python=python,
+                version=version,
+                environment=None if environment is None else environment.key,
+                has_cluster_packages=has_cluster_packages,
+                packages=list_below() if environment is None else environment.packages,
+                installed=() if layer is None else list_packages([layer.package_dir, layer.user_package_dir]),
+                image=image,
+            )
+
+        self._make_record = make
+        self._recording = threading.Thread(target=self._record, name="record-python", daemon=True)
+        self._recording.start()
+
     def _record(self) -> None:
-        assert self._below is not None
-        assert self._layer is not None
-        environment, below = self._environment, self._below
-        record = EnvironmentRecord(
-            node_rank=self._node_rank,
-            python=sys.executable if environment is None else below.interpreter,
-            version=below.version,
-            environment=None if environment is None else environment.key,
-            has_cluster_packages=environment is None or environment.has_cluster_packages,
-            # All that this process finds, as where a `.pth` file of the cluster's leads.
-            packages=list_packages(sys.path) if environment is None else environment.packages,
-            installed=list_packages([self._layer.package_dir, self._layer.user_package_dir]),
-        )
+        record = self._make_record()
         if record == self._recorded:
             return
         with contextlib.suppress(OSError, StorageError):  # It is tried once more at the command's end.
@@ -152,10 +228,14 @@ class JobPython:
         mark = layer.directory / _MARK
         wanted = repr(below)
         try:
-            if mark.read_text() == wanted and os.path.exists(layer.python):
+            if mark.read_text() == wanted and os.path.lexists(layer.python):
                 return
         except OSError:
             pass
         remove_tree(layer.directory)
         layer.write(below)
         mark.write_text(wanted)
+
+
+def _variables_of(layer: Layer) -> dict[str, str]:
+    return {"VIRTUAL_ENV": str(layer.directory), "PYTHONUSERBASE": str(layer.user_dir)}

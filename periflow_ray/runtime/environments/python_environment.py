@@ -9,17 +9,21 @@ cluster's packages where those count.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import platform
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from periflow_ray.errors import HopelessError
+from periflow_ray.private_files import make_private_directories
+from periflow_ray.runtime.environments.container import Bind
+from periflow_ray.runtime.environments.image_python import ImagePython
 from periflow_ray.runtime.environments.install import Installer, find_uv, give_pip
 from periflow_ray.runtime.environments.layer import Layer, PythonBelow, find_cluster_python
 from periflow_ray.runtime.environments.packages import list_packages
@@ -70,6 +74,7 @@ def open_environment(
     installer: Installer,
     *,
     tell: Callable[[str], None],
+    image: ImagePython | None = None,
     cache: DatasetCache | None = None,
 ) -> OpenEnvironment:
     """The environment that a template asks for, which this call makes where the node does not have it yet.
@@ -77,15 +82,25 @@ def open_environment(
     Args:
         workspace_dir: where its requirements file is.
         tell: takes a sentence on what is done, where it takes a while.
+        image: the Python of the job's image, where that takes the place of the cluster's.
     Raises:
         HopelessError: it cannot be made, by the user's or the index's fault.
         OSError, StorageError: it cannot be made for other reasons.
     """
-    cluster = find_cluster_python()
-    base, has_cluster_packages = _choose_base(spec, cluster, installer)
+    if image is None:
+        base, has_cluster_packages = _choose_base(spec, find_cluster_python(), installer)
+    else:
+        base, has_cluster_packages = _choose_base_of_image(spec, image)
     requirements = _read(spec, workspace_dir)
-    key = _digest(spec, requirements, base, has_cluster_packages, workspace_dir, installer.environ)
+    below_packages = _list_below(base, image) if has_cluster_packages else None
+    key = _digest(spec, requirements, base, below_packages, workspace_dir, installer, image)
     cache = cache or open_cache()
+    if installer.container is not None:
+        directory = str(cache.directory)
+        make_private_directories(cache.directory)
+        seen = installer.container.with_bind(Bind(cache.directory, directory))
+        installer = dataclasses.replace(installer, container=seen)
+    gives_pip = not has_cluster_packages or (image is not None and not image.has_pip)
     num_packages = len(requirements.names) + len(spec.packages)
     label = f"{num_packages} package{'' if num_packages == 1 else 's'}"
 
@@ -95,7 +110,7 @@ def open_environment(
         for leftover in files.iterdir():
             _remove(leftover)
         try:
-            _make(files, spec, base, installer, has_cluster_packages)
+            _make(files, spec, base, installer, has_cluster_packages, gives_pip=gives_pip)
         except BaseException:
             with contextlib.suppress(OSError):
                 for leftover in files.iterdir():
@@ -142,6 +157,22 @@ def _choose_base(spec: PythonSpec, cluster: PythonBelow, installer: Installer) -
     return installer.find_interpreter(spec.version), False
 
 
+def _choose_base_of_image(spec: PythonSpec, image: ImagePython) -> tuple[PythonBelow, bool]:
+    below = image.below
+    if spec.version not in (None, below.minor_version):
+        raise HopelessError(
+            f"job_setting.python.version is {spec.version}, and the image's Python is {below.version}. Leave 'version' "
+            "out, or name an image that has it"
+        )
+    if spec.system_packages is False:
+        return PythonBelow(below.interpreter, below.version, ()), False
+    return below, True
+
+
+def _list_below(base: PythonBelow, image: ImagePython | None) -> tuple[str, ...]:
+    return list_packages([*base.package_dirs, *sys.path]) if image is None else image.packages
+
+
 def _read(spec: PythonSpec, workspace_dir: Path) -> Requirements:
     if spec.requirements is None:
         return Requirements()
@@ -155,10 +186,13 @@ def _digest(
     spec: PythonSpec,
     requirements: Requirements,
     base: PythonBelow,
-    has_cluster_packages: bool,
+    below_packages: tuple[str, ...] | None,
     workspace_dir: Path,
-    environ: Mapping[str, str],
+    installer: Installer,
+    image: ImagePython | None,
 ) -> str:
+    environ = installer.environ
+    has_uv = image is None and below_packages is None and find_uv(environ) is not None
     settings = {
         name: value
         for name, value in environ.items()
@@ -169,9 +203,10 @@ def _digest(
         "local": [_digest_local(workspace_dir / path) for path in requirements.local_paths],
         "packages": spec.packages,
         "python": [base.interpreter, base.version, sysconfig.get_platform(), platform.libc_ver()[1]],
-        "cluster": list_packages([*base.package_dirs, *sys.path]) if has_cluster_packages else None,
-        "installer": "pip" if has_cluster_packages or find_uv(environ) is None else "uv",
+        "cluster": below_packages,
+        "installer": "uv" if has_uv else "pip",
         "settings": settings,
+        **({} if image is None else {"image": image.image_id}),
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -181,11 +216,19 @@ def _digest_local(path: Path) -> list[str]:
     return [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files if file.is_file()]
 
 
-def _make(files: Path, spec: PythonSpec, base: PythonBelow, installer: Installer, has_cluster_packages: bool) -> None:
+def _make(
+    files: Path,
+    spec: PythonSpec,
+    base: PythonBelow,
+    installer: Installer,
+    has_cluster_packages: bool,
+    *,
+    gives_pip: bool,
+) -> None:
     layer = Layer(files, base.minor_version)
     # The cluster's own scripts come into the job's layer by themselves.
     layer.write(PythonBelow(base.interpreter, base.version, base.package_dirs), has_user_dir=False)
-    if not has_cluster_packages:
+    if gives_pip:
         give_pip(layer)
     named = ["-r", spec.requirements] if spec.requirements is not None else []
     if named or spec.packages:
