@@ -27,7 +27,7 @@ from periflow_ray.runtime.command_jobs.warm_launcher import WarmLauncher
 from periflow_ray.runtime.diagnosis import Failure
 from periflow_ray.runtime.environments.command_python import CommandPython
 from periflow_ray.runtime.environments.container import Container, inherited
-from periflow_ray.runtime.environments.engine import Login
+from periflow_ray.runtime.environments.engine import NOT_STARTED, Login
 from periflow_ray.runtime.environments.job_image import JobImage
 from periflow_ray.runtime.environments.job_python import JobPython
 from periflow_ray.runtime.member.log import MemberLog
@@ -154,6 +154,8 @@ class CommandShell:
     def wait(self) -> Failure | None:
         assert self._commands is not None
         failure = self._commands.wait()
+        if failure is not None and failure.exit_code == NOT_STARTED:
+            self._image.look_again()
         problem = self._commands.tear_down(HURRIED_TEARDOWN_S if self._is_ended else TEARDOWN_TIMEOUT_S)
         if problem is not None:
             self._note(problem)

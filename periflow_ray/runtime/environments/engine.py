@@ -17,6 +17,8 @@ from pathlib import Path
 
 from periflow_ray.errors import JobFailedError
 
+# With this an engine's client ends if it could not start the container.
+NOT_STARTED = 125
 # Names or paths of engines to look for, in this order; empty for none.
 ENGINES_VARIABLE = "PERIFLOW_CONTAINER_ENGINE"
 _ASK_TIMEOUT_S = 30.0

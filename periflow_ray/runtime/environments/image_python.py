@@ -12,6 +12,7 @@ from periflow_ray.errors import JobFailedError
 from periflow_ray.processes import Command
 from periflow_ray.runtime.environments.container import Container
 from periflow_ray.runtime.environments.cuda import TorchVersion, read_torch_version
+from periflow_ray.runtime.environments.engine import NOT_STARTED
 from periflow_ray.runtime.environments.layer import PythonBelow
 
 _GRACE_S = 1.0
@@ -46,8 +47,6 @@ for name in python python3; do
     if command -v "$name" >/dev/null; then exec "$name" -c "$PERIFLOW_QUESTION"; fi
 done
 """
-# Of an engine that has not started the container.
-_NOT_STARTED = (None, 125)
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def ask_image(container: Container, client_environment: Mapping[str, str]) -> Im
         )
         result = command.start().wait()
     found = next((line[len(_MARK) :] for line in lines if line.startswith(_MARK)), None)
-    if found is None and result.exit_code in _NOT_STARTED:
+    if found is None and result.exit_code in (None, NOT_STARTED):
         said = "".join(f"\n  {line}" for line in lines[-5:])
         raise JobFailedError(f"a container of the image '{container.image.name}' cannot be started.{said}")
     if found is None:

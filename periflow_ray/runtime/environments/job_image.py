@@ -9,7 +9,7 @@ from pathlib import Path
 from periflow_ray.errors import JobFailedError
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.environments.container import Container, binds_of, label_of
-from periflow_ray.runtime.environments.engine import Engine, Login, NoEngineError, find_engine
+from periflow_ray.runtime.environments.engine import Engine, Image, Login, NoEngineError, find_engine
 from periflow_ray.runtime.member.sandbox import Sandbox
 
 
@@ -27,6 +27,7 @@ class JobImage:
         self._login = login
         self._note = note
         self._engine: Engine | None = None
+        self._image: Image | None = None
         self._has_told = False
 
     def end_leftovers(self, sandbox: Path) -> None:
@@ -58,7 +59,7 @@ class JobImage:
         engine, plan = self._engine, self._plan
         if plan.image is None or engine is None:
             return None
-        image = engine.find_image(plan.image)
+        image = self._image or engine.find_image(plan.image)
         if image is None and plan.vm.is_local and not plan.require_image:
             self._do_without("this machine does not have it, and without --require-image a local job fetches none")
             return None
@@ -67,7 +68,12 @@ class JobImage:
             tell(doing)
             self._note(f"node {self._node_rank} {doing}")
             image = engine.pull(plan.image, self._login, lambda line: print(line, file=sys.stderr))
+        self._image = image
         return Container(engine, image, sandbox.directory, binds_of(plan, sandbox.path_of, dataset), plan.image_options)
+
+    def look_again(self) -> None:
+        """A container could not be started: the image may have been removed."""
+        self._image = None
 
     def _do_without(self, why: str) -> None:
         text = f"the image '{self._plan.image}' is not used on node {self._node_rank}: {why}"
