@@ -169,6 +169,16 @@ _HINTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "a process may not open so many files. Raise the limit at the beginning of the command: ulimit -n 65536.",
         ),
         (
+            r"The NVIDIA driver on your system is too old|CUDA driver version is insufficient for CUDA runtime version",
+            "torch is built for a later CUDA than the node's driver knows. Ask for a torch of an earlier one in "
+            "job_setting.python or another image, or use machines with a newer driver.",
+        ),
+        (
+            r"no kernel image is available for execution on the device|is not compatible with the current PyTorch "
+            r"installation",
+            "torch is not built for GPUs of this kind. Use a version that is, in job_setting.python or another image.",
+        ),
+        (
             r"Found no NVIDIA driver|Torch not compiled with CUDA enabled|No CUDA GPUs are available",
             "the script needs a GPU, but there is none here. On a laptop choose the device with "
             "torch.cuda.is_available().",

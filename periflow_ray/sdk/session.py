@@ -290,6 +290,9 @@ class Session:
         self._settle_rank(channel)
         # What is recorded meanwhile goes with the next call, so that a fast loop cannot keep this one busy forever.
         num_left = len(self._metrics)
+        if num_left > 0:
+            # Reading them waits for the device, for ever if that hangs: the job hears of the step before.
+            channel.send(self._step, [], self._asked_step)
         while True:
             records = self._take_records(min(num_left, MAX_RECORDS_PER_MESSAGE))
             channel.send(self._step, records, self._asked_step)

@@ -13,6 +13,8 @@ _MAX_INT_BITS = 64
 # The text of more is cut short by torch itself; a copy of it costs the device's memory.
 _MAX_TEXT_ELEMENTS = 1000
 _IMMUTABLE = frozenset({type(None), bool, int, float, str})
+# One of each device.
+_READING_STREAMS: dict[Any, Any] = {}
 
 
 def values_of_now(values: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -51,12 +53,22 @@ class _CudaCopy:
 
     def item(self) -> Any:
         """Its number; waits for the device."""
-        self._event.synchronize()
-        return self._tensor.item()
+        return self._read().item()
 
     def __str__(self) -> str:
+        return str(self._read())
+
+    def _read(self) -> Any:
         self._event.synchronize()
-        return str(self._tensor)
+        # On the stream of the training the copy would wait for all that has been given to the device since.
+        with sys.modules["torch"].cuda.stream(_reading_stream(self._tensor.device)):
+            return self._tensor.cpu()
+
+
+def _reading_stream(device: Any) -> Any:
+    if device not in _READING_STREAMS:
+        _READING_STREAMS[device] = sys.modules["torch"].cuda.Stream(device)
+    return _READING_STREAMS[device]
 
 
 def plain_values(values: Mapping[Any, Any]) -> dict[str, Any]:

@@ -126,9 +126,11 @@ def _head_argv(dashboard_port: int, temp_dir: Path) -> list[str]:
         "include-log-monitor": "false",
         "temp-dir": temp_dir,
     }
-    ray_program = str(Path(sys.executable).with_name("ray"))
     return [
-        ray_program,
+        # Not the program "ray", which is elsewhere if Ray is not installed in this very environment.
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
         "start",
         "--head",
         "--block",

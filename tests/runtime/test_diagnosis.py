@@ -127,6 +127,15 @@ def test_the_last_twenty_lines_are_shown():
             "a process may not open so many files. Raise the limit at the beginning of the command: ulimit -n 65536.",
         ),
         (
+            raised("RuntimeError: The NVIDIA driver on your system is too old (found version 12020)."),
+            "torch is built for a later CUDA than the node's driver knows. Ask for a torch of an earlier one in "
+            "job_setting.python or another image, or use machines with a newer driver.",
+        ),
+        (
+            raised("torch.AcceleratorError: CUDA error: no kernel image is available for execution on the device"),
+            "torch is not built for GPUs of this kind. Use a version that is, in job_setting.python or another image.",
+        ),
+        (
             raised("RuntimeError: Found no NVIDIA driver on your system."),
             "the script needs a GPU, but there is none here. On a laptop choose the device with "
             "torch.cuda.is_available().",

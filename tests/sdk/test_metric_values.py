@@ -7,11 +7,13 @@ import enum
 import fractions
 import json
 import math
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.workbench import wait_until
 
 from periflow_ray.sdk.session import Session
 from periflow_ray.sdk.values import plain_value, plain_values, values_of_now
@@ -142,3 +144,59 @@ def test_a_metric_of_a_stream_of_its_own_is_what_it_was_and_nothing_waits_for_it
     # The thread that sends has another stream.
     assert [plain_values(values)["running"] for values in kept] == [1.0, 2.0, 3.0, 4.0, 5.0]
     assert [type(values["running"]) for values in kept] != [torch.Tensor] * 5
+
+
+@pytest.mark.gpu
+def test_a_metric_is_read_while_the_device_is_busy_with_what_came_later():
+    kept = values_of_now({"loss": torch.ones(3, device="cuda").sum()})
+    torch.cuda.synchronize()
+    torch.cuda._sleep(1 << 33)
+    busy = torch.cuda.Event()
+    busy.record()
+    assert plain_values(kept) == {"loss": 3.0}
+    assert not busy.query()
+    torch.cuda.synchronize()
+
+
+class OfAHangingDevice:
+    """Stands in for a number of a device that does not come to it until the test says so."""
+
+    def __init__(self) -> None:
+        self.is_there = threading.Event()
+
+    def item(self) -> float:
+        self.is_there.wait()
+        return 0.5
+
+
+class Listener:
+    """A channel that only notes the steps and metrics it is sent."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.values: list[Any] = []
+
+    def open(self, *_: Any) -> None: ...
+
+    def close(self, has_failed: bool = False) -> None: ...
+
+    def send(self, step: int, records: list[Any], asked_step: int) -> None:
+        self.steps.append(step)
+        self.values += [record.values for record in records]
+
+
+def test_the_job_hears_of_a_step_whose_metric_a_hanging_device_keeps_back(monkeypatch):
+    monkeypatch.setattr("periflow_ray.sdk.session.values_of_now", dict)
+    monkeypatch.setattr("periflow_ray.sdk.session._send_interval_s", lambda: 0.01)
+    loss, listener, session = OfAHangingDevice(), Listener(), Session()
+    session.use_channel_factory(lambda _: listener)
+    session.init(total_train_steps=2)
+    try:
+        with session.train_step():
+            session.metric({"loss": loss})
+        wait_until(lambda: 1 in listener.steps, "the step", timeout_s=10)
+        assert listener.values == []
+    finally:
+        loss.is_there.set()
+    session.use_channel_factory(None)
+    assert listener.values == [{"loss": 0.5}]

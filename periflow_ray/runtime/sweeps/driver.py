@@ -69,7 +69,7 @@ def run_sweep(
     """
     insist = Patience(state.note).insist
     spec = insist(lambda: read_sweep(root, record.job_id))
-    with tune_environment():
+    with tune_environment(spec.max_concurrent):
         if not ray.is_initialized():
             ray.init(address="auto", logging_level=logging.WARNING, log_to_driver=False)
         sweep = insist(lambda: _Sweep(root, state, plan, record, spec, is_interactive))

@@ -101,7 +101,7 @@ def bundle_of(plan: JobPlan, share: float) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def tune_environment() -> Iterator[None]:
+def tune_environment(max_concurrent: int | None) -> Iterator[None]:
     """The variables that Ray Tune reads, while a sweep runs: a process of a user's may have a Tuner of its own."""
     set_train_environment()
     own = {
@@ -112,6 +112,8 @@ def tune_environment() -> Iterator[None]:
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
+        # Tune starts one agent after the other, seconds each, for a searcher whose limit it does not know.
+        "TUNE_MAX_PENDING_TRIALS_PG": str(max_concurrent or 1),
     }
     former = {name: os.environ.get(name) for name in own}
     os.environ.update(own)
