@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -48,6 +48,9 @@ def make_rootfs(directory: Path) -> None:
     )
     shutil.copytree(stdlib, directory / stdlib.relative_to("/"), ignore=left_out, dirs_exist_ok=True)
     (directory / "bin").mkdir(exist_ok=True)
+    # Of a torch that is mounted.
+    (directory / "usr/bin/torchrun").write_text('#!/bin/sh\nexec python -m torch.distributed.run "$@"\n')
+    (directory / "usr/bin/torchrun").chmod(0o755)
     for link, target in (("bin/sh", "/usr/bin/sh"), ("usr/bin/python3", str(python)), ("usr/bin/python", str(python))):
         (directory / link).symlink_to(target)
     for name in ("etc", "root", "proc", "sys", "dev"):
@@ -68,6 +71,8 @@ def _copy(path: Path, directory: Path) -> None:
     shutil.copy2(path, target)
 
 
+# Where the image's Python has its packages.
+IMAGE_PACKAGES = f"{Path(os.__file__).parent}/site-packages"
 # User "someone", password "right".
 _HTPASSWD = "someone:$2b$04$EcMOybnxtleSGOF20uyZe.hM8GwJSDoVvYSX30qYHPoOfbXPHnYLO"
 REGISTRY_MISSING = "needs a registry of images: apt-get install docker-registry"
@@ -78,22 +83,28 @@ class Podman:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        storage, containers = directory / "storage.conf", directory / "containers.conf"
+        storage, self._containers = directory / "storage.conf", directory / "containers.conf"
         storage.write_text(
             f'[storage]\ndriver = "overlay"\ngraphroot = "{directory}/graph"\nrunroot = "{directory}/run"\n'
         )
-        # Where few processes and files are allowed, more cannot be asked for; and crun does not work everywhere.
-        containers.write_text(
-            '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n'
-            f'[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\ntmp_dir = "{directory}/tmp"\n'
-        )
+        self.bring({})
         self.environment = {
-            "CONTAINERS_CONF": str(containers),
+            "CONTAINERS_CONF": str(self._containers),
             "CONTAINERS_STORAGE_CONF": str(storage),
             "CONTAINERS_REGISTRIES_CONF": str(directory / "registries.conf"),
             "PERIFLOW_CONTAINER_ENGINE": "podman",
         }
         self.trust("localhost:1")
+
+    def bring(self, directories: Mapping[str, str]) -> None:
+        """Have directories of this machine at paths of every container, as if its image had them."""
+        volumes = ", ".join(f'"{source}:{path}:ro"' for source, path in directories.items())
+        # Where few processes and files are allowed, more cannot be asked for; and crun does not work everywhere.
+        self._containers.write_text(
+            '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n'
+            f"volumes = [{volumes}]\n"
+            f'[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\ntmp_dir = "{self._directory}/tmp"\n'
+        )
 
     def trust(self, registry: str) -> None:
         """Take images from a registry without TLS."""
