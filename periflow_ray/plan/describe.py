@@ -118,15 +118,17 @@ def _mask_texts(value: Any) -> Any:
 
 def _describe_python(plan: JobPlan) -> str:
     python = plan.python
+    owner = "the cluster's" if plan.image is None else "the image's where that is used, else the cluster's"
     if python is None:
-        return "the cluster's; what the command installs is for this job alone"
+        return f"{owner}; what the command installs is for this job alone"
     named = [*([f"those of {python.requirements}"] if python.requirements else []), *map(mask_text, python.packages)]
     packages = f"with {', '.join(named)}" if named else "without packages"
-    version = f"Python {python.version}" if python.version else "the cluster's version"
+    version = f"Python {python.version}" if python.version else owner
     if python.system_packages is False:
         return f"{version}, {packages} and nothing else"
     unless = " if it is of that version" if python.version and python.system_packages is None else ""
-    return f"{version}, {packages}, above the cluster's packages{unless}"
+    below = "the cluster's packages" if plan.image is None else "its packages"
+    return f"{version}, {packages}, above {below}{unless}"
 
 
 def _describe_source(plan: JobPlan, mount: Mount) -> str:

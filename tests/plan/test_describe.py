@@ -28,6 +28,7 @@ TEMPLATE: dict[str, Any] = {
     "hang_timeout": "1.5h",
 }
 LATER = "(set when the job starts)"
+IMAGES_PYTHON = "the image's where that is used, else the cluster's; what the command installs is for this job alone"
 
 
 def test_a_plan_for_a_cluster_in_rows() -> None:
@@ -47,7 +48,7 @@ def test_a_plan_for_a_cluster_in_rows() -> None:
         ("Elastic", "no: waits until it has all of its devices"),
         ("Per device", "1 GPU, 23.875 CPUs, 100 GiB memory"),
         ("Image", "friendliai/periflow:sdk (on nodes with Docker or Podman)"),
-        ("Python", "the cluster's; what the command installs is for this job alone"),
+        ("Python", IMAGES_PYTHON),
         (
             "Command (once per node)",
             "cd /workspace/cifar && WANDB_API_KEY=*** torchrun main.py --save /workspace/ckpt",
