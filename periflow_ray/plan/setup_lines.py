@@ -14,17 +14,25 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
+_CONDA = ("conda", "mamba", "micromamba")
 _PROGRAMS_BEFORE_INSTALL = (
     re.compile(r"pip[0-9.]*"),
     re.compile(r"python[0-9.]* -m pip"),
     re.compile(r"uv pip"),
-    re.compile(r"(conda|mamba|micromamba)"),
+    re.compile("|".join(_CONDA)),
     re.compile(r"(sudo )?(apt|apt-get)"),
 )
 _STATE_COMMANDS = ("cd", "export", "set")
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*")
+# A word as it is written, quotes and all; blanks, or a comment; or what separates commands.
+_TOKEN = re.compile(
+    r"""(?P<word>(?:'[^']*'|"(?:[^"\\]|\\.)*"|(?!\#)[^\s'"\\;&]|(?<=\S)\#)+)|\s+|\#.*|(?P<separator>;|&&(?!&))"""
+)
+_QUOTED = re.compile(r"""'[^']*'|"(?:[^"\\]|\\.)*\"""")
+# Bash does not join it with the next line.
+_COMMENT_THAT_GOES_ON = re.compile(r"#.*\\\n")
 # Of bash, beside the `;` and `&&` that separate commands, quotes and `$NAME`.
-_OTHER_SYNTAX = re.compile(r"[`|<>(){}*?\[\]!]|\$\(|(?<!&)&(?!&)|&&&")
+_OTHER_SYNTAX = re.compile(r"[`|<>(){}*?\[\]!]")
 _REQUIREMENT_OPTIONS = ("-r", "--requirement", "-c", "--constraint")
 
 
@@ -64,12 +72,15 @@ def find_install_setup(setup: str, run: str) -> InstallSetup | None:
     kept: list[str] = []
     files: list[str] = []
     directory, has_install = "", False
-    for line in _split_lines(setup):
+    split = _split_lines(setup)
+    if split is None:
+        return None
+    for line in split:
         state: list[str] = []
         for command in line:
             words = _without_assignments(command)
             if words and words[0] in _STATE_COMMANDS:
-                state.append(shlex_text(command))
+                state.append(" ".join(command))
                 if words[0] == "cd":
                     if len(words) != 2 or words[1].startswith(("-", "~")) or "$" in words[1]:
                         return None
@@ -78,8 +89,13 @@ def find_install_setup(setup: str, run: str) -> InstallSetup | None:
             if not _is_install(words):
                 return None
             has_install = True
+            if words[0] in _CONDA:
+                # Its `-c` names a channel, and its files are not pip's.
+                if any(word.startswith("--file") for word in words):
+                    return None
+                continue
             files += [posixpath.join(directory, name) for name in _requirement_files(words)]
-        lines.append(" && ".join(map(shlex_text, line)))
+        lines.append(" && ".join(map(" ".join, line)))
         if state:
             kept.append(" && ".join(state))
     if not has_install:
@@ -87,32 +103,31 @@ def find_install_setup(setup: str, run: str) -> InstallSetup | None:
     return InstallSetup(lines=tuple(lines), kept=tuple(kept), requirement_files=tuple(files), run=run)
 
 
-def shlex_text(command: Sequence[str]) -> str:
-    """A command's words as they were written."""
-    return " ".join(command)
-
-
-def _split_lines(setup: str) -> list[list[list[str]]]:
-    """Lines of commands of words, each word as it is written; a line that is no such thing is one without words."""
+def _split_lines(setup: str) -> list[list[list[str]]] | None:
+    """Lines of commands of words, each word as it is written; None where there is anything else."""
+    if _COMMENT_THAT_GOES_ON.search(setup):
+        return None
     found: list[list[list[str]]] = []
     for raw in setup.replace("\\\n", " ").splitlines():
-        try:
-            lexer = shlex.shlex(raw, posix=False, punctuation_chars=";&")
-            lexer.whitespace_split = True
-            words = list(lexer)
-        except ValueError:
-            return [[[""]]]
         commands: list[list[str]] = [[]]
-        for word in words:
-            if word == "&&" and commands[-1]:
-                commands.append([])
-            elif word == ";" and commands[-1]:
-                found.append(commands)
-                commands = [[]]
-            elif word in (";", "&&") or _OTHER_SYNTAX.search(_outside_single_quotes(word)):
-                return [[[""]]]
-            else:
+        position = 0
+        while position < len(raw):
+            token = _TOKEN.match(raw, position)
+            if token is None:
+                return None
+            position = token.end()
+            word = token["word"]
+            if word is not None:
+                if _OTHER_SYNTAX.search(_outside_single_quotes(word)):
+                    return None
                 commands[-1].append(word)
+            elif token["separator"] is not None:
+                if not commands[-1]:
+                    return None
+                if token["separator"] == ";":
+                    found.append(commands)
+                    commands = []
+                commands.append([])
         if commands != [[]]:
             found.append(commands)
     return found
@@ -120,8 +135,8 @@ def _split_lines(setup: str) -> list[list[list[str]]]:
 
 def _outside_single_quotes(word: str) -> str:
     """What bash looks at in a word; in double quotes it still looks for substitutions."""
-    word = re.sub(r"'[^']*'", "", word)
-    return re.sub(r'"[^"]*"', lambda quoted: "`" if re.search(r"`|\$\(", quoted[0]) else "", word)
+    has_substitution = re.compile(r'".*(`|\$\()')
+    return _QUOTED.sub(lambda quoted: "`" if has_substitution.match(quoted[0]) else "", word)
 
 
 def _without_assignments(command: Sequence[str]) -> list[str]:

@@ -48,6 +48,10 @@ def test_a_setup_that_only_installs_is_known(setup: str) -> None:
         "cd; pip install -r a.txt",
         "pip install 'a",
         "bash install.sh",
+        "pip install \"it's $(cat names) it's\"",
+        "conda install -y --file packages.txt",
+        "pip install a  # no continuation \\\npip install b",
+        "pip install a\\;b",
     ],
 )
 def test_every_other_setup_runs_each_time(setup: str) -> None:
@@ -66,6 +70,21 @@ def test_what_a_run_needs_of_a_setup_stays() -> None:
         requirement_files=("app/requirements.txt", "app/../limits.txt", "app/b.txt"),
         run="python main.py",
     )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pip install git+https://a.example/b#subdirectory=c",
+        "export COLOR='#fff' && pip install a",
+        'export A="two  blanks; and && more" B=a#b && pip install a',
+        "conda install -y -c conda-forge a",
+    ],
+)
+def test_a_setup_is_run_as_it_is_written(line: str) -> None:
+    setup = find_install_setup(line, "run")
+    assert setup is not None
+    assert (setup.lines, setup.requirement_files) == ((line,), ())
 
 
 def test_only_a_setup_of_which_each_line_succeeded_leaves_its_mark(tmp_path: Path) -> None:
