@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,9 +105,9 @@ def test_whatever_is_killed_ends_the_attempt_and_the_next_one_runs(
         case "container":
             podman.run("kill", container)
         case "client":
-            os.kill(find_process("run", "--name"), signal.SIGKILL)
+            os.kill(find_process("/podman", "run"), signal.SIGKILL)
         case "keeper":
-            os.kill(find_process("keeper.py"), signal.SIGKILL)
+            os.kill(find_process(sys.executable, "-I", keeper.__file__), signal.SIGKILL)
     failure = run.finish()
     assert failure is not None
     assert find_marked(run) == []
@@ -198,13 +199,15 @@ def test_without_an_engine_the_image_is_not_used_or_the_job_fails(
 
 
 def find_process(*words: str) -> int:
-    """The one process below this one whose arguments have these words."""
+    """The one process below this one whose command line begins with words that end like these."""
     found = []
     for pid in keeper.find_descendants(os.getpid()):
-        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        if all(any(argument.endswith(word) for argument in arguments) for word in words):
-            found.append(pid)
-    return found[0]
+        with contextlib.suppress(OSError):  # It has ended meanwhile.
+            arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            if len(arguments) > len(words) and all(map(str.endswith, arguments, words)):
+                found.append(pid)
+    (pid,) = found
+    return pid
 
 
 def find_marked(run: NodeRun) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def test_an_image_of_a_private_registry_is_fetched_by_its_credential(
         assert run.lines() == ["yes"]
         podman.run("rmi", f"{registry}/private/image:{tag}")
     assert run.notes[0] == f"node 0 fetches the image '{registry}/private/image:{tag}' with podman"
-    assert not list(Path("/dev/shm").glob("periflow-login-*"))
+    assert not [path for path in Path("/dev/shm").glob("periflow-login-*/*") if registry in read_if_there(path)]
 
 
 def test_the_password_of_a_registry_is_in_no_command_line(
@@ -74,4 +75,12 @@ def test_the_password_of_a_registry_is_in_no_command_line(
     engine.pull(f"{registry}/private/image:1", Login("someone", "right"), lambda line: None)
     podman.run("rmi", f"{registry}/private/image:1")
     assert " --authfile /dev/shm/periflow-login-" in (tmp_path / "arguments").read_text()
-    assert "right" not in (tmp_path / "arguments").read_text()
+    assert re.search(r"\bright\b", (tmp_path / "arguments").read_text()) is None
+
+
+def read_if_there(path: Path) -> str:
+    """The text of a file that another test may remove meanwhile."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

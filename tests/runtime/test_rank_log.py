@@ -143,13 +143,23 @@ def test_the_last_words_of_a_rank_wait_for_a_storage_that_is_away(root, tmp_path
     assert read_lines(root) == PRINTED
 
 
-def test_a_child_that_outlives_its_rank_holds_the_keeper_for_some_seconds_only(root, monkeypatch, wait_until):
+def test_a_child_that_outlives_its_rank_holds_the_keeper_for_some_seconds_only(root, monkeypatch):
     monkeypatch.setattr(log_keeper, "LOOK_INTERVAL_S", 0.01)
     monkeypatch.setattr(log_keeper, "LAST_OUTPUT_S", 0.1)
     (out, child), (err, _), (words, _), (answers_read, answers) = pipes = [os.pipe() for _ in range(4)]
     try:
         with subprocess.Popen(["sleep", "1000"]) as process:
-            rank = Process.of(process.pid)
+
+            class Rank(Process):
+                """One whose child prints when the rank is known to be dead."""
+
+                def is_running(self) -> bool:
+                    is_running = super().is_running()
+                    if not is_running:
+                        os.write(child, b"after it\n")
+                    return is_running
+
+            rank = Rank.of(process.pid)
             log = MemberLog(LogWriter(root, 1, 0, 0), "rank 0", is_local=True)
             keeper = LogKeeper(log, Channels((out, err), (out, err), words, answers), rank)
             reading = threading.Thread(target=keeper.read)
@@ -157,9 +167,7 @@ def test_a_child_that_outlives_its_rank_holds_the_keeper_for_some_seconds_only(r
             os.write(child, b"while the rank lives\n")
             assert reading.is_alive()
             process.kill()
-            # Its parent may wait for it later.
-            wait_until(lambda: not rank.is_running())
-            os.write(child, b"after it\n")
+            # Its parent waits for it later.
             reading.join(30)
             assert not reading.is_alive()
         keeper.settle()
@@ -170,18 +178,18 @@ def test_a_child_that_outlives_its_rank_holds_the_keeper_for_some_seconds_only(r
     assert read_lines(root) == ["while the rank lives", "after it"]
 
 
-def test_a_keeper_that_is_killed_is_followed_by_another_one(root, log, wait_until):
-    with log.copy_output():
+def test_a_keeper_that_is_killed_is_followed_by_another_one(root):
+    others = set(find_descendants(os.getpid()))
+    with open_log(root) as log, log.copy_output():
         print("before")
         log.flush()
-        # One process waits for the other, which is the keeper.
-        for pid in find_descendants(os.getpid()):
+        # One process waits for the other, which is the keeper; servers of other tests are below this one, too.
+        for pid in set(find_descendants(os.getpid())) - others:
             os.kill(pid, signal.SIGKILL)
         # Nobody is told meanwhile that nobody reads.
         subprocess.run(["echo", "of a command"], check=True)
         for number in range(20_000):
             print(number, "x" * 100)
-    log.flush()
     lines = read_lines(root)
     assert "[the process that keeps this log was killed: lines may be missing here]" in lines
     assert lines[0] == "before"

@@ -54,8 +54,8 @@ _DROPPED_NAMES = frozenset(
         "MASTER_PORT",
     }
 )
-# Ray gives a worker its GPUs, of which the shell knows nothing, and a trial of a sweep as many threads as it has CPUs.
 _SHIM_DIR = Path(periflow_ray.sdk.__file__).parent / "shim"
+# Ray gives a worker its GPUs, of which the shell knows nothing, and a trial of a sweep as many threads as it has CPUs.
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _THREADS = "OMP_NUM_THREADS"
 
