@@ -146,6 +146,7 @@ class Member:
             with contextlib.ExitStack() as stack:
                 stack.callback(self._shell.close)
                 orders = _Orders(self._shell)
+                stack.callback(orders.close)
                 # Of this attempt alone: an order that ended one may still be on its way when the next one runs.
                 OrderFollower(
                     self._monitor,
@@ -240,7 +241,8 @@ class Member:
 class _Orders:
     """Keeps the orders of an attempt until the user's code runs, but for the one that ends the attempt.
 
-    Making ready what the code needs may take minutes, as packages do.
+    Making ready what the code needs may take minutes, as packages do. After ``close`` an order is nobody's: what it
+    would end is the next attempt's.
     """
 
     def __init__(self, shell: Shell) -> None:
@@ -248,24 +250,35 @@ class _Orders:
         self._lock = threading.Lock()
         self._waiting: list[Order] = []
         self._carry_out: Callable[[Order], None] | None = None
+        self._is_closed = False
 
     def take(self, order: Order) -> None:
         """Carry out an order, or keep it."""
         with self._lock:
+            if self._is_closed:
+                return
             carry_out = self._carry_out
             if carry_out is None:
                 self._waiting.append(order)
+                if isinstance(order, EndAttempt) and self._shell.restarts_in_place:
+                    self._shell.end_preparation()
         if carry_out is not None:
             carry_out(order)
-        elif isinstance(order, EndAttempt) and self._shell.restarts_in_place:
-            self._shell.end_preparation()
 
     def hand_to(self, carry_out: Callable[[Order], None]) -> None:
-        """The code runs: carry out what was kept, and from now on each order at once."""
-        with self._lock:
-            self._carry_out, waiting = carry_out, self._waiting
-        for order in waiting:
+        """The code runs: carry out what was kept, in its order, and from then on each order at once."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._carry_out = carry_out
+                    return
+                order = self._waiting.pop(0)
             carry_out(order)
+
+    def close(self) -> None:
+        """The attempt is over."""
+        with self._lock:
+            self._is_closed = True
 
 
 class _Running:
