@@ -15,7 +15,8 @@ from support.container_images import Podman
 
 from periflow_ray.errors import JobFailedError
 from periflow_ray.processes import keeper
-from periflow_ray.runtime.environments.container import label_of
+from periflow_ray.runtime.environments.container import Container, label_of
+from periflow_ray.runtime.environments.engine import Engine, Image
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.member.stacks import dump_stacks
 from periflow_ray.runtime.monitor.contract import EndAttempt
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("sandboxes")
 SEES = """
 cd /workspace
 echo "$(pwd) $FROM_IMAGE $CKPT_DIR $MY_SECRET [$TEMPLATE] $(id -u)"
+echo "$DOCKER_TOKEN $HOME [$(env | grep GIVEN)]"
 python - <<'END'
 import importlib.util, os, sys
 print("sdk", importlib.util.find_spec("periflow_ray") is not None, importlib.util.find_spec("ray"))
@@ -42,15 +44,28 @@ END
 """
 
 
+# The engine's client would take them for its own.
+OF_CLIENT = {"DOCKER_TOKEN": 'a "$HOME" `token`', "HOME": "/a/home"}
+
+
+def test_a_value_is_in_no_command_line(tmp_path: Path) -> None:
+    container = Container(Engine("podman", "podman", "5", "0:0"), Image("a", "sha256:1"), tmp_path, ())
+    start = container.start("true", {**OF_CLIENT, "TOKEN": "b"}, client_environment={"HOME": "/b"}, working_dir="/")
+    assert {'a "$HOME" `token`', "/a/home", "b"} <= set(start.env.values())
+    assert start.env["HOME"] == "/b"
+    assert not [argument for argument in start.argv if "`token`" in argument or "/a/home" in argument]
+
+
 def test_a_command_sees_the_image_the_job_and_the_sdk(
     podman: Podman, image: str, make_run: Callable[..., NodeRun]
 ) -> None:
-    run = make_run(SEES, image, env_var={"TEMPLATE": "two\nlines /workspace", "PATH": os.defpath})
+    run = make_run(SEES, image, env_var={"TEMPLATE": "two\nlines /workspace", "PATH": os.defpath, **OF_CLIENT})
     run.start()
     assert run.finish() is None, run.lines()
     assert run.lines() == [
         "/workspace yes /workspace/ckpt of the job [two",
         "lines /workspace] 0",
+        'a "$HOME" `token` /a/home []',
         "sdk True None",
         "path True",
     ]

@@ -26,10 +26,14 @@ _ENTRY = 'exec "$(command -v bash || echo sh)" -c "$0" "$1"'
 # The first process of a container ignores SIGTERM unless it asks for it, and so would a script that is the first one.
 # ``kill -1`` reaches every other process of the container.
 _FIRST_PROCESS = """\
+for name in $PERIFLOW_GIVEN; do
+    eval "export $name=\\"\\$PERIFLOW_GIVEN_$name\\""
+    unset "PERIFLOW_GIVEN_$name"
+done
 export PYTHONPATH="$PERIFLOW_PYTHON_PATH${PYTHONPATH:+:$PYTHONPATH}"
 [ -z "$PERIFLOW_PROGRAM_PATH" ] || export PATH="$PERIFLOW_PROGRAM_PATH:$PATH"
 mark=$PERIFLOW_MEMORY_MARK
-unset PERIFLOW_PYTHON_PATH PERIFLOW_PROGRAM_PATH PERIFLOW_MEMORY_MARK
+unset name PERIFLOW_GIVEN PERIFLOW_PYTHON_PATH PERIFLOW_PROGRAM_PATH PERIFLOW_MEMORY_MARK
 # With other processes' numbers (--pid=host) -1 would be all of the machine.
 trap 'if [ $$ = 1 ]; then kill -TERM -1; else kill -TERM $pid; fi 2>/dev/null' TERM
 # What a shell starts in the background ignores Ctrl-C.
@@ -51,7 +55,8 @@ for events in /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_cont
 done
 exit $code
 """
-# What the engine's own client reads; a value of the job's must reach the command past it.
+# What the engine's own client reads; a value of the job's must reach the command past it, under another name: it may be
+# a secret (DOCKER_TOKEN), which belongs into no command line.
 _OF_CLIENT = frozenset({"PATH", "HOME", "USER", "TMPDIR", "SHELL"})
 _OF_CLIENT_PREFIXES = ("LD_", "XDG_", "DOCKER_", "CONTAINER", "PODMAN_", "REGISTRY_", "BUILDAH_")
 # Of the machine, also a container's: its network, its devices.
@@ -128,14 +133,14 @@ class Container:
         name = f"periflow-{uuid.uuid4().hex[:12]}"
         package = Path(periflow_ray.sdk.__file__).parent.parent
         memory_mark = self.sandbox / f"memory-full-{name}"
+        of_client = sorted(key for key in environment if _is_of_client(key))
         given = {
-            **environment,
+            **{f"PERIFLOW_GIVEN_{key}" if _is_of_client(key) else key: value for key, value in environment.items()},
+            "PERIFLOW_GIVEN": " ".join(of_client),
             "PERIFLOW_PYTHON_PATH": os.pathsep.join([str(_SHIM_DIR), *python_path]),
             "PERIFLOW_PROGRAM_PATH": os.pathsep.join(program_path),
             "PERIFLOW_MEMORY_MARK": str(memory_mark),
         }
-        explicit = {key: value for key, value in given.items() if _is_of_client(key)}
-        by_name = {key: value for key, value in given.items() if key not in explicit}
         argv = [
             self.engine.program,
             "run",
@@ -158,8 +163,7 @@ class Container:
                     [Bind(package, str(package), True), Bind(self.sandbox, str(self.sandbox)), *self.binds]
                 )
             ),
-            *(part for key in sorted(by_name) for part in ("--env", key)),
-            *(part for key in sorted(explicit) for part in ("--env", f"{key}={explicit[key]}")),
+            *(part for key in sorted(given) for part in ("--env", key)),
             "--env=PERIFLOW_COMMAND_ID",
             f"--workdir={working_dir}",
             "--entrypoint=sh",
@@ -170,7 +174,7 @@ class Container:
             _FIRST_PROCESS,
             command,
         ]
-        return Start(argv, {**client_environment, **by_name}, self.engine.remove_command(name), memory_mark)
+        return Start(argv, {**client_environment, **given}, self.engine.remove_command(name), memory_mark)
 
     def with_bind(self, bind: Bind) -> Container:
         """The same, which sees one more directory."""
@@ -212,7 +216,8 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _is_of_client(name: str) -> bool:
-    return name in _OF_CLIENT or name.startswith(_OF_CLIENT_PREFIXES)
+    # Nothing else is a name for a shell.
+    return name.isidentifier() and (name in _OF_CLIENT or name.startswith(_OF_CLIENT_PREFIXES))
 
 
 def _in_order(binds: Sequence[Bind]) -> list[Bind]:
