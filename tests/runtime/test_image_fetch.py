@@ -12,7 +12,7 @@ from node_run import NodeRun
 from support.container_images import Podman, serve_registry
 
 from periflow_ray.errors import JobFailedError
-from periflow_ray.runtime.environments.engine import Login, find_engine
+from periflow_ray.runtime.environments.engine import Engine, Login, find_engine
 
 pytestmark = pytest.mark.usefixtures("sandboxes")
 
@@ -62,6 +62,27 @@ def test_an_image_of_a_private_registry_is_fetched_by_its_credential(
         podman.run("rmi", f"{registry}/private/image:{tag}")
     assert run.notes[0] == f"node 0 fetches the image '{registry}/private/image:{tag}' with podman"
     assert not [path for path in Path("/dev/shm").glob("periflow-login-*/*") if registry in read_if_there(path)]
+
+
+@pytest.mark.parametrize(
+    ("words", "meaning"),
+    [
+        ("toomanyrequests: You have reached your unauthenticated pull rate limit.", "the registry's limit on fetches"),
+        ("failed to register layer: write /usr/lib/x: no space left on device", "the disk of the node is full"),
+        ("writing blob: mkdir /var/lib/containers: permission denied", "the engine of the node is not set up for it"),
+        ("exec: docker-credential-desktop: executable file not found in $PATH", "the engine of the node is not set up"),
+        ("tls: failed to verify certificate: x509: unknown authority", "does not trust the registry's address"),
+        ("no matching manifest for linux/arm64/v8 in the manifest list entries", "not made for the node's processor"),
+        ("pull access denied for a/b, repository does not exist or may require login", "the registry refuses access"),
+    ],
+)
+def test_what_an_engine_says_is_told_as_what_it_means(tmp_path: Path, words: str, meaning: str) -> None:
+    program = tmp_path / "docker"
+    program.write_text(f"#!/bin/sh\n[ $1 = pull ] && cat <<'END'\n{words}\nEND\nexit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(JobFailedError, match=meaning) as caught:
+        Engine("docker", str(program), "28", "0:0").pull("a/b", None, lambda line: None)
+    assert words in str(caught.value)
 
 
 def test_the_password_of_a_registry_is_in_no_command_line(

@@ -25,14 +25,29 @@ _ASK_TIMEOUT_S = 30.0
 _NUM_SHOWN_LINES = 6
 _PULL_TRIES = 3
 _PULL_RETRY_S = 5.0
+_CREDENTIAL_ADVICE = (
+    "Name a credential with its user and password in job_setting.docker.credential_id "
+    "(periflow-ray credential create NAME --type docker)"
+)
 # What engines and registries say where trying again changes nothing.
 _REFUSALS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.I), meaning)
     for pattern, meaning in (
+        (r"no space left on device|disk quota exceeded", "the disk of the node is full"),
+        (
+            r"toomanyrequests|pull rate limit",
+            f"the registry's limit on fetches without an account is reached. {_CREDENTIAL_ADVICE}",
+        ),
+        # Of this node, not of the registry.
+        (r"permission denied|executable file not found", "the engine of the node is not set up for it"),
+        (r"x509|HTTP response to HTTPS client", "the engine of the node does not trust the registry's address"),
+        (
+            r"no matching manifest|no image found in .*(?:manifest|image index)",
+            "it is not made for the node's processor",
+        ),
         (
             r"unauthorized|authentication required|\bdenied\b|incorrect username or password|no basic auth",
-            "the registry refuses access. Name a credential with its user and password in job_setting.docker."
-            "credential_id (periflow-ray credential create docker)",
+            f"the registry refuses access. {_CREDENTIAL_ADVICE}",
         ),
         (
             r"manifest unknown|not found|does not exist|name unknown|no such image|repository name not known",
