@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -19,7 +20,9 @@ from support.tiny_wheels import make_wheel, offline
 
 from periflow_ray.errors import HopelessError, JobFailedError
 from periflow_ray.jobs.environments import read_environments
+from periflow_ray.runtime.environments import python_environment
 from periflow_ray.runtime.environments.install import Installer
+from periflow_ray.runtime.environments.layer import find_cluster_python
 from periflow_ray.runtime.environments.python_environment import OpenEnvironment, open_environment
 from periflow_ray.runtime.member import sandbox as sandbox_module
 from periflow_ray.spec.python import PythonSpec
@@ -79,6 +82,22 @@ def test_the_second_job_with_the_same_requirements_installs_nothing(node: Node) 
     with contextlib.closing(node.open(PythonSpec(requirements="requirements.txt"))) as other:
         assert other.key != first.key
         assert other.packages == ("tiny==2.0",)
+
+
+def test_pips_own_settings_lead_no_package_past_the_environment(node: Node, tmp_path: Path) -> None:
+    settings = tmp_path / "pip.conf"
+    settings.write_text("[install]\nuser = true\n")
+    variables = {"PIP_CONFIG_FILE": str(settings), "HOME": str(tmp_path / "home")}
+    with contextlib.closing(node.open(PythonSpec(packages=("tiny==1.0",)), **variables)) as environment:
+        assert environment.packages == ("tiny==1.0",)
+    assert list((tmp_path / "home").rglob("tiny*")) == []
+
+
+def test_a_cluster_without_pip_is_told_so(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = dataclasses.replace(find_cluster_python(), package_dirs=())
+    monkeypatch.setattr(python_environment, "find_cluster_python", lambda: cluster)
+    with pytest.raises(HopelessError, match="cannot be installed: the Python that they are for has no pip"):
+        node.open(PythonSpec(packages=("tiny",)))
 
 
 def test_two_jobs_at_once_make_one_environment(node: Node) -> None:
@@ -200,8 +219,10 @@ def test_an_index_that_cannot_be_reached_is_told_with_the_last_words_of_pip(node
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         index = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": f"http://127.0.0.1:{closed.getsockname()[1]}/simple"}
+        # No proxy may answer in its place.
+        settings = {"PIP_RETRIES": "1", "PIP_CONFIG_FILE": os.devnull, "NO_PROXY": "*", "no_proxy": "*"}
         with pytest.raises(HopelessError, match="the package index cannot be reached from this node") as caught:
-            node.open(PythonSpec(packages=("nonesuch",)), PIP_RETRIES="1", PIP_CONFIG_FILE=os.devnull, **index)
+            node.open(PythonSpec(packages=("nonesuch",)), **settings, **index)
     assert "No matching distribution found for nonesuch" in caught.value.last_lines[-1]
     assert list((node.cache.directory / "entries").iterdir()) == []
 
@@ -250,16 +271,20 @@ def test_another_version_cannot_have_the_clusters_packages(node: Node) -> None:
 def test_an_installation_ends_with_its_attempt(root: StorageRoot, wheels: Path) -> None:
     # An index that takes the connection and says nothing.
     with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
         index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
         variables = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": index, "PIP_FIND_LINKS": "", "PIP_CONSTRAINT": ""}
+        variables |= {"NO_PROXY": "*", "no_proxy": "*"}
         with open_node(root, "true", python={"packages": ["tiny"]}, env_var=variables) as node:
             node.shell.end_preparation()
             with pytest.raises(JobFailedError, match="was ended, because the attempt is over"):
                 node.run()
 
             def end() -> None:
-                connection, _ = silent.accept()
-                node.shell.end_preparation()
+                try:
+                    connection, _ = silent.accept()
+                finally:
+                    node.shell.end_preparation()
                 connection.close()
 
             ending = threading.Thread(target=end)

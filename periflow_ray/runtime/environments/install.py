@@ -31,6 +31,10 @@ _REASONS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), reason)
     for pattern, reason in (
         (
+            r"No module named '?pip'?$",
+            "the Python that they are for has no pip. Install it there: python -m ensurepip, or uv pip install pip",
+        ),
+        (
             r"No space left on device|Disk quota exceeded|Errno 28",
             "the disk is full. Free some, or set PERIFLOW_CACHE_DIR or TMPDIR to another one where Ray is started",
         ),
@@ -202,7 +206,8 @@ class Installer:
         if uv is not None:
             # Whatever says where pip finds packages here, such as /etc/pip.conf, holds for uv as well.
             environ = {**_read_index_settings(environ), **environ}
-        return {**environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+        # A file of pip's settings may say the contrary, and packages would go into the directory of Ray's user.
+        return {**environ, "PIP_USER": "0", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
 
 
 def find_uv(environ: Mapping[str, str]) -> str | None:
