@@ -11,7 +11,7 @@ import pytest
 from node_run import NodeRun
 from support.container_images import Podman, serve_registry
 
-from periflow_ray.errors import JobFailedError
+from periflow_ray.errors import HopelessError, JobFailedError
 from periflow_ray.runtime.environments.engine import Engine, Login, find_engine
 
 pytestmark = pytest.mark.usefixtures("sandboxes")
@@ -80,7 +80,7 @@ def test_what_an_engine_says_is_told_as_what_it_means(tmp_path: Path, words: str
     program = tmp_path / "docker"
     program.write_text(f"#!/bin/sh\n[ $1 = pull ] && cat <<'END'\n{words}\nEND\nexit 1\n")
     program.chmod(0o755)
-    with pytest.raises(JobFailedError, match=meaning) as caught:
+    with pytest.raises(HopelessError, match=meaning) as caught:
         Engine("docker", str(program), "28", "0:0").pull("a/b", None, lambda line: None)
     assert words in str(caught.value)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from periflow_ray.errors import JobFailedError
+from periflow_ray.errors import HopelessError, JobFailedError
 
 # With this an engine's client ends if it could not start the container.
 NOT_STARTED = 125
@@ -124,7 +124,8 @@ class Engine:
             login: how to get in; it is in a file that only this user can read while this runs.
             on_line: takes what the engine says meanwhile.
         Raises:
-            JobFailedError: the registry refuses it, or cannot be reached.
+            HopelessError: it cannot be fetched, and could not be in another attempt.
+            JobFailedError: the registry cannot be reached.
         """
         full_name = qualify(name)
         for tries_left in reversed(range(_PULL_TRIES)):
@@ -139,9 +140,8 @@ class Engine:
                 break
             time.sleep(_PULL_RETRY_S)
         shown = "\n".join(f"  {line}" for line in lines[-_NUM_SHOWN_LINES:])
-        raise JobFailedError(
-            f"the image '{name}' cannot be fetched: {meaning or 'the registry does not answer'}.\n{shown}"
-        )
+        text = f"the image '{name}' cannot be fetched: {meaning or 'the registry does not answer'}.\n{shown}"
+        raise JobFailedError(text) if meaning is None else HopelessError(text)
 
     def _pull_once(self, options: _LoginOptions, name: str, on_line: Callable[[str], None]) -> tuple[bool, list[str]]:
         """Whether it is there now, and what the engine said."""
