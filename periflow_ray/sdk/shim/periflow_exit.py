@@ -26,6 +26,10 @@ class _NotedExit(SystemExit):
     def code(self, value):  # type: ignore[no-untyped-def]
         _CODE.__set__(self, value)
 
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        # As what it stands for, for another process.
+        return SystemExit, self.args
+
 
 _NotedExit.__name__ = _NotedExit.__qualname__ = "SystemExit"
 
