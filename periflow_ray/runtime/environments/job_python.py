@@ -25,6 +25,8 @@ from periflow_ray.store.read_only import remove_tree
 from periflow_ray.store.root import StorageRoot
 
 _MARK = "above"
+# No job waits longer for a storage to take what is only to be read later.
+_RECORD_TIMEOUT_S = 10.0
 
 
 class JobPython:
@@ -142,9 +144,16 @@ class JobPython:
 
     def record_installed(self) -> None:
         """Record what the command has installed, after its end; where the storage is away, nobody will know."""
-        if self._recording is not None:
-            self._recording.join()
+        if self._recording is None:
+            return
+
+        def record(former: threading.Thread = self._recording) -> None:
+            former.join()
             self._record()
+
+        recording = threading.Thread(target=record, name="record-installed", daemon=True)
+        recording.start()
+        recording.join(_RECORD_TIMEOUT_S)
 
     def close(self) -> None:
         """The attempt is over: the environment may be removed from now on, where there is no room."""
