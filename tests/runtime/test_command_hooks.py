@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +12,10 @@ from support.tiny_wheels import make_wheel, offline
 
 from periflow_ray.runtime.command_jobs import shell as shell_module
 from periflow_ray.runtime.command_jobs.shell import CommandShell
-from periflow_ray.runtime.member import sandbox as sandbox_module
 from periflow_ray.runtime.monitor.contract import EndAttempt
 from periflow_ray.store.root import StorageRoot
 
-
-@pytest.fixture(autouse=True)
-def sandboxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sandboxes of the test's own, for whose sockets the path of ``tmp_path`` may be too long."""
-    with tempfile.TemporaryDirectory(prefix="pf-", dir="/tmp") as directory:
-        monkeypatch.setattr(sandbox_module, "_base_dir", lambda: Path(directory) / "sandboxes")
-        yield
+pytestmark = pytest.mark.usefixtures("sandboxes")
 
 
 def test_a_setup_that_only_installs_runs_once_on_a_node(root: StorageRoot, tmp_path: Path) -> None:

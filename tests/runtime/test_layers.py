@@ -6,25 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+import threading
 from pathlib import Path
 
 import pytest
 from support.one_node import open_node
 from support.tiny_wheels import make_wheel, offline
 
+from periflow_ray.runtime.environments import job_python
 from periflow_ray.runtime.environments.layer import Layer, PythonBelow, find_cluster_python
-from periflow_ray.runtime.member import sandbox as sandbox_module
 from periflow_ray.store.root import StorageRoot
 
-
-@pytest.fixture(autouse=True)
-def sandboxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Sandboxes of the test's own, for whose sockets the path of ``tmp_path`` may be too long."""
-    with tempfile.TemporaryDirectory(prefix="pf-", dir="/tmp") as directory:
-        monkeypatch.setattr(sandbox_module, "_base_dir", lambda: Path(directory) / "sandboxes")
-        yield Path(directory)
+pytestmark = pytest.mark.usefixtures("sandboxes")
 
 
 def freeze() -> str:
@@ -184,3 +177,22 @@ def test_a_torchrun_after_an_installation_is_not_taken_for_the_one_before(tmp_pa
     assert describe() == before
     (layer.package_dir / "tiny-1.0.dist-info").mkdir()
     assert describe() != before
+
+
+def test_no_job_waits_for_a_storage_that_does_not_take_its_record(
+    root: StorageRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_free, written = threading.Event(), []
+
+    def write_late(*record: object) -> None:
+        is_free.wait(20)
+        written.append(record)
+
+    monkeypatch.setattr(job_python, "write_environment", write_late)
+    monkeypatch.setattr(job_python, "_RECORD_TIMEOUT_S", 0.01)
+    try:
+        with open_node(root, "true") as node:
+            assert node.run() is None
+            assert written == []
+    finally:
+        is_free.set()

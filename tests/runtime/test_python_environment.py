@@ -9,9 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,23 +18,19 @@ from support.tiny_wheels import make_wheel, offline
 
 from periflow_ray.errors import HopelessError, JobFailedError
 from periflow_ray.jobs.environments import read_environments
-from periflow_ray.runtime.environments import job_python, python_environment
+from periflow_ray.runtime.environments import python_environment
 from periflow_ray.runtime.environments.install import Installer
 from periflow_ray.runtime.environments.layer import find_cluster_python
 from periflow_ray.runtime.environments.python_environment import OpenEnvironment, open_environment
-from periflow_ray.runtime.member import sandbox as sandbox_module
 from periflow_ray.spec.python import PythonSpec
 from periflow_ray.store.datasets.cache import DatasetCache
 from periflow_ray.store.root import StorageRoot
 
 
 @pytest.fixture(autouse=True)
-def sandboxes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Sandboxes and environments of the test's own."""
+def environments(sandboxes: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Environments of the test's own."""
     monkeypatch.setenv("PERIFLOW_CACHE_DIR", str(tmp_path / "cache"))
-    with tempfile.TemporaryDirectory(prefix="pf-", dir="/tmp") as directory:
-        monkeypatch.setattr(sandbox_module, "_base_dir", lambda: Path(directory) / "sandboxes")
-        yield
 
 
 @pytest.fixture
@@ -146,25 +140,6 @@ def test_a_job_has_its_record_of_what_it_ran_with(root: StorageRoot, wheels: Pat
             [sys.executable, "-m", "pip", "freeze"], capture_output=True, text=True, check=True
         ).stdout.splitlines()
     )
-
-
-def test_no_job_waits_for_a_storage_that_does_not_take_its_record(
-    root: StorageRoot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    is_free, written = threading.Event(), []
-
-    def write_late(*record: object) -> None:
-        is_free.wait(20)
-        written.append(record)
-
-    monkeypatch.setattr(job_python, "write_environment", write_late)
-    monkeypatch.setattr(job_python, "_RECORD_TIMEOUT_S", 0.01)
-    try:
-        with open_node(root, "true") as node:
-            assert node.run() is None
-            assert written == []
-    finally:
-        is_free.set()
 
 
 def test_what_a_command_installs_does_not_reach_the_environment_that_others_use(
