@@ -185,7 +185,8 @@ def test_a_keeper_that_is_killed_is_followed_by_another_one(root):
         log.flush()
         # One process waits for the other, which is the keeper; servers of other tests are below this one, too.
         for pid in set(find_descendants(os.getpid())) - others:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # It has ended with the other one.
+                os.kill(pid, signal.SIGKILL)
         # Nobody is told meanwhile that nobody reads.
         subprocess.run(["echo", "of a command"], check=True)
         for number in range(20_000):
