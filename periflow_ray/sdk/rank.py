@@ -104,8 +104,9 @@ def has_process_group() -> bool:
     """Whether ``torch.distributed`` is in use."""
     if "torch" not in sys.modules:  # Never import torch here: scripts without it must not pay for it.
         return False
-    distributed = sys.modules["torch"].distributed
-    return bool(distributed.is_available() and distributed.is_initialized())
+    # Another thread may be importing it.
+    is_initialized = getattr(getattr(sys.modules["torch"], "distributed", None), "is_initialized", None)
+    return is_initialized is not None and bool(is_initialized())
 
 
 def _find_launcher(env: Mapping[str, str]) -> _Launcher:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+import types
 
 import pytest
 
-from periflow_ray.sdk.rank import find_place, find_rank
+from periflow_ray.sdk.rank import find_place, find_rank, has_process_group
 
 # The second of two nodes with four devices each, as a command that runs once per node finds it.
 NODE = {"NODE_RANK": "1", "NPROC_PER_NODE": "4", "WORLD_SIZE": "8", "NUM_NODES": "2"}
@@ -84,3 +86,10 @@ def test_values_that_are_no_numbers_say_nothing(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4,2")
     assert find_rank() == (2, 2, None)
     assert "OMPI_COMM_WORLD_RANK" not in os.environ
+
+
+def test_a_torch_that_another_thread_is_importing_has_no_process_group_yet(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    assert not has_process_group()
+    monkeypatch.setattr(sys.modules["torch"], "distributed", types.ModuleType("torch.distributed"), raising=False)
+    assert not has_process_group()
