@@ -10,7 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from periflow_ray.errors import HopelessError, JobFailedError
 from periflow_ray.processes import Command, CommandResult
 from periflow_ray.runtime.environments.container import Container, Start
 from periflow_ray.runtime.environments.layer import Layer, PythonBelow
+from periflow_ray.runtime.environments.running import Running
 from periflow_ray.secret_mask import SecretMask
 
 NUM_LAST_LINES = 15
@@ -61,30 +61,6 @@ _REASONS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
     )
 )
-
-
-class Running:
-    """An installation that another thread may end."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._command: Command | None = None
-        self.is_ended = False
-
-    def run(self, command: Command) -> CommandResult:
-        """Run a command to its end, or to ``end``; one that is not to run is none."""
-        with self._lock:
-            if self.is_ended:
-                return CommandResult(exit_code=None, signal=None, peak_memory_bytes=0)
-            self._command = command.start()
-        return command.wait()
-
-    def end(self) -> None:
-        """End it; what comes later ends at once."""
-        with self._lock:
-            self.is_ended = True
-            if self._command is not None:
-                self._command.stop()
 
 
 @dataclass(frozen=True)
