@@ -48,7 +48,8 @@ _REFUSALS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "it is not made for the node's processor",
         ),
         (
-            r"unauthorized|authentication required|\bdenied\b|incorrect username or password|no basic auth",
+            r"unauthorized|authentication required|\bdenied\b|incorrect username or password|no basic auth|"
+            r"403 \(Forbidden\)",
             f"the registry refuses access. {_CREDENTIAL_ADVICE}",
         ),
         (

@@ -20,7 +20,7 @@ from periflow_ray.processes import Command, CommandResult
 from periflow_ray.runtime.environments.container import Container, Start
 from periflow_ray.runtime.environments.layer import Layer, PythonBelow
 from periflow_ray.runtime.environments.running import Running
-from periflow_ray.secret_mask import SecretMask
+from periflow_ray.secret_mask import SecretMask, hide_logins
 
 NUM_LAST_LINES = 15
 _GRACE_S = 2.0
@@ -95,7 +95,9 @@ class Installer:
         uv = None if sees_below or self.container is not None else find_uv(self.environ)
         lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
 
-        def take(line: str) -> None:
+        def take(text: str) -> None:
+            # Not every pip leaves out the password of an address that a requirement names.
+            line = hide_logins(text)
             # Of the cluster's packages there are hundreds.
             if not line.startswith("Requirement already satisfied"):
                 lines.append(line)
@@ -105,8 +107,7 @@ class Installer:
         options = [] if uv is not None else ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
         options += [] if uv is not None else ["--no-warn-script-location", "--no-warn-conflicts"]
         result = self._run([*command, *options, *arguments], self._environment(uv), take)
-        if self.running.is_ended:
-            raise JobFailedError("the installation of packages was ended, because the attempt is over")
+        self.check()
         if result.is_success:
             return
         name = "pip" if uv is None else "uv"
@@ -118,6 +119,11 @@ class Installer:
             + (f": {reason}" if reason else f": {name} ended with exit code {result.exit_code}"),
             tuple(lines),
         )
+
+    def check(self) -> None:
+        """Raises JobFailedError if the attempt is over."""
+        if self.running.is_ended:
+            raise JobFailedError("the installation of packages was ended, because the attempt is over")
 
     def _run(self, argv: list[str], env: dict[str, str], take: Callable[[str], None]) -> CommandResult:
         start = Start(argv, env, [])
