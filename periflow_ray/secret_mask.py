@@ -24,6 +24,7 @@ _PASSWORD_NAME = re.compile(r"PASSWORD|PASSWD", re.IGNORECASE)
 MIN_GUESSED_CHARS = 12
 _PATH = re.compile(r"(?:~|\.{1,2})?(?:/[\w@.+-]+)*/[\w@.+-]+\.\w+|(?:~|\.{1,2})?(?:/[\w@.+-]+){2,}/?|file://.*")
 _ADDRESS_WITHOUT_LOGIN = re.compile(r"[A-Za-z][\w+.-]*://[^@?]*")
+_LOGIN = re.compile(r"(?<=://)[^/\s'\"]+@")
 # Names and phrases consist of words, numbers and what is short; keys do not.
 _WORD = re.compile(r"(?:[a-z]{1,20}|[A-Z]{1,20}|(?:[A-Z]?[a-z]{2,}){1,4}|\w{1,7}|\d+)")
 _MAX_WORD_CHARS = 40
@@ -59,6 +60,11 @@ def _may_be_secret(name: str, value: str) -> bool:
     is_phrase = all(len(word) <= _MAX_WORD_CHARS and _WORD.fullmatch(word) for word in words)
     # People make passwords of several words; one word alone is rather the name of something.
     return not is_phrase or (len(words) > 1 and _PASSWORD_NAME.search(name) is not None)
+
+
+def hide_logins(text: str) -> str:
+    """A text whose addresses have no user and password: ``https://***@host/path``."""
+    return _LOGIN.sub(f"{MASK}@", text)
 
 
 class SecretMask:

@@ -33,6 +33,7 @@ from periflow_ray.spec.fields import (
     parse_memory_bytes,
     refuse,
 )
+from periflow_ray.spec.image import ImageName, find_bad_option
 from periflow_ray.spec.python import PythonSpec
 from periflow_ray.spec.section import Section
 from periflow_ray.spec.sweep import SweepSpec
@@ -68,7 +69,7 @@ def _command_form(given: Any) -> str:
 class DockerSpec(Section):
     """What runs: a container image and the command in it."""
 
-    image: Text | None = Field(
+    image: ImageName | None = Field(
         default=None,
         description="Container image in which the command runs, on nodes that have Docker or Podman. Periflow-ray need "
         "not be in it.",
@@ -90,6 +91,13 @@ class DockerSpec(Section):
         description="Environment variables of the command, name: value. Values are taken as they are written.",
         json_schema_extra={"propertyNames": {"pattern": f"^{ENV_VAR_NAME_PATTERN}$"}},
     )
+
+    @field_validator("options", mode="after")
+    @classmethod
+    def _refuse_what_breaks_promises(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        if bad := find_bad_option(options):
+            raise refuse(bad)
+        return options
 
 
 class WorkspaceSpec(Section):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from periflow_ray.secret_mask import hide_logins
 from periflow_ray.spec.fields import PlainScalar, describe_value, quote, read_text, refuse
 from periflow_ray.spec.requirements import describe_bad_requirement
 from periflow_ray.spec.section import Section
@@ -28,7 +29,7 @@ def read_package(value: object) -> str:
     """A requirement as pip takes it."""
     text = read_text(value)
     if problem := describe_bad_requirement(text):
-        raise refuse(f"is {quote(text)}: it {problem}")
+        raise refuse(hide_logins(f"is {quote(text)}: it {problem}"))
     return text
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from packaging.requirements import InvalidRequirement, Requirement
 
 from periflow_ray.names import suggest_names
+from periflow_ray.secret_mask import hide_logins
 
 _COMMENT = re.compile(r"(^|\s+)#.*$")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:")
@@ -121,7 +122,7 @@ def _read_file(
             continue
         option, value, problem = _read_option(line)
         if problem is not None:
-            found.problems.append(f"{place}: {problem}")
+            found.problems.append(hide_logins(f"{place}: {problem}"))
             continue
         if option in _INCLUDES and not _URL.match(value):
             included = posixpath.normpath(posixpath.join(posixpath.dirname(path), value))
@@ -132,7 +133,7 @@ def _read_file(
             )
             continue
         if option in _EDITABLES:
-            found.problems.append(f"{place}: '{line}' is for one job alone; {OWN_LAYER_ADVICE}")
+            found.problems.append(hide_logins(f"{place}: '{line}' is for one job alone; {OWN_LAYER_ADVICE}"))
             continue
         if option in ("-f", "--find-links") and not _URL.match(value):
             found.local_paths.append(value)
@@ -142,7 +143,7 @@ def _read_file(
 def _take_requirement(line: str, place: str, found: Requirements, is_constraint: bool) -> None:
     problem = describe_bad_requirement(line)
     if problem is not None:
-        found.problems.append(f"{place}: '{line}' {problem}")
+        found.problems.append(hide_logins(f"{place}: '{line}' {problem}"))
         return
     found.lines.append(line)
     text = _OWN_OPTIONS.split(line, maxsplit=1)[0]
@@ -150,7 +151,7 @@ def _take_requirement(line: str, place: str, found: Requirements, is_constraint:
         found.local_paths.append(text)
     name = name_of(line)
     if not is_constraint:
-        found.names.append(name or text)
+        found.names.append(name or hide_logins(text))
 
 
 def _read_option(line: str) -> tuple[str, str, str | None]:

@@ -52,11 +52,17 @@ def make_node_run(
 ) -> NodeRun:
     requires = bool(docker.pop("require_image", False))
     more = {"python": docker.pop("python")} if "python" in docker else {}
+    mount_path = docker.pop("workspace", "/workspace")
     spec = JobSpec.model_validate(
         {
             "vm": "local",
             "num_devices": 1,
-            "job_setting": {"type": "custom", "docker": {"image": image, "command": command, **docker}, **more},
+            "job_setting": {
+                "type": "custom",
+                "docker": {"image": image, "command": command, **docker},
+                "workspace": {"mount_path": mount_path},
+                **more,
+            },
             **({"checkpoint": {"output_checkpoint_dir": "/workspace/ckpt"}} if "CKPT_DIR" in command else {}),
         }
     )

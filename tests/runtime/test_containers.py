@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from node_run import NodeRun
-from support.container_images import Podman
+from support.container_images import Podman, make_rootfs
 
 from periflow_ray.errors import JobFailedError
 from periflow_ray.processes import keeper
@@ -211,6 +213,84 @@ def test_without_an_engine_the_image_is_not_used_or_the_job_fails(
         "the image 'an/image:1' is not used on node 0: no-such-engine is not installed. Install Docker or Podman "
         "there. The command runs in the cluster's Python environment"
     )
+
+
+def test_variables_that_the_engine_would_read_reach_the_command_alone(
+    podman: Podman, image: str, make_run: Callable[..., NodeRun], wait_until: Callable[[Callable[[], bool]], None]
+) -> None:
+    given = {
+        "DOCKER_PASSWORD": "of-docker-'\"$HOME\n",
+        "REGISTRY_TOKEN": "of-a-registry",
+        "STORAGE_DRIVER": "zfs",
+        "CONTAINERS_CONF": "/nowhere",
+        "LISTEN_FDS": "3",
+        "LD_LIBRARY_PATH": "/of-libraries",
+        "HOME": "/of-home",
+        "PATH": f"{os.defpath}:/of-path",
+    }
+    program = "import json, os; print(json.dumps(dict(os.environ)), flush=True); import time; time.sleep(1000)"
+    run = make_run(f"python -c '{program}'", image, env_var=given)
+    run.start()
+    wait_until(lambda: run.lines() != [])
+    arguments = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in keeper.find_descendants(os.getpid()))
+    run.shell.end(EndAttempt())
+    run.finish()
+    seen = json.loads(run.lines()[0])
+    assert {name: seen[name] for name in given} == given
+    assert not [name for name in seen if name.startswith("PERIFLOW_GIVEN")]
+    assert b"of-docker" not in arguments
+    assert b"of-a-registry" not in arguments
+
+
+def test_a_container_with_the_nodes_shared_memory_is_started(
+    podman: Podman, image: str, make_run: Callable[..., NodeRun]
+) -> None:
+    run = make_run("echo here", image, options=["--ipc=host"])
+    run.start()
+    assert run.finish() is None
+
+
+def test_an_image_without_a_shell_is_told_as_such(podman: Podman, image: str, make_run: Callable[..., NodeRun]) -> None:
+    run = make_run("true", image, workspace="/usr")
+    run.start()
+    failure = run.finish()
+    assert failure is not None
+    assert (failure.hint or "").startswith("the image has no shell (sh), with which a command is started")
+
+
+def test_a_job_does_not_go_on_in_another_python_when_its_image_is_gone(
+    podman: Podman, make_run: Callable[..., NodeRun], tmp_path: Path
+) -> None:
+    # The content must be another one, or it is still there under its other name.
+    rootfs = tmp_path / "rootfs"
+    make_rootfs(rootfs)
+    name = podman.make_image("localhost/gone:1", rootfs)
+    run = make_run("exit 3", name)
+    run.start()
+    run.finish()
+    podman.run("rmi", name)
+    run.start(attempt=2)
+    failure = run.finish()
+    assert failure is not None
+    assert failure.exit_code == 125
+    with pytest.raises(JobFailedError, match="in which the job ran until now, is not on this machine any more"):
+        run.start(attempt=3)
+    run.shell.close()
+
+
+def test_an_engine_that_is_gone_is_told_as_such(
+    podman: Podman, image: str, make_run: Callable[..., NodeRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "podman"
+    program.symlink_to(shutil.which("podman") or "")
+    monkeypatch.setenv("PERIFLOW_CONTAINER_ENGINE", str(program))
+    run = make_run("exit 3", image)
+    run.start()
+    run.finish()
+    program.unlink()
+    with pytest.raises(JobFailedError, match="podman is not on node 0 any more"):
+        run.start(attempt=2)
+    run.shell.close()
 
 
 def find_process(*words: str) -> int:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +19,7 @@ from support.container_images import Podman, serve_registry
 
 from periflow_ray.errors import HopelessError, JobFailedError
 from periflow_ray.runtime.environments.engine import Engine, Login, find_engine
+from periflow_ray.runtime.environments.running import Running
 
 pytestmark = pytest.mark.usefixtures("sandboxes")
 
@@ -81,7 +88,7 @@ def test_what_an_engine_says_is_told_as_what_it_means(tmp_path: Path, words: str
     program.write_text(f"#!/bin/sh\n[ $1 = pull ] && cat <<'END'\n{words}\nEND\nexit 1\n")
     program.chmod(0o755)
     with pytest.raises(HopelessError, match=meaning) as caught:
-        Engine("docker", str(program), "28", "0:0").pull("a/b", None, lambda line: None)
+        Engine("docker", str(program), "28", "0:0").pull("a/b", None, lambda line: None, Running())
     assert words in str(caught.value)
 
 
@@ -93,10 +100,77 @@ def test_the_password_of_a_registry_is_in_no_command_line(
     program.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/arguments\nenv >>{tmp_path}/arguments\nexec podman "$@"\n')
     program.chmod(0o755)
     engine = dataclasses.replace(find_engine(), program=str(program))
-    engine.pull(f"{registry}/private/image:1", Login("someone", "right"), lambda line: None)
+    engine.pull(f"{registry}/private/image:1", Login("someone", "right"), lambda line: None, Running())
     podman.run("rmi", f"{registry}/private/image:1")
     assert " --authfile /dev/shm/periflow-login-" in (tmp_path / "arguments").read_text()
     assert re.search(r"\bright\b", (tmp_path / "arguments").read_text()) is None
+
+
+@pytest.fixture
+def silent_registry(podman: Podman) -> Iterator[str]:
+    """The address of one that takes connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        podman.trust(address)
+        yield address
+
+
+def test_the_end_of_an_attempt_ends_the_fetch_of_an_image_from_a_registry_that_hangs(
+    silent_registry: str, make_run: Callable[..., NodeRun], wait_until: Callable[[Callable[[], bool]], None]
+) -> None:
+    name = f"{silent_registry}/an/image:1"
+    run = make_run("true", name, login=Login("someone", "right"), require_image=True)
+    raised: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            run.start()
+        except JobFailedError as err:
+            raised.append(err)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    wait_until(lambda: find_fetches(name) != [])
+    run.shell.end_preparation()
+    thread.join(30)
+    run.shell.close()
+    assert str(raised[0]) == f"the fetch of the image '{name}' was ended, because the attempt is over"
+    assert find_fetches(name) == []
+    assert not list(Path("/dev/shm").glob("periflow-login-*"))
+
+
+FETCHES = """
+import sys
+from periflow_ray.runtime.environments.engine import Login, find_engine
+from periflow_ray.runtime.environments.running import Running
+find_engine().pull(sys.argv[1], Login("someone", "right"), print, Running())
+"""
+
+
+def test_a_fetch_ends_with_the_process_that_is_killed_and_leaves_no_password(
+    silent_registry: str, wait_until: Callable[[Callable[[], bool]], None]
+) -> None:
+    name = f"{silent_registry}/an/image:1"
+    agent = subprocess.Popen([sys.executable, "-c", FETCHES, name])
+    wait_until(lambda: find_fetches(name) != [])
+    os.kill(agent.pid, signal.SIGKILL)
+    agent.wait()
+    wait_until(lambda: find_fetches(name) == [] and not list(Path("/dev/shm").glob("periflow-login-*")))
+
+
+def find_fetches(name: str) -> list[int]:
+    """Engines that fetch an image."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"pull" in words and name.encode() in words and b"keeper.py" not in b" ".join(words[:4]):
+            found.append(int(path.parent.name))
+    return found
 
 
 def read_if_there(path: Path) -> str:

@@ -22,6 +22,7 @@ from periflow_ray.runtime.environments import python_environment
 from periflow_ray.runtime.environments.install import Installer
 from periflow_ray.runtime.environments.layer import find_cluster_python
 from periflow_ray.runtime.environments.python_environment import OpenEnvironment, open_environment
+from periflow_ray.runtime.environments.running import Running
 from periflow_ray.spec.python import PythonSpec
 from periflow_ray.store.datasets.cache import DatasetCache
 from periflow_ray.store.root import StorageRoot
@@ -287,3 +288,47 @@ def test_an_installation_ends_with_its_attempt(root: StorageRoot, wheels: Path) 
                 node.run()
             ending.join()
     assert not list((Path(os.environ["PERIFLOW_CACHE_DIR"]) / "environments" / "entries").iterdir())
+
+
+def test_a_job_that_waits_for_anothers_installation_can_be_ended(node: Node) -> None:
+    running = Running()
+    installer = Installer(node.variables, node.workspace, node.lines.append, running=running)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def tell(text: str) -> None:
+        begun.set()
+        go_on.wait(30)
+
+    spec = PythonSpec(packages=("tiny",))
+    opened: list[OpenEnvironment] = []
+    other = threading.Thread(
+        target=lambda: opened.append(
+            open_environment(
+                spec,
+                node.workspace,
+                Installer(node.variables, node.workspace, node.lines.append),
+                tell=tell,
+                cache=node.cache,
+            )
+        )
+    )
+    other.start()
+    assert begun.wait(30)
+    with pytest.raises(JobFailedError, match="because the attempt is over"):
+        open_environment(spec, node.workspace, installer, tell=lambda text: running.end(), cache=node.cache)
+    go_on.set()
+    other.join()
+    opened[0].close()
+
+
+def test_no_password_of_an_address_is_in_what_is_told(node: Node) -> None:
+    address = "http://someone:of-the-index@127.0.0.1:1/tiny-1.0-py3-none-any.whl"
+    (node.workspace / "requirements.txt").write_text(f"tiny @ {address}\n")
+    with pytest.raises(HopelessError) as raised:
+        node.open(PythonSpec(requirements="requirements.txt"), PIP_RETRIES="0", PIP_NO_INDEX="")
+    assert any("http://***@127.0.0.1:1" in line for line in node.lines)
+    (node.workspace / "requirements.txt").write_text(f"{address} more\n--index-url {address} more\n-e {address}\n")
+    with pytest.raises(HopelessError) as refused:
+        node.open(PythonSpec(requirements="requirements.txt"))
+    told = [*node.lines, *raised.value.last_lines, str(raised.value), str(refused.value)]
+    assert not [text for text in told if "of-the-index" in text]

@@ -28,7 +28,7 @@ from periflow_ray.runtime.command_jobs.launchers.torchrun_stop import StopFilter
 from periflow_ray.runtime.command_jobs.setup_once import build_command, rewrite_setup
 from periflow_ray.runtime.diagnosis import Failure, describe_exit, diagnose
 from periflow_ray.runtime.environments.command_python import CommandPython
-from periflow_ray.runtime.environments.container import Container, Start, inherited
+from periflow_ray.runtime.environments.container import Container, Start, explain_refusal, inherited
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.monitor.contract import AttemptStart
@@ -283,7 +283,7 @@ class NodeCommands:
         return f". {shlex.quote(str(path))}"
 
     def _diagnose(self, running: _Running, result: CommandResult) -> Failure:
-        return diagnose(
+        failure = diagnose(
             node_rank=self._node.node_rank,
             exit_code=result.exit_code,
             signal_number=result.signal,
@@ -294,6 +294,8 @@ class NodeCommands:
             is_container_full=running.memory_mark is not None and running.memory_mark.exists(),
             rank=running.rank,
         )
+        refusal = None if self._container is None else explain_refusal(result.exit_code, list(running.lines))
+        return failure if refusal is None else dataclasses.replace(failure, hint=refusal)
 
     def _inherit(self) -> dict[str, str]:
         """What is left of the surrounding variables."""

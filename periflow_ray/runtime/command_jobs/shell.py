@@ -121,6 +121,7 @@ class CommandShell:
         return self._sandbox.snapshots_dir
 
     def end_preparation(self) -> None:
+        self._image.end_fetch()
         self._job_python.end_installation()
 
     def start(self, start: AttemptStart, links: Links) -> None:
@@ -230,6 +231,7 @@ class CommandShell:
         if self._dataset is not None:
             self._dataset.close()
             self._dataset = None
+        self._image.close()
         self._job_python.close()
         self._sandbox.release()
 

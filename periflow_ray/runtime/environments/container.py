@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import io
 import os
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 import periflow_ray.sdk
 from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.environments.engine import Engine, Image
+from periflow_ray.spec.image import names_of
 
 _SHIM_DIR = Path(periflow_ray.sdk.__file__).parent / "shim"
 _LABEL = "periflow.sandbox"
@@ -55,10 +57,13 @@ for events in /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_cont
 done
 exit $code
 """
-# What the engine's own client reads; a value of the job's must reach the command past it, under another name: it may be
-# a secret (DOCKER_TOKEN), which belongs into no command line.
-_OF_CLIENT = frozenset({"PATH", "HOME", "USER", "TMPDIR", "SHELL"})
-_OF_CLIENT_PREFIXES = ("LD_", "XDG_", "DOCKER_", "CONTAINER", "PODMAN_", "REGISTRY_", "BUILDAH_")
+# What the engine's own client, its libraries or the shell of the first process would act on. Such a variable goes past
+# them under another name, and not as an argument, which other users of the machine could read.
+_OF_CLIENT = frozenset({"PATH", "HOME", "USER", "TMPDIR", "SHELL", "BASH_ENV"})
+_OF_CLIENT_PREFIXES = (
+    *("LD_", "XDG_", "DBUS_", "LISTEN_", "NOTIFY_", "GODEBUG"),
+    *("DOCKER_", "CONTAINER", "_CONTAINER", "PODMAN_", "REGISTRY_", "BUILDAH_", "STORAGE_"),
+)
 # Of the machine, also a container's: its network, its devices.
 _OF_MACHINE = frozenset(
     {
@@ -68,6 +73,8 @@ _OF_MACHINE = frozenset(
     }
 )
 _OF_MACHINE_PREFIXES = ("NCCL_", "GLOO_", "UCX_", "FI_")
+# What Podman and Docker begin a line with when they cannot start a container.
+_ENGINE_WORDS = ("Error: ", "docker: ")
 _GPU_DEVICE = Path("/dev/nvidiactl")
 _CDI_DIRECTORIES = (Path("/etc/cdi"), Path("/var/run/cdi"))
 _INFINIBAND = Path("/dev/infiniband")
@@ -150,12 +157,13 @@ class Container:
             label_of(self.sandbox),
             "--network=host",
             f"--user={self.engine.user}",
-            f"--shm-size={_shared_memory_bytes()}",
+            # With --ipc=host, which many people use, the node's own is there.
+            *([] if self._has_option("--ipc") else [f"--shm-size={_shared_memory_bytes()}"]),
             "--security-opt=label=disable",
             "--pull=never",
             # The job's log has it all; the engine's own would be a second copy on the node's disk.
             "--log-driver=none",
-            *_gpu_options(self.engine),
+            *([] if self._has_option("--gpus") else _gpu_options(self.engine)),
             *_network_device_options(),
             *(
                 _mount(bind)
@@ -179,6 +187,22 @@ class Container:
     def with_bind(self, bind: Bind) -> Container:
         """The same, which sees one more directory."""
         return dataclasses.replace(self, binds=(*self.binds, bind))
+
+    def _has_option(self, name: str) -> bool:
+        return any(name in names_of(option) for option in self.options)
+
+
+def explain_refusal(exit_code: int | None, lines: Sequence[str]) -> str | None:
+    """What to do where it was the engine that did not start a container, by its last words; None where it was not."""
+    said = next((line for line in reversed(lines) if line.startswith(_ENGINE_WORDS)), None)
+    if exit_code not in (125, 126, 127) or said is None:
+        return None
+    if re.search(r'exec: \\*"sh\\*"', said):
+        return "the image has no shell (sh), with which a command is started, or a mount path such as /usr hides it."
+    return (
+        "the container engine did not start the container, for the reason that it gives in its last line. Look at "
+        "docker.options and the mount paths."
+    )
 
 
 def label_of(sandbox: Path) -> str:

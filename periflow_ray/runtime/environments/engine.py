@@ -10,12 +10,13 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from periflow_ray.errors import HopelessError, JobFailedError
+from periflow_ray.processes import Command
+from periflow_ray.runtime.environments.running import Running
 
 # With this an engine's client ends if it could not start the container.
 NOT_STARTED = 125
@@ -25,6 +26,7 @@ _ASK_TIMEOUT_S = 30.0
 _NUM_SHOWN_LINES = 6
 _PULL_TRIES = 3
 _PULL_RETRY_S = 5.0
+_PULL_GRACE_S = 2.0
 _CREDENTIAL_ADVICE = (
     "Name a credential with its user and password in job_setting.docker.credential_id "
     "(periflow-ray credential create NAME --type docker)"
@@ -46,7 +48,8 @@ _REFUSALS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "it is not made for the node's processor",
         ),
         (
-            r"unauthorized|authentication required|\bdenied\b|incorrect username or password|no basic auth",
+            r"unauthorized|authentication required|\bdenied\b|incorrect username or password|no basic auth|"
+            r"403 \(Forbidden\)",
             f"the registry refuses access. {_CREDENTIAL_ADVICE}",
         ),
         (
@@ -110,27 +113,36 @@ class Engine:
         return len(containers)
 
     def find_image(self, name: str) -> Image | None:
-        """An image that this node has."""
+        """An image that this node has.
+
+        Raises:
+            JobFailedError: the engine does not answer.
+        """
         found = self._ask("image", "inspect", "--format", "{{.Id}}", name)
-        if found is None or not found.stdout.strip():
+        if found is None:
+            raise JobFailedError(f"{self.name} does not answer on this node any more ({self.program})")
+        if not found.stdout.strip():
             return None
         image_id = found.stdout.split()[0]
         return Image(name, image_id if ":" in image_id else f"sha256:{image_id}")
 
-    def pull(self, name: str, login: Login | None, on_line: Callable[[str], None]) -> Image:
+    def pull(self, name: str, login: Login | None, on_line: Callable[[str], None], running: Running) -> Image:
         """Fetch an image from its registry.
 
         Args:
             login: how to get in; it is in a file that only this user can read while this runs.
             on_line: takes what the engine says meanwhile.
+            running: by which it may be ended.
         Raises:
-            HopelessError: it cannot be fetched, and could not be in another attempt.
-            JobFailedError: the registry cannot be reached.
+            HopelessError: the registry refuses it.
+            JobFailedError: the registry cannot be reached, or the fetch was ended.
         """
         full_name = qualify(name)
         for tries_left in reversed(range(_PULL_TRIES)):
             with _logged_in(self, full_name, login) as options:
-                is_fetched, lines = self._pull_once(options, full_name, on_line)
+                is_fetched, lines = self._pull_once(options, full_name, on_line, running)
+            if running.is_ended:
+                raise JobFailedError(f"the fetch of the image '{name}' was ended, because the attempt is over")
             image = self.find_image(full_name) if is_fetched else None
             if image is not None:
                 return Image(name, image.id)
@@ -138,28 +150,34 @@ class Engine:
             meaning = next((meaning for pattern, meaning in _REFUSALS if pattern.search(text)), None)
             if meaning is not None or not tries_left:
                 break
-            time.sleep(_PULL_RETRY_S)
+            running.pause(_PULL_RETRY_S)
         shown = "\n".join(f"  {line}" for line in lines[-_NUM_SHOWN_LINES:])
         text = f"the image '{name}' cannot be fetched: {meaning or 'the registry does not answer'}.\n{shown}"
         raise JobFailedError(text) if meaning is None else HopelessError(text)
 
-    def _pull_once(self, options: _LoginOptions, name: str, on_line: Callable[[str], None]) -> tuple[bool, list[str]]:
+    def _pull_once(
+        self, options: _LoginOptions, name: str, on_line: Callable[[str], None], running: Running
+    ) -> tuple[bool, list[str]]:
         """Whether it is there now, and what the engine said."""
-        process = subprocess.Popen(
-            [self.program, *options.general, "pull", *options.of_pull, name],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        lines = []
-        assert process.stdout is not None
-        with process:
-            for line in process.stdout:
+        lines: list[str] = []
+
+        def take(line: str) -> None:
+            if line.strip():
                 lines.append(line.strip())
-                on_line(line.strip())
-        return process.returncode == 0, [line for line in lines if line]
+            on_line(line.strip())
+
+        result = running.run(
+            Command(
+                [self.program, *options.general, "pull", *options.of_pull, name],
+                env=os.environ,
+                working_dir=Path("/"),
+                grace_s=_PULL_GRACE_S,
+                on_line=take,
+                # Also when this process is killed meanwhile.
+                finish=[] if options.directory is None else ["rm", "-rf", options.directory],
+            )
+        )
+        return result.is_success, lines
 
     def _ask(self, *arguments: str) -> subprocess.CompletedProcess[str] | None:
         return _run([self.program, *arguments])
@@ -245,6 +263,8 @@ class _LoginOptions:
 
     general: tuple[str, ...] = ()
     of_pull: tuple[str, ...] = ()
+    # Where the password is.
+    directory: str | None = None
 
 
 @contextlib.contextmanager
@@ -256,7 +276,7 @@ def _logged_in(engine: Engine, image: str, login: Login | None) -> Iterator[_Log
     # In memory where there is such a place, and never in the user's own configuration.
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(
-        prefix="periflow-login-", dir=shared if os.access(shared, os.W_OK) else None
+        prefix="periflow-login-", dir=shared if os.access(shared, os.W_OK) else None, ignore_cleanup_errors=True
     ) as directory:
         registry = login.registry or registry_of(image)
         hosts = {registry, "https://index.docker.io/v1/"} if registry.endswith("docker.io") else {registry}
@@ -265,6 +285,6 @@ def _logged_in(engine: Engine, image: str, login: Login | None) -> Iterator[_Log
         with open(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump({"auths": {host: {"auth": token} for host in hosts}}, file)
         if engine.is_podman:
-            yield _LoginOptions(of_pull=("--authfile", str(config)))
+            yield _LoginOptions(of_pull=("--authfile", str(config)), directory=directory)
         else:
-            yield _LoginOptions(general=("--config", directory))
+            yield _LoginOptions(general=("--config", directory), directory=directory)

@@ -10,7 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,8 @@ from periflow_ray.errors import HopelessError, JobFailedError
 from periflow_ray.processes import Command, CommandResult
 from periflow_ray.runtime.environments.container import Container, Start
 from periflow_ray.runtime.environments.layer import Layer, PythonBelow
-from periflow_ray.secret_mask import SecretMask
+from periflow_ray.runtime.environments.running import Running
+from periflow_ray.secret_mask import SecretMask, hide_logins
 
 NUM_LAST_LINES = 15
 _GRACE_S = 2.0
@@ -63,30 +63,6 @@ _REASONS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 
 
-class Running:
-    """An installation that another thread may end."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._command: Command | None = None
-        self.is_ended = False
-
-    def run(self, command: Command) -> CommandResult:
-        """Run a command to its end, or to ``end``; one that is not to run is none."""
-        with self._lock:
-            if self.is_ended:
-                return CommandResult(exit_code=None, signal=None, peak_memory_bytes=0)
-            self._command = command.start()
-        return command.wait()
-
-    def end(self) -> None:
-        """End it; what comes later ends at once."""
-        with self._lock:
-            self.is_ended = True
-            if self._command is not None:
-                self._command.stop()
-
-
 @dataclass(frozen=True)
 class Installer:
     """What installing needs to know.
@@ -119,7 +95,9 @@ class Installer:
         uv = None if sees_below or self.container is not None else find_uv(self.environ)
         lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
 
-        def take(line: str) -> None:
+        def take(text: str) -> None:
+            # Not every pip leaves out the password of an address that a requirement names.
+            line = hide_logins(text)
             # Of the cluster's packages there are hundreds.
             if not line.startswith("Requirement already satisfied"):
                 lines.append(line)
@@ -129,8 +107,7 @@ class Installer:
         options = [] if uv is not None else ["--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
         options += [] if uv is not None else ["--no-warn-script-location", "--no-warn-conflicts"]
         result = self._run([*command, *options, *arguments], self._environment(uv), take)
-        if self.running.is_ended:
-            raise JobFailedError("the installation of packages was ended, because the attempt is over")
+        self.check()
         if result.is_success:
             return
         name = "pip" if uv is None else "uv"
@@ -142,6 +119,11 @@ class Installer:
             + (f": {reason}" if reason else f": {name} ended with exit code {result.exit_code}"),
             tuple(lines),
         )
+
+    def check(self) -> None:
+        """Raises JobFailedError if the attempt is over."""
+        if self.running.is_ended:
+            raise JobFailedError("the installation of packages was ended, because the attempt is over")
 
     def _run(self, argv: list[str], env: dict[str, str], take: Callable[[str], None]) -> CommandResult:
         start = Start(argv, env, [])

@@ -15,10 +15,11 @@ from periflow_ray.runtime.environments.command_python import CommandPython
 from periflow_ray.runtime.environments.container import Bind, Container
 from periflow_ray.runtime.environments.cuda import TorchVersion, describe_mismatch, find_driver_cuda, find_torch
 from periflow_ray.runtime.environments.image_python import ImagePython, ask_image
-from periflow_ray.runtime.environments.install import Installer, Running
+from periflow_ray.runtime.environments.install import Installer
 from periflow_ray.runtime.environments.layer import Layer, PythonBelow, find_cluster_python
 from periflow_ray.runtime.environments.packages import list_packages
 from periflow_ray.runtime.environments.python_environment import OpenEnvironment, open_environment
+from periflow_ray.runtime.environments.running import Running
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.store.read_only import remove_tree

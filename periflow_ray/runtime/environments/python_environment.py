@@ -118,7 +118,12 @@ def open_environment(
             raise
 
     cache.discard_unfinished()
-    use = cache.open(key, fill, on_wait=lambda: tell(f"waits for another job, which installs the same {label}"))
+    use = cache.open(
+        key,
+        fill,
+        on_wait=lambda: tell(f"waits for another job, which installs the same {label}"),
+        check_wait=installer.check,
+    )
     try:
         layer = Layer(use.path, base.minor_version)
         facts = json.loads((use.path / "environment.json").read_text())

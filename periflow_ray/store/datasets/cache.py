@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from periflow_ray.user_dirs import cache_dir
 DIR_VARIABLE = "PERIFLOW_CACHE_DIR"
 MAX_BYTES_VARIABLE = "PERIFLOW_CACHE_MAX_BYTES"
 _DEFAULT_SHARE = 0.8
+_WAIT_INTERVAL_S = 0.1
 
 
 class CacheUse:
@@ -86,6 +88,7 @@ class DatasetCache:
         *,
         size_bytes: int | None = None,
         on_wait: Callable[[], None] | None = None,
+        check_wait: Callable[[], None] = lambda: None,
     ) -> CacheUse:
         """Use the entry of a key, filled by this call if it is not there.
 
@@ -94,6 +97,7 @@ class DatasetCache:
             fill: puts the content into a directory; finds there what an earlier call that died left in it.
             size_bytes: what the content will take; None if nobody knows before it is there.
             on_wait: called when another process fetches the entry at the moment; ``open`` then waits for it.
+            check_wait: called again and again meanwhile; what it raises ends the wait.
         Raises:
             StorageError: it does not fit beside the entries in use.
         """
@@ -104,7 +108,7 @@ class DatasetCache:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH)
             if not self._is_complete(key):
-                with self._fetching(key, on_wait):
+                with self._fetching(key, on_wait, check_wait):
                     if not self._is_complete(key):
                         self._fill(key, fill, size_bytes)
             os.utime(lock)
@@ -124,14 +128,15 @@ class DatasetCache:
                     self._discard(directory)
 
     @contextlib.contextmanager
-    def _fetching(self, key: str, on_wait: Callable[[], None] | None) -> Iterator[None]:
+    def _fetching(self, key: str, on_wait: Callable[[], None] | None, check_wait: Callable[[], None]) -> Iterator[None]:
         with open(self._locks / f"{key}.fetch", "wb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if on_wait is not None:
+            has_told = False
+            while not _try_lock_alone(file.fileno()):
+                if on_wait is not None and not has_told:
                     on_wait()
-                fcntl.flock(file, fcntl.LOCK_EX)
+                has_told = True
+                check_wait()
+                time.sleep(_WAIT_INTERVAL_S)
             yield
 
     def _is_complete(self, key: str) -> bool:
@@ -239,6 +244,14 @@ class DatasetCache:
         with contextlib.suppress(FileNotFoundError):
             directory.rename(leaving)
             remove_tree(leaving)
+
+
+def _try_lock_alone(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _measure(directory: Path) -> Iterator[tuple[str, int]]:
