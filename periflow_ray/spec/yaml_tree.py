@@ -192,8 +192,9 @@ class Composer:
         if isinstance(node.content, list):
             items = []
             for index, item in enumerate(node.content):
-                self.positions[(*path, index)] = (item.line, item.column)
-                items.append(self._build(item, (*path, index)))
+                item_path = (*path, index)
+                self.positions[item_path] = (item.line, item.column)
+                items.append(self._build(item, item_path))
             return items
         if isinstance(node.content, dict):
             return self._build_mapping(node, path)
@@ -202,8 +203,9 @@ class Composer:
     def _build_mapping(self, node: _Node, path: KeyPath) -> dict[str, object]:
         values: dict[str, object] = {}
         for key, (key_node, value_node) in self._own_entries(node).items():
-            self.positions[(*path, key)] = (key_node.line, key_node.column)
-            values[key] = self._build(value_node, (*path, key))
+            value_path = (*path, key)
+            self.positions[value_path] = (key_node.line, key_node.column)
+            values[key] = self._build(value_node, value_path)
         return values
 
     def _own_entries(self, node: _Node) -> dict[str, tuple[_Node, _Node]]:
