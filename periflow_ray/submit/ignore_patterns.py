@@ -74,7 +74,7 @@ def without_backtracking(regex: str) -> str:
 
 
 def _atomic(regex: str, numbers: Iterator[int]) -> str:
-    """An expression that matches in its first way or not at all: Python 3.10 has no ``(?>...)``."""
+    """An expression that matches in its first way or not at all: Python 3.10 has no atomic groups."""
     name = f"atomic{next(numbers)}"
     return f"(?=(?P<{name}>{regex}))(?P={name})"
 
