@@ -16,6 +16,7 @@ Position = tuple[int, int]
 # A full template has some 40 values on 5 levels; aliases count each time they are used.
 MAX_VALUES = 10_000
 MAX_DEPTH = 32
+TOO_DEEP = f"values are nested deeper than {MAX_DEPTH} levels; a template needs 5"
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
@@ -96,7 +97,7 @@ class Composer:
         if isinstance(event, yaml.AliasEvent):
             return self._find_alias(event, depth)
         if depth > MAX_DEPTH:
-            self._stop(event, f"values are nested deeper than {MAX_DEPTH} levels; a template needs 5")
+            self._stop(event, TOO_DEEP)
         anchor = getattr(event, "anchor", None)
         if anchor is not None:
             self._open_anchors.add(anchor)
