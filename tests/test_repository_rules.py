@@ -118,3 +118,32 @@ def test_what_the_package_imports_is_declared():
     names = {DISTRIBUTION_OF.get(name, name.replace("_", "-")) for name in foreign}
     assert len(names) > 10
     assert [name for name in sorted(names) if not re.search(rf'"{name}[\["<>=]', project)] == []
+
+
+def test_everything_names_the_same_lowest_python():
+    minor = int(re.search(r'requires-python = ">=3\.(\d+)"', read("pyproject.toml"))[1])
+    for name, text in (
+        ("pyproject.toml", f'target-version = "py3{minor}"'),
+        ("pyproject.toml", f'python_version = "3.{minor}"'),
+        ("pyproject.toml", f'"Programming Language :: Python :: 3.{minor}"'),
+        ("README.md", f"Python 3.{minor} or newer"),
+        ("README.ko.md", f"Python 3.{minor} 이상"),
+        ("cluster_configs/README.md", f"Python 3.{minor} or newer"),
+        ("scripts/setup", f"sys.version_info < (3, {minor})"),
+        ("scripts/setup", f"Python 3.{minor} or newer"),
+        ("periflow_ray/cluster/node/node.sh", f"sys.version_info < (3, {minor})"),
+        ("periflow_ray/cluster/node/node.sh", f"Python 3.{minor} or newer"),
+        ("periflow_ray/cli/cluster_wheels.py", f"_LEAST_MINOR = {minor}\n"),
+        ("tests/sdk/test_other_pythons.py", f"sys.version_info < (3, {minor})"),
+    ):
+        assert text in read(name), name
+
+
+def test_no_regular_expression_has_an_atomic_group():
+    """Python 3.10 has none, which neither mypy nor ruff sees."""
+    sources = (REPOSITORY_DIR / "periflow_ray").rglob("*.py")
+    assert [str(path) for path in sources if "(?>" in path.read_text("utf-8")] == []
+
+
+def read(name: str) -> str:
+    return (REPOSITORY_DIR / name).read_text("utf-8")

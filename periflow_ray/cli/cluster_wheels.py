@@ -13,8 +13,8 @@ from periflow_ray.cluster.wheels import IMAGE_PYTHON, MACHINES, WantedWheels, co
 from periflow_ray.errors import UsageError
 from periflow_ray.store.size_text import format_size
 
-# periflow-ray needs Python 3.11.
-_LEAST_MINOR = 11
+# periflow-ray needs Python 3.10.
+_LEAST_MINOR = 10
 
 
 def _check_python(context: click.Context, parameter: click.Parameter, version: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 
 NOTHING = "-"
 
@@ -14,7 +14,7 @@ def format_time(unix_s: float | None) -> str:
 
 def iso_time(unix_s: float | None) -> str | None:
     """ISO 8601 in UTC with milliseconds, for programs."""
-    return None if unix_s is None else datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds")
+    return None if unix_s is None else datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="milliseconds")
 
 
 def format_duration(duration_s: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 
 import click
 
@@ -28,7 +28,7 @@ def refresh(clouds: tuple[str, ...]) -> None:
     from periflow_ray.cli.price_copy import write_price_copies
     from periflow_ray.cluster.providers.price_lists import fetch_aws_prices, fetch_azure_prices
 
-    today = datetime.now(UTC).date()
+    today = datetime.now(timezone.utc).date()
     talk = talk_console()
     problems = []
     for cloud in clouds or ("aws", "azure"):

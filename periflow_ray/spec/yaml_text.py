@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from periflow_ray.spec.yaml_tree import BROKEN, Composer, KeyPath, Position, UnreadableError, YamlProblem
+from periflow_ray.spec.yaml_tree import BROKEN, TOO_DEEP, Composer, KeyPath, Position, UnreadableError, YamlProblem
 
 MAX_TEMPLATE_BYTES = 1 << 20
 
@@ -97,6 +97,9 @@ def _explain_syntax_error(err: yaml.MarkedYAMLError, text: str, line: int, colum
     if "\t" in indentation or given[column - 1 : column] == "\t":
         return "a tab stands where YAML wants spaces; indent with spaces only"
     problem = err.problem or err.context or "it cannot be read"
+    if "maximum nesting depth" in problem:
+        # Newer versions of libyaml have a limit of their own.
+        return TOO_DEEP
     if "mapping values are not allowed" in problem:
         return f"not valid YAML: {problem}; put text that contains ': ' in quotes, or correct the indentation"
     if "cannot start any token" in problem:

@@ -16,6 +16,7 @@ Position = tuple[int, int]
 # A full template has some 40 values on 5 levels; aliases count each time they are used.
 MAX_VALUES = 10_000
 MAX_DEPTH = 32
+TOO_DEEP = f"values are nested deeper than {MAX_DEPTH} levels; a template needs 5"
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
@@ -96,7 +97,7 @@ class Composer:
         if isinstance(event, yaml.AliasEvent):
             return self._find_alias(event, depth)
         if depth > MAX_DEPTH:
-            self._stop(event, f"values are nested deeper than {MAX_DEPTH} levels; a template needs 5")
+            self._stop(event, TOO_DEEP)
         anchor = getattr(event, "anchor", None)
         if anchor is not None:
             self._open_anchors.add(anchor)
@@ -192,8 +193,9 @@ class Composer:
         if isinstance(node.content, list):
             items = []
             for index, item in enumerate(node.content):
-                self.positions[(*path, index)] = (item.line, item.column)
-                items.append(self._build(item, (*path, index)))
+                item_path = (*path, index)
+                self.positions[item_path] = (item.line, item.column)
+                items.append(self._build(item, item_path))
             return items
         if isinstance(node.content, dict):
             return self._build_mapping(node, path)
@@ -202,8 +204,9 @@ class Composer:
     def _build_mapping(self, node: _Node, path: KeyPath) -> dict[str, object]:
         values: dict[str, object] = {}
         for key, (key_node, value_node) in self._own_entries(node).items():
-            self.positions[(*path, key)] = (key_node.line, key_node.column)
-            values[key] = self._build(value_node, (*path, key))
+            value_path = (*path, key)
+            self.positions[value_path] = (key_node.line, key_node.column)
+            values[key] = self._build(value_node, value_path)
         return values
 
     def _own_entries(self, node: _Node) -> dict[str, tuple[_Node, _Node]]:

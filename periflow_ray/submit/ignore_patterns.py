@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Any
 
 from pathspec import GitIgnoreSpec
@@ -29,7 +30,7 @@ def parse_rules(lines: Iterable[str]) -> GitIgnoreSpec:
     Raises:
         ValueError: a line is no pattern.
     """
-    # Its other backends do not know atomic groups.
+    # Its other backends know no assertions and no references to groups.
     return GitIgnoreSpec.from_lines(lines, pattern_factory=_BoundedPattern, backend="simple")
 
 
@@ -61,14 +62,21 @@ def without_backtracking(regex: str) -> str:
     """
     # Written without a '/', which is what ends a part.
     regex = _CLASS.sub(lambda found: _rewrite_class(found[1]) if found[1] else found[0], regex)
-    regex = _STAR_BEFORE_STAR.sub(r"(?>[^/]*?\1)", regex)
+    numbers = count()
+    regex = _STAR_BEFORE_STAR.sub(lambda found: _atomic(f"[^/]*?{found[1]}", numbers), regex)
     first, *middle = regex.split(_DIRECTORIES)
     if not middle:
         return regex
     last = middle.pop()
     if first.startswith(_FIRST_DIRECTORIES):
-        first = f"^(?>(?:.+?/)??{first.removeprefix(_FIRST_DIRECTORIES)}(?=/))"
-    return "".join([first, *(f"(?>(?:/.+?)??{part}(?=/))" for part in middle), _DIRECTORIES, last])
+        first = f"^{_atomic(f'(?:.+?/)??{first.removeprefix(_FIRST_DIRECTORIES)}(?=/)', numbers)}"
+    return "".join([first, *(_atomic(f"(?:/.+?)??{part}(?=/)", numbers) for part in middle), _DIRECTORIES, last])
+
+
+def _atomic(regex: str, numbers: Iterator[int]) -> str:
+    """An expression that matches in its first way or not at all: Python 3.10 has no atomic groups."""
+    name = f"atomic{next(numbers)}"
+    return f"(?=(?P<{name}>{regex}))(?P={name})"
 
 
 def _rewrite_class(text: str) -> str:

@@ -22,8 +22,8 @@ def test_its_own_wheel_alone_needs_no_index(run_cli: RunCli, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--python", "3"], "'3' is no version from 3.11 on. Give one such as 3.12."),
-        (["--python", "3.9"], "'3.9' is no version from 3.11 on"),
+        (["--python", "3"], "'3' is no version from 3.10 on. Give one such as 3.12."),
+        (["--python", "3.9"], "'3.9' is no version from 3.10 on"),
         (["--machine", "riscv"], "'riscv' is not one of"),
         (["--only-own", "transformers"], "--only-own is for nothing but periflow-ray"),
         (["--only-own", "--dest", "."], "has other files (thesis.tex), and wheels are put into a folder"),

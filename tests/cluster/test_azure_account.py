@@ -14,7 +14,7 @@ from periflow_ray.cluster import lifecycle
 from periflow_ray.cluster.config.render import render_yaml
 from periflow_ray.cluster.config.spec import build_spec
 from periflow_ray.cluster.lifecycle import take_down
-from periflow_ray.cluster.providers.azure import AzureProvider
+from periflow_ray.cluster.providers.azure import AzureProvider, _parse_time
 from periflow_ray.cluster.providers.azure_api import AzureApi, find_version
 from periflow_ray.cluster.providers.azure_setup import parse_container
 from periflow_ray.cluster.providers.provider import Finding, Preparation, ProviderError
@@ -132,3 +132,8 @@ def test_every_path_is_asked_by_its_own_providers_version() -> None:
 def test_only_a_uri_with_an_account_names_a_container() -> None:
     assert parse_container(STORAGE) == ("models", "letters")
     assert parse_container("az://models/root") == parse_container("s3://models/root") == ("", None)
+
+
+def test_a_time_is_read_however_azure_writes_it() -> None:
+    for text in ("2026-09-18T08:22:00.1234567+00:00", "2026-09-18T08:22:00Z", "2026-09-18T10:22:00+02:00"):
+        assert _parse_time(text) == 1789719720.0

@@ -8,7 +8,6 @@ import importlib.metadata
 import re
 import shlex
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,12 @@ from support.documents import PRESENT_DOCUMENTS, ROOT_DIR
 
 from periflow_ray.plan import load_catalogue
 from periflow_ray.spec import load_template
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    # pytest needs it there.
+    import tomli as tomllib
 
 
 def find_requirements(names: set[str]) -> set[str]:

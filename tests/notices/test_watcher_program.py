@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ def test_aws_interrupts_a_machine_after_its_metadata_service_was_away(
 ):
     aws = FakeAws()
     deadline_unix_s = int(time.time()) + 120
-    stated = datetime.fromtimestamp(deadline_unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    stated = datetime.fromtimestamp(deadline_unix_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     with serve_metadata(aws):
         options = ("--cloud", "aws", "--node-id", ray_node.node_id, "--interval", "0.1")
         watcher = start(aws, *options, RAY_ADDRESS=ray_node.address, **ray_node.environment)

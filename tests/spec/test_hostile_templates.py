@@ -65,7 +65,8 @@ def test_a_document_that_is_no_mapping_is_refused(text: str, described: str) -> 
         ("&all\nvm: *all\n", "2:5: alias *all stands inside the value that it refers to"),
         (NESTED_ALIASES, "5:12: the template holds more than 10000 values"),
         ("a: 1\n" * 100_000, "5000:1: the template holds more than 10000 values"),
-        ("vm: " + "[" * 100_000, "1:36: values are nested deeper than 32 levels"),
+        # Where libyaml has a limit too, it is the first to meet one, further on.
+        ("vm: " + "[" * 100_000, ": values are nested deeper than 32 levels"),
         ("vm: " + "{a: " * 100_000, "1:126: values are nested deeper than 32 levels"),
         ("- " * 100_000, "1:65: values are nested deeper than 32 levels"),
         ("vm: !!python/object/apply:os.system ['exit']\n", "1:5: tag '!!python/object/apply:os.system' is not allowed"),

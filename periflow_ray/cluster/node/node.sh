@@ -15,13 +15,13 @@ unset OMP_NUM_THREADS
 
 find_python() {
     # GPU images keep PyTorch in an environment of their own.
-    for python in "${PERIFLOW_PYTHON:-}" /opt/pytorch/bin/python3 /opt/conda/bin/python3 python3.12 python3.11 python3; do
-        if [ -n "$python" ] && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    for python in "${PERIFLOW_PYTHON:-}" /opt/pytorch/bin/python3 /opt/conda/bin/python3 python3.12 python3.11 python3.10 python3; do
+        if [ -n "$python" ] && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             command -v "$python"
             return
         fi
     done
-    echo "periflow-ray needs Python 3.11 or newer on the image; set PERIFLOW_PYTHON to its path" >&2
+    echo "periflow-ray needs Python 3.10 or newer on the image; set PERIFLOW_PYTHON to its path" >&2
     return 1
 }
 

@@ -191,4 +191,5 @@ def _parse_time(text: str | None) -> float:
     """Azure writes seven digits of a second, or none."""
     if not text:
         return time.time()
-    return datetime.fromisoformat(re.sub(r"\.\d+", "", text)).timestamp()
+    # Python 3.10 does not read the Z.
+    return datetime.fromisoformat(re.sub(r"\.\d+", "", text).replace("Z", "+00:00")).timestamp()

@@ -139,7 +139,7 @@ def _fetch_aws_spot_prices(regions: Mapping[str, list[str]]) -> dict[tuple[str, 
 
 def _fetch_spot_history(region: str, types: list[str]) -> Iterator[dict[str, Any]]:
     """The newest price of each type and zone."""
-    from datetime import UTC, datetime
+    from datetime import datetime, timezone
 
     ec2 = AwsApi(region).ec2
     for start in range(0, len(types), _BATCH):
@@ -148,7 +148,7 @@ def _fetch_spot_history(region: str, types: list[str]) -> Iterator[dict[str, Any
             pages = ec2.get_paginator("describe_spot_price_history").paginate(
                 InstanceTypes=types[start : start + _BATCH],
                 ProductDescriptions=["Linux/UNIX"],
-                StartTime=datetime.now(UTC),
+                StartTime=datetime.now(timezone.utc),
             )
             yield from (entry for page in pages for entry in page["SpotPriceHistory"])
 

@@ -229,7 +229,7 @@ def _extract(packed: tarfile.TarFile, target: Path, *, is_again: bool) -> list[s
     if hasattr(tarfile, "data_filter"):
         packed.extractall(target, wanted, filter="data")
         return names
-    # Python 3.11 before 3.11.4, as some distributions have it.
+    # Python 3.10 before 3.10.12 and 3.11 before 3.11.4, as some distributions have them.
     for member in packed:
         leads_to = member.linkname
         if member.issym():

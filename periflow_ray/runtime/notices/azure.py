@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -123,4 +123,4 @@ def _parse_time(stated: str) -> float | None:
         moment = parsedate_to_datetime(stated)
     except (TypeError, ValueError):
         return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()

@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from types import FrameType
 from typing import NoReturn
 
@@ -95,7 +95,7 @@ def make_watcher(options: argparse.Namespace, environment: Mapping[str, str]) ->
 
 def log(text: str) -> None:
     """Write one line to stderr, whatever the text holds."""
-    now = datetime.now(UTC)
+    now = datetime.now(timezone.utc)
     line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     print(f"{now:%Y-%m-%d %H:%M:%S} UTC preemption watcher: {line}", file=sys.stderr, flush=True)
 

@@ -13,7 +13,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from support.cloud.arm_messages import (
@@ -315,7 +315,7 @@ class Resources:
             return
         self.check_vms([vm])
         properties["vmId"] = str(uuid.uuid4())
-        properties["timeCreated"] = datetime.now(UTC).isoformat()
+        properties["timeCreated"] = datetime.now(timezone.utc).isoformat()
         disk = properties["storageProfile"].setdefault("osDisk", {})
         disk.setdefault("name", f"{vm['name']}_OsDisk_1_{uuid.uuid4().hex}")
         disk_id = f"{vm['id'].partition('/providers/')[0]}/providers/{DISK.type}/{disk['name']}"

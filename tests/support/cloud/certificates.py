@@ -41,7 +41,7 @@ def _sign(
     signing_key: ec.EllipticCurvePrivateKey,
     extension: x509.ExtensionType,
 ) -> x509.Certificate:
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.datetime.now(datetime.timezone.utc)
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key())
     return (
         x509.CertificateBuilder()
