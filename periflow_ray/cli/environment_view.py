@@ -39,6 +39,8 @@ def list_packages(records: Sequence[EnvironmentRecord]) -> str:
     for record in records:
         source = _below(record) if record.environment is None else f"environment {record.environment}"
         lines = [f"# Python {record.version}, packages of {source}", *record.packages]
+        if not record.packages and record.environment is not None and record.has_cluster_packages:
+            lines.append(f"# none: those of {_below(record)} meet what job_setting.python asks for")
         if record.installed:
             lines += ["# installed by the command", *record.installed]
         by_text.setdefault("\n".join(map(escape_block, lines)), []).append(record.node_rank)

@@ -93,6 +93,7 @@ def diagnose(
     node_memory_bytes: int = 0,
     rank: int | None = None,
     is_container_full: bool = False,
+    image_name: str | None = None,
 ) -> Failure:
     """Find the failing rank, the lines worth showing and, where the cause is known, what to do.
 
@@ -100,6 +101,7 @@ def diagnose(
         exit_code: the run's own; the launcher's report on its processes knows more where it says something.
         rank: the run's own, where the run is one rank.
         is_container_full: the kernel ended something in its container, for want of memory.
+        image_name: the image that the command ran in.
     """
     if report.exit_code is not None or report.signal is not None:
         exit_code, signal_number = report.exit_code, report.signal
@@ -112,7 +114,7 @@ def diagnose(
         last_lines=report.lines[-NUM_SHOWN_LINES:],
         hint=_CONTAINER_FULL
         if is_container_full
-        else _find_hint(report.lines, exit_code, signal_number, peak_memory_bytes, node_memory_bytes),
+        else _find_hint(report.lines, exit_code, signal_number, peak_memory_bytes, node_memory_bytes, image_name),
     )
 
 
@@ -205,7 +207,12 @@ _LOST_PEER = re.compile(
 
 
 def _find_hint(
-    lines: Sequence[str], exit_code: int | None, signal_number: int | None, peak_bytes: int, node_bytes: int
+    lines: Sequence[str],
+    exit_code: int | None,
+    signal_number: int | None,
+    peak_bytes: int,
+    node_bytes: int,
+    image_name: str | None,
 ) -> str | None:
     if signal_number == signal.SIGKILL or exit_code == 128 + signal.SIGKILL:
         used = f"its largest process used {_gib(peak_bytes)}" + (f" of {_gib(node_bytes)}" if node_bytes else "")
@@ -214,7 +221,8 @@ def _find_hint(
         return f"somebody or something sent SIGKILL, often because the memory was full ({used})."
     text = _find_error(lines)
     if exit_code == 127 and (missing := _COMMAND_NOT_FOUND.search(text)):
-        return f"the program '{missing[1]}' is not installed on the node."
+        place = "on the node" if image_name is None else f"in the image {image_name}"
+        return f"the program '{missing[1]}' is not installed {place}."
     found = [(match, hint) for pattern, hint in _HINTS for match in pattern.finditer(text)]
     if found:
         match, hint = max(found, key=lambda pair: pair[0].end())

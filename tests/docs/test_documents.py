@@ -157,6 +157,12 @@ def test_a_template_or_a_sweep_loads(text: str) -> None:
         load_template(text, known_vms=load_catalogue())
 
 
+@pytest.mark.parametrize("text", find_blocks("yaml").values(), ids=find_blocks("yaml"))
+def test_a_torchrun_of_several_nodes_is_told_where_its_peers_are(text: str) -> None:
+    if "torchrun" in text and "--nnodes" in text:
+        assert all(option in text for option in ("--node_rank", "--master_addr", "--master_port"))
+
+
 @pytest.mark.parametrize("code", find_blocks("python").values(), ids=find_blocks("python"))
 def test_python_code_compiles_and_uses_calls_that_exist(code: str) -> None:
     tree = ast.parse(code)

@@ -161,6 +161,9 @@ def test_a_missing_program_is_named_when_it_ended_the_command():
         "Last lines:\n"
         f"  {line}"
     )
+    assert hint_of(describe(line, exit_code=127, image_name="team/image:1")) == (
+        "the program 'torchrun' is not installed in the image team/image:1."
+    )
 
 
 def test_a_missing_program_that_the_command_went_on_without_is_not_the_cause():

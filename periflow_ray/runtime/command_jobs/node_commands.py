@@ -292,6 +292,7 @@ class NodeCommands:
             peak_memory_bytes=result.peak_memory_bytes,
             node_memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             is_container_full=running.memory_mark is not None and running.memory_mark.exists(),
+            image_name=None if self._container is None else self._container.image.name,
             rank=running.rank,
         )
         refusal = None if self._container is None else explain_refusal(result.exit_code, list(running.lines))

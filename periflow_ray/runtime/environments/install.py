@@ -39,6 +39,11 @@ _REASONS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "the disk is full. Free some, or set PERIFLOW_CACHE_DIR or TMPDIR to another one where Ray is started",
         ),
         (
+            r"CERTIFICATE_VERIFY_FAILED|invalid peer certificate",
+            "the certificate of the package index is not trusted there. Name a file with the right ones with PIP_CERT in "
+            "env_var (SSL_CERT_FILE for uv), or another index with PIP_INDEX_URL (UV_INDEX_URL)",
+        ),
+        (
             # pip's last try, and uv.
             r"Retry\(total=0|Max retries exceeded|Failed to fetch|error sending request|tcp connect error",
             "the package index cannot be reached from this node. Another one is named with PIP_INDEX_URL in env_var "
