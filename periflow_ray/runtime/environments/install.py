@@ -40,8 +40,8 @@ _REASONS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         (
             r"CERTIFICATE_VERIFY_FAILED|invalid peer certificate",
-            "the certificate of the package index is not trusted there. Name a file with the right ones with PIP_CERT in "
-            "env_var (SSL_CERT_FILE for uv), or another index with PIP_INDEX_URL (UV_INDEX_URL)",
+            "the certificate of the package index is not trusted there. Name a file with the right ones with PIP_CERT "
+            "in env_var (SSL_CERT_FILE for uv), or another index with PIP_INDEX_URL (UV_INDEX_URL)",
         ),
         (
             # pip's last try, and uv.
