@@ -145,8 +145,9 @@ def test_options_in_the_text_exist() -> None:
     written = [document for name, document in MANUAL.items() if name != "docs/commands.md"]
     codes = [code for document in written for code in document.find_inline_code()]
     mentioned = {code.split()[0].split("=")[0] for code in codes if re.match(r"--?[a-z]", code)}
-    # A flag of a training script, one of torchrun, and one of pip.
-    assert mentioned - options - {"--save", "--no-python"} == {"-c"} - options
+    # Flags of a training script, of torchrun, of container engines, and of pip.
+    of_others = {"--save", "--no-python", "--detach", "--network", "--user"}
+    assert mentioned - options - of_others == {"-c"} - options
 
 
 @pytest.mark.parametrize("text", find_blocks("yaml").values(), ids=find_blocks("yaml"))
