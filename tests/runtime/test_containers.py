@@ -1,4 +1,7 @@
-"""A job's command in a real container: what it sees, how it ends, and what is left."""
+"""A job's command in a real container: what it sees, how it ends, and what is left.
+
+Long because every way to start and to end a container is tried here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The environments of ``job_setting.python``: made once per node, kept, and removed when there is no room."""
+"""The environments of ``job_setting.python``: made once per node, kept, and removed when there is no room.
+
+Long because every way in which making one may fail is tried here.
+"""
 
 from __future__ import annotations
 
