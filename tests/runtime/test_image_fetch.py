@@ -18,6 +18,7 @@ from node_run import NodeRun
 from support.container_images import Podman, serve_registry
 
 from periflow_ray.errors import HopelessError, JobFailedError
+from periflow_ray.runtime.environments import container
 from periflow_ray.runtime.environments.engine import Engine, Login, find_engine
 from periflow_ray.runtime.environments.running import Running
 
@@ -179,3 +180,18 @@ def read_if_there(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def test_gpus_that_podman_does_not_know_are_no_part_of_its_containers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    device, devices = tmp_path / "nvidiactl", tmp_path / "cdi"
+    monkeypatch.setattr(container, "_GPU_DEVICE", device)
+    monkeypatch.setattr(container, "_CDI_DIRECTORIES", (devices,))
+    podman, docker = (Engine(name, name, "1", "0:0") for name in ("podman", "docker"))
+    assert container.has_gpus(podman)  # There are none that could be missing.
+    device.touch()
+    assert (container.has_gpus(podman), container.has_gpus(docker)) == (False, True)
+    devices.mkdir()
+    (devices / "nvidia.yaml").touch()
+    assert container.has_gpus(podman)

@@ -270,13 +270,17 @@ def _shared_memory_bytes() -> int:
     return max(64 << 20, found.f_blocks * found.f_frsize)
 
 
+def has_gpus(engine: Engine) -> bool:
+    """Whether this machine's GPUs, if it has some, are in the engine's containers."""
+    if not engine.is_podman or not _GPU_DEVICE.exists():
+        return True
+    return any(directory.is_dir() and any(directory.iterdir()) for directory in _CDI_DIRECTORIES)
+
+
 def _gpu_options(engine: Engine) -> list[str]:
-    if not _GPU_DEVICE.exists():
+    if not _GPU_DEVICE.exists() or not has_gpus(engine):
         return []
-    if not engine.is_podman:
-        return ["--gpus=all"]
-    has_cdi = any(directory.is_dir() and any(directory.iterdir()) for directory in _CDI_DIRECTORIES)
-    return ["--device=nvidia.com/gpu=all"] if has_cdi else []
+    return ["--device=nvidia.com/gpu=all"] if engine.is_podman else ["--gpus=all"]
 
 
 def _network_device_options() -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from periflow_ray.errors import JobFailedError
 from periflow_ray.plan import JobPlan
-from periflow_ray.runtime.environments.container import Container, binds_of, label_of
+from periflow_ray.runtime.environments.container import Container, binds_of, has_gpus, label_of
 from periflow_ray.runtime.environments.engine import Engine, Image, Login, NoEngineError, find_engine
 from periflow_ray.runtime.environments.running import Running
 from periflow_ray.runtime.member.sandbox import Sandbox
@@ -80,6 +80,11 @@ class JobImage:
             tell(doing)
             self._note(f"node {self._node_rank} {doing}")
             image = engine.pull(plan.image, self._login, lambda line: print(line, file=sys.stderr), self._fetching)
+        if plan.gpus_per_device and not self._has_opened and not has_gpus(engine):
+            self._note(
+                f"containers on node {self._node_rank} have no GPUs, because Podman has no list of them there. Make "
+                "it as root: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+            )
         self._image, self._has_opened = image, True
         return Container(engine, image, sandbox.directory, binds_of(plan, sandbox.path_of, dataset), plan.image_options)
 
