@@ -197,8 +197,9 @@ def test_a_tuner_of_the_users_copies_a_jobs_checkpoint(script: Script, tmp_path:
 
     assert [result["step"] for result in results] == [NUM_STEPS, NUM_STEPS]
     made = [job for job in jobs.list_jobs(bench.root) if job.record.job_id not in before]
-    ended = [job.record.job_id for job in made if job.state.status == "success"]
-    assert len(ended) == 2
+    newest = {job.record.job_id: latest_committed(bench.root, job.record.job_id) for job in made}
+    ended = [job_id for job_id, found in newest.items() if found is not None and found.step == NUM_STEPS]
+    assert len(ended) == 2, [(job.record.job_id, job.state, job.progress) for job in made]
     histories = [read_lrs(bench, job_id, tmp_path / f"job-{job_id}") for job_id in ended]
     assert all(len(lrs) == NUM_STEPS for lrs in histories)
     # One of them went on from the other's steps, with a rate of its own.

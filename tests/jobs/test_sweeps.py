@@ -43,7 +43,7 @@ pf.init(total_train_steps={NUM_STEPS})
 while step < {NUM_STEPS}:
     with pf.train_step():
         state = hashlib.sha256(f"{{state}} {{step}}".encode()).hexdigest()
-        time.sleep(0.05)
+        time.sleep(float(os.environ.get("STEP_S", "0.05")))
     step += 1
     pf.metric({{"loss": x / step, "epoch": step // 10}})
     if step % 10 == 0 or pf.is_emergency_save():
@@ -121,7 +121,8 @@ def assert_whole(bench: Workbench, trial: Trial, tmp_path: Path) -> None:
 def test_a_sweep_outlives_its_driver_an_agent_and_a_notice_and_runs_each_trial_once(
     workbench: Workbench, start: Start, tmp_path: Path
 ) -> None:
-    sweep_id = start()
+    # Slow enough for all that happens to a trial before its end.
+    sweep_id = start(options=("--env", "STEP_S=0.1"))
     root = workbench.root
     wait_until(lambda: bool(find_running(workbench, sweep_id, 15)), "a trial has saved")
     driver = find_driver(root.uri, sweep_id)
@@ -129,16 +130,22 @@ def test_a_sweep_outlives_its_driver_an_agent_and_a_notice_and_runs_each_trial_o
     os.kill(driver, signal.SIGKILL)
     wait_until(lambda: find_driver(root.uri, sweep_id) not in (None, driver), "the driver is started again")
     wait_until(lambda: any(trial.is_final for trial in read_trials(root, sweep_id).values()), "a trial has ended")
-    wait_until(lambda: bool(find_running(workbench, sweep_id, 15)), "another trial has saved")
-    victim = find_running(workbench, sweep_id, 15)[0]
-    sandbox = str(Sandbox(root.uri, victim.job_ids[0], 0).directory)
-    agent = find_agent(sandbox)
-    assert agent is not None
+    found: list[tuple[Trial, int]] = []
+
+    def find_victim() -> bool:
+        for trial in find_running(workbench, sweep_id, 15, 50):
+            agent = find_agent(str(Sandbox(root.uri, trial.job_ids[0], 0).directory))
+            if agent is not None:
+                found.append((trial, agent))
+        return bool(found)
+
+    wait_until(find_victim, "another trial has saved")
+    victim, agent = found[0]
     os.kill(agent, signal.SIGKILL)
     wait_until(lambda: len(read_attempts(root, victim.job_ids[0])) > 1, "the trial goes on")
     # The command takes two seconds to be heard, and the trial is not to end before.
     young: list[Trial] = []
-    wait_until(lambda: bool(young.extend(find_running(workbench, sweep_id, 5, 30)) or young), "a trial begins")
+    wait_until(lambda: bool(young.extend(find_running(workbench, sweep_id, 5, 60)) or young), "a trial begins")
     outcome = workbench.run("job", "drill", young[0].job_ids[0], "--notice", "20s")
     assert "lost 0 steps" in outcome.stdout, outcome.stderr
     assert ask(workbench, "sweep", "view", sweep_id)["status"] == "running"

@@ -157,7 +157,8 @@ def test_a_module_is_launched_as_well(warm, wait_until):
 
 
 def test_signals_reach_it_and_its_end_is_the_callers(warm):
-    (warm.directory / "main.py").write_text("import time\nprint('{}', flush=True)\ntime.sleep(1000)\n")
+    # Torchrun may hang on a signal that comes while it still starts its ranks.
+    (warm.directory / "main.py").write_text("import time\ntime.sleep(1)\nprint('{}', flush=True)\ntime.sleep(1000)\n")
     process = warm.start()
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(2)] == ["{}\n", "{}\n"]
