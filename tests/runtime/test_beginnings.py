@@ -13,6 +13,7 @@ from periflow_ray.jobs.events import read_events
 from periflow_ray.runtime.member import open_watch
 from periflow_ray.runtime.member.open_watch import OpenWatch
 from periflow_ray.runtime.monitor.contract import Beginning, Report
+from periflow_ray.store.root import StorageRoot
 
 
 @pytest.fixture
@@ -39,20 +40,26 @@ def test_what_cannot_be_watched_is_not_known(directory, monkeypatch):
     assert OpenWatch(directory).has_opened is None
 
 
+async def resume_two(monitor: ObservedMonitor, root: StorageRoot, tmp_path: Path) -> list[Node]:
+    """Two nodes of a job that resumes at step 10."""
+    nodes = [Node(monitor, root, tmp_path, rank) for rank in (0, 1)]
+    for node in nodes:
+        (node.output_dir / "model.pt").write_text("ten steps")
+    await join_all(nodes)
+    assert await save_all(nodes, (10, 1)) == [None, None]
+    for node in nodes:
+        await node.leave(failure_of(node.node_rank))
+    await join_all(nodes, "group-2")
+    return nodes
+
+
 @pytest.mark.parametrize(
     ("have_read", "is_told"),
     [((False, False), True), ((True, False), False), ((None, False), False), ((False, None), False)],
 )
 def test_it_is_told_where_no_node_has_read_anything(run_monitor, root, tmp_path, have_read, is_told):
     async def scenario(monitor: ObservedMonitor) -> None:
-        nodes = [Node(monitor, root, tmp_path, rank) for rank in (0, 1)]
-        for node in nodes:
-            (node.output_dir / "model.pt").write_text("ten steps")
-        await join_all(nodes)
-        assert await save_all(nodes, (10, 1)) == [None, None]
-        for node in nodes:
-            await node.leave(failure_of(node.node_rank))
-        await join_all(nodes, "group-2")
+        nodes = await resume_two(monitor, root, tmp_path)
         for number in (1, 2, 3):
             for node in nodes:
                 # In the second report it has made its first step; what it opens later may be what it writes.
@@ -70,14 +77,7 @@ def tell_of(run_monitor, root, tmp_path, *reports: dict[str, Any]) -> list[str]:
     """What is said when the nodes of a job that resumes at step 10 of 20 report this, one after the other."""
 
     async def scenario(monitor: ObservedMonitor) -> None:
-        nodes = [Node(monitor, root, tmp_path, rank) for rank in (0, 1)]
-        for node in nodes:
-            (node.output_dir / "model.pt").write_text("ten steps")
-        await join_all(nodes)
-        assert await save_all(nodes, (10, 1)) == [None, None]
-        for node in nodes:
-            await node.leave(failure_of(node.node_rank))
-        await join_all(nodes, "group-2")
+        nodes = await resume_two(monitor, root, tmp_path)
         for number, report in enumerate(reports, 1):
             for node in nodes:
                 if node.node_rank in report:

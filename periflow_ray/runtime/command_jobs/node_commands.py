@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import periflow_ray.sdk
 from periflow_ray.errors import JobFailedError
 from periflow_ray.jobs.stop_times import COMMAND_GRACE_S, HURRIED_TEARDOWN_S
 from periflow_ray.plan import JobPlan, NodeFacts, drop_internal_variables, rewrite_paths
@@ -28,7 +27,7 @@ from periflow_ray.runtime.command_jobs.launchers.torchrun_stop import StopFilter
 from periflow_ray.runtime.command_jobs.setup_once import build_command, rewrite_setup
 from periflow_ray.runtime.diagnosis import Failure, describe_exit, diagnose
 from periflow_ray.runtime.environments.command_python import CommandPython
-from periflow_ray.runtime.environments.container import Container, Start, explain_refusal, inherited
+from periflow_ray.runtime.environments.container import SHIM_DIR, Container, Start, explain_refusal, inherited
 from periflow_ray.runtime.member.log import MemberLog
 from periflow_ray.runtime.member.sandbox import Sandbox
 from periflow_ray.runtime.monitor.contract import AttemptStart
@@ -54,7 +53,6 @@ _DROPPED_NAMES = frozenset(
         "MASTER_PORT",
     }
 )
-_SHIM_DIR = Path(periflow_ray.sdk.__file__).parent / "shim"
 # Ray gives a worker its GPUs, of which the shell knows nothing, and a trial of a sweep as many threads as it has CPUs.
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _THREADS = "OMP_NUM_THREADS"
@@ -243,7 +241,7 @@ class NodeCommands:
         if self._num_runs > 1:
             # As torchrun does for several processes: each of them would start a thread for every processor.
             built.setdefault(_THREADS, "1")
-        python_path = [str(_SHIM_DIR), given.get("PYTHONPATH", built.get("PYTHONPATH", ""))]
+        python_path = [str(SHIM_DIR), given.get("PYTHONPATH", built.get("PYTHONPATH", ""))]
         env = {
             **self._python.apply(built, given),
             warm_launcher.VARIABLE: str(self._sandbox.launcher_path),

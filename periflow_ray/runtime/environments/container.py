@@ -21,7 +21,8 @@ from periflow_ray.plan import JobPlan
 from periflow_ray.runtime.environments.engine import Engine, Image
 from periflow_ray.spec.image import names_of
 
-_SHIM_DIR = Path(periflow_ray.sdk.__file__).parent / "shim"
+# By it a command in any Python finds the SDK.
+SHIM_DIR = Path(periflow_ray.sdk.__file__).parent / "shim"
 _LABEL = "periflow.sandbox"
 # An image may have no bash.
 _ENTRY = 'exec "$(command -v bash || echo sh)" -c "$0" "$1"'
@@ -144,7 +145,7 @@ class Container:
         given = {
             **{f"PERIFLOW_GIVEN_{key}" if _is_of_client(key) else key: value for key, value in environment.items()},
             "PERIFLOW_GIVEN": " ".join(of_client),
-            "PERIFLOW_PYTHON_PATH": os.pathsep.join([str(_SHIM_DIR), *python_path]),
+            "PERIFLOW_PYTHON_PATH": os.pathsep.join([str(SHIM_DIR), *python_path]),
             "PERIFLOW_PROGRAM_PATH": os.pathsep.join(program_path),
             "PERIFLOW_MEMORY_MARK": str(memory_mark),
         }

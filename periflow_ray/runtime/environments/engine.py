@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from periflow_ray.errors import HopelessError, JobFailedError
+from periflow_ray.private_files import create_private
 from periflow_ray.processes import Command
 from periflow_ray.runtime.environments.running import Running
 
@@ -282,8 +283,7 @@ def _logged_in(engine: Engine, image: str, login: Login | None) -> Iterator[_Log
         hosts = {registry, "https://index.docker.io/v1/"} if registry.endswith("docker.io") else {registry}
         token = base64.b64encode(f"{login.username}:{login.password}".encode()).decode()
         config = Path(directory, "config.json")
-        with open(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump({"auths": {host: {"auth": token} for host in hosts}}, file)
+        create_private(config, json.dumps({"auths": {host: {"auth": token} for host in hosts}}).encode())
         if engine.is_podman:
             yield _LoginOptions(of_pull=("--authfile", str(config)), directory=directory)
         else:

@@ -28,7 +28,7 @@ from periflow_ray.runtime.environments.install import Installer, find_uv, give_p
 from periflow_ray.runtime.environments.layer import Layer, PythonBelow, find_cluster_python
 from periflow_ray.runtime.environments.packages import list_packages
 from periflow_ray.spec.python import PythonSpec
-from periflow_ray.spec.requirements import Requirements, name_of, read_requirements
+from periflow_ray.spec.requirements import Requirements, read_requirements
 from periflow_ray.store.datasets.cache import DIR_VARIABLE, CacheUse, DatasetCache
 from periflow_ray.user_dirs import cache_dir
 
@@ -139,12 +139,6 @@ def open_cache() -> DatasetCache:
     given = os.environ.get(DIR_VARIABLE)
     directory = Path(given) / "environments" if given else cache_dir() / "environments"
     return DatasetCache(directory, noun="environment")
-
-
-def describe_python(spec: PythonSpec, requirements: Requirements | None) -> str:
-    """What a template asks for, in words."""
-    names = [*(requirements.names if requirements else ()), *(name_of(text) or text for text in spec.packages)]
-    return f"{len(names)} package{'' if len(names) == 1 else 's'}"
 
 
 def _choose_base(spec: PythonSpec, cluster: PythonBelow, installer: Installer) -> tuple[PythonBelow, bool]:
